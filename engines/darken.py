@@ -1,0 +1,41 @@
+"""A night camera's picture from a day picture: less light, photon and read noise, a colour cast.
+
+The model is the usual one (Wei et al., "A Physics-based Noise Formation Model for Extreme Low-light Raw
+Denoising", CVPR 2020), reduced to what survives an 8-bit video encoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+GAMMA = 2.2
+"""Between code values and linear light."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """How dark and how noisy."""
+
+    exposure: float = 0.02
+    """Share of the light that is left, in linear light."""
+    photons: float = 4000.0
+    """Photons that a white pixel of the *day* picture would bring; fewer are noisier."""
+    read_noise: float = 0.0005
+    """Standard deviation added in linear light, where white is 1."""
+    cast: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Factors of red, green and blue in linear light."""
+
+
+def darken(picture: NDArray[np.uint8], night: Night, random: np.random.Generator) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB by day to the same size and type by night."""
+    linear = DECODE[picture] * (np.asarray(night.cast, np.float32) * np.float32(night.exposure))
+    variance = linear / np.float32(night.photons) + np.float32(night.read_noise**2)
+    noisy = linear + np.sqrt(variance) * random.standard_normal(picture.shape, np.float32)
+    return np.rint(255 * np.clip(noisy, 0, 1) ** np.float32(1 / GAMMA)).astype(np.uint8)
+
+
+DECODE = (np.arange(256, dtype=np.float32) / 255) ** GAMMA
+"""Code value to linear light."""

@@ -1,0 +1,30 @@
+"""The dimensions that build a network; stored with every set of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What `Neid` is built from."""
+
+    name: str
+    """`neid` or `neid-live`."""
+    widths: tuple[int, ...]
+    """Channels of each encoder level, from full size to the bottleneck."""
+    unshuffle: int
+    """Side of the square of pixels folded into channels before the first level; 1 folds nothing."""
+    reduction: int = 16
+    """Feature fusing: the channel vector is squeezed by this factor."""
+
+    @property
+    def multiple(self) -> int:
+        """Pictures are padded to a multiple of this many pixels, which every pooling then halves."""
+        return self.unshuffle * 2 ** (len(self.widths) - 1)
+
+
+NEID = NetworkConfig(name="neid", widths=(32, 64, 128, 256, 512), unshuffle=1)
+NEID_LIVE = NetworkConfig(name="neid-live", widths=(32, 64, 128, 256), unshuffle=2)
+
+CONFIGS = {config.name: config for config in (NEID, NEID_LIVE)}

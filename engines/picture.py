@@ -1,0 +1,101 @@
+"""The graph around the network: planar 8-bit 4:2:0 in, the same at twice the size out (docs/models.md).
+
+Colour conversion, padding, scaling, clamping and rounding live here and nowhere else, so that every
+runtime does them identically.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engines.network.neid import SCALE, Neid
+
+
+class PictureGraph(nn.Module):
+    """What is exported: decoder planes in, encoder planes out."""
+
+    def __init__(self, network: Neid) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, y: Tensor, uv: Tensor, colour: Tensor) -> tuple[Tensor, Tensor]:
+        """Enhance N pictures.
+
+        y: (N, 1, H, W) uint8; uv: (N, 2, ceil(H/2), ceil(W/2)) uint8; colour: (N, 2, 3, 4) float32, see
+        `engines.colour`. Returns y (N, 1, 2H, 2W) and uv (N, 2, H, W), uint8, in the same matrix and range.
+        """
+        height, width = y.shape[-2:]
+        fold = self.network.config.unshuffle
+        folded = self.fold(*self.pad(y, uv), colour[:, 0])
+        subpixels = self.network.subpixels(folded).clamp(0, 1)
+        bright_y, bright_uv = self.unfold(subpixels, colour[:, 1], SCALE * fold)
+        return bright_y[..., : SCALE * height, : SCALE * width], bright_uv[..., :height, :width]
+
+    def pad(self, y: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
+        """Repeat the last row and column up to the network's multiple."""
+        multiple = self.network.config.multiple
+        (height, width), (chroma_height, chroma_width) = y.shape[-2:], uv.shape[-2:]
+        bottom, right = -height % multiple, -width % multiple
+        y = functional.pad(y.float(), (0, right, 0, bottom), mode="replicate")
+        uv = functional.pad(
+            uv.float(),
+            (0, (width + right) // 2 - chroma_width, 0, (height + bottom) // 2 - chroma_height),
+            mode="replicate",
+        )
+        return y, uv
+
+    def fold(self, y: Tensor, uv: Tensor, to_rgb: Tensor) -> Tensor:
+        """Code values (N, 1, H, W), (N, 2, H/2, W/2) to RGB in [0, 1], folded: (N, 3u^2, H/u, W/u)."""
+        fold = self.network.config.unshuffle
+        y = functional.pixel_unshuffle(y, fold)  # (N, u^2, H/u, W/u)
+        if fold == 1:
+            uv = functional.interpolate(uv, scale_factor=2, mode="nearest")
+        u, v = uv[:, :1], uv[:, 1:]  # (N, 1, H/u, W/u)
+        m = to_rgb[:, :, :, None, None, None]  # (N, 3, 4, 1, 1, 1)
+        planes = [
+            m[:, c, 0] * y + (m[:, c, 1] * u + (m[:, c, 2] * v + m[:, c, 3])) for c in range(3)
+        ]
+        return torch.cat(planes, dim=1).clamp(0, 1)
+
+    @staticmethod
+    def unfold(subpixels: Tensor, to_yuv: Tensor, fold: int) -> tuple[Tensor, Tensor]:
+        """RGB sub-pixels (N, 3f^2, h, w) to uint8 y (N, 1, fh, fw) and uv (N, 2, fh/2, fw/2).
+
+        Both colour conversion and the halving of chroma are linear, so one matrix product over the channels does them.
+        """
+        batch, channels, height, width = subpixels.shape
+        matrix = unfolding(to_yuv[:, :, :3], fold)  # (N, 3f^2, 1.5f^2)
+        offset = torch.cat(
+            (
+                to_yuv[:, :1, 3].expand(batch, fold * fold),
+                to_yuv[:, 1:, 3, None].expand(batch, 2, fold * fold // 4).flatten(1),
+            ),
+            dim=1,
+        )
+        pixels = subpixels.permute(0, 2, 3, 1).flatten(1, 2)  # (N, hw, 3f^2)
+        codes = (pixels @ matrix + offset[:, None]).clamp(0, 255).round().to(torch.uint8)
+        planes = codes.transpose(1, 2).unflatten(2, (height, width))  # (N, 1.5f^2, h, w)
+        y = functional.pixel_shuffle(planes[:, : fold * fold], fold)
+        uv = functional.pixel_shuffle(planes[:, fold * fold :], fold // 2)
+        return y, uv
+
+
+def unfolding(to_yuv: Tensor, fold: int) -> Tensor:
+    """(N, 3, 3) RGB to YUV, as the matrix (N, 3f^2, 1.5f^2) from folded RGB to folded Y and half-size U and V."""
+    squares = fold * fold
+    position = torch.arange(squares)
+    square = position // fold // 2 * (fold // 2) + position % fold // 2
+    same = torch.eye(squares)
+    mean = (square[:, None] == torch.arange(squares // 4)).float() / 4  # (f^2, f^2/4)
+    rgb = to_yuv.transpose(1, 2)  # (N, rgb, yuv)
+    luma = rgb[:, :, :1, None, None] * same  # (N, 3, 1, f^2, f^2)
+    chroma = rgb[:, :, 1:, None, None] * mean  # (N, 3, 2, f^2, f^2/4)
+    return torch.cat(
+        (
+            luma.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2),
+            chroma.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2),
+        ),
+        dim=2,
+    )
