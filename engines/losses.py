@@ -50,10 +50,8 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
         x = functional.conv2d(x, window.view(1, 1, -1, 1).expand(x.shape[1], 1, -1, 1), groups=x.shape[1])
         return functional.conv2d(x, window.view(1, 1, 1, -1).expand(x.shape[1], 1, 1, -1), groups=x.shape[1])
 
-    moments = torch.cat(
-        (prediction, target, prediction**2, target**2, prediction * target), dim=1
-    )  # (N, 5C, H, W)
-    p, t, pp, tt, pt = blur(moments).split(channels, dim=1)
+    moments = torch.cat((prediction, target, prediction**2, target**2, prediction * target), dim=1)  # (N, 5C, H, W)
+    p, t, pp, tt, pt = torch.split(blur(moments), channels, dim=1)
     c1, c2 = 0.01**2, 0.03**2
     covariance = pt - p * t
     variances = (pp - p * p) + (tt - t * t)

@@ -61,9 +61,7 @@ def night_samples(photos: Sequence[Picture], count: int, seed: int) -> list[Samp
             cast=(float(random.uniform(0.8, 1.25)), 1.0, float(random.uniform(0.8, 1.25))),
         )
         noiseless = replace(night, photons=1e9, read_noise=0.0)
-        small = compress(
-            [darken(halve(photo), night, random) for _ in range(3)], crf=int(random.integers(18, 36))
-        )
+        small = compress([darken(halve(photo), night, random) for _ in range(3)], crf=int(random.integers(18, 36)))
         samples.append(Sample(small=small, large=photo, dark=darken(photo, noiseless, random)))
     return samples
 
@@ -91,9 +89,9 @@ def compress(pictures: Sequence[Picture], crf: int) -> Picture:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode())
     buffer.seek(0)
-    with av.open(buffer) as back:
+    with av.open(buffer, "r") as back:
         *_, last = back.decode(video=0)
-        return last.to_ndarray(format="rgb24")
+        return last.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
 def read_photos(folder: Path) -> list[Picture]:

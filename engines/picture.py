@@ -6,17 +6,30 @@ runtime does them identically.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engines.network.neid import SCALE, Neid
+from engines.network.config import NetworkConfig
+from engines.network.neid import SCALE
+
+
+class Subpixels(Protocol):
+    """What the graph needs of a network."""
+
+    config: NetworkConfig
+
+    def subpixels(self, folded: Tensor) -> Tensor:
+        """See `Neid.subpixels`."""
+        ...
 
 
 class PictureGraph(nn.Module):
     """What is exported: decoder planes in, encoder planes out."""
 
-    def __init__(self, network: Neid) -> None:
+    def __init__(self, network: Subpixels) -> None:
         super().__init__()
         self.network = network
 
@@ -54,9 +67,7 @@ class PictureGraph(nn.Module):
             uv = functional.interpolate(uv, scale_factor=2, mode="nearest")
         u, v = uv[:, :1], uv[:, 1:]  # (N, 1, H/u, W/u)
         m = to_rgb[:, :, :, None, None, None]  # (N, 3, 4, 1, 1, 1)
-        planes = [
-            m[:, c, 0] * y + (m[:, c, 1] * u + (m[:, c, 2] * v + m[:, c, 3])) for c in range(3)
-        ]
+        planes = [m[:, c, 0] * y + (m[:, c, 1] * u + (m[:, c, 2] * v + m[:, c, 3])) for c in range(3)]
         return torch.cat(planes, dim=1).clamp(0, 1)
 
     @staticmethod
@@ -65,7 +76,7 @@ class PictureGraph(nn.Module):
 
         Both colour conversion and the halving of chroma are linear, so one matrix product over the channels does them.
         """
-        batch, channels, height, width = subpixels.shape
+        batch, _, height, width = subpixels.shape
         matrix = unfolding(to_yuv[:, :, :3], fold)  # (N, 3f^2, 1.5f^2)
         offset = torch.cat(
             (
@@ -76,7 +87,7 @@ class PictureGraph(nn.Module):
         )
         pixels = subpixels.permute(0, 2, 3, 1).flatten(1, 2)  # (N, hw, 3f^2)
         codes = (pixels @ matrix + offset[:, None]).clamp(0, 255).round().to(torch.uint8)
-        planes = codes.transpose(1, 2).unflatten(2, (height, width))  # (N, 1.5f^2, h, w)
+        planes = codes.transpose(1, 2).reshape(batch, -1, height, width)  # (N, 1.5f^2, h, w)
         y = functional.pixel_shuffle(planes[:, : fold * fold], fold)
         uv = functional.pixel_shuffle(planes[:, fold * fold :], fold // 2)
         return y, uv

@@ -50,9 +50,7 @@ Report = Callable[[int, float, dict[str, float]], None]
 """Called with the step, the share of the budget that is used up, and the parts of the loss."""
 
 
-def train(
-    recipe: Recipe, samples: tuple[list[Sample], ...], minutes: float, checkpoint: Path, report: Report
-) -> Neid:
+def train(recipe: Recipe, samples: tuple[list[Sample], ...], minutes: float, checkpoint: Path, report: Report) -> Neid:
     """Train for `minutes`, over all sittings, and return the averaged (EMA) network.
 
     `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `checkpoint` is written every
@@ -62,7 +60,7 @@ def train(
     random = np.random.default_rng(recipe.seed)
     network = Neid(CONFIGS[recipe.network], with_reconstruction=True)
     initialise(network, torch.Generator().manual_seed(recipe.seed))
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
     step, spent = 0, 0.0
@@ -92,7 +90,8 @@ def train(
         if step % 200 == 0 or spent >= minutes * 60:
             save(checkpoint, network, optimiser, average, step, spent)
     network.load_state_dict(average)
-    return network.eval()
+    network.eval()
+    return network
 
 
 def learning_rate(recipe: Recipe, step: int, progress: float) -> float:

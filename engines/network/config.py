@@ -21,7 +21,7 @@ class NetworkConfig:
     @property
     def multiple(self) -> int:
         """Pictures are padded to a multiple of this many pixels, which every pooling then halves."""
-        return self.unshuffle * 2 ** (len(self.widths) - 1)
+        return self.unshuffle << (len(self.widths) - 1)
 
 
 NEID = NetworkConfig(name="neid", widths=(32, 64, 128, 256, 512), unshuffle=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ class Decoder(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], channels_out: int) -> None:
         super().__init__()
-        fine_to_coarse = list(zip(widths, widths[1:], strict=False))
+        fine_to_coarse = list(pairwise(widths))
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in reversed(fine_to_coarse)
         )

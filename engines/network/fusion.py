@@ -19,5 +19,5 @@ class FeatureFusing(nn.Module):
 
     def forward(self, light: Tensor, detail: Tensor) -> Tensor:
         """Both (N, C, h, w); returns (N, C, h, w)."""
-        weights = self.weigh(detail.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
+        weights: Tensor = self.weigh(detail.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
         return detail + weights * (light - detail)

@@ -1,0 +1,95 @@
+"""Sets of weights on disk: a folder with a card and the files that the card vouches for.
+
+card.json            what the weights are, and the SHA-256 of every other file
+weights.safetensors  the numbers, with the dimensions that build their network
+fp32.onnx fp16.onnx  the exported picture graph
+int8.xml int8.bin    the same, quantised, for OpenVINO
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from engines.errors import EngineMismatch, EngineMissing
+
+SHIPPED = Path(__file__).parent / "weights"
+CARD = "card.json"
+NUMBERS = "weights.safetensors"
+
+
+class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Where weights come from and what they can do."""
+
+    name: str
+    network: str
+    files: dict[str, str]
+    """SHA-256 of every file, in hex, by name."""
+    data: str = ""
+    recipe: dict[str, object] = {}
+    commit: str = ""
+    """Of this project, when the training began."""
+    scores: dict[str, object] = {}
+    precision_loss_db: dict[str, float] = {}
+    """By precision: how much raw PSNR it loses against fp32 on pictures held out of training."""
+    limits: list[str] = []
+    licence: str = ""
+
+
+class Weights:
+    """One set of weights, its card read and its files verified when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `EngineMissing` where there is no card and `EngineMismatch` where it cannot be read."""
+        self.folder = folder
+        try:
+            self.card = msgspec.json.decode((folder / CARD).read_bytes(), type=Card)
+        except FileNotFoundError:
+            raise EngineMissing(f"no weights in {folder}: it holds no {CARD}") from None
+        except msgspec.MsgspecError as error:
+            raise EngineMismatch(f"{folder / CARD} is no card: {error}") from error
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the stored numbers, in hex; what headers and metrics call the model."""
+        return self.card.files[NUMBERS]
+
+    def has(self, name: str) -> bool:
+        """Whether the card lists this file."""
+        return name in self.card.files
+
+    def file(self, name: str) -> Path:
+        """The path of a file whose bytes are those of the card; raises `EngineMissing` or `EngineMismatch`."""
+        path = self.folder / name
+        if not self.has(name) or not path.is_file():
+            raise EngineMissing(f"weights {self.card.name} have no {name}; they have {', '.join(self.card.files)}")
+        if (digest := sha256(path)) != self.card.files[name]:
+            raise EngineMismatch(f"{path} was changed: its SHA-256 is {digest}, its card says {self.card.files[name]}")
+        return path
+
+
+def find_weights(name: str) -> Weights:
+    """Shipped weights by name, or weights of one's own by the path of their folder."""
+    folder = SHIPPED / name
+    if "/" not in name and folder.is_dir():
+        return Weights(folder)
+    if Path(name).is_dir():
+        return Weights(Path(name))
+    shipped = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CARD}"))
+    raise EngineMissing(f"no weights {name!r}: give one of {', '.join(shipped)}, or a folder made by `export`")
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Write the card of a folder whose other files are complete; the digests are taken from the files."""
+    card.files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != CARD}
+    part = folder / f"{CARD}.part"
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n")
+    part.replace(folder / CARD)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

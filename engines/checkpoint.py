@@ -1,0 +1,35 @@
+"""Networks to and from `weights.safetensors`, which carries the dimensions that build them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from engines.errors import EngineMismatch
+from engines.network.config import NetworkConfig
+from engines.network.neid import Neid
+
+
+def save_network(network: Neid, path: Path) -> None:
+    """Write the numbers that inference needs: the detail branch's decoder stays behind."""
+    numbers = {
+        name: value.contiguous()
+        for name, value in network.state_dict().items()
+        if not name.startswith("reconstruction.")
+    }
+    save_file(numbers, path, {"config": msgspec.json.encode(asdict(network.config)).decode()})
+
+
+def load_network(path: Path) -> Neid:
+    """The network of a file, built from the dimensions that it carries, ready for inference."""
+    with safe_open(path, "pt") as file:
+        config = (file.metadata() or {}).get("config")
+        if config is None:
+            raise EngineMismatch(f"{path} does not say which network it is for (no `config` in its metadata)")
+        network = Neid(msgspec.json.decode(config, type=NetworkConfig))
+        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return network.eval()

@@ -1,0 +1,102 @@
+"""From a trained network to the files that runtimes open: ONNX in fp32 and fp16, and int8 for OpenVINO."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from engines.colour import Colour, to_planes
+from engines.lol import Picture
+from engines.network.neid import Neid
+from engines.picture import PictureGraph
+
+INPUTS = ("y", "uv", "colour")
+OUTPUTS = ("y_out", "uv_out")
+OPSET = 18
+
+
+def export_onnx(network: Neid, path: Path, *, half: bool = False) -> None:
+    """Write the picture graph for any size and batch; `half` computes the network in float16.
+
+    Inputs, outputs and the colour arithmetic are the same in both.
+    """
+    graph = PictureGraph(HalfNetwork(network) if half else network).eval()
+    multiple = network.config.multiple
+    example = (
+        torch.zeros(2, 1, 3 * multiple + 2, 2 * multiple + 2, dtype=torch.uint8),
+        torch.zeros(2, 2, 3 * multiple // 2 + 1, multiple + 1, dtype=torch.uint8),
+        torch.zeros(2, 2, 3, 4),
+    )
+    free = torch.export.Dim.DYNAMIC
+    shapes = {"y": {0: free, 2: free, 3: free}, "uv": {0: free, 2: free, 3: free}, "colour": {0: free}}
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        program = torch.onnx.export(
+            graph,
+            example,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_shapes=shapes,
+        )
+    exporter_log.setLevel(level)
+    assert program is not None
+    program.save(path, external_data=False)
+
+
+class HalfNetwork(nn.Module):
+    """A network computed in float16 between float32 ends."""
+
+    def __init__(self, network: Neid) -> None:
+        super().__init__()
+        self.config = network.config
+        self.network = Neid(network.config)
+        self.network.load_state_dict(
+            {name: value for name, value in network.state_dict().items() if not name.startswith("reconstruction.")}
+        )
+        self.network.half()
+
+    def subpixels(self, folded: torch.Tensor) -> torch.Tensor:
+        """As `Neid.subpixels`."""
+        return self.network.subpixels(folded.half()).float()
+
+
+def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) -> None:
+    """Quantise the exported graph with NNCF, calibrated on `pictures` as they come from cameras.
+
+    The first and the last convolution and the colour arithmetic stay as they are: dark input has few levels
+    to lose, and the last layer's rounding would be seen.
+    """
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(onnx_file)
+    convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
+    ignored = [convolutions[0].get_friendly_name(), convolutions[-1].get_friendly_name()]
+    ignored += [node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    colour = Colour().coefficients()[None]
+
+    def inputs(picture: Picture) -> dict[str, np.ndarray]:
+        y, uv = to_planes(picture, Colour())
+        return {"y": y[None, None], "uv": uv[None], "colour": colour}
+
+    quantised = nncf.quantize(
+        model,
+        nncf.Dataset(list(pictures), inputs),
+        subset_size=len(pictures),
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(names=ignored),
+        fast_bias_correction=True,
+    )
+    openvino.save_model(quantised, xml_file, compress_to_fp16=False)

@@ -1,0 +1,148 @@
+"""OpenVINO on the CPU: the embedded default. One compiled model for each picture size, kept in its cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+
+from engines.cards import Weights
+from engines.door import SCALE, Engine, EngineInfo, Slot
+from engines.errors import EngineMismatch
+from engines.runtime import EngineOptions
+
+DEVICE = "CPU"
+ACCEPTABLE_LOSS_DB = 0.15
+"""`auto` takes a faster precision only where the picture loses no more than this against fp32."""
+FILES = {"fp32": "fp32.onnx", "bf16": "fp32.onnx", "int8": "int8.xml"}
+"""The file that each precision reads; bf16 is a way of computing the fp32 file."""
+
+
+@dataclass
+class OpenVinoSlot(Slot):
+    """Its planes are the memory of its own inference request."""
+
+    request: openvino.InferRequest = field(kw_only=True)
+    coefficients: NDArray[np.float32] = field(kw_only=True)
+
+
+class OpenVinoEngine(Engine):
+    """Compiles a size when its first slot is asked for; requests run one after another on all threads."""
+
+    def __init__(self, weights: Weights, precision: str, core: openvino.Core, options: EngineOptions) -> None:
+        super().__init__(
+            EngineInfo(
+                runtime="openvino",
+                device=core.get_property(DEVICE, "FULL_DEVICE_NAME"),
+                precision=precision,
+                weights=weights.card.name,
+                weights_id=weights.id,
+            ),
+            options.slots,
+        )
+        self._weights = weights
+        self._core = core
+        self._options = options
+        self._model: openvino.Model | None = None
+        self._compiled: dict[tuple[int, int], openvino.CompiledModel] = {}
+
+    def _open(self) -> None:
+        cache = self._options.cache or user_cache_path("nightbridge") / "openvino"
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._core.set_property({"CACHE_DIR": str(cache)})
+        self._model = read_model(self._core, self._weights, self.info.precision)
+
+    def _close(self) -> None:
+        self._compiled.clear()
+        self._model = None
+
+    def _make(self, width: int, height: int) -> OpenVinoSlot:
+        request = self._compile(width, height).create_infer_request()
+        planes: dict[str, NDArray[Any]] = {
+            "y": np.zeros((1, 1, height, width), np.uint8),
+            "uv": np.zeros((1, 2, (height + 1) // 2, (width + 1) // 2), np.uint8),
+            "colour": np.zeros((1, 2, 3, 4), np.float32),
+            "y_out": np.zeros((1, 1, SCALE * height, SCALE * width), np.uint8),
+            "uv_out": np.zeros((1, 2, height, width), np.uint8),
+        }
+        for name, array in planes.items():
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        return OpenVinoSlot(
+            width=width,
+            height=height,
+            y=planes["y"][0, 0],
+            uv=planes["uv"][0],
+            y_out=planes["y_out"][0, 0],
+            uv_out=planes["uv_out"][0],
+            engine=self,
+            request=request,
+            coefficients=planes["colour"][0],
+        )
+
+    def _compile(self, width: int, height: int) -> openvino.CompiledModel:
+        size = (width, height)
+        if size not in self._compiled:
+            assert self._model is not None
+            model = self._model.clone()
+            chroma = ((height + 1) // 2, (width + 1) // 2)
+            model.reshape({"y": [1, 1, height, width], "uv": [1, 2, *chroma], "colour": [1, 2, 3, 4]})
+            self._compiled[size] = self._core.compile_model(model, DEVICE, self._properties())
+        return self._compiled[size]
+
+    def _properties(self) -> dict[str, object]:
+        """bf16 also carries what int8 leaves in floating point, where the processor has it."""
+        floating = "bf16" if self.info.precision != "fp32" and has_bf16(self._core) else "f32"
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": floating,
+            "INFERENCE_NUM_THREADS": self._options.threads or len(os.sched_getaffinity(0)),
+            "ENABLE_CPU_PINNING": False,
+        }
+
+    def _start(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            assert isinstance(slot, OpenVinoSlot)
+            slot.coefficients[:] = slot.colour.coefficients()
+            slot.request.start_async()
+
+    def _finish(self, slot: Slot) -> None:
+        assert isinstance(slot, OpenVinoSlot)
+        slot.request.wait()
+
+
+def open_engine(weights: Weights, options: EngineOptions) -> OpenVinoEngine:
+    """See `engines.runtime.RuntimeModule`."""
+    core = openvino.Core()
+    return OpenVinoEngine(weights, choose_precision(weights, core, options.precision), core, options)
+
+
+def choose_precision(weights: Weights, core: openvino.Core, asked: str) -> str:
+    """The precision asked for, or for `auto` the fastest that keeps the picture."""
+    if asked == "bf16" and not has_bf16(core):
+        raise EngineMismatch("precision bf16: this processor has no bfloat16; it must be one of auto, fp32, int8")
+    if asked != "auto":
+        if asked not in FILES:
+            raise EngineMismatch(f"precision {asked!r}: OpenVINO takes one of auto, {', '.join(FILES)}")
+        return asked
+    losses = weights.card.precision_loss_db
+    if weights.has(FILES["int8"]) and losses.get("int8", np.inf) <= ACCEPTABLE_LOSS_DB:
+        return "int8"
+    return "bf16" if has_bf16(core) and losses.get("bf16", 0.0) <= ACCEPTABLE_LOSS_DB else "fp32"
+
+
+def has_bf16(core: openvino.Core) -> bool:
+    """Whether the processor computes in bfloat16."""
+    return "BF16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+
+
+def read_model(core: openvino.Core, weights: Weights, precision: str) -> openvino.Model:
+    """The model of a precision, its file verified."""
+    if precision == "int8":
+        return core.read_model(weights.file("int8.xml"), weights.file("int8.bin"))
+    return core.read_model(weights.file(FILES[precision]))

@@ -1,0 +1,72 @@
+"""What travels between the stages: packets from the source, frames to the engine, pictures to the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.colour import Colour
+
+Plane = NDArray[np.uint8]
+CaptureClock = Literal["rtcp", "klv", "recording", "arrival"]
+State = Literal["clean", "concealed", "tainted", "stale"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePacket:
+    """One packet as it came from the source, untouched."""
+
+    packet: av.Packet
+    """The access unit, or the data packet, with its times in `packet.time_base`."""
+    kind: Literal["video", "data"]
+    received_ns: int
+    """UTC, nanoseconds since 1970: when it was read."""
+    capture_ns: int
+    """UTC, nanoseconds since 1970: when the camera took the picture, as far as `capture_clock` knows."""
+    capture_clock: CaptureClock
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A decoded picture, planar 8-bit 4:2:0, with everything that is known of it."""
+
+    picture: av.VideoFrame
+    """Of format `yuv420p`, `yuvj420p` or `gray`; the planes are views into its memory."""
+    colour: Colour
+    pts: int
+    time_base: Fraction
+    received_ns: int
+    capture_ns: int
+    capture_clock: CaptureClock
+    state: State
+    source_sha256: bytes
+    """32 bytes: of the access unit that this picture came from."""
+
+    def __post_init__(self) -> None:
+        if self.picture.format.name not in ("yuv420p", "yuvj420p", "gray"):
+            raise ValueError(f"a frame of format {self.picture.format.name}; must be yuv420p, yuvj420p or gray")
+
+    @property
+    def width(self) -> int:
+        """Of luma, in pixels."""
+        return self.picture.width
+
+    @property
+    def height(self) -> int:
+        """Of luma, in pixels."""
+        return self.picture.height
+
+    def planes(self) -> tuple[Plane, ...]:
+        """Y (H, W), and U and V (ceil(H/2), ceil(W/2)) unless grey: uint8 views, valid as long as the frame."""
+        return tuple(plane_view(plane) for plane in self.picture.planes)
+
+
+def plane_view(plane: av.video.plane.VideoPlane) -> Plane:
+    """(H, W) uint8 view of a plane's pixels, without the padding at the end of each line."""
+    lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    return lines[: plane.height, : plane.width]
