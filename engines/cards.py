@@ -18,6 +18,7 @@ from engines.errors import EngineMismatch, EngineMissing
 SHIPPED = Path(__file__).parent / "weights"
 CARD = "card.json"
 NUMBERS = "weights.safetensors"
+KINDS = {".safetensors", ".onnx", ".xml", ".bin"}
 
 
 class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -82,8 +83,8 @@ def find_weights(name: str) -> Weights:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write the card of a folder whose other files are complete; the digests are taken from the files."""
-    card.files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != CARD}
+    """Write the card of a folder whose numbers and engine files are complete; the digests are taken from them."""
+    card.files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.suffix in KINDS}
     part = folder / f"{CARD}.part"
     part.write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n")
     part.replace(folder / CARD)

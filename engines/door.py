@@ -82,6 +82,7 @@ class Engine(ABC):
         self._rings: dict[tuple[int, int], list[Slot]] = {}
         self._made: dict[tuple[int, int], int] = {}
         self._free = threading.Condition()
+        self._making = threading.Lock()
         self._opened = False
 
     def __enter__(self) -> Self:
@@ -114,13 +115,19 @@ class Engine(ABC):
         with self._free:
             self._check_open()
             ring = self._rings.setdefault(size, [])
-            if not ring and self._made.get(size, 0) < self._slots:
-                self._made[size] = self._made.get(size, 0) + 1
+            if ring or self._made.get(size, 0) >= self._slots:
+                if not self._free.wait_for(lambda: bool(ring) or not self._opened, timeout):
+                    raise TimeoutError(f"no free slot for {width}x{height} within {timeout} s")
+                self._check_open()
+                return ring.pop()
+            self._made[size] = self._made.get(size, 0) + 1
+        try:
+            with self._making:
                 return self._make(width, height)
-            if not self._free.wait_for(lambda: bool(ring) or not self._opened, timeout):
-                raise TimeoutError(f"no free slot for {width}x{height} within {timeout} s")
-            self._check_open()
-            return ring.pop()
+        except BaseException:
+            with self._free:
+                self._made[size] -= 1
+            raise
 
     def submit(self, slots: Sequence[Slot]) -> None:
         """Start enhancing filled slots, which may be one batch and must all have one size."""

@@ -11,14 +11,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from engines.cards import NUMBERS, Weights, write_card
+from engines.checkpoint import load_network
 from engines.colour import Colour, to_planes
-from engines.lol import Picture
+from engines.lol import Picture, read_picture
 from engines.network.neid import Neid
 from engines.picture import PictureGraph
 
 INPUTS = ("y", "uv", "colour")
 OUTPUTS = ("y_out", "uv_out")
 OPSET = 18
+KEPT_IN_FLOAT = ("Add", "Multiply", "Subtract", "MatMul", "ReduceMean", "Sigmoid")
+"""Operations of the colour conversion and of feature fusing, which int8 would ruin and which cost nothing."""
 
 
 def export_onnx(network: Neid, path: Path, *, half: bool = False) -> None:
@@ -75,16 +79,14 @@ class HalfNetwork(nn.Module):
 def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) -> None:
     """Quantise the exported graph with NNCF, calibrated on `pictures` as they come from cameras.
 
-    The first and the last convolution and the colour arithmetic stay as they are: dark input has few levels
-    to lose, and the last layer's rounding would be seen.
+    The first and the last convolution stay as they are too: dark input has few levels to lose, and the last
+    layer's rounding would be seen.
     """
     import nncf
     import openvino
 
     model = openvino.Core().read_model(onnx_file)
     convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
-    ignored = [convolutions[0].get_friendly_name(), convolutions[-1].get_friendly_name()]
-    ignored += [node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
     colour = Colour().coefficients()[None]
 
     def inputs(picture: Picture) -> dict[str, np.ndarray]:
@@ -96,7 +98,26 @@ def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) ->
         nncf.Dataset(list(pictures), inputs),
         subset_size=len(pictures),
         preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=ignored),
-        fast_bias_correction=True,
+        ignored_scope=nncf.IgnoredScope(
+            names=[convolutions[0].get_friendly_name(), convolutions[-1].get_friendly_name()],
+            types=list(KEPT_IN_FLOAT),
+        ),
     )
     openvino.save_model(quantised, xml_file, compress_to_fp16=False)
+
+
+def export_all(weights: Weights, calibration: Sequence[Path]) -> None:
+    """Write every file that is made from the numbers beside them, and the digests into the card.
+
+    `calibration` are picture files as cameras send them; without any no int8 is made, and an old one is removed,
+    since it would belong to other numbers.
+    """
+    folder = weights.folder
+    network = load_network(weights.file(NUMBERS))
+    export_onnx(network, folder / "fp32.onnx")
+    export_onnx(network, folder / "fp16.onnx", half=True)
+    for name in ("int8.xml", "int8.bin"):
+        (folder / name).unlink(missing_ok=True)
+    if calibration:
+        export_int8(folder / "fp32.onnx", folder / "int8.xml", [read_picture(path) for path in calibration])
+    write_card(folder, weights.card)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(prediction, target) to a scalar."""
 
 HUBER_DELTA = 0.1
 SSIM_WINDOW = 11

@@ -10,7 +10,6 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from engines.darken import Night, darken
@@ -34,6 +33,15 @@ class Sample:
     """(2h, 2w, 3) uint8 RGB: what the network should make of it."""
     dark: Picture
     """(2h, 2w, 3) uint8 RGB: the dark picture at full size, for the detail branch."""
+
+
+def read_samples(lol: Path, photos: Path, seed: int) -> tuple[tuple[list[Sample], ...], list[Sample]]:
+    """LOL, night and day samples for training, and LOL's held-out ones."""
+    train, held_out = lol_samples(lol)
+    pictures = read_photos(photos)
+    night = night_samples(pictures, 2 * len(pictures), seed)
+    day = day_samples(pictures, len(pictures), seed + 1)
+    return (train, night, day), held_out
 
 
 def lol_samples(folder: Path) -> tuple[list[Sample], list[Sample]]:
@@ -143,8 +151,3 @@ def subsample_chroma(picture: Tensor) -> Tensor:
     y = torch.round(255 * y) / 255
     u, v = uv.unbind(1)
     return torch.stack((y + 1.402 * v, y - 0.344136 * u - 0.714136 * v, y + 1.772 * u), dim=1).clamp(0, 1)
-
-
-def save_png(picture: Picture, path: Path) -> None:
-    """Write one (H, W, 3) uint8 RGB picture."""
-    Image.fromarray(picture).save(path)

@@ -14,7 +14,7 @@ from platformdirs import user_cache_path
 
 from engines.cards import Weights
 from engines.door import SCALE, Engine, EngineInfo, Slot
-from engines.errors import EngineMismatch
+from engines.errors import EngineError, EngineMismatch
 from engines.runtime import EngineOptions
 
 DEVICE = "CPU"
@@ -92,7 +92,12 @@ class OpenVinoEngine(Engine):
             model = self._model.clone()
             chroma = ((height + 1) // 2, (width + 1) // 2)
             model.reshape({"y": [1, 1, height, width], "uv": [1, 2, *chroma], "colour": [1, 2, 3, 4]})
-            self._compiled[size] = self._core.compile_model(model, DEVICE, self._properties())
+            try:
+                self._compiled[size] = self._core.compile_model(model, DEVICE, self._properties())
+            except RuntimeError as error:
+                raise EngineError(
+                    f"OpenVINO cannot compile {self.info.weights} for {width}x{height}: {error}"
+                ) from error
         return self._compiled[size]
 
     def _properties(self) -> dict[str, object]:
@@ -109,11 +114,17 @@ class OpenVinoEngine(Engine):
         for slot in slots:
             assert isinstance(slot, OpenVinoSlot)
             slot.coefficients[:] = slot.colour.coefficients()
-            slot.request.start_async()
+            try:
+                slot.request.start_async()
+            except RuntimeError as error:
+                raise EngineError(f"OpenVINO cannot start a picture of {slot.width}x{slot.height}: {error}") from error
 
     def _finish(self, slot: Slot) -> None:
         assert isinstance(slot, OpenVinoSlot)
-        slot.request.wait()
+        try:
+            slot.request.wait()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed on a picture of {slot.width}x{slot.height}: {error}") from error
 
 
 def open_engine(weights: Weights, options: EngineOptions) -> OpenVinoEngine:

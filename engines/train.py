@@ -7,20 +7,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from engines import losses
+from engines.cards import NUMBERS, Card, write_card
+from engines.checkpoint import save_network
+from engines.errors import EngineMismatch, EngineMissing
 from engines.network.config import CONFIGS
 from engines.network.neid import Neid, initialise
 from engines.pairs import PHOTO_CROP, Sample, batch, subsample_chroma
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that decides what comes out of training, but the data and the budget."""
 
     network: str = "neid-live"
@@ -43,6 +47,11 @@ class Recipe:
     seed: int = 1
 
 
+SAVE_EVERY = 200
+"""Steps between two checkpoints."""
+
+RECIPES = Path(__file__).parent / "recipes"
+
 WHOLE = (10_000, 10_000)
 """A crop that no picture is larger than."""
 
@@ -50,48 +59,95 @@ Report = Callable[[int, float, dict[str, float]], None]
 """Called with the step, the share of the budget that is used up, and the parts of the loss."""
 
 
-def train(recipe: Recipe, samples: tuple[list[Sample], ...], minutes: float, checkpoint: Path, report: Report) -> Neid:
-    """Train for `minutes`, over all sittings, and return the averaged (EMA) network.
+@dataclass(frozen=True)
+class Budget:
+    """When training ends, whichever comes first; counted over all sittings."""
+
+    minutes: float = math.inf
+    steps: float = math.inf
+
+    def share(self, step: int, seconds: float) -> float:
+        """How much of it is used up, 0 to 1."""
+        return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
+
+
+def train(recipe: Recipe, samples: tuple[list[Sample], ...], budget: Budget, checkpoint: Path, report: Report) -> Neid:
+    """Train until the budget is used up, and return the averaged (EMA) network.
 
     `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `checkpoint` is written every
-    200 steps; where it exists the run goes on from it.
+    200 steps; where it exists the run goes on from it. A budget of steps makes a run repeatable: it gives the
+    same network, interrupted or not.
     """
-    torch.manual_seed(recipe.seed)
-    random = np.random.default_rng(recipe.seed)
-    network = Neid(CONFIGS[recipe.network], with_reconstruction=True)
-    initialise(network, torch.Generator().manual_seed(recipe.seed))
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
-    average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    step, spent = 0, 0.0
+    run = Run.begin(recipe)
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        average, step, spent = state["average"], state["step"], state["spent"]
-        random = np.random.default_rng((recipe.seed, step))
-    while spent < minutes * 60:
+        run.load(checkpoint)
+    while (share := budget.share(run.step, run.seconds)) < 1:
         started = time.monotonic()
-        progress = spent / (minutes * 60)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, step, progress)
+        random = np.random.default_rng((recipe.seed, run.step))
         kind = int(random.choice(len(samples), p=recipe.mix))
-        whole = progress >= 1 - recipe.whole
-        size = PHOTO_CROP if kind else WHOLE if whole else recipe.crop
+        size = PHOTO_CROP if kind else WHOLE if share >= 1 - recipe.whole else recipe.crop
         pictures = batch(samples[kind], size, recipe.batch, random)
-        parts = train_step(recipe, network, optimiser, pictures, step, random)
-        step += 1
-        blend = min(recipe.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in network.state_dict().items():
-                average[name].lerp_(value, 1 - blend)
-        spent += time.monotonic() - started
-        report(step, spent / (minutes * 60), parts)
-        if step % 200 == 0 or spent >= minutes * 60:
-            save(checkpoint, network, optimiser, average, step, spent)
-    network.load_state_dict(average)
-    network.eval()
-    return network
+        for group in run.optimiser.param_groups:
+            group["lr"] = learning_rate(recipe, run.step, share)
+        parts = train_step(recipe, run.network, run.optimiser, pictures, run.step, random)
+        run.follow(recipe.ema)
+        run.seconds += time.monotonic() - started
+        share = budget.share(run.step, run.seconds)
+        report(run.step, share, parts)
+        if run.step % SAVE_EVERY == 0 or share >= 1:
+            run.save(checkpoint)
+    run.network.load_state_dict(run.average)
+    run.network.eval()
+    return run.network
+
+
+@dataclass
+class Run:
+    """Everything that a later sitting needs."""
+
+    network: Neid
+    optimiser: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    """The moving average of the network's numbers."""
+    step: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def begin(cls, recipe: Recipe) -> Self:
+        """A fresh network and its optimiser."""
+        network = Neid(CONFIGS[recipe.network], with_reconstruction=True)
+        initialise(network, torch.Generator().manual_seed(recipe.seed))
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
+        average = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        return cls(network, optimiser, average)
+
+    def follow(self, decay: float) -> None:
+        """Count a step, and let the average follow the network; faster at the beginning."""
+        self.step += 1
+        blend = 1 - min(decay, (1 + self.step) / (10 + self.step))
+        for name, value in self.network.state_dict().items():
+            self.average[name].lerp_(value, blend)
+
+    def save(self, checkpoint: Path) -> None:
+        """Write it in one move."""
+        part = checkpoint.with_suffix(".part")
+        state = {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        torch.save(state, part)
+        part.replace(checkpoint)
+
+    def load(self, checkpoint: Path) -> None:
+        """Go on from what was saved."""
+        state = torch.load(checkpoint, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
 
 
 def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
@@ -173,22 +229,30 @@ def validate(network: Neid, samples: list[Sample]) -> float:
     return sum(scores) / len(scores)
 
 
-def save(
-    checkpoint: Path,
-    network: Neid,
-    optimiser: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    step: int,
-    spent: float,
-) -> None:
-    """Write everything that a later sitting needs, in one move."""
-    part = checkpoint.with_suffix(".part")
-    state = {
-        "network": network.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "average": average,
-        "step": step,
-        "spent": spent,
-    }
-    torch.save(state, part)
-    part.replace(checkpoint)
+def read_recipe(name: str) -> Recipe:
+    """A shipped recipe by name, or one's own by the path of its TOML file; raises `EngineMismatch`."""
+    path = RECIPES / f"{name}.toml" if "/" not in name and (RECIPES / f"{name}.toml").is_file() else Path(name)
+    try:
+        recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
+        raise EngineMissing(f"no recipe {name!r}: give one of {shipped}, or a TOML file") from None
+    except msgspec.MsgspecError as error:
+        raise EngineMismatch(f"{path}: {error}") from error
+    if recipe.network not in CONFIGS:
+        raise EngineMismatch(f"{path}: network is {recipe.network!r}; it must be one of {', '.join(CONFIGS)}")
+    return recipe
+
+
+def store(network: Neid, recipe: Recipe, folder: Path, held_out_psnr_db: float) -> None:
+    """Write the numbers and a card that says how they came about; `export` adds the engine files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_network(network, folder / NUMBERS)
+    card = Card(
+        name=folder.name,
+        network=recipe.network,
+        files={},
+        recipe=msgspec.to_builtins(recipe),
+        scores={"held_out_psnr_db": round(held_out_psnr_db, 3)},
+    )
+    write_card(folder, card)

@@ -1,0 +1,254 @@
+"""Typed settings: the tables of config.toml, which environment variables override.
+
+`NIGHTBRIDGE__ENGINE__RUNTIME=openvino` stands above `runtime` in `[engine]`. The JSON form of each
+model (`model_dump(mode="json")`) is fit to be shown: durations have units and URLs no credentials.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from stream.complaints import PREFIX, TABLE_MISTAKE, complaints, variables
+from stream.errors import SettingsError
+from stream.values import (
+    Address,
+    AnyPath,
+    BitRate,
+    Duration,
+    Endpoint,
+    FeedName,
+    ReadableFile,
+    ReadableFolder,
+    SetVariable,
+    Weights,
+    between,
+    read_from,
+    redact,
+)
+
+__all__ = [
+    "BitRate",
+    "CurveSettings",
+    "Duration",
+    "EncoderSettings",
+    "EngineSettings",
+    "FeedDefaults",
+    "FeedSettings",
+    "RelaySettings",
+    "Settings",
+    "load_settings",
+    "redact",
+]
+
+
+class Table(BaseModel):
+    """A table of config.toml: frozen, without unknown keys, and without silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class CurveSettings(Table):
+    """Keys of the relay; without them the wire is not encrypted."""
+
+    server_secret_key_file: ReadableFile | None = None
+    client_keys_folder: ReadableFolder | None = None
+    """Public keys of the viewers that are let in; None: all that know the relay's public key."""
+
+    @model_validator(mode="after")
+    def _clients_need_a_server_key(self) -> Self:
+        if self.client_keys_folder and not self.server_secret_key_file:
+            raise PydanticCustomError(
+                TABLE_MISTAKE, "has client_keys_folder alone; it must have server_secret_key_file too"
+            )
+        return self
+
+
+class RelaySettings(Table):
+    """Where the relay publishes, and what it keeps for slow viewers."""
+
+    endpoint: Endpoint = "tcp://127.0.0.1:5560"
+    high_water_mark: Annotated[int, between(1, 100_000)] = 16
+    """Messages that may wait for one viewer."""
+    send_buffer: Annotated[int, between(1_024, 2**30)] = 65_536
+    """Bytes, in the kernel, for each viewer."""
+    stop_timeout: Duration = 2.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    curve: CurveSettings = CurveSettings()
+
+
+class EngineSettings(Table):
+    """Which engine enhances the frames of all feeds."""
+
+    runtime: Literal["auto", "openvino", "tensorrt", "torch"] = "auto"
+    weights: Weights = "field"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+    batch: Annotated[int, between(1, 32)] = 8
+    """Frames at once, at most."""
+    threads: Annotated[int, between(0, 1_024)] = 0
+    """0: all cores that the process may use."""
+    cache: AnyPath | None = None
+    """None: the user's cache folder."""
+
+
+class EncoderSettings(Table):
+    """How enhanced pictures are encoded."""
+
+    codec: Literal["h264", "hevc", "av1"] = "h264"
+    bit_rate: BitRate = 2_000_000
+    """The most it may take."""
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium"] = "superfast"
+    key_interval: Duration = 2.0
+    threads: Annotated[int, between(1, 64)] = 1
+
+
+class FeedDefaults(Table):
+    """All that a feed may leave to `[defaults]`."""
+
+    mode: Literal["live", "replay"] = "live"
+    username: str | None = None
+    password_file: ReadableFile | None = None
+    password_env: SetVariable | None = None
+    open_timeout: Duration = 5.0
+    read_timeout: Duration = 5.0
+    receive_buffer: Annotated[int, between(4_096, 2**30)] = 1_048_576
+    """Bytes asked from the kernel for UDP."""
+    age_budget: Duration = 1.0
+    """Older frames are dropped before the network."""
+    publish_source: bool = True
+    publish_data: bool = True
+    encoder: EncoderSettings = EncoderSettings()
+
+    @model_validator(mode="after")
+    def _one_password(self) -> Self:
+        if self.password_file and self.password_env:
+            raise PydanticCustomError(
+                TABLE_MISTAKE, "has both password_file and password_env; it must have one of them at most"
+            )
+        return self
+
+    def password(self) -> SecretStr | None:
+        """The password as it is now in its file or variable; None where neither is named.
+
+        One line end after it is no part of it. Raises `SettingsError` if it cannot be read any more.
+        """
+        if self.password_env:
+            return SecretStr(os.environ.get(self.password_env, ""))
+        if self.password_file is None:
+            return None
+        try:
+            text = self.password_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it must be UTF-8 text"
+            raise SettingsError(f"password file {self.password_file}: {reason}") from None
+        return SecretStr(text.removesuffix("\n").removesuffix("\r"))
+
+
+class FeedSettings(FeedDefaults):
+    """One feed: its own table over `[defaults]`."""
+
+    url: Address = Field(repr=False)
+    """May hold raw credentials: show `redact(url)`."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Without arguments: the defaults, and what the environment says."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        hide_input_in_errors=True,
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        enable_decoding=False,
+    )
+
+    relay: RelaySettings = RelaySettings()
+    engine: EngineSettings = EngineSettings()
+    defaults: FeedDefaults = FeedDefaults()
+    feeds: dict[FeedName, FeedSettings] = {}
+
+    @field_validator("feeds", mode="before")
+    @classmethod
+    def _inherit(cls, feeds: Any, info: ValidationInfo) -> Any:
+        """Put each feed's table over `[defaults]`; wrong defaults are told once, and not inherited."""
+        defaults = info.data.get("defaults")
+        if defaults is None or not isinstance(feeds, dict):
+            return feeds
+        inherited = defaults.model_dump(mode="json", exclude_unset=True)
+        return {name: _over(inherited, feed) for name, feed in feeds.items()}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment variables first, then the file; no other source."""
+        return env_settings, init_settings
+
+
+def _over(inherited: dict[str, Any], table: Any) -> Any:
+    """What is inherited with `table` laid over it; whatever is no table stays as it is, to be complained of."""
+    if not isinstance(table, dict):
+        return table
+    merged = inherited | table
+    for key in inherited.keys() & table.keys():
+        if isinstance(inherited[key], dict):
+            merged[key] = _over(inherited[key], table[key])
+    if "password_file" in table or "password_env" in table:
+        for key in {"password_file", "password_env"} - table.keys():
+            merged.pop(key, None)
+    return merged
+
+
+def load_settings(path: Path | None) -> Settings:
+    """The settings in the file at `path` (None: the defaults), with environment variables over them.
+
+    Raises `SettingsError`; its message has one line for each mistake.
+    """
+    tables = _read(path) if path else {}
+    known = tables | {name: {} for name in _unknown_sections() if name not in tables}
+    try:
+        with read_from(path.parent.absolute() if path else Path.cwd()):
+            return Settings(**known)
+    except ValidationError as error:
+        label = str(path) if path else "environment"
+        raise SettingsError("\n".join(complaints(error, Settings, tables, label))) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: it must be UTF-8 text") from None
+    except ValueError as error:  # says at which line
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def _unknown_sections() -> set[str]:
+    """First parts of variables that mean nothing; pydantic-settings would not look at them."""
+    sections = {name.removeprefix(PREFIX).partition("__")[0].lower() for name in variables()}
+    return sections - Settings.model_fields.keys()

@@ -1,0 +1,181 @@
+"""Kinds of values that settings hold: how each is written, what it allows, and what of it may be shown."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+
+SCHEMES = ("file", "rtsp", "rtsps", "udp")
+"""Of the addresses that a source may have; a plain path has none."""
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60}
+_BIT_RATE = re.compile(r"(\d+(?:\.\d+)?)([kM])")
+_BITS = {"k": 1_000, "M": 1_000_000}
+_SECRET_PARAMETER = re.compile(r"((?:user|login|pass|pwd|token|secret|key|auth)[^=&?/]*=)[^&]*", re.IGNORECASE)
+
+_folder: ContextVar[Path | None] = ContextVar("_folder", default=None)
+
+
+@contextmanager
+def read_from(folder: Path) -> Iterator[None]:
+    """Inside the block values are as somebody wrote them: paths are relative to `folder`, durations have units."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def redact(url: str) -> str:
+    """The URL without user name, password and secret parameters, fit to be shown.
+
+    Passwords may hold any character, so all in front of the last `@` is hidden: rather too much than too little.
+    """
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    credentials, at, address = rest.rpartition("@")
+    if credentials and (mark or ":" in credentials):
+        rest = f"***{at}{address}"
+    if mark or "?" in rest:
+        rest = _SECRET_PARAMETER.sub(r"\1***", rest)
+    return scheme + mark + rest
+
+
+def between(low: int, high: int) -> BeforeValidator:
+    """A check for whole numbers from `low` to `high`, both included."""
+
+    def check(value: object) -> int:
+        if type(value) is int and low <= value <= high:
+            return value
+        raise ValueError(f"a whole number from {low} to {high}")
+
+    return BeforeValidator(check)
+
+
+def matching(pattern: str, allowed: str) -> AfterValidator:
+    """A check for text that matches `pattern` from end to end; `allowed` says so in words."""
+
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value):
+            return value
+        raise ValueError(allowed)
+
+    return AfterValidator(check)
+
+
+def _seconds(value: object) -> float:
+    seconds = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool) and _folder.get() is None:
+        seconds = float(value)
+    elif isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        seconds = round(float(match[1]) * _SECONDS[match[2]], 9)
+    if 0.001 <= seconds <= 1800:
+        return seconds
+    raise ValueError('a duration such as "500ms", "10s" or "2m", from 1ms to 30m')
+
+
+def _duration(seconds: float) -> str:
+    if seconds % 60 == 0:
+        return f"{seconds / 60:.0f}m"
+    return f"{seconds:.0f}s" if seconds % 1 == 0 else f"{seconds * 1000:.12g}ms"
+
+
+def _bits(value: object) -> int:
+    bits = value if type(value) is int else 0
+    if isinstance(value, str) and (match := _BIT_RATE.fullmatch(value)):
+        bits = round(float(match[1]) * _BITS[match[2]])
+    if 1_000 <= bits <= 1_000_000_000:
+        return bits
+    raise ValueError('a bit rate such as "800k" or "2M", from 1k to 1000M')
+
+
+def _bit_rate(bits: int) -> str | int:
+    for unit in ("M", "k"):
+        if bits % _BITS[unit] == 0:
+            return f"{bits // _BITS[unit]}{unit}"
+    return bits
+
+
+def _beside(path: Path) -> Path:
+    folder = _folder.get()
+    return path if folder is None else folder / path
+
+
+def _readable_file(path: Path) -> Path:
+    path = _beside(path)
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"a file that can be read ({path.absolute()}: {error.strerror})") from None
+    return path
+
+
+def _readable_folder(path: Path) -> Path:
+    path = _beside(path)
+    if not path.is_dir():
+        raise ValueError(f"a folder ({path.absolute()} is none)")
+    return path
+
+
+def _address(url: str) -> str:
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", url, re.IGNORECASE)
+    known = scheme is None or scheme[1].lower() in SCHEMES
+    if not known or not url.isprintable() or not url.strip() or (scheme is None and redact(url) != url):
+        starts = ", ".join(f"{name}://" for name in SCHEMES)
+        raise ValueError(f"a path, or an address that begins with one of {starts}")
+    return url if scheme else str(_beside(Path(url)))
+
+
+def _variable(name: str) -> str:
+    if not os.environ.get(name):
+        raise ValueError("the name of an environment variable that is set")
+    return name
+
+
+def _weights(name: str) -> str:
+    if not name:
+        raise ValueError("the name of shipped weights, or a path")
+    return str(_beside(Path(name))) if "/" in name or "." in name else name
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), PlainSerializer(_duration, when_used="json")]
+"""Seconds; written "500ms", "10s" or "2m"."""
+
+BitRate = Annotated[int, BeforeValidator(_bits), PlainSerializer(_bit_rate, when_used="json")]
+"""Bits a second; written "800k" or "2M"."""
+
+Address = Annotated[str, AfterValidator(_address), PlainSerializer(redact, when_used="json")]
+"""Where a source is, credentials and all; redacted in the JSON form."""
+
+AnyPath = Annotated[Path, Field(strict=False), AfterValidator(_beside)]
+ReadableFile = Annotated[Path, Field(strict=False), AfterValidator(_readable_file)]
+ReadableFolder = Annotated[Path, Field(strict=False), AfterValidator(_readable_folder)]
+
+SetVariable = Annotated[str, AfterValidator(_variable)]
+"""The name of an environment variable that is set."""
+
+Weights = Annotated[str, AfterValidator(_weights)]
+"""The name of shipped weights, or a path: whatever holds a slash or a dot."""
+
+FeedName = Annotated[
+    str,
+    matching(
+        "[a-z0-9][a-z0-9_-]{0,63}",
+        "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit",
+    ),
+]
+Endpoint = Annotated[
+    str,
+    matching(
+        r"tcp://[^/\s]+:(\d{1,5}|\*)|ipc://\S+",
+        'an endpoint such as "tcp://127.0.0.1:5560" or "ipc:///run/nightbridge"',
+    ),
+]

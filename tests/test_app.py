@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engines.errors import EngineMissing
+from stream.errors import SettingsError, SourceLost
+from tests.test_check import ROOT, nightbridge
+from tools import app
+
+HEAVY = {"av", "numpy", "nncf", "onnx", "openvino", "pydantic", "pygame", "tensorrt_rtx", "torch", "zmq"}
+
+
+def test_the_help_names_every_command() -> None:
+    done = nightbridge(ROOT, "--help")
+    assert done.returncode == 0
+    for command in app.COMMANDS:
+        assert f" {command.__name__} " in done.stdout
+
+
+def test_the_commands_are_registered_without_heavy_imports() -> None:
+    script = f"import sys, tools.app; print(sorted({HEAVY} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("words", [["chek"], ["check", "--fast"], ["--log-level", "loud", "check"]], ids=" ".join)
+def test_wrong_use_ends_with_2_and_no_traceback(words: list[str]) -> None:
+    done = nightbridge(ROOT, *words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_told() -> None:
+    assert nightbridge(ROOT, "--version").stdout.startswith("nightbridge")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (SourceLost("udp://:5000 went away"), 1, "udp://:5000 went away"),
+        (EngineMissing("no GPU"), 1, "no GPU"),
+        (FileNotFoundError(2, "No such file or directory", "a.png"), 1, "a.png: No such file or directory"),
+        (SettingsError("[a] b is 1"), 2, "[a] b is 1"),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int, line: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(app, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == code
+    assert capsys.readouterr() == ("", f"nightbridge: {line}\n")
+
+
+def test_the_log_level_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    done = nightbridge(tmp_path, "--log-level", "debug", "check")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("nightbridge: config.toml: No such file or directory\n")
+
+
+def test_the_log_level_is_stronger_than_the_settings() -> None:
+    assert 'log_level = "error"' in nightbridge(ROOT, "--log-level", "error", "check").stdout

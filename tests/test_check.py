@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = """
+[engine]
+batch = 3
+[defaults.encoder]
+bit_rate = "800k"
+[feeds.pier]
+url = "rtsp://relay:hu@sh@10.0.0.7/s?channel=1"
+password_file = "secret"
+read_timeout = "2500ms"
+"""
+
+
+def nightbridge(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The finished command, which ran in `folder`."""
+    clean = {name: text for name, text in os.environ.items() if not name.upper().startswith("NIGHTBRIDGE__")}
+    return subprocess.run(
+        [sys.executable, "-m", "tools", *words],
+        cwd=folder,
+        env=clean | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.toml").write_text(SETTINGS, encoding="utf-8")
+    (tmp_path / "secret").write_text("hush", encoding="utf-8")
+    return tmp_path
+
+
+def test_check_prints_the_effective_settings_as_toml_without_secrets(folder: Path) -> None:
+    done = nightbridge(folder, "check", NIGHTBRIDGE__ENGINE__RUNTIME="torch")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not re.search("hush|hu@sh|relay:", done.stdout)
+    shown = tomllib.loads(done.stdout)
+    assert (shown["engine"]["batch"], shown["engine"]["runtime"]) == (3, "torch")
+    pier = shown["feeds"]["pier"]
+    assert pier["url"] == "rtsp://***@10.0.0.7/s?channel=1"
+    assert (pier["read_timeout"], pier["open_timeout"], pier["encoder"]["bit_rate"]) == ("2500ms", "5s", "800k")
+    assert "# username is not set" in done.stdout.partition("[feeds.pier]")[2]
+
+
+def test_what_check_prints_are_settings_again(folder: Path) -> None:
+    shown = nightbridge(folder, "check").stdout
+    (folder / "again.toml").write_text(shown, encoding="utf-8")
+    assert nightbridge(folder, "check", "again.toml").stdout == shown
+
+
+def test_check_of_the_shipped_file_is_clean() -> None:
+    assert nightbridge(ROOT, "check").returncode == 0
+
+
+def test_wrong_settings_end_with_2_and_a_line_for_each_mistake(folder: Path) -> None:
+    (folder / "config.toml").write_text('[engine]\nruntime = "tensort"\n[defaults]\nread_timout = "5s"')
+    done = nightbridge(folder, "check")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        'nightbridge: config.toml: [engine] runtime is "tensort"; it must be one of auto, openvino, tensorrt, torch',
+        "nightbridge: config.toml: [defaults] read_timout is not a key; did you mean read_timeout?",
+    ]
+
+
+def test_a_missing_file_ends_with_2(tmp_path: Path) -> None:
+    done = nightbridge(tmp_path, "check")
+    assert (done.returncode, done.stderr) == (2, "nightbridge: config.toml: No such file or directory\n")

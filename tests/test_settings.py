@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from stream.errors import SettingsError
+from stream.settings import EncoderSettings, EngineSettings, FeedSettings, Settings, load_settings
+
+SHIPPED = Path(__file__).parents[1] / "config.toml"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith("NIGHTBRIDGE__"):
+            monkeypatch.delenv(name)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def mistakes(path: Path) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path)
+    assert caught.value.__cause__ is None
+    return [line.removeprefix(f"{path.parent}/") for line in str(caught.value).split("\n")]
+
+
+def keys(model: type[BaseModel], table: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Table, key and default of every setting outside `[feeds]`."""
+    for key, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from keys(type(field.default), f"{table}.{key}".lstrip("."))
+        elif key != "feeds":
+            yield table, key, field.default
+
+
+# The shipped file
+
+
+def test_the_shipped_file_equals_the_defaults() -> None:
+    assert load_settings(SHIPPED) == load_settings(None) == Settings()
+
+
+@pytest.mark.parametrize(("table", "key", "default"), list(keys(Settings)))
+def test_the_shipped_file_states_and_explains_every_setting(table: str, key: str, default: object) -> None:
+    text = SHIPPED.read_text(encoding="utf-8")
+    section = text.partition(f"\n[{table}]\n")[2].partition("\n[")[0]
+    mark = "# " if default is None else ""
+    assert re.search(rf"^# .*\.\n{mark}{key} = \S", section, re.MULTILINE)
+
+
+def test_the_example_feed_of_the_shipped_file_can_be_used(tmp_path: Path) -> None:
+    example = SHIPPED.read_text(encoding="utf-8").partition("# [feeds.pier]\n")[2]
+    lines = [line.removeprefix("# ") for line in example.splitlines() if re.match(r"# (\[|\w+ = )", line)]
+    settings = load_settings(written(tmp_path, "\n".join(["[feeds.pier]", *lines])))
+    assert settings.feeds["pier"].encoder.bit_rate == 800_000
+
+
+# Reading
+
+
+def test_a_feed_has_the_defaults_unless_it_says_otherwise(tmp_path: Path) -> None:
+    settings = load_settings(
+        written(
+            tmp_path,
+            """
+            [defaults]
+            read_timeout = "2500ms"
+            age_budget = "3s"
+            [defaults.encoder]
+            codec = "hevc"
+            bit_rate = "800k"
+            [feeds.pier]
+            url = "udp://:5000"
+            age_budget = "4s"
+            [feeds.pier.encoder]
+            bit_rate = "1M"
+            [feeds.mole]
+            url = "udp://:5001"
+            """,
+        )
+    )
+    pier, mole = settings.feeds["pier"], settings.feeds["mole"]
+    assert (pier.read_timeout, pier.age_budget, pier.open_timeout) == (2.5, 4, 5)
+    assert pier.encoder == EncoderSettings(codec="hevc", bit_rate=1_000_000)
+    assert mole.age_budget == 3
+    assert mole.encoder == settings.defaults.encoder == EncoderSettings(codec="hevc", bit_rate=800_000)
+
+
+def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "pier.secret").write_text("x")
+    text = """
+        [engine]
+        cache = "cache"
+        weights = "mine/net.safetensors"
+        [defaults]
+        password_file = "pier.secret"
+        [feeds.pier]
+        url = "missions"
+        [feeds.mole]
+        url = "udp://:5000"
+        """
+    path = written(tmp_path / "conf", text)
+    monkeypatch.chdir(tmp_path)
+    for settings in (load_settings(path), load_settings(path.relative_to(tmp_path))):
+        assert settings.engine.cache == path.parent / "cache"
+        assert settings.engine.weights == str(path.parent / "mine/net.safetensors")
+        assert settings.feeds["pier"].url == str(path.parent / "missions")
+        assert settings.feeds["pier"].password_file == path.parent / "pier.secret"
+        assert settings.feeds["mole"].url == "udp://:5000"
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        EngineSettings().batch = 3
+
+
+# The environment
+
+
+def test_variables_override_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '[engine]\nruntime = "torch"\nbatch = 2\n[feeds.pier]\nurl = "udp://:1"\nusername = "relay"'
+    monkeypatch.setenv("NIGHTBRIDGE__ENGINE__RUNTIME", "openvino")
+    monkeypatch.setenv("NIGHTBRIDGE__ENGINE__THREADS", "3")
+    monkeypatch.setenv("NIGHTBRIDGE__ENGINE__CACHE", "/cache")
+    monkeypatch.setenv("NIGHTBRIDGE__DEFAULTS__PUBLISH_DATA", "false")
+    monkeypatch.setenv("NIGHTBRIDGE__FEEDS__PIER__URL", "udp://:2")
+    monkeypatch.setenv("NIGHTBRIDGE__FEEDS__PIER__READ_TIMEOUT", "2m")
+    monkeypatch.setenv("NIGHTBRIDGE__FEEDS__PIER__ENCODER__BIT_RATE", "300k")
+    monkeypatch.setenv("NIGHTBRIDGE__FEEDS__MOLE__URL", "udp://:3")
+    monkeypatch.setenv("NIGHTBRIDGE__FEEDS__MOLE__USERNAME", "1234")
+    monkeypatch.setenv("NIGHTBRIDGE__RELAY__ENDPOINT", "")
+    settings = load_settings(written(tmp_path, text))
+    assert settings.engine == EngineSettings(runtime="openvino", batch=2, threads=3, cache=Path("/cache"))
+    pier, mole = settings.feeds["pier"], settings.feeds["mole"]
+    assert (pier.url, pier.username, pier.read_timeout, pier.publish_data) == ("udp://:2", "relay", 120, False)
+    assert pier.encoder.bit_rate == 300_000
+    assert (mole.url, mole.username) == ("udp://:3", "1234")
+    assert settings.relay == Settings().relay
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("ENGINE__RUNTIME", "tensort", 'is "tensort"; it must be one of auto, openvino, tensorrt, torch'),
+        ("ENGINE__BATCH", "33", "is 33; it must be a whole number from 1 to 32"),
+        ("ENGINE__RUNTINE", "x", "is not a key; did you mean NIGHTBRIDGE__ENGINE__RUNTIME?"),
+        ("ENGINE", "x", 'is "x"; it must be a table'),
+        ("FEEDS__PIER__PUBLISH_DATA", "perhaps", 'is "perhaps"; it must be true or false'),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, line: str
+) -> None:
+    monkeypatch.setenv(f"NIGHTBRIDGE__{name}", text)
+    path = written(tmp_path, '[engine]\nruntime = "auto"\n[feeds.pier]\nurl = "udp://:1"')
+    assert mistakes(path) == [f"environment: NIGHTBRIDGE__{name} {line}"]
+
+
+def test_a_variable_of_an_unknown_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTBRIDGE__ENGIN__RUNTIME", "auto")
+    line = "environment: NIGHTBRIDGE__ENGIN is not a table; did you mean NIGHTBRIDGE__ENGINE?"
+    assert mistakes(written(tmp_path, "")) == [line]
+
+
+def test_a_feed_of_the_environment_alone_needs_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTBRIDGE__FEEDS__PIER__MODE", "live")
+    assert mistakes(written(tmp_path, "")) == ["environment: NIGHTBRIDGE__FEEDS__PIER__URL is missing"]
+
+
+# Mistakes
+
+DURATION = 'a duration such as "500ms", "10s" or "2m", from 1ms to 30m'
+BIT_RATE = 'a bit rate such as "800k" or "2M", from 1k to 1000M'
+ENDPOINT = 'an endpoint such as "tcp://127.0.0.1:5560" or "ipc:///run/nightbridge"'
+ADDRESS = "a path, or an address that begins with one of file://, rtsp://, rtsps://, udp://"
+NAME = "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit"
+RUNTIME = "one of auto, openvino, tensorrt, torch"
+ENGINE_KEYS = "runtime, weights, precision, batch, threads, cache"
+TABLES = "[relay], [engine], [defaults], [feeds]"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('[engine]\nruntime = "tensort"', f'[engine] runtime is "tensort"; it must be {RUNTIME}'),
+        ("[engine]\nruntime = 3", f"[engine] runtime is 3; it must be {RUNTIME}"),
+        ("[engine.runtime]", f"[engine.runtime] is a table; it must be {RUNTIME}"),
+        ("[engine]\nbatch = 0", "[engine] batch is 0; it must be a whole number from 1 to 32"),
+        ('[engine]\nbatch = "8"', '[engine] batch is "8"; it must be a whole number from 1 to 32'),
+        ("[engine]\nthreads = true", "[engine] threads is true; it must be a whole number from 0 to 1024"),
+        ("[engine]\nthreads = [1]", "[engine] threads is a list; it must be a whole number from 0 to 1024"),
+        ('[engine]\nweights = ""', '[engine] weights is ""; it must be the name of shipped weights, or a path'),
+        ("[engine]\ncache = 3", "[engine] cache is 3; it must be a path"),
+        ("engine = 3", "engine is 3; it must be a table"),
+        ('[relay]\nendpoint = "localhost"', f'[relay] endpoint is "localhost"; it must be {ENDPOINT}'),
+        ('[relay]\nlog_level = "loud"', '[relay] log_level is "loud"; it must be one of debug, info, warning, error'),
+        (
+            '[relay.curve]\nclient_keys_folder = "/"',
+            "[relay.curve] has client_keys_folder alone; it must have server_secret_key_file too",
+        ),
+        (
+            '[relay.curve]\nclient_keys_folder = "/no"',
+            '[relay.curve] client_keys_folder is "/no"; it must be a folder (/no is none)',
+        ),
+        ("[defaults]\npublish_data = 1", "[defaults] publish_data is 1; it must be true or false"),
+        ('[defaults]\nread_timeout = "5 s"', f'[defaults] read_timeout is "5 s"; it must be {DURATION}'),
+        ("[defaults]\nread_timeout = 5.0", f"[defaults] read_timeout is 5.0; it must be {DURATION}"),
+        ('[defaults.encoder]\nbit_rate = "2G"', f'[defaults.encoder] bit_rate is "2G"; it must be {BIT_RATE}'),
+        ("[defaults]\nusername = 3", "[defaults] username is 3; it must be text"),
+        ("[feeds.pier]", "[feeds.pier] url is missing"),
+        ('[feeds.pier]\nurl = ""', f'[feeds.pier] url is ""; it must be {ADDRESS}'),
+        ('[feeds.pier]\nurl = "http://camera"', f'[feeds.pier] url is "http://camera"; it must be {ADDRESS}'),
+        ('[feeds]\npier = "udp://:5000"', '[feeds] pier is "udp://:5000"; it must be a table'),
+        ("[[feeds]]", "feeds is a list; it must be a table"),
+        ('[feeds.Pier]\nurl = "a"', f"[feeds.Pier] is no name for a feed; it must be {NAME}"),
+        ('[feeds."a/b"]\nurl = "a"', f'[feeds."a/b"] is no name for a feed; it must be {NAME}'),
+        ('[defaults]\nread_timout = "5s"', "[defaults] read_timout is not a key; did you mean read_timeout?"),
+        ('[defaults]\nbit_rate = "1M"', "[defaults] bit_rate is not a key; did you mean [defaults.encoder] bit_rate?"),
+        ("[relay.curves]", "[relay.curves] is not a table; did you mean [relay.curve]?"),
+        ("[engine]\nfps = 3", f"[engine] fps is not a key; it must be one of {ENGINE_KEYS}"),
+        ("[feed.pier]", "[feed] is not a table; did you mean [feeds]?"),
+        ("batch = 3", "batch is not a key; did you mean [engine] batch?"),
+        ('"a\\nb" = 3', f'"a\\nb" is not a key; it must be one of {TABLES}'),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, text: str, line: str) -> None:
+    assert mistakes(written(tmp_path, text)) == [f"config.toml: {line}"]
+
+
+def test_all_mistakes_are_told_and_those_of_the_defaults_once(tmp_path: Path) -> None:
+    text = """
+        [defaults]
+        read_timeout = "soon"
+        [feeds.pier]
+        url = "udp://:5000"
+        fps = 25
+        [feeds.mole]
+        mode = "alive"
+        """
+    lines = mistakes(written(tmp_path, text))
+    assert [line.split(" ", 3)[1:3] for line in lines] == [
+        ["[defaults]", "read_timeout"],
+        ["[feeds.pier]", "fps"],
+        ["[feeds.mole]", "mode"],
+        ["[feeds.mole]", "url"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b"[engine]\nbatch = \n", "Invalid value (at line 2, column 9)"),
+        (b"[engine]\n[engine]\n", "Cannot declare ('engine',) twice (at line 2, column 8)"),
+        (b"# \xff\n", "it must be UTF-8 text"),
+    ],
+)
+def test_a_file_that_is_no_toml_is_one_line(tmp_path: Path, text: bytes, line: str) -> None:
+    (tmp_path / "config.toml").write_bytes(text)
+    assert mistakes(tmp_path / "config.toml") == [f"config.toml: {line}"]
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    assert mistakes(tmp_path / "config.toml") == ["config.toml: No such file or directory"]
+
+
+# Passwords
+
+
+def test_the_password_is_read_from_its_file_each_time(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(" päss wörd\n", encoding="utf-8")
+    feed = FeedSettings(url="udp://:5000", password_file=secret)
+    password = feed.password()
+    assert password is not None
+    assert password.get_secret_value() == " päss wörd"
+    assert "päss" not in repr(password)
+    secret.unlink()
+    with pytest.raises(SettingsError, match=r"password file .*secret: No such file"):
+        feed.password()
+
+
+def test_the_password_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIER_PASSWORD", "hush")
+    password = FeedSettings(url="udp://:5000", password_env="PIER_PASSWORD").password()
+    assert password is not None
+    assert password.get_secret_value() == "hush"
+
+
+def test_a_feed_without_a_password_has_none() -> None:
+    assert FeedSettings(url="udp://:5000").password() is None
+
+
+def test_a_feed_may_replace_where_the_default_password_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIER_PASSWORD", "hush")
+    (tmp_path / "secret").write_text("common")
+    text = '[defaults]\npassword_file = "secret"\n[feeds.pier]\nurl = "udp://:1"\npassword_env = "PIER_PASSWORD"'
+    password = load_settings(written(tmp_path, text)).feeds["pier"].password()
+    assert password is not None
+    assert password.get_secret_value() == "hush"
+
+
+def test_a_missing_password_file_is_named_with_where_it_was_looked_for(tmp_path: Path) -> None:
+    line = (
+        f'password_file is "secret"; it must be a file that can be read ({tmp_path}/secret: No such file or directory)'
+    )
+    path = written(tmp_path, '[feeds.pier]\nurl = "udp://:1"\npassword_file = "secret"')
+    assert mistakes(path) == [f"config.toml: [feeds.pier] {line}"]
+
+
+def test_two_passwords_are_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIER_PASSWORD", "hush")
+    text = '[feeds.pier]\nurl = "udp://:1"\npassword_file = "config.toml"\npassword_env = "PIER_PASSWORD"'
+    line = "has both password_file and password_env; it must have one of them at most"
+    assert mistakes(written(tmp_path, text)) == [f"config.toml: [feeds.pier] {line}"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[feeds.pier]\nurl = "htp://relay:hu@sh/hush@10.0.0.7/s"',
+        '[feeds.pier]\nurl = "relay:hush@10.0.0.7/s"',
+        '[feeds.pier]\nurl = "rtsp://relay:hush@10.0.0.7/s\\n"',
+        '[feeds.pier]\nurl = ["rtsp://relay:hush@10.0.0.7/s"]',
+        '[feeds]\npier = "rtsp://relay:hush@10.0.0.7/s"',
+        '[[feeds]]\nurl = "rtsp://relay:hush@10.0.0.7/s"',
+        '[feeds."rtsp://relay:hush@10.0.0.7/s"]\nurl = "a"',
+        '[feeds.pier]\nurl = "a"\npassword = "hush"',
+        '[feeds.pier]\nurl = "a"\npassword_env = "hush"',
+        '[feeds.pier]\nurl = "a"\npassword_env = ["hush"]',
+        '[feeds.pier]\npassword = "hush',
+        '[feeds.pier]\nurl = "rtsp://relay:hush@10.0.0.7/s"\nfps = 3',
+    ],
+)
+def test_no_mistake_shows_a_password(tmp_path: Path, text: str) -> None:
+    lines = mistakes(written(tmp_path, text))
+    assert len(lines) == 1
+    assert "hush" not in lines[0]
+
+
+def test_neither_repr_nor_the_json_form_shows_credentials() -> None:
+    feed = FeedSettings(url="rtsp://relay:hush@10.0.0.7/s")
+    assert "hush" not in repr(feed)
+    assert "hush" not in feed.model_dump_json()
+    assert feed.url == "rtsp://relay:hush@10.0.0.7/s"
+
+
+def test_the_json_form_reads_like_the_file() -> None:
+    shown = Settings().model_dump(mode="json", exclude_none=True)
+    assert shown == tomllib.loads(SHIPPED.read_text(encoding="utf-8")) | {"feeds": {}}

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import random
+import string
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from stream.values import BitRate, Duration, read_from, redact
+
+DURATION = TypeAdapter(Duration)
+BIT_RATE = TypeAdapter(BitRate)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("10s", 10), ("1.5s", 1.5), ("2m", 120), ("1ms", 0.001), ("30m", 1800)]
+)
+def test_a_duration_is_seconds(text: str, seconds: float) -> None:
+    assert DURATION.validate_python(text) == seconds
+
+
+def test_a_number_is_seconds_in_python_and_no_duration_in_a_file(tmp_path: Path) -> None:
+    for number in (5, 5.0):
+        assert DURATION.validate_python(number) == 5
+        with read_from(tmp_path), pytest.raises(ValidationError, match="a duration"):
+            DURATION.validate_python(number)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "5 s", "-5s", "5sec", "0s", "31m", "1e3s", "nan", "fast", 0, -1.0, True, None]
+)
+def test_what_is_no_duration_is_refused(text: object) -> None:
+    with pytest.raises(ValidationError, match='a duration such as "500ms", "10s" or "2m"'):
+        DURATION.validate_python(text)
+
+
+@pytest.mark.parametrize(("text", "bits"), [("800k", 800_000), ("2M", 2_000_000), ("1.5M", 1_500_000), (9_001, 9_001)])
+def test_a_bit_rate_is_bits_a_second(text: object, bits: int) -> None:
+    assert BIT_RATE.validate_python(text) == bits
+
+
+@pytest.mark.parametrize("text", ["", "2", "2m", "2 M", "-2M", "0k", "2G", "fast", 0, 2.5, True, None])
+def test_what_is_no_bit_rate_is_refused(text: object) -> None:
+    with pytest.raises(ValidationError, match='a bit rate such as "800k" or "2M"'):
+        BIT_RATE.validate_python(text)
+
+
+@pytest.mark.parametrize("text", ["500ms", "10s", "2m", "90s", "1ms", "33.333ms", "30m"])
+def test_a_duration_is_shown_as_it_is_written(text: str) -> None:
+    assert DURATION.dump_python(DURATION.validate_python(text), mode="json") == text
+
+
+@pytest.mark.parametrize("text", ["800k", "2M", "1500k", 9_001])
+def test_a_bit_rate_is_shown_as_it_is_written(text: object) -> None:
+    assert BIT_RATE.dump_python(BIT_RATE.validate_python(text), mode="json") == text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rtsp://10.0.0.7:554/stream1", "rtsp://10.0.0.7:554/stream1"),
+        ("rtsp://relay:pa@ss:w/o?r#d@10.0.0.7:554/s?channel=1", "rtsp://***@10.0.0.7:554/s?channel=1"),
+        ("rtsp://relay@10.0.0.7/s", "rtsp://***@10.0.0.7/s"),
+        ("rtsp://10.0.0.7/s?user=relay&password=x/y&channel=1", "rtsp://10.0.0.7/s?user=***&password=***&channel=1"),
+        ("rtsp://10.0.0.7/user=relay_password=x_channel=1", "rtsp://10.0.0.7/user=***"),
+        ("udp://@239.1.2.3:5000?pkt_size=1316", "udp://@239.1.2.3:5000?pkt_size=1316"),
+        ("relay:secret@10.0.0.7/s", "***@10.0.0.7/s"),
+        ("/missions/night@pier key=5.mkv", "/missions/night@pier key=5.mkv"),
+    ],
+)
+def test_a_url_is_shown_without_credentials(url: str, shown: str) -> None:
+    assert redact(url) == shown
+
+
+def test_no_password_in_a_url_is_ever_shown() -> None:
+    chance = random.Random(7)
+    for _ in range(2_000):
+        password = "".join(chance.choices(string.ascii_letters + "@:/?#&=%[]!$ ", k=chance.randint(1, 20)))
+        for written in (f"~{password}~", quote(f"~{password}~", safe="")):
+            for url in (f"rtsp://relay:{written}@10.0.0.7:554/s?channel=1", f"relay:{written}@10.0.0.7/s"):
+                assert written not in redact(url)
+                assert redact(url).endswith(("@10.0.0.7:554/s?channel=1", "@10.0.0.7/s"))

@@ -1,0 +1,1 @@
+"""The commands of `nightbridge`: one small module each, over the public functions of `stream` and `engines`."""

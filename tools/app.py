@@ -1,0 +1,87 @@
+"""`nightbridge`: the commands under one name, and what becomes of their errors.
+
+Exit codes: 0 done, 1 failed while running, 2 wrong use or wrong settings.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Literal
+
+import typer
+
+from engines.errors import EngineError
+from stream.errors import SettingsError, StreamError
+from tools.bench import bench
+from tools.check import check
+from tools.demo import demo
+from tools.enhance import enhance
+from tools.evaluate import evaluate
+from tools.export import export
+from tools.probe import probe
+from tools.record import record
+from tools.run import run
+from tools.simulate import simulate
+from tools.train import train
+from tools.view import view
+
+COMMANDS = (run, check, probe, view, record, enhance, simulate, demo, train, evaluate, export, bench)
+"""In the order of the help; a command is called as its function is."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        typer.echo(f"nightbridge {version('nightbridge')}")
+    except PackageNotFoundError:
+        typer.echo("nightbridge, not installed")
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(help="What is told on stderr; stronger than the settings. At debug, errors show where."),
+    ] = None,
+    version: Annotated[  # noqa: ARG001 - typer calls it
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Light up and double dark, low-bandwidth video on its way from field to command."""
+    if log_level:
+        os.environ["NIGHTBRIDGE__RELAY__LOG_LEVEL"] = log_level
+    logging.basicConfig(level=(log_level or "info").upper(), format="%(asctime)s %(levelname)-7s %(message)s")
+
+
+def main() -> None:
+    """Run one command and end the process; an error is one line, or one for each mistake in the settings."""
+    try:
+        app()
+    except SettingsError as error:
+        _fail(error, 2)
+    except (StreamError, EngineError, OSError) as error:
+        _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> None:
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        traceback.print_exception(error)
+    message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    for line in message.split("\n"):
+        print(f"nightbridge: {line}", file=sys.stderr)
+    sys.exit(code)

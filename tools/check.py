@@ -1,0 +1,32 @@
+"""`nightbridge check`: are the settings right, and what are they?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def check(
+    config: Annotated[Path, typer.Argument(help="The settings, as TOML.")] = Path("config.toml"),
+) -> None:
+    """Validate the settings and print the effective ones: defaults, file and environment, secrets hidden."""
+    from stream.settings import load_settings
+
+    settings = load_settings(config)
+    typer.echo("\n".join(as_toml(settings.model_dump(mode="json"))).lstrip())
+
+
+def as_toml(table: dict[str, Any], name: str = "") -> Iterator[str]:
+    """The lines of a table and the tables inside it; what is not set is a comment, for TOML has no null."""
+    inner = {key: value for key, value in table.items() if isinstance(value, dict)}
+    if len(inner) < len(table):
+        yield f"\n[{name}]"
+    for key, value in table.items():
+        if key not in inner:
+            yield f"# {key} is not set" if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    for key, value in inner.items():
+        yield from as_toml(value, f"{name}.{key}" if name else key)

@@ -1,0 +1,66 @@
+"""What a command found out: lines for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+
+def print_values(console: Console, values: Mapping[str, object]) -> None:
+    """One line for each value, names in one column; what is inside another value has a dotted name."""
+    lines = list(_flat(plain(values)))
+    width = max((len(name) for name, _ in lines), default=0)
+    for name, value in lines:
+        console.print(f"{name:<{width}}  {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def write_json(path: Path | None, values: Mapping[str, object]) -> None:
+    """Write the values as one JSON object; whoever reads the file finds it whole, or as it was before.
+
+    Without a path nothing is written. Raises `OSError`.
+    """
+    if path is None:
+        return
+    text = json.dumps(plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if path.exists() and not path.is_file():  # a pipe or a terminal, such as /dev/stdout
+        path.write_text(text, encoding="utf-8")
+        return
+    target = path.resolve()
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(target)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def plain(value: object) -> object:
+    """The value in JSON's own types: NumPy numbers are numbers, other things text, NaN and infinity None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    number = getattr(value, "item", None)
+    return plain(number()) if callable(number) else str(value)
+
+
+def _flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, float):
+        yield name, f"{value:.6g}"
+    elif value is None or value == [] or value == {}:
+        yield name, "-"
+    else:
+        yield name, str(value).lower() if isinstance(value, bool) else str(value)
