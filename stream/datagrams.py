@@ -1,0 +1,67 @@
+"""A link over UDP that loses datagrams on demand, the same ones for the same seed."""
+
+from __future__ import annotations
+
+import socket
+from random import Random
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from stream.errors import SourceLost
+
+
+def udp_address(url: str) -> tuple[str, int]:
+    """Host and port of `udp://HOST:PORT`; raises `ValueError` for anything else."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not url.startswith("udp://") or not host or not port or parts.path.strip("/") or parts.query:
+        raise ValueError(f"url {url!r}; a simulated camera sends to udp://HOST:PORT only")
+    return host, port
+
+
+class Datagrams:
+    """A file for a muxer to write into: every write is one datagram, sent or lost.
+
+    Raises `SourceLost` for a host without an address and where the network refuses.
+    """
+
+    def __init__(self, url: str, loss: float = 0.0, seed: int = 0) -> None:
+        """`loss` is the share that gets lost, 0 to 1."""
+        self.count = 0
+        """Datagrams written."""
+        self.lost = 0
+        """Those of them that did not leave."""
+        self._url = url
+        self._loss = loss
+        self._random = Random(seed)  # noqa: S311 (a link is no secret)
+        host, port = udp_address(url)
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        except socket.gaierror as error:
+            raise SourceLost(f"{url}: {error.strerror}") from error
+        family, kind, protocol, _, address = found[0]
+        self._address = address
+        self._socket = socket.socket(family, kind, protocol)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def write(self, data: bytes) -> int:
+        """Send one datagram, or lose it; the number of bytes either way."""
+        self.count += 1
+        if self._random.random() < self._loss:
+            self.lost += 1
+            return len(data)
+        try:
+            return self._socket.sendto(data, self._address)
+        except OSError as error:
+            raise SourceLost(f"{self._url}: {error.strerror}") from error

@@ -1,0 +1,141 @@
+"""`nightbridge simulate`: a night camera made from a clip by day."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from stream.simulate import NightCamera, Sent
+
+LINE_SECONDS = 10
+"""Seconds of video between two lines where the output is no terminal."""
+
+
+def as_size(text: str) -> tuple[int, int]:
+    """Width and height of a text such as 352x288."""
+    width, mark, height = text.lower().partition("x")
+    if not (mark and width.isdecimal() and height.isdecimal()):
+        raise typer.BadParameter(f"{text!r}; must be WIDTHxHEIGHT such as 352x288")
+    return int(width), int(height)
+
+
+def as_rate(text: str) -> Fraction:
+    """Pictures a second of a text such as 25, 12.5 or 30000/1001."""
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"{text!r}; must be a number such as 25, 12.5 or 30000/1001") from None
+
+
+def as_bit_rate(text: str) -> int:
+    """Bits a second of a text such as 300k."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from stream.settings import BitRate
+
+    try:
+        return TypeAdapter[int](BitRate).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r}; must be {error.errors()[0]['ctx']['error']}") from None
+
+
+def simulate(
+    clip: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A video by day.")],
+    url: Annotated[str, typer.Argument(help="udp://HOST:PORT, where the pictures go as MPEG-TS.")],
+    exposure: Annotated[float, typer.Option(help="Share of the light that is left; 1 is day.")] = 0.02,
+    photons: Annotated[float, typer.Option(help="Of a white pixel by day; fewer are noisier.")] = 4000,
+    read_noise: Annotated[float, typer.Option(help="Standard deviation; white is 1.")] = 0.0005,
+    bit_rate: Annotated[
+        int, typer.Option(parser=as_bit_rate, metavar="RATE", help="Of the video, bit/s, such as 300k or 1M.")
+    ] = 300_000,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Of the sent pictures.", show_default="half of the clip's")
+    ] = None,
+    rate: Annotated[
+        Fraction | None,
+        typer.Option(parser=as_rate, metavar="NUMBER", help="Pictures a second.", show_default="the clip's"),
+    ] = None,
+    codec: Annotated[Literal["h264", "hevc", "mpeg4"], typer.Option(help="Of the sent video.")] = "h264",
+    loop: Annotated[bool, typer.Option("--loop", help="Begin again when the clip is over.")] = False,
+    seconds: Annotated[float | None, typer.Option(help="Of video, then end.", show_default="no limit")] = None,
+    loss: Annotated[float, typer.Option(help="Datagrams that get lost, in percent.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of noise and loss; the same seed sends the same bytes.")] = 0,
+) -> None:
+    """Be a night camera: darken CLIP, add sensor noise, halve its size, send it to URL in real time."""
+    from engines.darken import Night
+    from stream.simulate import NightCamera
+
+    try:
+        camera = NightCamera(
+            clip,
+            url,
+            Night(exposure, photons, read_noise),
+            size=as_size(size) if size else None,
+            rate=rate,
+            bit_rate=bit_rate,
+            codec=codec,
+            loop=loop,
+            seconds=seconds,
+            loss=loss / 100,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    with stopped_by_signals(camera.stop):
+        run_camera(camera, Console())
+
+
+def run_camera(camera: NightCamera, console: Console) -> None:
+    """Run the camera and tell how it goes: one line that changes on a terminal, a line now and then elsewhere."""
+    console.print(f"{camera.clip} to {camera.url} at {camera.bit_rate / 1000:g} kbit/s", markup=False, highlight=False)
+    if console.is_terminal:
+        with console.status("starting") as status:
+            camera.run(lambda sent: status.update(as_line(sent)))
+    else:
+        camera.run(now_and_then(console))
+    console.print(as_line(camera.sent), highlight=False)
+
+
+def now_and_then(console: Console) -> Callable[[Sent], None]:
+    """A report that prints a line when another `LINE_SECONDS` of video are over."""
+    due = LINE_SECONDS
+
+    def report(sent: Sent) -> None:
+        nonlocal due
+        if sent.seconds > due:
+            console.print(as_line(sent), highlight=False)
+            due += LINE_SECONDS
+
+    return report
+
+
+def as_line(sent: Sent) -> str:
+    """What was sent, for people."""
+    return (
+        f"sent {sent.pictures} pictures, {sent.seconds:.1f} s, {sent.bit_rate / 1000:.0f} kbit/s;"
+        f" {sent.lost} of {sent.datagrams} datagrams lost"
+    )
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Inside the block SIGINT and SIGTERM call `stop` and nothing else."""
+
+    def answer(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        stop()
+
+    before = {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
