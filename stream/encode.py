@@ -1,0 +1,202 @@
+"""Planar pictures to access units, one out for every one in: no picture waits for the next."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import ColorRange
+
+from engines.colour import Colour, Matrix
+from stream.errors import CodecError
+from stream.frame import Plane
+from stream.settings import EncoderSettings
+
+ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}
+"""FFmpeg's encoder for each codec of the wire."""
+
+USUAL_RATE = Fraction(25)
+"""Frames a second, where the source doesn't say."""
+
+NEVER = 1 << 30
+"""Frames between key frames, for encoders that would count them: here time decides, not the count."""
+
+SVT_SPEEDS = {"ultrafast": 12, "superfast": 11, "veryfast": 10, "faster": 9, "fast": 8, "medium": 7}
+"""SVT-AV1 numbers its presets."""
+
+COLOUR_CODES: dict[Matrix, tuple[int, int, int]] = {"bt601": (6, 6, 6), "bt709": (1, 1, 1)}
+"""Matrix, primaries and transfer as ITU-T H.273 numbers them; 6 is SMPTE 170M, which is BT.601."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    """One access unit, ready for the wire."""
+
+    payload: bytes
+    """Annex B with parameter sets in every key frame; for AV1 a temporal unit with its sequence header there."""
+    key: bool
+    """Decoding can begin here."""
+    pts: int
+    """In units of `time_base`: as it came in."""
+    time_base: Fraction
+    codec: str
+    """`h264`, `hevc` or `av1`."""
+    width: int
+    height: int
+
+
+class Encoder:
+    """Encodes one feed's pictures, all of one size and colour. A context manager; for one thread at a time.
+
+    Quality is constant as long as that stays below the bit rate of the settings, which no stretch of video passes
+    by more than a quarter of a second's worth (AV1 holds that bit rate, and its first key frame may pass it).
+    `rate` (frames a second) is what the encoder plans with; the real times are those of the pictures.
+    Raises `CodecError`.
+    """
+
+    def __init__(
+        self,
+        settings: EncoderSettings,
+        width: int,
+        height: int,
+        colour: Colour,
+        time_base: Fraction,
+        rate: Fraction | None = None,
+    ) -> None:
+        if width % 2 or height % 2:
+            raise CodecError(f"a picture of {width}x{height} cannot be encoded: both must be even")
+        self.codec = settings.codec
+        self.width, self.height, self.time_base = width, height, time_base
+        self._clock = Clock(time_base, rate or USUAL_RATE, settings.key_interval)
+        self._times: dict[int | None, int] = {}
+        """Times as they came in, by the encoder's own, of the pictures inside."""
+        self._context: av.VideoCodecContext | None = self._open(settings, colour, rate or USUAL_RATE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the encoder; what was not flushed is lost."""
+        context, self._context = self._context, None
+        if context is not None:
+            with suppress(av.FFmpegError):
+                context.encode(None)  # SVT-AV1 complains if nobody says that it is over
+
+    def encode(self, y: Plane, u: Plane, v: Plane, pts: int, key: bool = False) -> list[EncodedPicture]:
+        """The access units that are ready, normally the one of this picture.
+
+        `y` is (H, W) uint8, `u` and `v` are (H/2, W/2) uint8; they are read in place where their lines are dense
+        and may change as soon as this returns. `key` asks for a key frame. `pts` that don't grow begin one, too.
+        """
+        picture = av.VideoFrame.from_dlpack(
+            tuple(map(importable, (y, u, v))), format="yuv420p", width=self.width, height=self.height
+        )
+        tick, due = self._clock.tick(pts, key)
+        picture.pts, picture.time_base = tick, self.time_base
+        picture.pict_type = PictureType.I if due else PictureType.NONE
+        self._times[tick] = pts
+        return self._encode(picture)
+
+    def flush(self) -> list[EncodedPicture]:
+        """The access units that were still inside; afterwards the encoder takes no more pictures."""
+        pictures = self._encode(None)
+        self._context = None
+        return pictures
+
+    def _encode(self, picture: av.VideoFrame | None) -> list[EncodedPicture]:
+        if self._context is None:
+            raise CodecError(f"the {self.codec} encoder is closed")
+        try:
+            packets = self._context.encode(picture)
+        except av.FFmpegError as error:
+            raise CodecError(f"the {self.codec} encoder failed: {error.strerror}") from error
+        return [
+            EncodedPicture(
+                payload=bytes(packet),
+                key=packet.is_keyframe,
+                pts=self._times.pop(packet.pts),
+                time_base=self.time_base,
+                codec=self.codec,
+                width=self.width,
+                height=self.height,
+            )
+            for packet in packets
+        ]
+
+    def _open(self, settings: EncoderSettings, colour: Colour, rate: Fraction) -> av.VideoCodecContext:
+        os.environ.setdefault("SVT_LOG", "1")  # errors only; its banner would fill the log
+        context = av.CodecContext.create(ENCODERS[settings.codec], "w")
+        assert isinstance(context, av.VideoCodecContext)
+        context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
+        context.time_base, context.framerate = self.time_base, rate
+        context.thread_count = settings.threads
+        context.gop_size, context.max_b_frames = NEVER, 0
+        context.colorspace, context.color_primaries, context.color_trc = COLOUR_CODES[colour.matrix]
+        context.color_range = ColorRange.JPEG if colour.full_range else ColorRange.MPEG
+        context.options = encoder_options(settings)
+        try:
+            context.open()
+        except av.FFmpegError as error:
+            raise CodecError(
+                f"{ENCODERS[settings.codec]} cannot encode {self.width}x{self.height}: {error.strerror}"
+            ) from error
+        return context
+
+
+class Clock:
+    """The encoder's own time, which only grows, and when its next key frame is due. Pure."""
+
+    def __init__(self, time_base: Fraction, rate: Fraction, key_interval: float) -> None:
+        self._step = max(1, round(1 / (rate * time_base)))
+        self._interval = round(Fraction(key_interval) / time_base)
+        self._shift = 0
+        self._last: int | None = None
+        self._key_at = 0
+
+    def tick(self, pts: int, key: bool) -> tuple[int, bool]:
+        """A picture's time on this clock, and whether it is to be a key frame."""
+        if self._last is None or pts + self._shift <= self._last:
+            self._shift = (0 if self._last is None else self._last + self._step) - pts
+            key = True
+        self._last = pts + self._shift
+        if key or self._last - self._key_at >= self._interval:
+            self._key_at, key = self._last, True
+        return self._last, key
+
+
+def encoder_options(settings: EncoderSettings) -> dict[str, str]:
+    """FFmpeg's options for an encoder that holds back no picture and caps its bit rate."""
+    cap = {"maxrate": str(settings.bit_rate), "bufsize": str(settings.bit_rate // 4)}
+    match settings.codec:
+        case "h264":
+            own = {"crf": "23", "forced-idr": "1", "sc_threshold": "0"}
+        case "hevc":
+            pools = "none" if settings.threads == 1 else settings.threads
+            params = f"keyint=-1:scenecut=0:frame-threads=1:pools={pools}:log-level=error"
+            own = {"crf": "25", "forced-idr": "1", "x265-params": params}
+        case "av1":
+            delay = "keyint=-1:scd=0:pred-struct=1:rtc=1:lookahead=0"
+            buffer = "buf-sz=250:buf-initial-sz=125:buf-optimal-sz=150"  # milliseconds at the bit rate
+            return cap | {
+                "preset": str(SVT_SPEEDS[settings.preset]),
+                "b": str(settings.bit_rate),
+                "svtav1-params": f"{delay}:{buffer}:lp={min(settings.threads, 6)}",
+            }
+    return cap | own | {"preset": settings.preset, "tune": "zerolatency"}
+
+
+def importable(plane: Plane) -> Plane:
+    """The plane itself where FFmpeg can read it in place: dense lines in memory that may be written."""
+    return plane if plane.strides[1] == 1 and plane.flags.writeable else np.array(plane)

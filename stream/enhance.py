@@ -1,0 +1,156 @@
+"""Frames of all feeds into the engine: the freshest of each feed, in batches, and never more than it can carry."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from engines.door import Engine, Slot
+from stream.frame import Frame
+
+NEUTRAL_CHROMA = 128
+
+DropReason = Literal["overload", "late", "stopped"]
+"""`overload`: newer frames came before the engine was free; `late`: past the age budget; `stopped`: at the end."""
+
+
+@dataclass
+class Lane:
+    """One feed's place in front of the engine."""
+
+    live: bool
+    """Whether a full lane drops its oldest frame; else whoever brings frames waits."""
+    age_budget_ns: int
+    on_drop: Callable[[Frame, DropReason], None]
+    waiting: deque[Frame] = field(default_factory=deque)
+    in_flight: int = 0
+    """Frames taken, whose slots are not yet given back."""
+
+
+class Gather:
+    """Where frames wait for the engine: a short lane for each feed, read by one thread.
+
+    A lane holds `LANE_LENGTH` frames and has at most `IN_FLIGHT` more in the engine and the encoder, which bounds
+    the memory of a feed. A slow feed or encoder fills only its own lane.
+    """
+
+    LANE_LENGTH = 2
+    IN_FLIGHT = 2
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, Lane] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def open_lane(self, feed: str, lane: Lane) -> None:
+        """Make a place for a feed."""
+        with self._changed:
+            self._lanes[feed] = lane
+
+    def put(self, feed: str, frame: Frame) -> None:
+        """Add a frame. Live: never blocks, a full lane drops its oldest frame. Else: waits for room."""
+        with self._changed:
+            lane = self._lanes[feed]
+            if not lane.live:
+                self._changed.wait_for(lambda: len(lane.waiting) < self.LANE_LENGTH or self._closed)
+            if self._closed:
+                lane.on_drop(frame, "stopped")
+                return
+            if len(lane.waiting) >= self.LANE_LENGTH:
+                lane.on_drop(lane.waiting.popleft(), "overload")
+            lane.waiting.append(frame)
+            self._changed.notify_all()
+
+    def take(self, limit: int, now_ns: Callable[[], int]) -> list[tuple[str, Frame]]:
+        """Up to `limit` frames of one size, one of each feed; waits for the first, for no other.
+
+        Frames of live feeds past their age budget are dropped. Returns [] once closed and empty.
+        """
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: bool(self._ready()) or self._finished())
+                now = now_ns()
+                for lane in self._ready():
+                    self._drop_late(lane, now)
+                batch: list[tuple[str, Frame]] = []
+                for feed, lane in list(self._lanes.items()):
+                    if lane not in self._ready() or len(batch) == limit:
+                        continue
+                    if batch and size(lane.waiting[0]) != size(batch[0][1]):
+                        continue
+                    batch.append((feed, lane.waiting.popleft()))
+                    lane.in_flight += 1
+                    self._lanes[feed] = self._lanes.pop(feed)  # whoever was served goes to the end of the line
+                if batch or self._finished():
+                    self._changed.notify_all()
+                    return batch
+
+    def done(self, feed: str) -> None:
+        """A frame that was taken has left the encoder."""
+        with self._changed:
+            self._lanes[feed].in_flight -= 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """No more frames; those that wait can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """Close, and drop what waits: nobody will take it."""
+        with self._changed:
+            self._closed = True
+            for lane in self._lanes.values():
+                while lane.waiting:
+                    lane.on_drop(lane.waiting.popleft(), "stopped")
+            self._changed.notify_all()
+
+    def waiting(self, feed: str) -> int:
+        """Frames in a feed's lane."""
+        with self._changed:
+            return len(self._lanes[feed].waiting)
+
+    def _finished(self) -> bool:
+        return self._closed and not any(lane.waiting for lane in self._lanes.values())
+
+    def _ready(self) -> list[Lane]:
+        return [lane for lane in self._lanes.values() if lane.waiting and lane.in_flight < self.IN_FLIGHT]
+
+    @staticmethod
+    def _drop_late(lane: Lane, now_ns: int) -> None:
+        while lane.live and lane.waiting and now_ns - lane.waiting[0].received_ns > lane.age_budget_ns:
+            lane.on_drop(lane.waiting.popleft(), "late")
+
+
+def size(frame: Frame) -> tuple[int, int]:
+    """Width and height, which all frames of a batch share."""
+    return frame.width, frame.height
+
+
+def enhance(engine: Engine, frames: list[Frame]) -> list[Slot]:
+    """Start one batch: a submitted slot for each frame, to be waited for, read and released by the caller."""
+    slots = [engine.acquire(frame.width, frame.height) for frame in frames]
+    try:
+        for slot, frame in zip(slots, frames, strict=True):
+            fill(slot, frame)
+        engine.submit(slots)
+    except BaseException:
+        for slot in slots:
+            slot.release()
+        raise
+    return slots
+
+
+def fill(slot: Slot, frame: Frame) -> None:
+    """Write a frame's planes into a slot: the only copy of a picture between decoder and engine."""
+    y, *chroma = frame.planes()
+    slot.y[:] = y
+    if chroma:
+        slot.uv[0], slot.uv[1] = chroma
+    else:
+        slot.uv[:] = NEUTRAL_CHROMA
+    slot.colour = frame.colour

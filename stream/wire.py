@@ -1,0 +1,206 @@
+"""Wire version 1 as values and bytes, both ways. No socket, clock or thread lives here; docs/wire.md is its text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from stream.errors import WireError
+
+VERSION = 1
+"""Major version: a message of another one is refused."""
+
+Kind = Literal["video", "source", "data", "status"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PICTURE_KINDS: tuple[Kind, ...] = ("video", "source")
+"""Their payloads refer to each other, from key frame to key frame."""
+
+FEED_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+TOPIC = re.compile(rf"({FEED_NAME.pattern})/({'|'.join(KINDS)})/")
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known of a payload by whoever publishes it; keys at their default do not travel."""
+
+    key: bool = False
+    """Decoding can begin with this picture."""
+    codec: str | None = None
+    """`h264`, `hevc` or `av1` for enhanced pictures; FFmpeg's name of the codec for all else."""
+    width: int | None = None
+    height: int | None = None
+    """Of the picture, in pixels."""
+    pts: int | None = None
+    """When to show it, in units of `time_base`."""
+    dts: int | None = None
+    """When to decode it, in units of `time_base`, where that differs from `pts`."""
+    time_base: Fraction | None = None
+    """Seconds; two integers on the wire."""
+    capture_ns: int | None = None
+    """UTC, nanoseconds since 1970: when the camera took the picture, as far as `capture_clock` knows."""
+    capture_clock: str | None = None
+    """`rtcp`, `klv`, `recording` or `arrival`."""
+    received_ns: int | None = None
+    """UTC, nanoseconds since 1970: when the relay read the packet."""
+    state: str | None = None
+    """`clean`, `concealed`, `tainted` or `stale`; anything else is not clean either."""
+    mode: str | None = None
+    """`enhanced` or `upscaled`."""
+    model: str | None = None
+    """Id of the weights."""
+    source_sha256: bytes | None = None
+    """32 bytes: of the access unit that this picture came from."""
+
+
+class Stamped(Header, frozen=True, kw_only=True, omit_defaults=True):
+    """A header as it travels: what is known of the payload, and what the publisher adds."""
+
+    v: int
+    relay: str
+    """Id of the relay's run: another one means a new start."""
+    feed: str
+    seq: int
+    """Number of the message on its topic, from 0, without holes unless messages were lost."""
+    published_ns: int
+    """UTC, nanoseconds since 1970."""
+    gop: int | None = None
+    """Number of the group of pictures, from 1; 0 before the first key frame."""
+    au: int | None = None
+    """Number of the access unit in its group, 0 for the key frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message, decoded."""
+
+    kind: Kind
+    header: Stamped
+    payload: bytes
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a feed is doing: the payload of kind `status`. Counts are since the relay began;
+    `received` is `published`, all of `dropped`, all of `lost` and `under_way` together.
+    """
+
+    state: str
+    """`connecting`, `live`, `ended` or `failed`."""
+    received: int
+    """Access units that came from the source."""
+    published: int
+    """Enhanced pictures."""
+    under_way: int
+    """Access units between source and wire at this moment."""
+    dropped: dict[str, int]
+    """Pictures thrown away on purpose, by reason."""
+    lost: dict[str, int]
+    """Access units that gave no picture, by reason."""
+    reason: str | None = None
+    """Why the feed is `connecting` again or has `failed`, for people; holds no password."""
+
+
+class Numbering:
+    """Numbers the messages of one topic."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._pictures = kind in PICTURE_KINDS
+        self._seq, self._gop, self._au = -1, 0, -1
+
+    def stamp(self, header: Header, relay: str, feed: str, published_ns: int) -> Stamped:
+        """The header of the topic's next message."""
+        self._seq += 1
+        if self._pictures:
+            self._gop, self._au = (self._gop + 1, 0) if header.key else (self._gop, self._au + 1)
+        return Stamped(
+            **msgspec.structs.asdict(header),
+            v=VERSION,
+            relay=relay,
+            feed=feed,
+            seq=self._seq,
+            published_ns=published_ns,
+            gop=self._gop if self._pictures else None,
+            au=self._au if self._pictures else None,
+        )
+
+
+def topic(feed: str, kind: Kind) -> bytes:
+    """The first part of a message, and the prefix to subscribe to. Raises `WireError` for names that cannot travel."""
+    if not TOPIC.fullmatch(name := f"{feed}/{kind}/"):
+        raise WireError(
+            f"the topic {name!r}; a feed's name is 1 to 64 of a-z, 0-9, _ and -, "
+            f"beginning with a letter or digit, and a kind is one of {', '.join(KINDS)}"
+        )
+    return name.encode()
+
+
+def split_topic(part: bytes) -> tuple[str, Kind]:
+    """Feed and kind of a topic. Raises `WireError`."""
+    match = TOPIC.fullmatch(part.decode(errors="replace"))
+    if match is None:
+        raise WireError(f"the topic {part[:100]!r} is not FEED/KIND/ of wire version {VERSION}")
+    return match[1], match[2]  # type: ignore[return-value]  # the pattern allows kinds only
+
+
+def encode_message(topic: bytes, header: Stamped, payload: bytes) -> list[bytes]:
+    """The three parts of a message."""
+    return [topic, _header_encoder.encode(header), payload]
+
+
+def decode_message(parts: Sequence[bytes]) -> Message:
+    """A message from its parts; keys and parts that version 1 does not know are ignored.
+
+    Raises `WireError` for another major version and for what is no message.
+    """
+    if len(parts) < 3:
+        raise WireError(f"a message of {len(parts)} parts; wire version {VERSION} has topic, header and payload")
+    feed, kind = split_topic(parts[0])
+    try:
+        version = _version_decoder.decode(parts[1]).v
+        if version != VERSION:
+            raise WireError(f"feed {feed} speaks wire version {version}; this program speaks version {VERSION}")
+        header = _header_decoder.decode(parts[1])
+    except msgspec.MsgspecError as error:
+        raise WireError(f"a message of {feed}/{kind}/ has a header that cannot be read: {error}") from error
+    if header.feed != feed:
+        raise WireError(f"a message on the topic of feed {feed} whose header says feed {header.feed[:100]!r}")
+    return Message(kind, header, parts[2])
+
+
+def encode_status(status: Status) -> bytes:
+    """The payload of a message of kind `status`."""
+    return msgspec.msgpack.encode(status)
+
+
+def decode_status(payload: bytes) -> Status:
+    """What a message of kind `status` says. Raises `WireError`."""
+    try:
+        return _status_decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"a status that cannot be read: {error}") from error
+
+
+class _Version(msgspec.Struct):
+    v: int
+
+
+def _fraction_out(value: Any) -> tuple[int, int]:
+    if isinstance(value, Fraction):
+        return value.as_integer_ratio()
+    raise TypeError(f"{type(value).__name__} cannot travel in a header")
+
+
+def _fraction_in(_: type, value: Any) -> Fraction:
+    match value:
+        case [int(numerator), int(denominator)] if numerator > 0 and denominator > 0:
+            return Fraction(numerator, denominator)
+    raise ValueError(f"a time base is two positive integers, not {value!r}")
+
+
+_header_encoder = msgspec.msgpack.Encoder(enc_hook=_fraction_out)
+_header_decoder = msgspec.msgpack.Decoder(Stamped, dec_hook=_fraction_in)
+_version_decoder = msgspec.msgpack.Decoder(_Version)
+_status_decoder = msgspec.msgpack.Decoder(Status)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import threading
+from fractions import Fraction
+
+import av
+
+from engines.colour import Colour
+from stream.enhance import Gather, Lane
+from stream.frame import Frame
+
+SECOND = 1_000_000_000
+
+
+def frame(pts: int, *, width: int = 32, received_ns: int = 0) -> Frame:
+    return Frame(
+        picture=av.VideoFrame(width, 32, "yuv420p"),
+        colour=Colour(),
+        pts=pts,
+        time_base=Fraction(1, 25),
+        received_ns=received_ns,
+        capture_ns=received_ns,
+        capture_clock="arrival",
+        state="clean",
+        source_sha256=bytes(32),
+    )
+
+
+class Drops(list[tuple[int, str]]):
+    """What a lane dropped: (pts, reason)."""
+
+    def lane(self, *, live: bool = True, age_budget_ns: int = SECOND) -> Lane:
+        return Lane(live, age_budget_ns, lambda frame, reason: self.append((frame.pts, reason)))
+
+
+def gather_of(**lanes: Lane) -> Gather:
+    gather = Gather()
+    for name, lane in lanes.items():
+        gather.open_lane(name, lane)
+    return gather
+
+
+def taken(gather: Gather, limit: int = 8, now_ns: int = 0) -> list[tuple[str, int]]:
+    return [(name, frame.pts) for name, frame in gather.take(limit, lambda: now_ns)]
+
+
+def test_a_live_lane_drops_its_oldest_frames() -> None:
+    drops = Drops()
+    gather = gather_of(cam=drops.lane())
+    for pts in range(5):
+        gather.put("cam", frame(pts))
+    assert drops == [(0, "overload"), (1, "overload"), (2, "overload")]
+    assert taken(gather) == [("cam", 3)]
+
+
+def test_a_batch_has_one_frame_of_each_feed_and_waits_for_none() -> None:
+    gather = gather_of(a=Drops().lane(), b=Drops().lane(), silent=Drops().lane())
+    for pts in range(2):
+        gather.put("a", frame(pts))
+        gather.put("b", frame(10 + pts))
+    assert taken(gather) == [("a", 0), ("b", 10)]
+    assert taken(gather) == [("a", 1), ("b", 11)]
+
+
+def test_a_batch_has_one_size_and_the_others_come_next() -> None:
+    gather = gather_of(a=Drops().lane(), wide=Drops().lane(), c=Drops().lane())
+    gather.put("a", frame(1))
+    gather.put("wide", frame(2, width=64))
+    gather.put("c", frame(3))
+    assert taken(gather) == [("a", 1), ("c", 3)]
+    assert taken(gather) == [("wide", 2)]
+
+
+def test_with_small_batches_every_feed_gets_its_turn() -> None:
+    gather = gather_of(**{name: Drops().lane() for name in "abc"})
+    served = []
+    for pts in range(6):
+        for name in "abc":
+            gather.put(name, frame(pts))
+        ((name, _),) = taken(gather, limit=1)
+        gather.done(name)
+        served.append(name)
+    assert served == ["a", "b", "c"] * 2
+
+
+def test_frames_past_their_age_budget_are_dropped_before_the_network() -> None:
+    drops = Drops()
+    gather = gather_of(cam=drops.lane(age_budget_ns=SECOND))
+    gather.put("cam", frame(1, received_ns=0))
+    gather.put("cam", frame(2, received_ns=SECOND))
+    assert taken(gather, now_ns=SECOND + 1) == [("cam", 2)]
+    assert drops == [(1, "late")]
+
+
+def test_a_feed_has_no_more_in_the_engine_than_its_share() -> None:
+    gather = gather_of(cam=Drops().lane(), other=Drops().lane())
+    for pts in range(Gather.IN_FLIGHT):
+        gather.put("cam", frame(pts))
+        assert taken(gather) == [("cam", pts)]
+    gather.put("cam", frame(8))
+    gather.put("other", frame(9))
+    assert taken(gather) == [("other", 9)]
+    gather.done("cam")
+    assert taken(gather) == [("cam", 8)]
+
+
+def test_replay_drops_nothing_and_waits_for_room() -> None:
+    drops = Drops()
+    gather = gather_of(tape=drops.lane(live=False))
+    feeder = threading.Thread(target=lambda: [gather.put("tape", frame(pts)) for pts in range(20)])
+    feeder.start()
+    came = []
+    while len(came) < 20:
+        ((name, pts),) = taken(gather, now_ns=100 * SECOND)
+        came.append(pts)
+        gather.done(name)
+    feeder.join(timeout=5)
+    assert came == list(range(20))
+    assert drops == []
+
+
+def test_after_close_what_waits_is_still_taken_and_then_it_ends() -> None:
+    drops = Drops()
+    gather = gather_of(cam=drops.lane())
+    gather.put("cam", frame(1))
+    gather.close()
+    gather.put("cam", frame(2))
+    assert taken(gather) == [("cam", 1)]
+    assert taken(gather) == []
+    assert drops == [(2, "stopped")]
+
+
+def test_abandoning_frees_whoever_waits_for_room_and_counts_every_frame() -> None:
+    drops = Drops()
+    gather = gather_of(tape=drops.lane(live=False))
+    feeder = threading.Thread(target=lambda: [gather.put("tape", frame(pts)) for pts in range(4)])
+    feeder.start()
+    while gather.waiting("tape") < Gather.LANE_LENGTH:
+        pass
+    gather.abandon()
+    feeder.join(timeout=5)
+    assert not feeder.is_alive()
+    assert [pts for pts, _ in drops] == [0, 1, 2, 3]

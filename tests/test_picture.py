@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from engines.colour import Colour
+from engines.network.config import NEID, NEID_LIVE, NetworkConfig
+from engines.network.neid import Neid, initialise
+from engines.picture import PictureGraph
+
+COLOURS = [Colour("bt601"), Colour("bt601", full_range=True), Colour("bt709"), Colour("bt601", grey=True)]
+
+
+def network_of(config: NetworkConfig) -> Neid:
+    network = Neid(config)
+    initialise(network, torch.Generator().manual_seed(1))
+    return network.eval()
+
+
+def plainly(network: Neid, y: torch.Tensor, uv: torch.Tensor, colour: Colour) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the graph should compute, written for full-size RGB planes without any folding."""
+    height, width = y.shape[-2:]
+    decode, encode = torch.from_numpy(colour.coefficients().astype(np.float64))
+    yuv = torch.cat((y, functional.interpolate(uv.double(), scale_factor=2)[..., :height, :width]), dim=1).double()
+    bottom, right = -height % network.config.multiple, -width % network.config.multiple
+    yuv = functional.pad(yuv, (0, right, 0, bottom), mode="replicate")
+    rgb = torch.einsum("ck,nkhw->nchw", decode[:, :3], yuv) + decode[:, 3].view(1, 3, 1, 1)
+    bright = network.double()(rgb.clamp(0, 1)).clamp(0, 1)
+    out = torch.einsum("ck,nkhw->nchw", encode[:, :3], bright) + encode[:, 3].view(1, 3, 1, 1)
+    chroma = functional.avg_pool2d(out[:, 1:], 2)
+    return out[:, :1, : 2 * height, : 2 * width], chroma[..., :height, :width]
+
+
+@pytest.mark.parametrize("colour", COLOURS, ids=str)
+@pytest.mark.parametrize("config", [NEID_LIVE, NEID], ids=lambda config: config.name)
+@pytest.mark.parametrize("size", [(32, 48), (38, 50)], ids=str)
+def test_the_graph_equals_the_plain_computation_on_rgb(
+    config: NetworkConfig, colour: Colour, size: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    height, width = size
+    y = torch.randint(0, 256, (2, 1, height, width), dtype=torch.uint8, generator=generator)
+    uv = torch.randint(0, 256, (2, 2, height // 2, width // 2), dtype=torch.uint8, generator=generator)
+    coefficients = torch.from_numpy(colour.coefficients())[None].expand(2, -1, -1, -1)
+    with torch.no_grad():
+        y_out, uv_out = PictureGraph(network_of(config))(y, uv, coefficients)
+        y_plain, uv_plain = plainly(network_of(config), y, uv, colour)
+    assert y_out.dtype == uv_out.dtype == torch.uint8
+    assert y_out.shape == (2, 1, 2 * height, 2 * width)
+    assert uv_out.shape == (2, 2, height, width)
+    assert (y_out.double() - y_plain.clamp(0, 255)).abs().max() <= 0.51
+    assert (uv_out.double() - uv_plain.clamp(0, 255)).abs().max() <= 0.51
+
+
+def test_a_grey_picture_stays_grey_whatever_its_chroma_planes_hold() -> None:
+    y = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
+    uv = torch.randint(0, 256, (1, 2, 16, 16), dtype=torch.uint8)
+    coefficients = torch.from_numpy(Colour(grey=True).coefficients())[None]
+    with torch.no_grad():
+        _, uv_out = PictureGraph(network_of(NEID_LIVE))(y, uv, coefficients)
+    assert (uv_out == 128).all()

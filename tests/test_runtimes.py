@@ -1,0 +1,185 @@
+"""One contract for every runtime that works on this machine; torch in fp32 is the reference."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.cards import Weights
+from engines.colour import Colour, to_planes, to_rgb
+from engines.door import Engine
+from engines.errors import EngineError, EngineMismatch, EngineMissing
+from engines.runtime import EngineOptions, open_engine
+from engines.scores import psnr
+from tests.identity import identity_network, store
+from tests.test_colour import colour_bars
+
+RUNTIMES = ["torch-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8"]
+BOUNDS_DB = {"fp32": 60, "bf16": 42, "int8": 28}
+"""PSNR of every plane against the reference, at least, by precision."""
+
+
+def opened(name: str, cache: Path, weights: str = "field", slots: int = 8) -> Engine:
+    runtime, precision = name.split("-")
+    try:
+        return open_engine(runtime, weights, EngineOptions(precision=precision, cache=cache, slots=slots))
+    except EngineMismatch as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def engine(request: pytest.FixtureRequest, cache: Path) -> Iterator[Engine]:
+    with opened(request.param, cache) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def reference(cache: Path) -> Iterator[Engine]:
+    with opened("torch-fp32", cache) as engine:
+        yield engine
+
+
+def dusk(width: int, height: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """A dark sky over darker ground with a lit window, in code values of limited range, with sensor noise."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width]
+    y = 60.0 - 30 * rows / height + 6 * np.sin(columns / 9)
+    y[rows > 0.6 * height] -= 10
+    y[height // 2 : height // 2 + 8, width // 3 : width // 3 + 6] = 120
+    y += random.normal(0, 1.5, y.shape)
+    uv = 128 + random.normal(0, 2, (2, (height + 1) // 2, (width + 1) // 2))
+    return y.astype(np.uint8), uv.astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (50, 38), (51, 37)], ids=str)
+def test_a_picture_is_doubled_and_equals_the_reference(
+    engine: Engine, reference: Engine, size: tuple[int, int]
+) -> None:
+    width, height = size
+    y, uv = engine.enhance(*dusk(width, height), Colour("bt709"))
+    assert y.dtype == uv.dtype == np.uint8
+    assert y.shape == (2 * height, 2 * width)
+    assert uv.shape == (2, height, width)
+    expected = reference.enhance(*dusk(width, height), Colour("bt709"))
+    assert psnr(y, expected[0]) >= BOUNDS_DB[engine.info.precision]
+    assert psnr(uv, expected[1]) >= BOUNDS_DB[engine.info.precision]
+
+
+def test_a_batch_equals_its_single_pictures(engine: Engine) -> None:
+    colours = [Colour("bt601"), Colour("bt709"), Colour("bt601", full_range=True), Colour(grey=True)]
+    slots = [engine.acquire(48, 32) for _ in colours]
+    for seed, (slot, colour) in enumerate(zip(slots, colours, strict=True)):
+        (slot.y[:], slot.uv[:]), slot.colour = dusk(48, 32, seed), colour
+    engine.submit(slots)
+    for seed, (slot, colour) in enumerate(zip(slots, colours, strict=True)):
+        slot.wait()
+        y, uv = slot.y_out.copy(), slot.uv_out.copy()
+        alone = engine.enhance(*dusk(48, 32, seed), colour)
+        assert np.abs(y.astype(int) - alone[0]).max() <= 1
+        assert np.abs(uv.astype(int) - alone[1]).max() <= 1
+    for slot in slots:
+        slot.release()
+
+
+def test_a_black_picture_has_no_undefined_pixels(engine: Engine) -> None:
+    y, uv = engine.enhance(np.zeros((32, 32), np.uint8), np.zeros((2, 16, 16), np.uint8), Colour(grey=True))
+    assert (uv == 128).all()
+    assert 16 <= y.mean() <= 235
+
+
+def test_a_ring_without_free_slots_waits_and_goes_on_when_one_comes_back(cache: Path) -> None:
+    with opened("openvino-fp32", cache, slots=1) as engine:
+        slot = engine.acquire(32, 32)
+        with pytest.raises(TimeoutError, match=r"32x32 within 0\.01 s"):
+            engine.acquire(32, 32, timeout=0.01)
+        threading.Timer(0.05, slot.release).start()
+        assert engine.acquire(32, 32, timeout=10) is slot
+
+
+def test_use_after_exit_is_an_error(cache: Path) -> None:
+    for name in ("torch-fp32", "openvino-fp32"):
+        with opened(name, cache) as engine:
+            slot = engine.acquire(32, 32)
+        with pytest.raises(EngineError, match="closed"):
+            engine.acquire(32, 32)
+        with pytest.raises(EngineError, match="closed"):
+            engine.submit([slot])
+        with pytest.raises(EngineError, match="closed"):
+            slot.wait()
+        slot.release()
+
+
+def test_sizes_and_batches_that_do_not_fit_are_refused_by_name(engine: Engine) -> None:
+    with pytest.raises(EngineMismatch, match="8x8; this engine takes 16x16 to 4096x4096"):
+        engine.acquire(8, 8)
+    one, other = engine.acquire(32, 32), engine.acquire(48, 32)
+    with pytest.raises(EngineMismatch, match="pictures of one size"):
+        engine.submit([one, other])
+    one.release()
+    other.release()
+
+
+def test_500_pictures_do_not_grow_the_memory(engine: Engine) -> None:
+    def run(pictures: int) -> int:
+        for _ in range(pictures):
+            engine.enhance(*dusk(32, 32), Colour())
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    before = run(50)
+    assert run(500) - before < 8_000  # kB; one leaked picture a call would be more
+
+
+@pytest.mark.parametrize("name", ["torch-fp32", "openvino-fp32", "openvino-bf16"])
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+def test_colour_bars_keep_their_colours(
+    name: str, matrix: str, full_range: bool, identity: Weights, cache: Path
+) -> None:
+    colour = Colour(matrix, full_range)  # type: ignore[arg-type]
+    y, uv = to_planes(colour_bars(), colour)
+    with opened(name, cache, str(identity.folder)) as engine:
+        doubled = to_rgb(*engine.enhance(y, uv, colour), colour)
+    expected = to_rgb(y, uv, colour)[4::8, 8::16]
+    assert np.abs(doubled[8::16, 16::32].astype(int) - expected).max() <= (2 if name.endswith("fp32") else 6)
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return store(identity_network(), tmp_path_factory.mktemp("weights") / "identity", "identity")
+
+
+def test_weights_are_known_by_the_digest_of_their_numbers(engine: Engine) -> None:
+    assert len(engine.info.weights_id) == 64
+    assert engine.info.weights == "field"
+
+
+def test_a_changed_byte_is_refused(identity: Weights, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in identity.folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    numbers = bytearray((copy / "fp32.onnx").read_bytes())
+    numbers[-1] ^= 1
+    (copy / "fp32.onnx").write_bytes(numbers)
+    engine = open_engine("openvino", str(copy), EngineOptions(precision="fp32", cache=tmp_path / "cache"))
+    with pytest.raises(EngineMismatch, match="was changed: its SHA-256 is"), engine:
+        pass
+
+
+def test_what_is_not_there_is_named_with_what_is() -> None:
+    with pytest.raises(EngineMissing, match="no weights 'feild': give one of field"):
+        open_engine("openvino", "feild")
+    with pytest.raises(EngineMismatch, match="no runtime 'tensort': it must be one of auto, openvino, torch"):
+        open_engine("tensort")
+    with pytest.raises(EngineMismatch, match="'fp17': OpenVINO takes one of auto, fp32, bf16, int8"):
+        open_engine("openvino", "field", EngineOptions(precision="fp17"))
