@@ -24,7 +24,7 @@ class Lane:
     live: bool
     """Whether a full lane drops its oldest frame; else whoever brings frames waits."""
     age_budget_ns: int
-    on_drop: Callable[[Frame, DropReason], None]
+    on_drop: Callable[[DropReason], None]
     waiting: deque[Frame] = field(default_factory=deque)
     in_flight: int = 0
     """Frames taken, whose slots are not yet given back."""
@@ -57,10 +57,11 @@ class Gather:
             if not lane.live:
                 self._changed.wait_for(lambda: len(lane.waiting) < self.LANE_LENGTH or self._closed)
             if self._closed:
-                lane.on_drop(frame, "stopped")
+                lane.on_drop("stopped")
                 return
             if len(lane.waiting) >= self.LANE_LENGTH:
-                lane.on_drop(lane.waiting.popleft(), "overload")
+                lane.waiting.popleft()
+                lane.on_drop("overload")
             lane.waiting.append(frame)
             self._changed.notify_all()
 
@@ -106,7 +107,8 @@ class Gather:
             self._closed = True
             for lane in self._lanes.values():
                 while lane.waiting:
-                    lane.on_drop(lane.waiting.popleft(), "stopped")
+                    lane.waiting.popleft()
+                    lane.on_drop("stopped")
             self._changed.notify_all()
 
     def waiting(self, feed: str) -> int:
@@ -123,7 +125,8 @@ class Gather:
     @staticmethod
     def _drop_late(lane: Lane, now_ns: int) -> None:
         while lane.live and lane.waiting and now_ns - lane.waiting[0].received_ns > lane.age_budget_ns:
-            lane.on_drop(lane.waiting.popleft(), "late")
+            lane.waiting.popleft()
+            lane.on_drop("late")
 
 
 def size(frame: Frame) -> tuple[int, int]:

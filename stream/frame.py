@@ -8,6 +8,8 @@ from typing import Literal
 
 import av
 import numpy as np
+from av.packet import Packet
+from av.stream import Stream
 from numpy.typing import NDArray
 
 from engines.colour import Colour
@@ -21,7 +23,7 @@ State = Literal["clean", "concealed", "tainted", "stale"]
 class SourcePacket:
     """One packet as it came from the source, untouched."""
 
-    packet: av.Packet
+    packet: Packet[Stream]
     """The access unit, or the data packet, with its times in `packet.time_base`."""
     kind: Literal["video", "data"]
     received_ns: int
@@ -68,5 +70,5 @@ class Frame:
 
 def plane_view(plane: av.video.plane.VideoPlane) -> Plane:
     """(H, W) uint8 view of a plane's pixels, without the padding at the end of each line."""
-    lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    lines: Plane = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
     return lines[: plane.height, : plane.width]

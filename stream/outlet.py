@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 from fractions import Fraction
 
 from engines.colour import Colour
@@ -39,7 +40,8 @@ class Outlet:
         viewer has joined. Raises `CodecError`; the picture is then lost.
         """
         height, width = slot.y_out.shape
-        wanted = (width, height, frame.colour, frame.time_base)
+        colour = replace(frame.colour, grey=False)  # a stream says matrix and range only
+        wanted = (width, height, colour, frame.time_base)
         if self._encoder is None or self._opened_for != wanted:
             self.finish()
             self._encoder = Encoder(self._settings, *wanted, rate)

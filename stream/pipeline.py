@@ -38,7 +38,6 @@ RETRY_SECONDS = 1.0
 """Pause before a lost source is opened again."""
 
 P = ParamSpec("P")
-P = ParamSpec("P")
 FeedState = Literal["connecting", "live", "ended", "failed"]
 
 
@@ -113,7 +112,7 @@ class Relay:
                 Lane(
                     live=feed.settings.mode == "live",
                     age_budget_ns=int(feed.settings.age_budget * 1e9),
-                    on_drop=lambda _, reason, meter=feed.meter: meter.drop(reason),
+                    on_drop=feed.meter.drop,
                 ),
             )
         for thread in (*self._ways_out, self._shared, *self._ways_in, self._conductor):
@@ -219,7 +218,7 @@ def publish_untouched(feed: Feed, segment: Segment, packet: SourcePacket, publis
     raw = packet.packet
     header = Header(
         key=video and raw.is_keyframe,
-        codec=raw.stream.codec_context.name if video else raw.stream.codec_name,
+        codec=segment.info.codec if video else raw.stream.name or "unknown",
         width=segment.video.width if video else None,
         height=segment.video.height if video else None,
         pts=raw.pts,

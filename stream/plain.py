@@ -1,0 +1,132 @@
+"""Plain pictures: whatever a decoder gives, made progressive, planar, 8-bit 4:2:0 or grey."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+from av.filter import Graph
+from av.video.format import VideoFormat
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+
+from engines.colour import Colour, Matrix
+from stream.frame import plane_view
+
+PLAIN = ("yuv420p", "yuvj420p", "gray")
+HD_HEIGHT = 720
+"""From here on, pictures that do not say their matrix are taken as BT.709."""
+
+BT601_CODES = (4, 5, 6)
+"""Matrix coefficients of ITU-T H.273: FCC, BT.601 with 625 lines, with 525 lines."""
+BT709_CODES = (1, 7, 9, 10)
+"""BT.709, SMPTE 240M, BT.2020 twice: the last three are near enough to the first."""
+
+NEUTRAL = 128
+"""Code value of chroma that is no colour; codecs round to its neighbours."""
+
+CLOCK = Fraction(1, 90_000)
+"""Of the deinterlacer; pictures carry their own times beside it."""
+
+
+class PlainPictures:
+    """Makes pictures plain. Those that are plain already pass untouched, their planes are never copied."""
+
+    def __init__(self) -> None:
+        self.interlaced = False
+        """Whether an interlaced picture has come; from then on pictures come out one later than they went in."""
+        self._deinterlacer: Graph | None = None
+        self._shape: tuple[int, int, str] | None = None
+        self._reformatter = VideoReformatter()
+
+    def add(self, picture: VideoFrame) -> list[VideoFrame]:
+        """The plain pictures that are ready, in order; raises `av.FFmpegError`."""
+        self.interlaced = self.interlaced or picture.interlaced_frame
+        if not self.interlaced:
+            return [self._plain(picture)]
+        ready = []
+        shape = (picture.width, picture.height, picture.format.name)
+        if self._deinterlacer is None or shape != self._shape:
+            ready = self.flush()
+            self._deinterlacer, self._shape = deinterlacer(picture), shape
+        self._deinterlacer.vpush(picture)
+        return ready + self._deinterlaced()
+
+    def flush(self) -> list[VideoFrame]:
+        """The plain pictures that were still held back."""
+        if self._deinterlacer is None:
+            return []
+        self._deinterlacer.vpush(None)
+        ready = self._deinterlaced()
+        self._deinterlacer = None
+        return ready
+
+    def _deinterlaced(self) -> list[VideoFrame]:
+        ready: list[VideoFrame] = []
+        while self._deinterlacer:
+            try:
+                ready.append(self._plain(self._deinterlacer.vpull()))
+            except (av.BlockingIOError, av.EOFError):
+                break
+        return ready
+
+    def _plain(self, picture: VideoFrame) -> VideoFrame:
+        if picture.format.name in PLAIN:
+            return picture
+        colour = colour_of(picture)
+        code_range = ColorRange.JPEG if colour.full_range else ColorRange.MPEG
+        rgb = picture.format.is_rgb
+        matrix = Colorspace.ITU709 if colour.matrix == "bt709" else Colorspace.ITU601
+        return self._reformatter.reformat(
+            picture,
+            format="gray" if is_grey(picture.format) else "yuv420p",
+            dst_colorspace=matrix if rgb else None,  # else the matrix stays as it is
+            src_color_range=None if rgb else code_range,
+            dst_color_range=code_range,
+            threads=1,
+        )
+
+
+def deinterlacer(picture: VideoFrame) -> Graph:
+    """A filter for pictures like this one: one progressive picture for each interlaced one, others untouched."""
+    graph = Graph()
+    graph.threads = 1
+    graph.link_nodes(
+        graph.add(
+            "buffer",
+            video_size=f"{picture.width}x{picture.height}",
+            pix_fmt=picture.format.name,
+            time_base=str(CLOCK),
+            colorspace=str(int(picture.colorspace)),
+            range=str(int(picture.color_range)),
+        ),
+        graph.add("bwdif", "mode=send_frame:deint=interlaced"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph
+
+
+def colour_of(picture: VideoFrame) -> Colour:
+    """What a picture's code values mean; of what it does not say, the usual: limited range, matrix by height.
+
+    An RGB picture gets the meaning that it will have when it is plain.
+    """
+    grey, rgb = is_grey(picture.format), picture.format.is_rgb
+    matrix: Matrix = "bt601" if picture.height < HD_HEIGHT else "bt709"
+    if picture.colorspace in BT601_CODES:
+        matrix = "bt601"
+    elif picture.colorspace in BT709_CODES:
+        matrix = "bt709"
+    full_range = picture.color_range == ColorRange.JPEG or picture.format.name.startswith("yuvj")
+    return Colour(matrix, full_range and not rgb, grey)
+
+
+def is_neutral(picture: VideoFrame) -> bool:
+    """Whether a plain picture has no colour anywhere."""
+    chroma = [plane_view(plane) for plane in picture.planes[1:]]
+    return all(plane.min() >= NEUTRAL - 1 and plane.max() <= NEUTRAL + 1 for plane in chroma)
+
+
+def is_grey(kind: VideoFormat) -> bool:
+    """Whether pictures of this format have luma alone, whatever its depth."""
+    return len(kind.components) == 1 and not kind.is_rgb and not kind.has_palette

@@ -1,0 +1,163 @@
+"""One continuous stretch of a source: an opened container with one video stream, given out as packets."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import av
+from av.bitstream import BitStreamFilterContext
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Stream
+from av.video.stream import VideoStream
+
+from stream.errors import SourceUnsupported
+from stream.frame import CaptureClock, SourcePacket
+
+log = logging.getLogger(__name__)
+
+LENGTH_PREFIXED = 1
+"""First byte of parameter sets (avcC, hvcC) whose stream has lengths in place of start codes."""
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What is known of a segment before its first packet; None: it does not say."""
+
+    container: str
+    codec: str
+    width: int | None
+    """A live feed that is joined long before its next key frame has not said its size yet."""
+    height: int | None
+    pix_fmt: str | None
+    rate: Fraction | None
+    """Frames a second, on average."""
+    bit_rate: int | None
+    """Bit/s of the video; of the whole container where only that is known."""
+    data: tuple[str, ...]
+    """Codecs of the data streams, such as `klv`."""
+
+
+class Segment:
+    """Packets of an opened container, which belongs to the source. Each segment needs a decoder of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        container: InputContainer,
+        stop: threading.Event,
+        *,
+        recorded: bool,
+        clock: CaptureClock,
+        capture_ns: Callable[[Packet[Stream]], int],
+    ) -> None:
+        """`name` is for errors; `capture_ns` says when the camera took what is in a packet.
+
+        Times are UTC, in nanoseconds since 1970. Raises `SourceUnsupported` without video that can be decoded.
+        """
+        self.video = video_stream(name, container)
+        self.info = describe(container, self.video)
+        self.recorded = recorded
+        """Whether packets come as fast as they are read; else as fast as a camera sends them."""
+        self.clock = clock
+        self.failure: str | None = None
+        """Why `packets` ended too early, if it did."""
+        self._container = container
+        self._stop = stop
+        self._capture_ns = capture_ns
+        self._annex_b = annex_b_filter(self.video)
+        self._marks_early = container.format.name == "mpegts"
+        self._mark = False  # the next access unit is damaged
+
+    @property
+    def rate(self) -> Fraction | None:
+        """Frames a second, on average; None where the source does not say."""
+        return self.info.rate
+
+    def packets(self) -> Iterator[SourcePacket]:
+        """Video and data packets in the order of the source, until it ends, fails (see `failure`) or is closed.
+
+        H.264 and HEVC come as Annex B with their parameter sets, however they are stored.
+        """
+        try:
+            for packet in self._container.demux(self.video, *self._container.streams.data):
+                if self._stop.is_set():
+                    return
+                if not packet.size:  # the demuxer's sign for the end of a stream
+                    continue
+                if packet.stream is not self.video:
+                    yield self._source_packet(packet, "data")
+                elif unit := self._access_unit(packet):
+                    yield self._source_packet(unit, "video")
+        except av.FFmpegError as error:
+            self.failure = error.strerror or str(error)
+
+    def _access_unit(self, packet: Packet[Stream]) -> Packet[Stream] | None:
+        """The packet as Annex B and, if bytes are missing in it or in front of it, marked as corrupt.
+
+        None where it is not what its lengths say. FFmpeg's MPEG-TS demuxer marks one access unit too early.
+        """
+        if self._annex_b:
+            try:
+                [packet] = self._annex_b.filter(packet)
+            except av.FFmpegError as error:
+                log.warning("an access unit cannot be read: %s", error.strerror)
+                self._mark = True
+                return None
+            packet.stream = self.video
+        early = packet.is_corrupt and self._marks_early
+        packet.is_corrupt = self._mark or (packet.is_corrupt and not early)
+        self._mark = early
+        return packet
+
+    def _source_packet(self, packet: Packet[Stream], kind: Literal["video", "data"]) -> SourcePacket:
+        return SourcePacket(
+            packet=packet,
+            kind=kind,
+            received_ns=time.time_ns(),
+            capture_ns=self._capture_ns(packet),
+            capture_clock=self.clock,
+        )
+
+
+def video_stream(name: str, container: InputContainer) -> VideoStream:
+    """The best video stream; raises `SourceUnsupported` where there is none that can be decoded."""
+    stream = container.streams.best("video")
+    if stream is None and not container.streams.video:
+        held = ", ".join(f"{stream.type} {stream.name or ''}".strip() for stream in container.streams) or "nothing"
+        raise SourceUnsupported(f"{name}: no video in it; it holds {held}")
+    if not isinstance(stream, VideoStream) or stream.codec_context is None:
+        raise SourceUnsupported(f"{name}: its video has a codec that is not known here")
+    return stream
+
+
+def describe(container: InputContainer, video: VideoStream) -> SourceInfo:
+    """What an opened container says about a video stream of it."""
+    context = video.codec_context
+    return SourceInfo(
+        container=container.format.name,
+        codec=context.codec.canonical_name,
+        width=context.width or None,
+        height=context.height or None,
+        pix_fmt=context.pix_fmt,
+        rate=video.average_rate or video.guessed_rate or None,
+        bit_rate=video.bit_rate or container.bit_rate or None,
+        data=tuple(stream.name or "unknown" for stream in container.streams.data),
+    )
+
+
+def annex_b_filter(video: VideoStream) -> BitStreamFilterContext | None:
+    """What turns H.264 or HEVC with length prefixes into Annex B; None where nothing needs turning."""
+    context = video.codec_context
+    codec, parameters = context.codec.canonical_name, context.extradata or b""
+    if codec not in ("h264", "hevc") or parameters[:1] != bytes([LENGTH_PREFIXED]):
+        return None
+    unpack = BitStreamFilterContext(f"{codec}_mp4toannexb", video)
+    context.extradata = None  # the decoder finds the parameter sets in the access units from now on
+    return unpack

@@ -1,0 +1,235 @@
+"""MPEG-TS over UDP, unicast or multicast, as a source."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import threading
+import time
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qsl, urlsplit
+
+import av
+
+from stream.errors import SourceLost, SourceUnsupported
+from stream.segment import Segment
+from stream.settings import FeedSettings, redact
+
+LARGEST_DATAGRAM = 65_536
+POLL_SECONDS = 0.1
+"""The longest that a closed source still waits for a datagram."""
+ARRIVALS_KEPT = 8_192
+"""Datagrams whose time of arrival is remembered: 10 MB of MPEG-TS."""
+
+SILENT_STREAM_SECONDS = 2.5
+"""The longest that opening waits for streams that are announced but send nothing."""
+
+log = logging.getLogger(__name__)
+
+
+def open_udp(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
+    """The one segment of a feed over UDP, which ends by `stop` or by raising `SourceLost`."""
+    name = redact(feed.url)
+    with UdpReader(feed, stop) as reader:
+        try:
+            container = av.open(reader, "r", format="mpegts", options=probing(feed), metadata_errors="replace")
+        except av.FFmpegError as error:
+            if stop.is_set():
+                return
+            raise SourceLost(f"{name}: {reader.failure or error.strerror}") from None
+        with container:
+            failure = reader.failure
+            if failure is None and not stop.is_set():
+                reader.opened()
+                segment = Segment(
+                    name,
+                    container,
+                    stop,
+                    recorded=False,
+                    clock="arrival",
+                    capture_ns=lambda packet: reader.arrival(packet.pos),
+                )
+                yield segment
+                failure = reader.failure or segment.failure
+        if failure and not stop.is_set():
+            raise SourceLost(f"{name}: {failure}")
+
+
+def probing(feed: FeedSettings) -> dict[str, str]:
+    """Options that open a feed with its first key frame and the three frames that tell the rate."""
+    seconds = min(SILENT_STREAM_SECONDS, feed.open_timeout / 2)
+    return {"fpsprobesize": "3", "analyzeduration": str(int(seconds * 1_000_000))}
+
+
+@dataclass(frozen=True)
+class UdpAddress:
+    """Where to listen: an address of this machine or a multicast group."""
+
+    host: str
+    """Empty: every address of this machine."""
+    port: int
+    interface: str = ""
+    """Network interface that joins a multicast group, by address or for IPv6 by name; empty: the system's choice."""
+
+    @property
+    def multicast(self) -> bool:
+        """Whether `host` is a group."""
+        try:
+            return ip_address(self.host.partition("%")[0]).is_multicast
+        except ValueError:
+            return False
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """The address in `udp://[@][HOST]:PORT[?localaddr=INTERFACE]`; raises `SourceUnsupported`."""
+        try:
+            parts = urlsplit(url)
+            options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
+            port = parts.port
+        except ValueError:
+            port, options = None, {}
+        if not port or parts.path.strip("/") or options.keys() - {"localaddr"}:
+            raise SourceUnsupported(f"{redact(url)}; must be udp://HOST:PORT, for multicast also ?localaddr=ADDRESS")
+        return cls(parts.hostname or "", port, options.get("localaddr", ""))
+
+
+class UdpReader:
+    """A file for a demuxer to read from. A context manager; it reads in one thread, any thread may set `stop`.
+
+    Reading ends (`read` gives no bytes) when `stop` is set, when nothing comes for too long, and when the first
+    packets make no stream that can be opened; `failure` then says which.
+    """
+
+    name = "udp"
+
+    def __init__(self, feed: FeedSettings, stop: threading.Event) -> None:
+        """Listens at once; raises `SourceLost` where the address cannot be used."""
+        self.failure: str | None = None
+        """Why reading ended; None while it goes on, and where it was stopped."""
+        self._stop = stop
+        self._feed = feed
+        self._rest = b""
+        self._position = 0
+        self._arrivals: deque[tuple[int, int]] = deque(maxlen=ARRIVALS_KEPT)
+        self._opening = True
+        self._deadline = time.monotonic() + feed.open_timeout
+        address = UdpAddress.of(feed.url)
+        try:
+            self._socket = listen(address, feed.receive_buffer)
+        except OSError as error:
+            raise SourceLost(f"{redact(feed.url)}: cannot listen there: {error.strerror or error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def opened(self) -> None:
+        """The demuxer knows the streams: from now on only silence ends the reading."""
+        self._opening = False
+        self._deadline = time.monotonic() + self._feed.read_timeout
+
+    def read(self, size: int) -> bytes:
+        """1 to `size` bytes, waiting for them; none when reading has ended."""
+        if not self._rest:
+            self._rest = self._receive()
+        head, self._rest = self._rest[:size], self._rest[size:]
+        return head
+
+    def arrival(self, position: int | None) -> int:
+        """When the byte at `position` came, in UTC nanoseconds since 1970; None: now."""
+        if position is None or not self._arrivals:
+            return time.time_ns()
+        after = bisect_right(self._arrivals, position, key=lambda arrival: arrival[0])
+        return self._arrivals[max(after - 1, 0)][1]
+
+    def _receive(self) -> bytes:
+        """One datagram, or no bytes at the end."""
+        while not self._stop.is_set() and self.failure is None:
+            if time.monotonic() > self._deadline:
+                self.failure = self._complaint()
+                break
+            try:
+                datagram = self._socket.recv(LARGEST_DATAGRAM)
+            except TimeoutError:
+                continue
+            except OSError as error:
+                self.failure = error.strerror or str(error)
+                break
+            if datagram:
+                self._note_arrival(len(datagram))
+                return datagram
+        return b""
+
+    def _note_arrival(self, size: int) -> None:
+        if not self._opening:
+            self._deadline = time.monotonic() + self._feed.read_timeout
+        elif not self._arrivals:
+            self._deadline = time.monotonic() + self._feed.open_timeout
+        self._arrivals.append((self._position, time.time_ns()))
+        self._position += size
+
+    def _complaint(self) -> str:
+        if not self._opening:
+            return f"no packet for {self._feed.read_timeout:g} s"
+        if self._arrivals:
+            return f"packets come, but no MPEG-TS video among them for {self._feed.open_timeout:g} s"
+        return f"no packet within {self._feed.open_timeout:g} s"
+
+
+def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:
+    """A socket that receives what is sent to `address`; raises `OSError`."""
+    found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, local = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if address.multicast:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        widen(listener, receive_buffer)
+        listener.bind(local)
+        if address.multicast:
+            join(listener, address)
+        listener.settimeout(POLL_SECONDS)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def widen(listener: socket.socket, receive_buffer: int) -> None:
+    """Ask the kernel for room for `receive_buffer` bytes; a smaller grant is logged."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    granted = listener.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # Linux counts its own overhead too
+    if granted < receive_buffer:
+        tell_small_buffer(granted, receive_buffer)
+
+
+@cache
+def tell_small_buffer(granted: int, wanted: int) -> None:
+    """Log, once in the life of the program, that bursts may be lost."""
+    log.warning(
+        "the kernel gives UDP feeds %d bytes of receive buffer, not %d: raise net.core.rmem_max", granted, wanted
+    )
+
+
+def join(listener: socket.socket, address: UdpAddress) -> None:
+    """Make the socket a member of the multicast group that it is bound to."""
+    host, _, zone = address.host.partition("%")
+    if listener.family == socket.AF_INET:
+        interface = socket.inet_aton(address.interface) if address.interface else bytes(4)
+        listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(host) + interface)
+        return
+    group = socket.inet_pton(socket.AF_INET6, host)
+    index = socket.if_nametoindex(address.interface or zone) if address.interface or zone else 0
+    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + struct.pack("@I", index))

@@ -1,0 +1,52 @@
+"""`nightbridge bench`: how fast it is here, one figure a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tools.simulate import as_size
+
+
+def bench(
+    size: Annotated[str, typer.Option(metavar="WxH", help="Of the camera's pictures.")] = "352x288",
+    seconds: Annotated[float, typer.Option(min=2, help="Of the recording and of the live feed.")] = 20,
+    weights: Annotated[str, typer.Option(help="Shipped weights, or a folder made by `export`.")] = "field",
+    runtime: Annotated[str, typer.Option(help="auto, openvino or torch.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")] = "auto",
+    json: Annotated[Path | None, typer.Option(help="Write the figures as one JSON object.")] = None,
+) -> None:
+    """Measure engine, codecs, pipeline and a live feed on a simulated night camera, all in one run.
+
+    Keep the machine free of other work meanwhile.
+    """
+    from tempfile import TemporaryDirectory
+
+    from rich.console import Console
+
+    from engines.runtime import EngineOptions, open_engine
+    from tools.bench_engine import engine_figures
+    from tools.bench_stream import alone_figures, live_figures, make_feed, pipeline_figures, read_frames
+    from tools.report import print_values, write_json
+
+    width, height = as_size(size)
+    options = EngineOptions(precision=precision)
+    console = Console(stderr=True)
+    figures: dict[str, object] = {"size": f"{width}x{height}"}
+    with TemporaryDirectory(prefix="nightbridge-bench-") as folder:
+        feed = Path(folder) / "night.ts"
+        with console.status("filming a night"):
+            make_feed(Path(__file__).parent / "clip" / "day.mp4", feed, (width, height), round(seconds * 25))
+        with console.status("timing the engine"):
+            figures |= engine_figures(read_frames(feed)[:50], weights, runtime, options)
+        with open_engine(runtime, weights, options) as engine:
+            with console.status("timing codecs and engine alone"):
+                alone = alone_figures(feed, engine)
+            with console.status("timing the pipeline"):
+                figures |= alone | pipeline_figures(feed, engine, sum(alone.values()))
+        with console.status("watching a live feed"):
+            figures |= live_figures(feed, Path(folder), seconds - 1, weights, precision)
+    print_values(Console(), figures)
+    write_json(json, figures)

@@ -1,0 +1,99 @@
+"""What the engine costs: milliseconds for one picture through its door, beside ONNX Runtime on the same cores."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import cycle
+from statistics import median
+
+import numpy as np
+
+from engines.cards import find_weights
+from engines.door import Engine
+from engines.errors import EngineMismatch
+from engines.runtime import EngineOptions, open_engine
+from stream.enhance import fill
+from stream.frame import Frame
+
+ROUNDS, PICTURES = 5, 40
+"""A figure is the median over all pictures of all rounds; what is compared takes turns, round by round."""
+
+Picture = Callable[[], object]
+"""Enhances the next picture."""
+
+
+def engine_figures(frames: Sequence[Frame], weights: str, runtime: str, options: EngineOptions) -> dict[str, object]:
+    """`engine_ms` of the chosen precision, `engine_ms_by_precision`, `onnxruntime_ms` and `engine_speedup`."""
+    with ExitStack() as stack:
+        chosen = stack.enter_context(open_engine(runtime, weights, options))
+        runners = {chosen.info.precision: through_the_door(chosen, frames)}
+        if chosen.info.runtime == "openvino":
+            for precision in {"fp32", "bf16", "int8"} - {chosen.info.precision}:
+                try:
+                    engine = open_engine(runtime, weights, EngineOptions(precision, options.threads, options.cache))
+                except EngineMismatch:  # this processor lacks it
+                    continue
+                runners[precision] = through_the_door(stack.enter_context(engine), frames)
+        rival = onnxruntime_picture(frames, weights, options.threads)
+        times = in_turns({**runners, "onnxruntime": rival} if rival else runners)
+        onnxruntime_ms = times.pop("onnxruntime", None)
+        engine_ms = times[chosen.info.precision]
+        return {
+            "runtime": chosen.info.runtime,
+            "precision": chosen.info.precision,
+            "device": chosen.info.device,
+            "weights_id": chosen.info.weights_id,
+            "engine_ms": engine_ms,
+            "engine_ms_by_precision": times,
+            "onnxruntime_ms": onnxruntime_ms,
+            "engine_speedup": onnxruntime_ms / engine_ms if onnxruntime_ms else None,
+        }
+
+
+def through_the_door(engine: Engine, frames: Sequence[Frame]) -> Picture:
+    """A picture's whole way: acquire a slot, fill it, submit, wait, release."""
+    upcoming = cycle(frames)
+
+    def picture() -> None:
+        frame = next(upcoming)
+        slot = engine.acquire(frame.width, frame.height)
+        fill(slot, frame)
+        engine.submit([slot])
+        slot.wait()
+        slot.release()
+
+    return picture
+
+
+def onnxruntime_picture(frames: Sequence[Frame], weights: str, threads: int) -> Picture | None:
+    """The same ONNX file in ONNX Runtime on as many cores; None where it is not installed (extra `dev`)."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    session = onnxruntime.InferenceSession(str(find_weights(weights).file("fp32.onnx")), options)
+    inputs = []
+    for frame in frames:
+        y, *chroma = frame.planes()
+        uv = np.stack(chroma)[None]
+        inputs.append({"y": y[None, None], "uv": uv, "colour": frame.colour.coefficients()[None]})
+    upcoming = cycle(inputs)
+    return lambda: session.run(None, next(upcoming))
+
+
+def in_turns(runners: dict[str, Picture]) -> dict[str, float]:
+    """Median milliseconds of a picture, by name."""
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(ROUNDS):
+        for name, picture in runners.items():
+            for warm_up in (*[True] * 3, *[False] * PICTURES):
+                began = time.perf_counter()
+                picture()
+                if not warm_up:
+                    times[name].append(time.perf_counter() - began)
+    return {name: 1000 * median(seconds) for name, seconds in times.items()}
