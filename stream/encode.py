@@ -100,9 +100,7 @@ class Encoder:
         `y` is (H, W) uint8, `u` and `v` are (H/2, W/2) uint8; they are read in place where their lines are dense
         and may change as soon as this returns. `key` asks for a key frame. `pts` that don't grow begin one, too.
         """
-        picture = av.VideoFrame.from_dlpack(
-            tuple(map(importable, (y, u, v))), format="yuv420p", width=self.width, height=self.height
-        )
+        picture = as_frame(y, u, v, self.width, self.height)
         tick, due = self._clock.tick(pts, key)
         picture.pts, picture.time_base = tick, self.time_base
         picture.pict_type = PictureType.I if due else PictureType.NONE
@@ -195,6 +193,14 @@ def encoder_options(settings: EncoderSettings) -> dict[str, str]:
                 "svtav1-params": f"{delay}:{buffer}:lp={min(settings.threads, 6)}",
             }
     return cap | own | {"preset": settings.preset, "tune": "zerolatency"}
+
+
+def as_frame(y: Plane, u: Plane, v: Plane, width: int, height: int) -> av.VideoFrame:
+    """A `yuv420p` frame over the memory of these planes, which must live and stay as they are as long as it does.
+
+    Raises `ValueError` for planes of another size.
+    """
+    return av.VideoFrame.from_dlpack(tuple(map(importable, (y, u, v))), format="yuv420p", width=width, height=height)
 
 
 def importable(plane: Plane) -> Plane:

@@ -1,0 +1,208 @@
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engines.colour import Colour
+from stream.encode import EncodedPicture, Encoder
+from stream.errors import CodecError
+from stream.settings import EncoderSettings
+
+WIDTH, HEIGHT = 192, 128
+TICKS = 3600
+"""Of 1/90000 s between pictures: 25 pictures a second."""
+
+Planes = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
+codecs = pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
+
+
+def encoder(colour: Colour | None = None, width: int = WIDTH, **settings: Any) -> Encoder:
+    colour = colour or Colour()
+    return Encoder(EncoderSettings(**settings), width, HEIGHT, colour, Fraction(1, 90000), Fraction(25))
+
+
+def planes(index: int) -> Planes:
+    """A bright square on a slope, moving two pixels a picture; chroma tells the number, too."""
+    y = np.tile(np.linspace(40, 120, WIDTH, dtype=np.uint8), (HEIGHT, 1))
+    y[32:96, 2 * index % 128 :][:, :48] = 200
+    u, v = (np.full((HEIGHT // 2, WIDTH // 2), value, np.uint8) for value in (90 + index, 160 - index))
+    return y, u, v
+
+
+def noise(index: int) -> Planes:
+    random = np.random.default_rng(index)
+    y = random.integers(16, 235, (HEIGHT, WIDTH), np.uint8)
+    u, v = random.integers(16, 240, (2, HEIGHT // 2, WIDTH // 2), np.uint8)
+    return y, u, v
+
+
+def decode(pictures: list[EncodedPicture]) -> list[av.VideoFrame]:
+    context = av.VideoCodecContext.create({"av1": "libdav1d"}.get(pictures[0].codec, pictures[0].codec), "r")
+    assert isinstance(context, av.VideoCodecContext)
+    frames: list[av.VideoFrame] = []
+    for picture in pictures:
+        packet = av.Packet(picture.payload)
+        packet.pts, packet.time_base = picture.pts, picture.time_base
+        frames += context.decode(packet)
+    return frames + context.decode(None)
+
+
+def difference(frame: av.VideoFrame, expected: Planes) -> float:
+    """Mean, in code values, over all planes."""
+    shown = frame.to_ndarray(format="yuv420p").ravel().astype(int)
+    return float(np.abs(shown - np.concatenate([plane.ravel() for plane in expected])).mean())
+
+
+@codecs
+def test_every_picture_leaves_before_the_next_one_comes_and_shows_what_went_in(codec: str) -> None:
+    with encoder(codec=codec) as encode:
+        pictures = [encode.encode(*planes(index), pts=index * TICKS) for index in range(12)]
+        assert [len(batch) for batch in pictures] == [1] * 12
+        assert encode.flush() == []
+    frames = decode([picture for [picture] in pictures])
+    assert [frame.pts for frame in frames] == [index * TICKS for index in range(12)]
+    assert all(difference(frame, planes(index)) < 2.5 for index, frame in enumerate(frames))
+
+
+@codecs
+def test_planes_may_change_as_soon_as_they_are_encoded(codec: str) -> None:
+    y, u, v = planes(0)
+    pictures = []
+    with encoder(codec=codec) as encode:
+        for index in range(8):
+            for plane, fresh in zip((y, u, v), planes(index), strict=True):
+                plane[:] = fresh
+            pictures += encode.encode(y, u, v, pts=index * TICKS)
+            for plane in (y, u, v):
+                plane[:] = 255
+    assert all(difference(frame, planes(index)) < 2.5 for index, frame in enumerate(decode(pictures)))
+
+
+@codecs
+def test_every_key_frame_can_be_decoded_without_what_came_before(codec: str) -> None:
+    with encoder(codec=codec) as encode:
+        pictures = [
+            picture
+            for index in range(9)
+            for picture in encode.encode(*planes(index), pts=index * TICKS, key=index in (3, 6))
+        ]
+    assert [index for index, picture in enumerate(pictures) if picture.key] == [0, 3, 6]
+    for start in (3, 6):
+        frames = decode(pictures[start:])
+        assert len(frames) == 9 - start
+        assert difference(frames[0], planes(start)) < 2.5
+
+
+@codecs
+def test_no_picture_refers_to_a_later_one(codec: str) -> None:
+    with encoder(codec=codec) as encode:
+        pictures = [p for index in range(10) for p in encode.encode(*planes(index), pts=index * TICKS)]
+    assert not [frame for frame in decode(pictures) if frame.pict_type == av.video.frame.PictureType.B]
+
+
+@codecs
+@pytest.mark.parametrize("ticks", [3600, 18000])
+def test_key_frames_come_by_time_whatever_the_number_of_pictures(codec: str, ticks: int) -> None:
+    with encoder(codec=codec, key_interval=1.0) as encode:
+        keys = [
+            picture.pts
+            for index in range(270_000 // ticks)
+            for picture in encode.encode(*planes(index % 50), pts=7 + index * ticks)
+            if picture.key
+        ]
+    assert keys == [7, 90_007, 180_007]
+
+
+@codecs
+def test_noise_stays_below_the_bit_rate(codec: str) -> None:
+    seconds = 3
+    with encoder(codec=codec, bit_rate=800_000) as encode:
+        pictures = [p for index in range(25 * seconds) for p in encode.encode(*noise(index), pts=index * TICKS)]
+    after_a_second = 8 * sum(len(picture.payload) for picture in pictures[25:])
+    assert 0.5 * 800_000 < after_a_second / (seconds - 1) < 1.15 * 800_000
+
+
+def test_a_still_picture_costs_far_less_than_the_bit_rate() -> None:
+    with encoder(bit_rate=400_000) as encode:
+        pictures = [p for index in range(50) for p in encode.encode(*planes(0), pts=index * TICKS)]
+    assert 8 * sum(len(picture.payload) for picture in pictures) < 0.3 * 400_000 * 2
+
+
+@codecs
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize(("matrix", "code"), [("bt601", 6), ("bt709", 1)])
+def test_the_stream_says_what_its_code_values_mean(codec: str, matrix: str, code: int, full_range: bool) -> None:
+    with encoder(codec=codec, colour=Colour(matrix, full_range)) as encode:  # type: ignore[arg-type]
+        frame = decode(encode.encode(*planes(0), pts=0))[0]
+    assert (frame.colorspace, frame.color_primaries, frame.color_trc) == (code, code, code)
+    assert frame.color_range == (2 if full_range else 1)
+
+
+def test_times_that_jump_back_begin_a_key_frame_and_travel_unchanged() -> None:
+    times = [500_000, 503_600, 1000, 4600, 4600, 8200, 9_000_000]
+    with encoder() as encode:
+        pictures = [p for index, pts in enumerate(times) for p in encode.encode(*planes(index), pts=pts)]
+    assert [picture.pts for picture in pictures] == times
+    assert [picture.key for picture in pictures] == [True, False, True, False, True, False, True]
+
+
+def test_planes_with_any_strides_are_encoded_right() -> None:
+    y, u, v = planes(5)
+    wide = np.zeros((HEIGHT, WIDTH + 64), np.uint8)
+    wide[:, 7 : WIDTH + 7] = y
+    both = np.stack((u, v), axis=-1)
+    fixed = np.ascontiguousarray(v)
+    fixed.flags.writeable = False
+    for variant in [(wide[:, 7 : WIDTH + 7], u, v), (y, both[..., 0], both[..., 1]), (y, u, fixed)]:
+        with encoder() as encode:
+            [frame] = decode(encode.encode(*variant, pts=0))
+        assert difference(frame, (y, u, v)) < 2.5
+
+
+def test_a_picture_without_a_known_rate_or_time_base_of_frames_is_encoded_too() -> None:
+    settings = EncoderSettings(bit_rate=400_000)
+    with Encoder(settings, WIDTH, HEIGHT, Colour(), Fraction(1, 25)) as encode:
+        pictures = [p for index in range(60) for p in encode.encode(*noise(index), pts=index)]
+    assert [index for index, picture in enumerate(pictures) if picture.key] == [0, 50]
+    assert 8 * sum(len(picture.payload) for picture in pictures) < 1.2 * 400_000 * 60 / 25
+
+
+def test_several_threads_give_the_same_pictures() -> None:
+    with encoder(threads=4) as encode:
+        frames = decode([p for index in range(6) for p in encode.encode(*planes(index), pts=index * TICKS)])
+    assert all(difference(frame, planes(index)) < 2.5 for index, frame in enumerate(frames))
+
+
+@codecs
+@pytest.mark.parametrize("preset", ["ultrafast", "superfast", "veryfast", "faster", "fast", "medium"])
+def test_every_codec_takes_every_preset(codec: str, preset: str) -> None:
+    with encoder(codec=codec, preset=preset) as encode:
+        assert len(encode.encode(*planes(0), pts=0)) == 1
+
+
+def test_a_size_that_cannot_be_encoded_is_refused_by_name() -> None:
+    with pytest.raises(CodecError, match="193x128"):
+        encoder(width=193)
+    with pytest.raises(CodecError, match="100000x128"):
+        encoder(width=100_000)
+
+
+def test_planes_of_another_size_are_refused() -> None:
+    y, u, v = planes(0)
+    with encoder() as encode:
+        with pytest.raises(ValueError, match="plane 0"):
+            encode.encode(y[:-2], u, v, pts=0)
+        with pytest.raises(ValueError, match="plane 1"):
+            encode.encode(y, u[:, :-1], v, pts=0)
+
+
+def test_a_closed_encoder_says_so() -> None:
+    with encoder() as encode:
+        encode.encode(*planes(0), pts=0)
+    with pytest.raises(CodecError, match="closed"):
+        encode.encode(*planes(1), pts=TICKS)
+    with pytest.raises(CodecError, match="closed"):
+        encode.flush()
