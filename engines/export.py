@@ -79,11 +79,15 @@ class HalfNetwork(nn.Module):
 def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) -> None:
     """Quantise the exported graph with NNCF, calibrated on `pictures` as they come from cameras.
 
+    `pictures` must hold the darkest and the brightest that will come: ranges are taken from their extremes, since
+    their averages would clip daylight.
+
     The first and the last convolution stay as they are too: dark input has few levels to lose, and the last
     layer's rounding would be seen.
     """
     import nncf
     import openvino
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     model = openvino.Core().read_model(onnx_file)
     convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
@@ -101,6 +105,9 @@ def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) ->
         ignored_scope=nncf.IgnoredScope(
             names=[convolutions[0].get_friendly_name(), convolutions[-1].get_friendly_name()],
             types=list(KEPT_IN_FLOAT),
+        ),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
         ),
     )
     openvino.save_model(quantised, xml_file, compress_to_fp16=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,9 @@ from tests.test_colour import colour_bars
 RUNTIMES = ["torch-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8"]
 BOUNDS_DB = {"fp32": 60, "bf16": 42, "int8": 28}
 """PSNR of every plane against the reference, at least, by precision."""
+
+
+Scene = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
 
 def opened(name: str, cache: Path, weights: str = "field", slots: int = 8) -> Engine:
@@ -49,6 +52,12 @@ def reference(cache: Path) -> Iterator[Engine]:
         yield engine
 
 
+def day(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """A bright scene, in code values of limited range."""
+    y, uv = dusk(width, height)
+    return np.clip(y.astype(int) * 2 + 70, 16, 235).astype(np.uint8), uv
+
+
 def dusk(width: int, height: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """A dark sky over darker ground with a lit window, in code values of limited range, with sensor noise."""
     random = np.random.default_rng(seed)
@@ -61,16 +70,18 @@ def dusk(width: int, height: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray
     return y.astype(np.uint8), uv.astype(np.uint8)
 
 
+@pytest.mark.parametrize("scene", [dusk, day], ids=["dusk", "day"])
 @pytest.mark.parametrize("size", [(64, 48), (50, 38), (51, 37)], ids=str)
 def test_a_picture_is_doubled_and_equals_the_reference(
-    engine: Engine, reference: Engine, size: tuple[int, int]
+    engine: Engine, reference: Engine, size: tuple[int, int], scene: Scene
 ) -> None:
     width, height = size
-    y, uv = engine.enhance(*dusk(width, height), Colour("bt709"))
+    picture = scene(width, height)
+    y, uv = engine.enhance(*picture, Colour("bt709"))
     assert y.dtype == uv.dtype == np.uint8
     assert y.shape == (2 * height, 2 * width)
     assert uv.shape == (2, height, width)
-    expected = reference.enhance(*dusk(width, height), Colour("bt709"))
+    expected = reference.enhance(*picture, Colour("bt709"))
     assert psnr(y, expected[0]) >= BOUNDS_DB[engine.info.precision]
     assert psnr(uv, expected[1]) >= BOUNDS_DB[engine.info.precision]
 
