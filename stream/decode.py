@@ -66,8 +66,9 @@ class Decoder:
         self._inside: set[int] = set()
         self._count = 0
         self._started = False
-        self._damage_in = False
-        self._damage_out = False
+        self._damage_in = False  # in the order of decoding, until a key frame goes in
+        self._damage_out = False  # in the order of showing, until a key frame comes out
+        self._refreshing = False  # a stream without key frames began to renew itself after damage
         self._next_pts = 0
         self._grey = False
 
@@ -165,8 +166,11 @@ class Decoder:
 
     def _state(self, picture: VideoFrame, unit: AccessUnit) -> State:
         if unit.key:
-            self._damage_out = False
+            if picture.key_frame or self._refreshing:
+                self._damage_out = False
+            self._refreshing = self._damage_out
         if unit.damaged or picture.is_corrupt:
-            self._damage_out = True
+            self._damage_out, self._refreshing = True, False
             return "concealed"
-        return "tainted" if unit.tainted or self._damage_out else "clean"
+        self._damage_out = self._damage_out or unit.tainted
+        return "tainted" if self._damage_out else "clean"

@@ -177,7 +177,7 @@ def bring_in(feed: Feed, gather: Gather, publisher: Publisher, stop: threading.E
             feed.state, feed.reason = "connecting", str(error)
             log.warning("feed %s: %s; next try in %g s", feed.name, error, RETRY_SECONDS)
             stop.wait(RETRY_SECONDS)
-        except SourceUnsupported as error:
+        except (SourceUnsupported, CodecError) as error:
             feed.state, feed.reason = "failed", str(error)
             log.error("feed %s: %s", feed.name, error)
             return

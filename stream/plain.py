@@ -121,6 +121,11 @@ def colour_of(picture: VideoFrame) -> Colour:
     return Colour(matrix, full_range and not rgb, grey)
 
 
+def states_matrix(picture: VideoFrame) -> bool:
+    """Whether a picture says its matrix itself, so that `colour_of` need not assume one."""
+    return picture.colorspace in (*BT601_CODES, *BT709_CODES)
+
+
 def is_neutral(picture: VideoFrame) -> bool:
     """Whether a plain picture has no colour anywhere."""
     chroma = [plane_view(plane) for plane in picture.planes[1:]]

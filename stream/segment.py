@@ -42,6 +42,8 @@ class SourceInfo:
     """Bit/s of the video; of the whole container where only that is known."""
     data: tuple[str, ...]
     """Codecs of the data streams, such as `klv`."""
+    ignored: tuple[str, ...]
+    """Streams that give no packets here, such as `audio mp2`."""
 
 
 class Segment:
@@ -95,6 +97,8 @@ class Segment:
                     yield self._source_packet(packet, "data")
                 elif unit := self._access_unit(packet):
                     yield self._source_packet(unit, "video")
+        except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
+            return
         except av.FFmpegError as error:
             self.failure = error.strerror or str(error)
 
@@ -130,7 +134,7 @@ def video_stream(name: str, container: InputContainer) -> VideoStream:
     """The best video stream; raises `SourceUnsupported` where there is none that can be decoded."""
     stream = container.streams.best("video")
     if stream is None and not container.streams.video:
-        held = ", ".join(f"{stream.type} {stream.name or ''}".strip() for stream in container.streams) or "nothing"
+        held = ", ".join(map(label, container.streams)) or "nothing"
         raise SourceUnsupported(f"{name}: no video in it; it holds {held}")
     if not isinstance(stream, VideoStream) or stream.codec_context is None:
         raise SourceUnsupported(f"{name}: its video has a codec that is not known here")
@@ -149,7 +153,13 @@ def describe(container: InputContainer, video: VideoStream) -> SourceInfo:
         rate=video.average_rate or video.guessed_rate or None,
         bit_rate=video.bit_rate or container.bit_rate or None,
         data=tuple(stream.name or "unknown" for stream in container.streams.data),
+        ignored=tuple(label(stream) for stream in container.streams if stream is not video and stream.type != "data"),
     )
+
+
+def label(stream: Stream) -> str:
+    """Type and codec of a stream, such as `audio mp2`."""
+    return f"{stream.type} {stream.name}" if stream.name else stream.type
 
 
 def annex_b_filter(video: VideoStream) -> BitStreamFilterContext | None:

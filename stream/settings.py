@@ -83,7 +83,7 @@ class RelaySettings(Table):
     """Where the relay publishes, and what it keeps for slow viewers."""
 
     endpoint: Endpoint = "tcp://127.0.0.1:5560"
-    high_water_mark: Annotated[int, between(1, 100_000)] = 16
+    high_water_mark: Annotated[int, between(1, 100_000)] = 64
     """Messages that may wait for one viewer."""
     send_buffer: Annotated[int, between(1_024, 2**30)] = 65_536
     """Bytes, in the kernel, for each viewer."""

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from stream.errors import SourceLost, SourceUnsupported
+from stream.settings import FeedSettings
+from tests.clips import UdpSender, datagrams, free_port, make_clip
+from tools.probe import feed_at, probe, survey
+
+app = typer.Typer()
+app.command()(probe)
+
+
+def found(url: str | Path, seconds: float = 5) -> dict[str, Any]:
+    return survey(FeedSettings(url=str(url), open_timeout=2.0, read_timeout=0.5), seconds)
+
+
+def test_a_recording_is_described_and_measured(tmp_path: Path) -> None:
+    clip = make_clip(
+        tmp_path / "clip.mkv",
+        codec="libx265",
+        pix_fmt="yuv420p10le",
+        size=(320, 240),
+        pictures=60,
+        key_interval=20,
+        matrix="bt709",
+        full_range=True,
+        creation_time="2026-11-22T15:30:00Z",
+    )
+    values = found(clip)
+    video = values["video"]
+    assert values["source"] == str(clip)
+    assert values["container"] == "matroska,webm"
+    assert (video["codec"], video["profile"], video["pixel_format"]) == ("hevc", "Main 10", "yuv420p10le")
+    assert (video["width"], video["height"], video["rate"]) == (320, 240, 25.0)
+    assert (video["matrix"], video["matrix_stated"], video["full_range"]) == ("bt709", True, True)
+    assert video["key_interval_seconds"] == pytest.approx(0.8)
+    assert video["pictures"] == {"clean": 60}
+    assert video["bit_rate"] == pytest.approx(clip.stat().st_size * 8 / 2.4, rel=0.1)
+    assert values["relay"] == {
+        "decoded_to": "yuv420p",
+        "capture_clock": "recording",
+        "width": 640,
+        "height": 480,
+        "codec": "h264",
+        "bit_rate": 2_000_000,
+    }
+
+
+def test_only_the_time_asked_for_is_looked_at(tmp_path: Path) -> None:
+    assert found(make_clip(tmp_path / "clip.mkv", pictures=60), seconds=1)["video"]["access_units"] == 26
+
+
+def test_a_live_feed_is_described_with_its_data_streams(tmp_path: Path) -> None:
+    clip, port = make_clip(tmp_path / "clip.ts", klv=True, interlaced=True, pictures=75), free_port()
+    with UdpSender(clip, port, bit_rate=1_000_000):
+        values = found(f"udp://127.0.0.1:{port}", seconds=0.3)
+    assert values["container"] == "mpegts"
+    assert values["video"]["interlaced"] is True
+    assert values["data"]["klv"] > 5
+    assert values["relay"]["capture_clock"] == "arrival"
+
+
+def test_a_feed_that_goes_silent_while_it_is_looked_at_is_lost(tmp_path: Path) -> None:
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=30), free_port()
+    with UdpSender(clip, port), pytest.raises(SourceLost, match=r"no packet for 0\.5 s"):
+        found(f"udp://127.0.0.1:{port}")
+
+
+def test_a_feed_without_a_key_frame_says_so(tmp_path: Path) -> None:
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=200, key_interval=1000), free_port()
+    with (
+        UdpSender(clip, port, bit_rate=1_000_000, start=len(datagrams(clip)) // 4),
+        pytest.raises(SourceUnsupported, match=r"no picture in \d+ access units, 0 of them key frames"),
+    ):
+        found(f"udp://127.0.0.1:{port}", seconds=0.3)
+
+
+def test_what_is_printed_is_written_as_one_json_object(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", pictures=30)
+    result = CliRunner().invoke(app, [str(clip), "--json", str(tmp_path / "probe.json")])
+    written = json.loads((tmp_path / "probe.json").read_text())
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert result.exit_code == 0
+    assert written["video"]["width"] == 160
+    assert lines["video.width"] == "160"
+    assert lines["relay.height"] == "240"
+
+
+def test_an_address_that_is_none_is_wrong_use_and_shows_no_password() -> None:
+    with pytest.raises(typer.BadParameter, match="begins with one of") as refused:
+        feed_at("http://me:secret@host/live")
+    assert "secret" not in str(refused.value)
+
+
+def test_what_is_wrong_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools", "probe", str(tmp_path / "missing.mp4")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == f"nightbridge: {tmp_path / 'missing.mp4'}: no such file or folder\n"

@@ -1,0 +1,434 @@
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from statistics import median
+
+import av
+import numpy as np
+import pytest
+
+from stream.errors import SourceLost, SourceUnsupported
+from stream.frame import SourcePacket
+from stream.segment import Segment
+from stream.settings import FeedSettings
+from stream.source import Source, open_source
+from stream.udp import UdpAddress
+from tests.clips import UdpSender, free_port, klv_packet, make_clip
+
+REAL_CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
+GROUP = "239.255.77.7"
+
+
+def feed(url: str | Path, **settings: object) -> FeedSettings:
+    return FeedSettings.model_validate({"url": str(url), "open_timeout": 5.0, "read_timeout": 0.5} | settings)
+
+
+def read_all(url: str | Path) -> list[list[SourcePacket]]:
+    """The packets of each segment."""
+    with open_source(feed(url)) as source:
+        return [list(segment.packets()) for segment in source.segments()]
+
+
+def read_until_lost(url: str) -> tuple[list[SourcePacket], str]:
+    """The packets of a live feed, and the reason for its end."""
+    with open_source(feed(url)) as source:
+        packets = list(next(source.segments()).packets())
+        with pytest.raises(SourceLost) as lost:
+            next(source.segments())
+    return packets, str(lost.value)
+
+
+def video(packets: list[SourcePacket]) -> list[SourcePacket]:
+    return [packet for packet in packets if packet.kind == "video"]
+
+
+def pictures_of(packets: list[SourcePacket]) -> list[int]:
+    """Numbers of the pictures, from their time stamps."""
+    return [round(float((packet.packet.pts or 0) * packet.packet.time_base) * 25) for packet in video(packets)]
+
+
+def first_datagram(packet: SourcePacket) -> int:
+    """Index of the datagram in which a packet begins."""
+    assert packet.packet.pos is not None
+    return packet.packet.pos // 1316
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """No thread and no open file more after the block than in front of it."""
+    threads, files = threading.active_count(), open_files()
+    yield
+    assert threading.active_count() == threads
+    assert open_files() == files
+
+
+# Files and folders
+
+
+def test_a_file_gives_every_access_unit_once_and_in_order(tmp_path: Path) -> None:
+    with nothing_left():
+        [packets] = read_all(make_clip(tmp_path / "clip.mkv", pictures=30))
+    assert pictures_of(packets) == list(range(30))
+
+
+def test_a_file_address_may_hold_spaces(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "a mission.mkv", pictures=5)
+    [packets] = read_all(clip.as_uri())
+    assert len(packets) == 5
+
+
+@pytest.mark.parametrize(("codec", "parameter_set"), [("libx264", 7), ("libx265", 32)])
+def test_length_prefixed_access_units_come_as_annex_b_with_parameter_sets(
+    tmp_path: Path, codec: str, parameter_set: int
+) -> None:
+    [packets] = read_all(make_clip(tmp_path / "clip.mp4", codec=codec, pictures=30, key_interval=10))
+    keys = [bytes(packet.packet) for packet in packets if packet.packet.is_keyframe]
+    assert len(keys) == 3
+    assert all(bytes(packet.packet)[:4] == b"\0\0\0\1" for packet in packets)
+    for key in keys:
+        types = {unit[0] & 31 if codec == "libx264" else unit[0] >> 1 & 63 for unit in key.split(b"\0\0\1")[1:]}
+        assert parameter_set in types
+
+
+def test_access_units_of_a_transport_stream_are_untouched(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=20)
+    with av.open(str(clip)) as container:
+        sent = [sha256(packet).digest() for packet in container.demux(video=0) if packet.size]
+    [packets] = read_all(clip)
+    assert [sha256(packet.packet).digest() for packet in packets] == sent
+
+
+def test_a_folder_is_one_segment_for_each_recording_in_the_order_of_their_names(tmp_path: Path) -> None:
+    make_clip(tmp_path / "b.mkv", pictures=7)
+    make_clip(tmp_path / "c.ts", pictures=9)
+    make_clip(tmp_path / "a.MP4", pictures=5)
+    (tmp_path / "notes.txt").write_text("no recording")
+    (tmp_path / "d.mkv").mkdir()
+    with nothing_left():
+        assert [len(packets) for packets in read_all(tmp_path)] == [5, 7, 9]
+
+
+def test_a_damaged_recording_in_a_folder_is_told_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_clip(tmp_path / "a.mkv", pictures=5)
+    (tmp_path / "b.mp4").write_bytes(make_clip(tmp_path / "b.mp4").read_bytes()[:2000])
+    make_clip(tmp_path / "c.mkv", pictures=6)
+    assert [len(packets) for packets in read_all(tmp_path)] == [5, 6]
+    assert "b.mp4: Invalid data found" in caplog.text
+
+
+def test_what_cannot_be_relayed_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "noise.ts").write_bytes(os.urandom(50_000))
+    (tmp_path / "empty").mkdir()
+    with av.open(str(tmp_path / "sound.mkv"), "w") as container:
+        sound = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        silence.rate = 8000
+        container.mux(sound.encode(silence))
+    for name, reason in {
+        "missing.mp4": "no such file or folder",
+        "noise.ts": "Invalid data found",
+        "empty": "no recording that can be read, in 0 media files",
+        "sound.mkv": "no video in it; it holds audio pcm_s16le",
+    }.items():
+        with nothing_left(), pytest.raises(SourceUnsupported) as refused:
+            read_all(tmp_path / name)
+        assert str(refused.value).startswith(f"{tmp_path / name}: {reason}")
+
+
+def test_an_unknown_kind_of_address_names_the_known_ones_and_no_password() -> None:
+    settings = feed("udp://127.0.0.1:5000").model_copy(update={"url": "gopher://me:se@cret@host/1"})
+    with pytest.raises(SourceUnsupported, match=r"must be a path, or begin with one of file://, udp://") as refused:
+        open_source(settings)
+    assert "cret" not in str(refused.value)
+
+
+def test_a_file_cannot_make_the_relay_open_connections(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.3)
+        playlist = tmp_path / "list.m3u8"
+        playlist.write_text(f"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:{server.getsockname()[1]}/1.ts\n#EXT-X-ENDLIST\n")
+        with pytest.raises(SourceUnsupported):
+            read_all(playlist)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+# Capture time
+
+
+def test_a_recording_with_a_creation_time_has_its_own_clock(tmp_path: Path) -> None:
+    [packets] = read_all(make_clip(tmp_path / "clip.mkv", pictures=3, creation_time="2026-11-22T15:30:00.25Z"))
+    assert {packet.capture_clock for packet in packets} == {"recording"}
+    assert [packet.capture_ns for packet in packets] == [1795361400_250_000_000 + n * 40_000_000 for n in range(3)]
+
+
+@pytest.mark.parametrize("creation_time", [None, "1970-01-01T00:00:00Z", "1904-01-01T00:00:00Z"])
+def test_a_recording_without_a_clock_counts_as_captured_when_it_is_read(
+    tmp_path: Path, creation_time: str | None
+) -> None:
+    before = time.time_ns()
+    [packets] = read_all(make_clip(tmp_path / "clip.mkv", pictures=3, creation_time=creation_time))
+    assert {packet.capture_clock for packet in packets} == {"arrival"}
+    assert all(before <= packet.capture_ns <= time.time_ns() for packet in packets)
+
+
+def test_a_live_picture_counts_as_captured_when_its_first_byte_came(tmp_path: Path) -> None:
+    """Not when the demuxer gives it out, which is two pictures later."""
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=40), free_port()
+    with UdpSender(clip, port, bit_rate=400_000) as sender:
+        packets, _ = read_until_lost(f"udp://127.0.0.1:{port}")
+        sent_ns = sender.sent_ns
+    first_byte = [sent_ns[first_datagram(packet)] for packet in packets]
+    waited = [packet.capture_ns - sent for packet, sent in zip(packets, first_byte, strict=True)]
+    held_back = [packet.received_ns - packet.capture_ns for packet in packets]
+    assert {packet.capture_clock for packet in packets} == {"arrival"}
+    assert -5_000_000 < median(waited) < 20_000_000 < 40_000_000 < median(held_back)
+
+
+# UDP
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "udp://127.0.0.1:{}"),
+        ("127.0.0.1", "udp://:{}"),
+        ("127.0.0.1", "udp://@0.0.0.0:{}"),
+        (GROUP, f"udp://{GROUP}:{{}}?localaddr=127.0.0.1"),
+        (GROUP, f"udp://@{GROUP}:{{}}?localaddr=127.0.0.1"),
+    ],
+)
+def test_a_feed_over_udp_gives_every_access_unit_and_data_packet(tmp_path: Path, host: str, url: str) -> None:
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=30, klv=True), free_port()
+    with nothing_left(), UdpSender(clip, port, host=host):
+        packets, reason = read_until_lost(url.format(port))
+    data = [packet for packet in packets if packet.kind == "data"]
+    assert pictures_of(packets) == list(range(30))
+    assert [bytes(packet.packet) for packet in data] == [klv_packet(number) for number in range(30)]
+    assert [packet.packet.pts for packet in data] == [packet.packet.pts for packet in video(packets)]
+    assert reason.endswith("no packet for 0.5 s")
+
+
+def test_two_relays_can_join_one_multicast_group(tmp_path: Path) -> None:
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=20), free_port()
+    url = f"udp://{GROUP}:{port}?localaddr=127.0.0.1"
+    seen: list[list[int]] = []
+    readers = [threading.Thread(target=lambda: seen.append(pictures_of(read_until_lost(url)[0]))) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    with UdpSender(clip, port, host=GROUP, listeners=2):
+        for reader in readers:
+            reader.join()
+    assert seen == [list(range(20))] * 2
+
+
+def test_a_feed_that_never_sends_is_lost_after_the_open_timeout() -> None:
+    settings = feed(f"udp://127.0.0.1:{free_port()}", open_timeout=0.3)
+    began = time.monotonic()
+    with (
+        nothing_left(),
+        open_source(settings) as source,
+        pytest.raises(SourceLost, match=r"no packet for 0\.3 s"),
+    ):
+        next(source.segments())
+    assert 0.3 <= time.monotonic() - began < 1.5
+
+
+def test_a_port_with_something_else_than_mpeg_ts_is_told(tmp_path: Path) -> None:
+    noise, port = tmp_path / "noise.ts", free_port()
+    noise.write_bytes(os.urandom(200_000))
+    settings = feed(f"udp://127.0.0.1:{port}", open_timeout=0.4)
+    with (
+        UdpSender(noise, port, bit_rate=500_000),
+        open_source(settings) as source,
+        pytest.raises(SourceLost, match=r"packets come, but no video for 0\.4 s"),
+    ):
+        next(source.segments())
+
+
+def test_a_feed_opens_soon_after_its_next_key_frame(tmp_path: Path) -> None:
+    """Although it is thin and joined in the middle of a group of pictures."""
+    clip = make_clip(tmp_path / "clip.ts", pictures=150, key_interval=50, bit_rate=300_000)
+    port = free_port()
+    size = clip.stat().st_size // 1316
+    with (
+        UdpSender(clip, port, bit_rate=1_200_000, start=size // 6) as sender,
+        open_source(feed(f"udp://127.0.0.1:{port}")) as source,
+    ):
+        segment = next(source.segments())
+        at = size // 6 + len(sender.sent_ns)
+    assert (segment.info.width, segment.info.height) == (160, 120)
+    assert segment.rate == 25
+    assert at < size * (50 + 15) / 150
+
+
+def test_a_feed_whose_next_key_frame_is_far_away_opens_without_its_size(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=200, key_interval=1000)
+    port = free_port()
+    with (
+        UdpSender(clip, port, start=clip.stat().st_size // 1316 // 5, bit_rate=1_000_000),
+        open_source(feed(f"udp://127.0.0.1:{port}", open_timeout=2.0)) as source,
+    ):
+        info = next(source.segments()).info
+    assert (info.codec, info.width, info.pix_fmt) == ("h264", None, None)
+
+
+def test_a_damaged_access_unit_of_a_feed_is_marked_and_its_neighbours_are_not(tmp_path: Path) -> None:
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=30, size=(320, 240), key_interval=5), free_port()
+    [whole] = read_all(clip)
+    hit = first_datagram(whole[20]) + 1
+    assert hit < first_datagram(whole[21]), "the datagram must be in the middle of a key frame"
+    with UdpSender(clip, port, lost={hit}):
+        packets, _ = read_until_lost(f"udp://127.0.0.1:{port}")
+    assert [n for n, packet in enumerate(packets) if packet.packet.is_corrupt] == [20]
+
+
+def test_a_feed_whose_video_moves_to_another_stream_is_lost_although_packets_come(tmp_path: Path) -> None:
+    """So that it is opened again, and found."""
+    before = make_clip(tmp_path / "before.ts", pictures=20).read_bytes()
+    after = make_clip(tmp_path / "after.ts", pictures=100, first_pid=0x200).read_bytes()
+    both, port = tmp_path / "both.ts", free_port()
+    both.write_bytes(before + after)
+    with UdpSender(both, port, bit_rate=1_000_000):
+        packets, reason = read_until_lost(f"udp://127.0.0.1:{port}")
+        with open_source(feed(f"udp://127.0.0.1:{port}")) as source:
+            assert next(source.segments()).video.id == 0x200
+    assert pictures_of(packets) == list(range(20))
+    assert reason.endswith("packets come, but no video for 0.5 s")
+
+
+def test_a_reader_that_is_busy_for_longer_than_the_timeout_loses_nothing(tmp_path: Path) -> None:
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=20), free_port()
+    seen: list[SourcePacket] = []
+    with (
+        UdpSender(clip, port) as sender,
+        open_source(feed(f"udp://127.0.0.1:{port}", read_timeout=0.05)) as source,
+    ):
+        for packet in next(source.segments()).packets():
+            if not seen:
+                sender.wait()
+                threading.Event().wait(0.1)
+            seen.append(packet)
+    assert pictures_of(seen) == list(range(20))
+
+
+@pytest.mark.parametrize("url", ["udp://127.0.0.1", "udp://127.0.0.1:99999", "udp://h:1/x", "udp://h:1?fifo_size=9"])
+def test_an_address_without_meaning_is_refused_with_its_form(url: str) -> None:
+    with pytest.raises(SourceUnsupported, match=r"must be udp://HOST:PORT"):
+        UdpAddress.of(url)
+
+
+def test_an_address_that_cannot_be_listened_to_may_come_back() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"udp://127.0.0.1:{taken.getsockname()[1]}"
+        with nothing_left(), open_source(feed(url)) as source, pytest.raises(SourceLost, match="already in use"):
+            next(source.segments())
+
+
+# Closing
+
+
+def close_soon(source: Source, step: threading.Event) -> threading.Thread:
+    """Another thread that closes the source as soon as `step` is set."""
+
+    def close() -> None:
+        step.wait(10)
+        source.close()
+
+    closer = threading.Thread(target=close)
+    closer.start()
+    return closer
+
+
+def test_a_source_that_waits_for_its_first_packet_can_be_closed_by_another_thread() -> None:
+    at_once = threading.Event()
+    at_once.set()
+    with nothing_left(), open_source(feed(f"udp://127.0.0.1:{free_port()}")) as source:
+        closer = close_soon(source, at_once)
+        began = time.monotonic()
+        assert list(source.segments()) == []
+        assert time.monotonic() - began < 1
+        closer.join()
+
+
+def test_a_silent_feed_can_be_closed_by_another_thread(tmp_path: Path) -> None:
+    clip, port, silent = make_clip(tmp_path / "clip.ts", pictures=20), free_port(), threading.Event()
+    with (
+        nothing_left(),
+        UdpSender(clip, port),
+        open_source(feed(f"udp://127.0.0.1:{port}", read_timeout=20.0)) as source,
+    ):
+        closer = close_soon(source, silent)
+        for segment in source.segments():
+            for packet in segment.packets():
+                if pictures_of([packet]) == [15]:
+                    silent.set()
+                    began = time.monotonic()
+        assert time.monotonic() - began < 1
+        closer.join()
+
+
+def test_a_file_that_is_being_read_can_be_closed_by_another_thread(tmp_path: Path) -> None:
+    clip, third = make_clip(tmp_path / "clip.mkv", pictures=20), threading.Event()
+    with nothing_left(), open_source(feed(clip)) as source:
+        closer = close_soon(source, third)
+        count = 0
+        for segment in source.segments():
+            for _ in segment.packets():
+                count += 1
+                if count == 3:
+                    third.set()
+                    closer.join()
+    assert count == 3
+
+
+def test_leaving_a_source_in_the_middle_leaves_nothing_open(tmp_path: Path) -> None:
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=50), free_port()
+    for url in (str(clip), f"udp://127.0.0.1:{port}"):
+        with nothing_left(), UdpSender(clip, port), open_source(feed(url)) as source:
+            segment = next(source.segments())
+            assert isinstance(segment, Segment)
+            next(segment.packets())
+
+
+def test_opening_a_dead_feed_again_and_again_leaves_nothing_behind() -> None:
+    settings = feed(f"udp://127.0.0.1:{free_port()}", open_timeout=0.001)
+    with nothing_left():
+        for _ in range(10):
+            with open_source(settings) as source, pytest.raises(SourceLost):
+                next(source.segments())
+
+
+# Real clips
+
+
+@pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason=f"{REAL_CLIPS.name} is not here")
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt", "data"),
+    [
+        ("codec-av1.mkv", "av1", "yuv420p", ()),
+        ("codec-h264-10bit.mp4", "h264", "yuv420p10le", ()),
+        ("codec-hevc.mp4", "hevc", "yuv420p", ()),
+        ("codec-bt709-full-range.mp4", "h264", "yuvj420p", ()),
+        ("klv-day.ts", "h264", "yuv420p", ("klv",)),
+        ("klv-thermal.ts", "h264", "yuv420p", ("klv",)),
+    ],
+)
+def test_a_real_recording_says_what_it_holds(name: str, codec: str, pix_fmt: str, data: tuple[str, ...]) -> None:
+    with open_source(feed(REAL_CLIPS / name)) as source:
+        segment = next(source.segments())
+        packets = list(segment.packets())
+    assert (segment.info.codec, segment.info.pix_fmt, segment.info.data) == (codec, pix_fmt, data)
+    assert len([packet for packet in packets if packet.kind == "data"]) == (12 if data else 0)

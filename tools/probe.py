@@ -1,0 +1,173 @@
+"""`nightbridge probe`: what does a source hold, and what would the relay do with it?"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from tools.report import print_values, write_json
+
+if TYPE_CHECKING:
+    from stream.frame import Frame, SourcePacket
+    from stream.segment import Segment
+    from stream.settings import FeedSettings
+
+
+def probe(
+    url: Annotated[str, typer.Argument(help="udp://HOST:PORT, a file, or a folder of recordings.")],
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write it there, as one JSON object.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Of video to look at.")] = 5,
+) -> None:
+    """Say what the source at URL holds and what the relay would do with it, or what is wrong with it."""
+    values = survey(feed_at(url), seconds)
+    print_values(Console(), values)
+    write_json(json, values)
+
+
+def feed_at(url: str) -> FeedSettings:
+    """A feed with all defaults; raises `typer.BadParameter` for what can be no address."""
+    from pydantic import ValidationError
+
+    from stream.settings import FeedSettings, redact
+
+    try:
+        return FeedSettings(url=url)
+    except ValidationError as error:
+        raise typer.BadParameter(f"{redact(url)!r}; must be {error.errors()[0]['ctx']['error']}") from None
+
+
+def survey(feed: FeedSettings, seconds: float) -> dict[str, object]:
+    """What `seconds` of the first segment tell; raises `SourceError` for a source that cannot be relayed."""
+    from stream.errors import SourceUnsupported
+    from stream.settings import redact
+    from stream.source import open_source
+
+    with open_source(feed) as source:
+        segment = next(source.segments())
+        seen = look(segment, seconds)
+        if seen.ended:
+            next(source.segments(), None)  # raises where it should not have ended
+        if seen.picture is None:
+            keys = sum(unit.key for unit in seen.units)
+            raise SourceUnsupported(
+                f"{redact(feed.url)}: no picture in {len(seen.units)} access units, {keys} of them key frames"
+            )
+        return {
+            "source": redact(feed.url),
+            "container": segment.info.container,
+            "video": video_values(segment, seen, seen.picture),
+            "data": seen.data,
+            "ignored": segment.info.ignored,
+            "relay": relay_values(feed, seen.picture),
+        }
+
+
+@dataclass(frozen=True)
+class Unit:
+    """An access unit that was seen."""
+
+    seconds: float
+    """In the source's own time."""
+    size: int
+    """Bytes."""
+    key: bool
+
+
+@dataclass
+class Sight:
+    """What was seen of a segment."""
+
+    data: dict[str, int]
+    """Packets of the data streams, by codec."""
+    units: list[Unit] = field(default_factory=list)
+    picture: Frame | None = None
+    """The first one."""
+    states: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    interlaced: bool = False
+    ended: bool = False
+    """Whether the segment was over before the time was."""
+
+
+def look(segment: Segment, seconds: float) -> Sight:
+    """Read and decode `seconds` of a segment: of a recording's own time, or of time on the clock."""
+    from stream.decode import Decoder
+
+    seen = Sight(dict.fromkeys(segment.info.data, 0), ended=True)
+    decoder = Decoder(segment.video)
+    began = time.monotonic()
+    for packet in segment.packets():
+        if packet.kind == "data":
+            seen.data[packet.packet.stream.name or "unknown"] += 1
+            continue
+        seen.units.append(unit_of(packet))
+        note(seen, decoder.decode(packet))
+        elapsed = seen.units[-1].seconds - seen.units[0].seconds if segment.recorded else time.monotonic() - began
+        if elapsed >= seconds:
+            seen.ended = False
+            break
+    note(seen, decoder.flush())
+    seen.lost, seen.interlaced = decoder.lost, decoder.deinterlaces
+    return seen
+
+
+def note(seen: Sight, frames: list[Frame]) -> None:
+    """Add decoded frames to what was seen."""
+    for frame in frames:
+        seen.picture = seen.picture or frame
+        seen.states[frame.state] += 1
+
+
+def unit_of(packet: SourcePacket) -> Unit:
+    """What is worth noting of an access unit."""
+    ticks = packet.packet.dts if packet.packet.dts is not None else packet.packet.pts or 0
+    return Unit(float(ticks * packet.packet.time_base), packet.packet.size, packet.packet.is_keyframe)
+
+
+def video_values(segment: Segment, seen: Sight, picture: Frame) -> dict[str, object]:
+    """The video stream: what it says of itself, and what was measured."""
+    from stream.plain import states_matrix
+
+    context = segment.video.codec_context
+    keys = [unit.seconds for unit in seen.units if unit.key]
+    duration = seen.units[-1].seconds - seen.units[0].seconds
+    measured = sum(unit.size for unit in seen.units[:-1]) * 8 / duration if duration > 0 else None
+    return {
+        "codec": segment.info.codec,
+        "profile": context.profile,
+        "width": picture.width,
+        "height": picture.height,
+        "pixel_format": context.pix_fmt,
+        "interlaced": seen.interlaced,
+        "rate": float(segment.rate) if segment.rate else None,
+        "bit_rate": round(measured) if measured else segment.info.bit_rate,
+        "key_interval_seconds": (keys[-1] - keys[0]) / (len(keys) - 1) if len(keys) > 1 else None,
+        "matrix": picture.colour.matrix,
+        "matrix_stated": states_matrix(picture.picture),
+        "full_range": picture.colour.full_range,
+        "grey": picture.colour.grey,
+        "seconds": duration,
+        "access_units": len(seen.units),
+        "pictures": dict(seen.states),
+        "lost": seen.lost,
+    }
+
+
+def relay_values(feed: FeedSettings, picture: Frame) -> dict[str, object]:
+    """What the relay would make of it with the default settings."""
+    from engines.door import SCALE
+
+    return {
+        "decoded_to": picture.picture.format.name,
+        "capture_clock": picture.capture_clock,
+        "width": SCALE * picture.width,
+        "height": SCALE * picture.height,
+        "codec": feed.encoder.codec,
+        "bit_rate": feed.encoder.bit_rate,
+    }
