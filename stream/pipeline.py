@@ -123,7 +123,13 @@ class Relay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        self._conductor.join()
+        self._conductor.join(self._settings.relay.stop_timeout)
+        if self._conductor.is_alive():
+            log.error(
+                "the stop took longer than %g s; what was under way is dropped", self._settings.relay.stop_timeout
+            )
+            self._gather.abandon()
+            self._conductor.join(self._settings.relay.stop_timeout)
 
     def stop(self) -> None:
         """Ask every feed to end: what is decoded is still enhanced, encoded, flushed and published."""

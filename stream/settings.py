@@ -95,7 +95,7 @@ class RelaySettings(Table):
 class EngineSettings(Table):
     """Which engine enhances the frames of all feeds."""
 
-    runtime: Literal["auto", "openvino", "tensorrt", "torch"] = "auto"
+    runtime: Literal["auto", "openvino", "torch"] = "auto"
     weights: Weights = "field"
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     batch: Annotated[int, between(1, 32)] = 8

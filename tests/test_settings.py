@@ -154,7 +154,7 @@ def test_variables_override_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [
-        ("ENGINE__RUNTIME", "tensort", 'is "tensort"; it must be one of auto, openvino, tensorrt, torch'),
+        ("ENGINE__RUNTIME", "tensort", 'is "tensort"; it must be one of auto, openvino, torch'),
         ("ENGINE__BATCH", "33", "is 33; it must be a whole number from 1 to 32"),
         ("ENGINE__RUNTINE", "x", "is not a key; did you mean NIGHTBRIDGE__ENGINE__RUNTIME?"),
         ("ENGINE", "x", 'is "x"; it must be a table'),
@@ -187,7 +187,7 @@ BIT_RATE = 'a bit rate such as "800k" or "2M", from 1k to 1000M'
 ENDPOINT = 'an endpoint such as "tcp://127.0.0.1:5560" or "ipc:///run/nightbridge"'
 ADDRESS = "a path, or an address that begins with one of file://, rtsp://, rtsps://, udp://"
 NAME = "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit"
-RUNTIME = "one of auto, openvino, tensorrt, torch"
+RUNTIME = "one of auto, openvino, torch"
 ENGINE_KEYS = "runtime, weights, precision, batch, threads, cache"
 TABLES = "[relay], [engine], [defaults], [feeds]"
 
