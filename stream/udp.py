@@ -18,6 +18,8 @@ from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
 import av
+from av.packet import Packet
+from av.stream import Stream
 
 from stream.errors import SourceLost, SourceUnsupported
 from stream.segment import Segment
@@ -55,7 +57,7 @@ def open_udp(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
                     stop,
                     recorded=False,
                     clock="arrival",
-                    capture_ns=lambda packet: reader.arrival(packet.pos),
+                    capture_ns=reader.arrival,
                 )
                 yield segment
                 failure = reader.failure or segment.failure
@@ -104,8 +106,8 @@ class UdpAddress:
 class UdpReader:
     """A file for a demuxer to read from. A context manager; it reads in one thread, any thread may set `stop`.
 
-    Reading ends (`read` gives no bytes) when `stop` is set, when nothing comes for too long, and when the first
-    packets make no stream that can be opened; `failure` then says which.
+    Reading ends (`read` gives no bytes) when `stop` is set, when video is waited for too long, and when what comes
+    makes no stream that can be opened; `failure` then says which. Only waiting counts, not what others do meanwhile.
     """
 
     name = "udp"
@@ -119,8 +121,9 @@ class UdpReader:
         self._rest = b""
         self._position = 0
         self._arrivals: deque[tuple[int, int]] = deque(maxlen=ARRIVALS_KEPT)
-        self._opening = True
-        self._deadline = time.monotonic() + feed.open_timeout
+        self._opened = False
+        self._waited = 0.0  # seconds since the last video packet; while opening, since the first datagram
+        self._silent = 0.0  # seconds since the last datagram
         address = UdpAddress.of(feed.url)
         try:
             self._socket = listen(address, feed.receive_buffer)
@@ -136,9 +139,17 @@ class UdpReader:
         self._socket.close()
 
     def opened(self) -> None:
-        """The demuxer knows the streams: from now on only silence ends the reading."""
-        self._opening = False
-        self._deadline = time.monotonic() + self._feed.read_timeout
+        """The demuxer knows the streams."""
+        self._opened, self._waited = True, 0.0
+
+    def arrival(self, packet: Packet[Stream]) -> int:
+        """When the first byte of a packet came: UTC, nanoseconds since 1970."""
+        if packet.stream.type == "video":
+            self._waited = 0.0
+        if packet.pos is None or not self._arrivals:
+            return time.time_ns()
+        after = bisect_right(self._arrivals, packet.pos, key=lambda arrival: arrival[0])
+        return self._arrivals[max(after - 1, 0)][1]
 
     def read(self, size: int) -> bytes:
         """1 to `size` bytes, waiting for them; none when reading has ended."""
@@ -147,45 +158,36 @@ class UdpReader:
         head, self._rest = self._rest[:size], self._rest[size:]
         return head
 
-    def arrival(self, position: int | None) -> int:
-        """When the byte at `position` came, in UTC nanoseconds since 1970; None: now."""
-        if position is None or not self._arrivals:
-            return time.time_ns()
-        after = bisect_right(self._arrivals, position, key=lambda arrival: arrival[0])
-        return self._arrivals[max(after - 1, 0)][1]
-
     def _receive(self) -> bytes:
         """One datagram, or no bytes at the end."""
         while not self._stop.is_set() and self.failure is None:
-            if time.monotonic() > self._deadline:
-                self.failure = self._complaint()
-                break
-            try:
-                datagram = self._socket.recv(LARGEST_DATAGRAM)
-            except TimeoutError:
-                continue
-            except OSError as error:
-                self.failure = error.strerror or str(error)
-                break
+            began = time.monotonic()
+            datagram = self._poll()
+            self._count_wait(time.monotonic() - began, heard=bool(datagram))
             if datagram:
-                self._note_arrival(len(datagram))
+                self._arrivals.append((self._position, time.time_ns()))
+                self._position += len(datagram)
                 return datagram
         return b""
 
-    def _note_arrival(self, size: int) -> None:
-        if not self._opening:
-            self._deadline = time.monotonic() + self._feed.read_timeout
-        elif not self._arrivals:
-            self._deadline = time.monotonic() + self._feed.open_timeout
-        self._arrivals.append((self._position, time.time_ns()))
-        self._position += size
+    def _poll(self) -> bytes:
+        """One datagram, or no bytes where none came for a while."""
+        try:
+            return self._socket.recv(LARGEST_DATAGRAM)
+        except TimeoutError:
+            return b""
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+            return b""
 
-    def _complaint(self) -> str:
-        if not self._opening:
-            return f"no packet for {self._feed.read_timeout:g} s"
-        if self._arrivals:
-            return f"packets come, but no MPEG-TS video among them for {self._feed.open_timeout:g} s"
-        return f"no packet within {self._feed.open_timeout:g} s"
+    def _count_wait(self, seconds: float, heard: bool) -> None:
+        first = heard and not self._arrivals
+        self._waited = 0.0 if first else self._waited + seconds
+        self._silent = 0.0 if heard else self._silent + seconds
+        limit = self._feed.read_timeout if self._opened else self._feed.open_timeout
+        if self._waited > limit:
+            silent = self._silent > limit / 2
+            self.failure = f"no packet for {limit:g} s" if silent else f"packets come, but no video for {limit:g} s"
 
 
 def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:

@@ -132,15 +132,19 @@ def make_clip(
     interlaced: bool = False,
     b_frames: int = 0,
     klv: bool = False,
+    grey: Collection[int] = (),
+    first_pid: int | None = None,
     creation_time: str | None = None,
     options: dict[str, str] | None = None,
 ) -> Path:
     """A clip at `path`, whose suffix says the container; the path itself is returned.
 
     Pictures are numbered from 0 and have pts `number / rate`. `klv` adds a data stream with one packet for each
-    picture, `klv_packet(number)`. `options` go to the encoder, over those that make it fast.
+    picture, `klv_packet(number)`. Pictures in `grey` have neutral chroma. `options` go to the encoder, over those
+    that make it fast.
     """
-    with av.open(str(path), "w") as container:
+    muxing = {"mpegts_start_pid": str(first_pid)} if first_pid else {}
+    with av.open(str(path), "w", options=muxing) as container:
         if creation_time:
             container.metadata["creation_time"] = creation_time
         stream = add_video(container, codec, rate, options or {}, b_frames)
@@ -156,7 +160,8 @@ def make_clip(
                 packet = av.Packet(klv_packet(number))
                 packet.stream, packet.pts, packet.dts, packet.time_base = data, number, number, Fraction(1, rate)
                 container.mux(packet)
-            container.mux(stream.encode(frame(number, stream, matrix, full_range, interlaced)))
+            made = frame(number, stream, matrix, full_range, interlaced, number in grey)
+            container.mux(stream.encode(made))
         container.mux(stream.encode(None))
     return path
 
@@ -179,11 +184,15 @@ def interlace(stream: VideoStream) -> None:
     stream.codec_context.flags |= int(flags.interlaced_dct) | int(flags.interlaced_me)
 
 
-def frame(number: int, stream: VideoStream, matrix: str | None, full_range: bool, interlaced: bool) -> VideoFrame:
+def frame(
+    number: int, stream: VideoStream, matrix: str | None, full_range: bool, interlaced: bool, neutral: bool
+) -> VideoFrame:
     """Picture `number` for the encoder of `stream`; interlaced: its odd lines are half a picture later."""
     planes = np.stack(picture(number, stream.width, stream.height))
     if interlaced:
         draw_bar(planes[0, 1::2], number + 0.5)
+    if neutral:
+        planes[1:] = 128
     grey = stream.pix_fmt is not None and stream.pix_fmt.startswith("gray")  # FFmpeg takes grey as full range
     made = VideoFrame.from_ndarray(planes[0], "gray") if grey else VideoFrame.from_ndarray(planes, "yuv444p")
     made.colorspace = MATRIX_CODES[matrix]

@@ -1,0 +1,250 @@
+"""One feed's messages to files that play, without decoding, even where the process that writes them is killed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import av
+from av.packet import Packet
+from av.stream import Stream
+
+from stream.errors import StreamError
+from stream.wire import Kind, Message, Stamped
+
+MPEG_TS = ("h264", "hevc", "mpeg2video", "mpeg4")
+"""Codecs that are kept as MPEG-TS, which can hold data beside them; others become MP4 in fragments."""
+
+MPEG_TS_DATA = ("klv", "timed_id3")
+"""Codecs of data that MPEG-TS keeps as they are."""
+
+CLOCK = Fraction(1, 90_000)
+"""Seconds: the time base of data streams, as MPEG-TS has it."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+OPTIONS = {
+    "flush_packets": "1",  # what is written is in the kernel's hands, which outlives the process
+    "max_interleave_delta": "1",  # pictures don't wait for data that may never come
+    "movflags": "frag_keyframe+empty_moov+default_base_moof",
+}
+
+Loss = Literal["no key frame", "no time", "time jumps back", "not recordable"]
+"""Why a message is in no file: what it refers to is missing; it has no time stamp, or one that is not later than
+the one before; its codec has no place in the file."""
+
+
+class Recorder:
+    """Writes one feed into `folder`, in segments of about `segment_seconds`. A context manager; for one thread.
+
+    A segment begins with a key frame and is called `FEED-20261122T153000.250Z.ts` by the capture time (UTC) of its
+    first picture, or `.mp4` for codecs that MPEG-TS cannot hold. Messages are written a group of pictures at a time:
+    a process that is killed loses the group that had not ended (MP4: and the one before it). `kind` says which
+    pictures to keep; data is kept beside them. Raises `StreamError` where nothing can be written.
+    """
+
+    def __init__(self, folder: Path, segment_seconds: float = 60.0, kind: Kind = "video") -> None:
+        self.paths: list[Path] = []
+        """Of all segments, in order; the last one may still grow."""
+        self.written: Counter[Kind] = Counter()
+        """Messages that are in a file."""
+        self.lost: Counter[Loss] = Counter()
+        self._folder = folder
+        self._segment_seconds = segment_seconds
+        self._kind = kind
+        self._group: list[Message] = []
+        self._segment: SegmentFile | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StreamError(f"cannot record into {self._folder}: {error.strerror}") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, message: Message) -> None:
+        """Take the feed's next message; it is in a file when its group of pictures has ended."""
+        header = message.header
+        if message.kind not in (self._kind, "data"):
+            return
+        if message.kind == self._kind and (header.pts is None or header.time_base is None):
+            self.lost["no time"] += 1
+            return
+        if message.kind == self._kind and header.key:
+            self._write_group()
+        elif not self._group:
+            self.lost["no key frame"] += 1
+            return
+        self._group.append(message)
+
+    def close(self) -> None:
+        """Write what is left and finish the last segment."""
+        try:
+            self._write_group()
+        finally:
+            self._finish_segment()
+
+    def _write_group(self) -> None:
+        group, self._group = self._group, []
+        if not group:
+            return
+        layout = Layout.of(group)
+        try:
+            if self._segment is None or not self._segment.takes(layout, group[0].header, self._segment_seconds):
+                self._finish_segment()
+                self._segment = SegmentFile(self._folder, layout, group[0].header)
+                self.paths.append(self._segment.path)
+            for message in group:
+                self._count(message, self._segment.write(message))
+        except (av.FFmpegError, OSError, ValueError) as error:
+            self._abandon_segment()
+            raise StreamError(f"cannot record into {self._folder}: {reason(error)}") from error
+
+    def _count(self, message: Message, loss: Loss | None) -> None:
+        if loss is None:
+            self.written[message.kind] += 1
+        else:
+            self.lost[loss] += 1
+
+    def _abandon_segment(self) -> None:
+        with suppress(StreamError):
+            self._finish_segment()
+
+    def _finish_segment(self) -> None:
+        segment, self._segment = self._segment, None
+        if segment is None:
+            return
+        try:
+            segment.close()
+        except (av.FFmpegError, OSError) as error:
+            raise StreamError(f"cannot finish {segment.path}: {reason(error)}") from error
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a segment holds from its first picture to its last."""
+
+    relay: str
+    codec: str
+    width: int
+    height: int
+    time_base: Fraction
+    data: frozenset[str]
+    """Codecs of the data that is kept."""
+
+    @classmethod
+    def of(cls, group: Sequence[Message]) -> Layout:
+        """The layout of a group, which begins with a picture."""
+        header = group[0].header
+        codec = header.codec or "unknown"
+        data = {message.header.codec or "unknown" for message in group if message.kind == "data"}
+        return cls(
+            relay=header.relay,
+            codec=codec,
+            width=header.width or 0,
+            height=header.height or 0,
+            time_base=header.time_base or CLOCK,
+            data=frozenset(data.intersection(MPEG_TS_DATA) if codec in MPEG_TS else ()),
+        )
+
+
+class SegmentFile:
+    """One file while it grows. Raises `av.FFmpegError`, `OSError`, and `ValueError` for a codec it cannot hold."""
+
+    def __init__(self, folder: Path, layout: Layout, first: Stamped) -> None:
+        container, suffix = ("mpegts", ".ts") if layout.codec in MPEG_TS else ("mp4", ".mp4")
+        began = EPOCH + timedelta(microseconds=(first.capture_ns or first.published_ns) // 1000)
+        self.path = new_file(folder, first.feed, began, suffix)
+        self._layout = layout
+        self._start = decode_time(first)
+        self._latest = self._start - layout.time_base
+        self._container = av.open(str(self.path), "w", format=container, container_options=OPTIONS)
+        self._container.metadata.update({"title": first.feed, "creation_time": began.isoformat()})
+        self._video = self._container.add_mux_stream(
+            layout.codec, width=layout.width, height=layout.height, time_base=layout.time_base
+        )
+        self._data = {codec: self._container.add_data_stream(codec) for codec in sorted(layout.data)}
+        self._latest_data = dict.fromkeys(self._data, self._start)
+
+    def takes(self, layout: Layout, first: Stamped, segment_seconds: float) -> bool:
+        """Whether a group with this layout and first header belongs into this file, too."""
+        return (
+            replace(layout, data=self._layout.data) == self._layout
+            and layout.data <= self._layout.data
+            and self._latest < decode_time(first) < self._start + Fraction(segment_seconds)
+        )
+
+    def write(self, message: Message) -> Loss | None:
+        """Add one message; tells why where it cannot be added."""
+        return self._write_data(message) if message.kind == "data" else self._write_picture(message)
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._container.close()
+
+    def _write_picture(self, message: Message) -> Loss | None:
+        header = message.header
+        time = decode_time(header)
+        if time <= self._latest:
+            return "time jumps back"
+        self._latest = time
+        packet = av.Packet(message.payload)
+        packet.is_keyframe = header.key
+        packet.time_base = self._layout.time_base
+        packet.dts = round((time - self._start) / packet.time_base)
+        packet.pts = packet.dts + (0 if header.dts is None else (header.pts or 0) - header.dts)
+        self._mux(packet, self._video)
+        return None
+
+    def _write_data(self, message: Message) -> Loss | None:
+        codec = message.header.codec or ""
+        if codec not in self._data:
+            return "not recordable"
+        time = self._latest if message.header.pts is None else decode_time(message.header)
+        self._latest_data[codec] = max(time, self._latest_data[codec])
+        packet = av.Packet(message.payload)
+        packet.time_base = CLOCK
+        packet.pts = packet.dts = round((self._latest_data[codec] - self._start) / CLOCK)
+        self._mux(packet, self._data[codec])
+        return None
+
+    def _mux(self, packet: Packet[Stream], stream: Stream) -> None:
+        packet.stream = stream
+        self._container.mux(packet)
+
+
+def decode_time(header: Stamped) -> Fraction:
+    """When to decode a message, in seconds on the clock of its feed."""
+    ticks = header.pts if header.dts is None else header.dts
+    return (ticks or 0) * (header.time_base or CLOCK)
+
+
+def new_file(folder: Path, feed: str, began: datetime, suffix: str) -> Path:
+    """An empty file that was not there before. Raises `OSError`."""
+    name = f"{feed}-{began:%Y%m%dT%H%M%S}.{began.microsecond // 1000:03d}Z"
+    path, number = folder / f"{name}{suffix}", 1
+    while True:
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+            path = folder / f"{name}-{number}{suffix}"
+        else:
+            return path
+
+
+def reason(error: Exception) -> str:
+    """What an error says, without its number."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

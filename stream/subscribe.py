@@ -1,0 +1,191 @@
+"""What a viewer receives: messages without holes, never old ones, whatever the viewer or the network does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import zmq
+import zmq.auth
+
+from stream.errors import WireError
+from stream.inbox import Inbox, Reason
+from stream.wire import Kind, Message, decode_message, split_topic, topic
+
+POLL_MS = 100
+"""How often a receiver that hears nothing looks whether it is to end."""
+
+RECEIVE_BUFFER = 65_536
+RECEIVE_MESSAGES = 64
+"""In the kernel and in the socket: little, since what waits there is not fresh any more."""
+
+HEARTBEAT_MS, RELAY_LOST_MS = 1_000, 5_000
+"""A connection on which nothing came for this long is made anew, without end."""
+
+
+@dataclass(frozen=True)
+class ViewerKeys:
+    """CURVE keys of a viewer, as files that `zmq.auth` writes."""
+
+    server_public_key_file: Path
+    secret_key_file: Path
+
+
+class Subscriber:
+    """Receives from one relay; an iterator of messages and a context manager, for one reader.
+
+    A thread of its own drains the socket all the time. Messages that came, or waited for the reader, more than
+    `max_age` seconds too late are dropped, pictures up to the next key frame. After a hole pictures begin again at
+    the next key frame; a relay that begins anew is no hole. `feed` None means all feeds. Raises `WireError`, at the
+    reader too: for an endpoint that cannot be used, and for messages that are none of wire version 1.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        feed: str | None = None,
+        kinds: Sequence[Kind] = ("video",),
+        max_age: float = 1.0,
+        keys: ViewerKeys | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self._prefixes = [topic(feed, kind) for kind in kinds] if feed else [b""]
+        self._kinds = frozenset(kinds)
+        self._keys = keys
+        self._inbox = Inbox(max_age)
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._failure: WireError | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        socket = self._connect()
+        self._thread = threading.Thread(target=self._drain, args=(socket,), name="nightbridge-subscriber", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        if self._thread is not None:
+            self._thread.join()
+
+    def close(self) -> None:
+        """End the reader's loop, from any thread."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[Message]:
+        """Messages as they come, until the subscriber is closed."""
+        while not self._closing.is_set():
+            if (message := self.receive()) is not None:
+                yield message
+
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """The next message; None where none came within `timeout` seconds (None: no limit), or once closed."""
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not self._closing.is_set():
+                if (message := self._inbox.take(time.monotonic_ns())) is not None:
+                    return message
+                if self._failure is not None:
+                    raise self._failure
+                remaining = None if end is None else end - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    return None
+                self._changed.wait(remaining)
+        return None
+
+    @property
+    def received(self) -> int:
+        """Messages that came in, dropped ones included."""
+        return self._inbox.received
+
+    @property
+    def lost(self) -> int:
+        """Messages that were published and didn't come, as the holes in `seq` tell."""
+        return self._inbox.lost
+
+    @property
+    def dropped(self) -> dict[Reason, int]:
+        """Messages that came in and were not given to the reader, by reason."""
+        with self._changed:
+            return dict(self._inbox.dropped)
+
+    @property
+    def states(self) -> dict[str, int]:
+        """Enhanced pictures that came in, by the state in their headers."""
+        with self._changed:
+            return dict(self._inbox.states)
+
+    def _connect(self) -> zmq.SyncSocket:
+        context: zmq.SyncContext = zmq.Context.instance()
+        socket = context.socket(zmq.SUB)
+        try:
+            socket.set(zmq.LINGER, 0)
+            socket.set(zmq.RCVBUF, RECEIVE_BUFFER)
+            socket.set(zmq.RCVHWM, RECEIVE_MESSAGES)
+            socket.set(zmq.RECONNECT_IVL, 100)
+            socket.set(zmq.RECONNECT_IVL_MAX, 2_000)
+            socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            socket.set(zmq.HEARTBEAT_TIMEOUT, RELAY_LOST_MS)
+            if self._keys is not None:
+                use_keys(socket, self._keys)
+            for prefix in self._prefixes:
+                socket.subscribe(prefix)
+            socket.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise WireError(
+                f"cannot subscribe at {self.endpoint!r} ({zmq.strerror(error.errno or 0)}); "
+                "an endpoint looks like tcp://HOST:PORT or ipc:///PATH"
+            ) from None
+        except BaseException:
+            socket.close()
+            raise
+        return socket
+
+    def _drain(self, socket: zmq.SyncSocket) -> None:
+        with socket:
+            while not self._closing.is_set():
+                if not socket.poll(POLL_MS):
+                    continue
+                try:
+                    self._add(socket.recv_multipart())
+                except WireError as error:
+                    self._fail(error)
+                    return
+
+    def _add(self, parts: list[bytes]) -> None:
+        if split_topic(parts[0])[1] not in self._kinds:
+            return
+        message = decode_message(parts)
+        with self._changed:
+            self._inbox.add(message, time.monotonic_ns())
+            self._changed.notify_all()
+
+    def _fail(self, error: WireError) -> None:
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
+
+
+def use_keys(socket: zmq.SyncSocket, keys: ViewerKeys) -> None:
+    """Make a socket that is not connected yet a CURVE client. Raises `WireError`."""
+    try:
+        server, _ = zmq.auth.load_certificate(keys.server_public_key_file)
+        public, secret = zmq.auth.load_certificate(keys.secret_key_file)
+    except (OSError, ValueError) as error:
+        raise WireError(f"CURVE keys that cannot be read: {error}") from None
+    if secret is None:
+        raise WireError(f"{keys.secret_key_file} holds no secret key")
+    socket.set(zmq.CURVE_SERVERKEY, server)
+    socket.set(zmq.CURVE_PUBLICKEY, public)
+    socket.set(zmq.CURVE_SECRETKEY, secret)

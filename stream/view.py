@@ -1,0 +1,77 @@
+"""Messages to pictures for the eye: decoded, and in RGB as the stream says its code values are meant."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+from av.codec.context import Flags
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from stream.errors import CodecError
+from stream.plain import colour_of
+from stream.wire import Message
+
+RgbPicture = NDArray[np.uint8]
+"""(H, W, 3), 0..255."""
+
+DECODERS = {"av1": "libdav1d"}
+"""FFmpeg's decoder where its name is not the codec's."""
+
+EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+"""Without the last two, libswscale is quicker and off by three code values."""
+
+
+class PictureDecoder:
+    """Decodes the pictures of one topic as they come; for one thread."""
+
+    def __init__(self) -> None:
+        self.undecodable = 0
+        """Access units that gave an error."""
+        self._context: av.VideoCodecContext | None = None
+        self._opened_for: tuple[str, str | None] | None = None
+        self._reformatter = VideoReformatter()
+
+    def decode(self, message: Message) -> list[av.VideoFrame]:
+        """The pictures that are ready; a new relay or codec begins a new decoder.
+
+        Raises `CodecError` for a codec that cannot be decoded here.
+        """
+        header = message.header
+        if self._context is None or self._opened_for != (header.relay, header.codec):
+            self._context = open_decoder(header.codec or "unknown")
+            self._opened_for = (header.relay, header.codec)
+        packet = av.Packet(message.payload)
+        packet.pts = header.pts
+        packet.dts = header.pts if header.dts is None else header.dts
+        try:
+            return self._context.decode(packet)
+        except av.FFmpegError:
+            self.undecodable += 1
+            return []
+
+    def rgb(self, picture: av.VideoFrame) -> RgbPicture:
+        """A decoded picture in RGB, by the matrix and range that the stream names."""
+        colour = colour_of(picture)
+        converted = self._reformatter.reformat(
+            picture,
+            format="rgb24",
+            src_colorspace=Colorspace.ITU709 if colour.matrix == "bt709" else Colorspace.ITU601,
+            src_color_range=ColorRange.JPEG if colour.full_range else ColorRange.MPEG,
+            dst_color_range=ColorRange.JPEG,
+            interpolation=EXACT,
+            threads=1,
+        )
+        return converted.to_ndarray().astype(np.uint8, copy=False)
+
+
+def open_decoder(codec: str) -> av.VideoCodecContext:
+    """A decoder that gives each picture at once. Raises `CodecError`."""
+    try:
+        context = av.CodecContext.create(DECODERS.get(codec, codec), "r")
+    except ValueError:
+        raise CodecError(f"pictures of codec {codec!r} cannot be decoded here") from None
+    if not isinstance(context, av.VideoCodecContext):
+        raise CodecError(f"{codec!r} is no codec of pictures")
+    context.flags |= Flags.low_delay
+    return context

@@ -1,0 +1,187 @@
+from itertools import count
+
+from stream.inbox import Inbox, Lateness
+from stream.wire import Header, Kind, Message, Numbering
+
+SECOND = 1_000_000_000
+FRAME = 40_000_000
+"""Nanoseconds between pictures."""
+
+
+class Feed:
+    """Makes the messages of a feed, one each 40 ms; the sender's clock is far from the receiver's."""
+
+    def __init__(self, relay: str = "run-1", name: str = "pier", kind: Kind = "video", keys_every: int = 10) -> None:
+        self._relay, self._name, self._kind, self._keys_every = relay, name, kind, keys_every
+        self._numbers = Numbering(kind)
+        self._places = count()
+
+    def next(self) -> Message:
+        place = next(self._places)
+        header = Header(key=self._kind != "data" and place % self._keys_every == 0, state="clean")
+        published_ns = 77 * SECOND + place * FRAME
+        return Message(self._kind, self._numbers.stamp(header, self._relay, self._name, published_ns), b"")
+
+    def take(self, amount: int) -> list[Message]:
+        return [self.next() for _ in range(amount)]
+
+
+def read_all(inbox: Inbox, now_ns: int) -> list[int]:
+    """Numbers of everything that waits."""
+    numbers = []
+    while (message := inbox.take(now_ns)) is not None:
+        numbers.append(message.header.seq)
+    return numbers
+
+
+def add_in_time(inbox: Inbox, messages: list[Message]) -> int:
+    """Add each message at its own pace; tells the time of the last."""
+    for message in messages:
+        inbox.add(message, message.header.seq * FRAME)
+    return messages[-1].header.seq * FRAME
+
+
+def test_messages_come_out_in_order() -> None:
+    inbox = Inbox(max_age=1)
+    now = add_in_time(inbox, Feed().take(5))
+    assert read_all(inbox, now) == [0, 1, 2, 3, 4]
+    assert (inbox.received, inbox.lost, dict(inbox.dropped), dict(inbox.states)) == (5, 0, {}, {"clean": 5})
+
+
+def test_a_late_joiner_begins_with_a_key_frame() -> None:
+    inbox = Inbox(max_age=1)
+    now = add_in_time(inbox, Feed().take(12)[7:])
+    assert read_all(inbox, now) == [10, 11]
+    assert inbox.lost == 0
+    assert inbox.dropped == {"no key frame": 3}
+
+
+def test_after_a_hole_pictures_begin_again_at_the_next_key_frame() -> None:
+    inbox = Inbox(max_age=2)
+    messages = Feed().take(22)
+    now = add_in_time(inbox, messages[:3] + messages[5:])
+    assert read_all(inbox, now) == [0, 1, 2, *range(10, 22)]
+    assert inbox.lost == 2
+    assert inbox.dropped == {"no key frame": 5}
+
+
+def test_a_hole_right_before_a_key_frame_costs_nothing_more() -> None:
+    inbox = Inbox(max_age=2)
+    messages = Feed().take(12)
+    now = add_in_time(inbox, messages[:9] + messages[10:])
+    assert read_all(inbox, now) == [*range(9), 10, 11]
+
+
+def test_a_relay_that_begins_anew_is_no_hole() -> None:
+    inbox = Inbox(max_age=2)
+    for relay in ("run-1", "run-2"):
+        now = add_in_time(inbox, Feed(relay).take(3))
+    assert read_all(inbox, now) == [0, 1, 2, 0, 1, 2]
+    assert inbox.lost == 0
+
+
+def test_a_new_relay_is_shown_from_its_first_key_frame() -> None:
+    inbox = Inbox(max_age=2)
+    now = add_in_time(inbox, Feed("run-1").take(3))
+    now = add_in_time(inbox, Feed("run-2").take(12)[8:])
+    assert read_all(inbox, now) == [0, 1, 2, 10, 11]
+    assert inbox.lost == 0
+
+
+def test_a_new_relay_whose_numbers_happen_to_go_on_is_a_new_start_all_the_same() -> None:
+    inbox = Inbox(max_age=2)
+    add_in_time(inbox, Feed("run-1").take(3))
+    now = add_in_time(inbox, Feed("run-2").take(12)[3:])
+    assert read_all(inbox, now) == [0, 1, 2, 10, 11]
+
+
+def test_holes_of_one_feed_do_not_touch_another() -> None:
+    inbox = Inbox(max_age=2)
+    near, far = Feed(name="near").take(4), Feed(name="far").take(4)
+    for message in (near[0], far[0], near[2], far[1], near[3], far[2]):
+        inbox.add(message, 0)
+    assert read_all(inbox, 0) == [0, 0, 1, 2]
+
+
+def test_data_after_a_hole_needs_no_key_frame() -> None:
+    inbox = Inbox(max_age=2)
+    messages = Feed(kind="data").take(4)
+    now = add_in_time(inbox, [messages[0], messages[3]])
+    assert read_all(inbox, now) == [0, 3]
+    assert inbox.lost == 2
+
+
+def test_a_reader_that_comes_back_gets_only_what_is_fresh_from_a_key_frame_on() -> None:
+    inbox = Inbox(max_age=1)
+    now = add_in_time(inbox, Feed().take(100))
+    first, *rest = read_all(inbox, now)
+    assert first % 10 == 0
+    assert (99 - first) * FRAME <= SECOND
+    assert [first, *rest] == list(range(first, 100))
+    assert inbox.dropped == {"unread": first}
+
+
+def test_nobody_reading_costs_no_more_memory_than_the_age_allows() -> None:
+    inbox = Inbox(max_age=1)
+    now = add_in_time(inbox, Feed(keys_every=1000).take(500))
+    assert len(read_all(inbox, now)) <= 26
+
+
+def test_a_group_longer_than_the_age_is_dropped_until_the_next_key_frame() -> None:
+    inbox = Inbox(max_age=1)
+    feed = Feed(keys_every=50)
+    now = add_in_time(inbox, feed.take(40))
+    assert read_all(inbox, now) == []
+    now = add_in_time(inbox, feed.take(13))
+    assert read_all(inbox, now) == [50, 51, 52]
+
+
+def test_dropping_unread_pictures_does_not_hide_a_later_hole() -> None:
+    inbox = Inbox(max_age=1)
+    messages = Feed().take(28)
+    now = add_in_time(inbox, messages[:22] + messages[24:28])
+    assert inbox.dropped == {"unread": 10, "no key frame": 4}
+    assert read_all(inbox, now) == list(range(10, 22))
+
+
+def test_unread_data_is_dropped_by_age_alone() -> None:
+    inbox = Inbox(max_age=1)
+    now = add_in_time(inbox, Feed(kind="data").take(100))
+    assert read_all(inbox, now) == list(range(74, 100))
+
+
+def test_messages_held_up_on_their_way_are_dropped_until_a_fresh_key_frame() -> None:
+    inbox = Inbox(max_age=1)
+    messages = Feed().take(130)
+    add_in_time(inbox, messages[:20])
+    read_all(inbox, 20 * FRAME)
+    stalled_until = 103 * FRAME
+    for message in messages[20:60]:  # what the sockets kept, all at once
+        inbox.add(message, stalled_until)
+    for message in messages[103:]:
+        inbox.add(message, message.header.seq * FRAME)
+    assert read_all(inbox, 129 * FRAME) == list(range(110, 130))
+    assert inbox.dropped["late"] == 40
+    assert inbox.lost == 43
+
+
+def test_a_clock_that_is_set_stops_the_picture_for_two_seconds_at_most() -> None:
+    lateness = Lateness(limit_ns=SECOND)
+    late = [lateness.is_late("run-1", place * FRAME, place * FRAME) for place in range(50)]
+    late += [lateness.is_late("run-1", place * FRAME, place * FRAME + 10 * SECOND) for place in range(50, 150)]
+    assert late == [False] * 50 + [True] * 51 + [False] * 49
+
+
+def test_clocks_that_drift_apart_slowly_make_nothing_late() -> None:
+    lateness = Lateness(limit_ns=SECOND)
+    hour = 3600 * 25
+    assert not any(
+        lateness.is_late("run-1", place * FRAME, int(place * FRAME * 1.0005)) for place in range(0, 2 * hour, 5)
+    )
+
+
+def test_a_link_slower_than_at_first_is_still_fresh_within_the_limit() -> None:
+    lateness = Lateness(limit_ns=SECOND)
+    assert not lateness.is_late("run-1", 0, 0)
+    assert not lateness.is_late("run-1", FRAME, FRAME + SECOND)
+    assert lateness.is_late("run-1", 2 * FRAME, 2 * FRAME + SECOND + 10_000_000)

@@ -1,0 +1,284 @@
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.auth
+
+from stream.errors import WireError
+from stream.publish import Joins, Publisher
+from stream.settings import CurveSettings, RelaySettings
+from stream.wire import Header, Kind, Message, decode_message
+from tests.published import relay
+from tests.waiting import DEADLINE, wait_until
+
+ANYWHERE = RelaySettings(endpoint="tcp://127.0.0.1:*")
+
+
+@contextmanager
+def viewer(publisher: Publisher, *prefixes: bytes, **options: object) -> Iterator[zmq.SyncSocket]:
+    context: zmq.SyncContext = zmq.Context.instance()
+    with context.socket(zmq.SUB) as socket:
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.RCVTIMEO, int(DEADLINE * 1000))
+        for name, value in options.items():
+            setattr(socket, name, value)
+        for prefix in prefixes:
+            socket.subscribe(prefix)
+        socket.connect(publisher.endpoint)
+        yield socket
+
+
+def wait_for_join(publisher: Publisher, feed: str) -> None:
+    wait_until(lambda: publisher.take_join(feed), f"a viewer of {feed}")
+
+
+def receive(socket: zmq.SyncSocket) -> Message:
+    return decode_message(socket.recv_multipart())
+
+
+def test_a_message_arrives_with_what_the_publisher_adds() -> None:
+    with Publisher(ANYWHERE, "run-7") as publisher, viewer(publisher, b"pier/video/") as socket:
+        wait_for_join(publisher, "pier")
+        before = time.time_ns()
+        assert publisher.publish("pier", "video", Header(key=True, codec="h264"), b"unit") == 0
+        message = receive(socket)
+    assert (message.kind, message.payload) == ("video", b"unit")
+    header = message.header
+    assert (header.v, header.relay, header.feed, header.seq, header.gop, header.au) == (1, "run-7", "pier", 0, 1, 0)
+    assert (header.key, header.codec) == (True, "h264")
+    assert before <= header.published_ns <= time.time_ns()
+
+
+def test_every_topic_is_numbered_for_itself() -> None:
+    with Publisher(ANYWHERE, "run-1") as publisher:
+        topics: list[tuple[str, Kind]] = [("pier", "video"), ("pier", "source"), ("quay", "video"), ("pier", "video")]
+        numbers = [publisher.publish(feed, kind, Header(), b"") for feed, kind in topics]
+    assert numbers == [0, 0, 0, 1]
+
+
+def test_a_viewer_gets_what_it_subscribed_to_and_not_feeds_with_like_names() -> None:
+    with Publisher(ANYWHERE, "run-1") as publisher, viewer(publisher, b"cam1/video/") as socket:
+        wait_for_join(publisher, "cam1")
+        publisher.publish("cam10", "video", Header(), b"cam10")
+        publisher.publish("cam1", "data", Header(), b"data")
+        publisher.publish("cam1", "video", Header(), b"cam1")
+        assert receive(socket).payload == b"cam1"
+
+
+def test_a_stalled_viewer_costs_the_relay_and_other_viewers_nothing() -> None:
+    with (
+        Publisher(ANYWHERE, "run-1") as publisher,
+        viewer(publisher, b"pier/video/", rcvhwm=1),
+        viewer(publisher, b"quay/video/") as reading,
+    ):
+        wait_for_join(publisher, "pier")
+        wait_for_join(publisher, "quay")
+        slowest = 0.0
+        for number in range(400):
+            start = time.monotonic()
+            publisher.publish("pier", "video", Header(), bytes(20_000))
+            publisher.publish("quay", "video", Header(), bytes(20_000))
+            slowest = max(slowest, time.monotonic() - start)
+            assert receive(reading).header.seq == number
+    assert slowest < 1.0
+
+
+def test_a_stalled_viewer_is_kept_no_more_than_the_high_water_mark() -> None:
+    settings = RelaySettings(endpoint="tcp://127.0.0.1:*", high_water_mark=4)
+    with (
+        Publisher(settings, "run-1") as publisher,
+        viewer(publisher, b"pier/video/", rcvhwm=1, rcvbuf=65_536) as socket,
+    ):
+        wait_for_join(publisher, "pier")
+        for _ in range(1000):
+            publisher.publish("pier", "video", Header(), bytes(20_000))
+        kept = 0
+        while socket.poll(500):
+            receive(socket)
+            kept += 1
+    assert 0 < kept < 100
+
+
+def test_any_thread_may_publish() -> None:
+    with Publisher(ANYWHERE, "run-1") as publisher, viewer(publisher, b"pier/"):
+        wait_for_join(publisher, "pier")
+        numbers: list[int] = []
+
+        def publish_many() -> None:
+            numbers.extend([publisher.publish("pier", "video", Header(), bytes(1000)) for _ in range(500)])
+
+        threads = [threading.Thread(target=publish_many) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+    assert sorted(numbers) == list(range(2000))
+
+
+def test_a_viewer_that_comes_makes_its_feed_begin_a_key_frame_once() -> None:
+    with Publisher(ANYWHERE, "run-1") as publisher:
+        assert not publisher.take_join("pier")
+        with viewer(publisher, b"pier/video/"):
+            wait_for_join(publisher, "pier")
+            assert not publisher.take_join("pier")
+            assert not publisher.take_join("quay")
+
+
+def test_a_second_viewer_of_the_same_feed_is_heard_too() -> None:
+    with Publisher(ANYWHERE, "run-1") as publisher, viewer(publisher, b"pier/video/"):
+        wait_for_join(publisher, "pier")
+        with viewer(publisher, b"pier/video/"):
+            wait_for_join(publisher, "pier")
+
+
+def test_key_frames_for_viewers_are_a_second_apart() -> None:
+    joins = Joins(interval=1.0)
+    joins.add(b"\1pier/video/")
+    assert joins.take(b"pier/video/", 10.0)
+    joins.add(b"\1pier/video/")
+    joins.add(b"\1pier/video/")
+    assert not joins.take(b"pier/video/", 10.9)
+    assert joins.take(b"pier/video/", 11.0)
+    assert not joins.take(b"pier/video/", 20.0)
+
+
+def test_one_feed_does_not_use_up_anothers_key_frame() -> None:
+    joins = Joins(interval=1.0)
+    joins.add(b"\1")
+    assert joins.take(b"pier/video/", 10.0)
+    assert joins.take(b"quay/video/", 10.0)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "matches"),
+    [
+        (b"", True),
+        (b"p", True),
+        (b"pier/", True),
+        (b"pier/video/", True),
+        (b"pier/data/", False),
+        (b"pier/video/x", False),
+    ],
+)
+def test_a_subscription_counts_where_it_matches_the_enhanced_pictures(prefix: bytes, matches: bool) -> None:
+    joins = Joins(interval=1.0)
+    joins.add(b"\1" + prefix)
+    assert joins.take(b"pier/video/", 10.0) is matches
+
+
+def test_viewers_that_left_and_what_is_no_subscription_count_nothing() -> None:
+    joins = Joins(interval=1.0)
+    for event in (b"\1pier/video/", b"\0pier/video/", b"\0never", b"", b"pier/video/"):
+        joins.add(event)
+    assert not joins.take(b"pier/video/", 10.0)
+
+
+def test_an_address_that_is_taken_is_named() -> None:
+    with Publisher(ANYWHERE, "run-1") as first:
+        taken = RelaySettings(endpoint=first.endpoint)
+        with (
+            pytest.raises(WireError, match=f"cannot publish at {first.endpoint}: Address already in use"),
+            Publisher(taken, "run-2"),
+        ):
+            pass
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(WireError, match=r"cannot publish at tcp://203\.0\.113\.1:5560"):
+        Publisher(RelaySettings(endpoint="tcp://203.0.113.1:5560"), "run-1").__enter__()
+
+
+def test_a_closed_publisher_says_so_and_frees_its_address() -> None:
+    with Publisher(ANYWHERE, "run-1") as publisher:
+        endpoint = publisher.endpoint
+    with pytest.raises(WireError, match="closed"):
+        publisher.publish("pier", "video", Header(), b"")
+    with pytest.raises(WireError, match="closed"):
+        publisher.take_join("pier")
+
+    with relay("run-2", endpoint) as again:
+        assert again.endpoint == endpoint
+
+
+def test_the_last_messages_still_arrive_after_the_publisher_has_closed() -> None:
+    with Publisher(ANYWHERE, "run-1") as publisher, viewer(publisher, b"pier/") as socket:
+        wait_for_join(publisher, "pier")
+        for _ in range(10):
+            publisher.publish("pier", "video", Header(), bytes(20_000))
+        publisher.__exit__(None, None, None)
+        assert [receive(socket).header.seq for _ in range(10)] == list(range(10))
+
+
+def test_opening_and_closing_leaves_nothing_behind() -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    with Publisher(ANYWHERE, "run-0"):
+        pass
+    before, threads = descriptors(), threading.active_count()
+    for run in range(20):
+        with Publisher(ANYWHERE, f"run-{run}") as publisher, viewer(publisher, b""):
+            wait_for_join(publisher, "pier")
+    wait_until(lambda: descriptors() <= before, "closing every socket")
+    assert threading.active_count() == threads
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A folder with the key files of a relay, a guest and a stranger, and a folder of guests."""
+    for name in ("relay", "guest", "stranger"):
+        zmq.auth.create_certificates(tmp_path, name)
+    (tmp_path / "guests").mkdir()
+    (tmp_path / "guest.key").rename(tmp_path / "guests" / "guest.key")
+    return tmp_path
+
+
+def encrypted(keys: Path, guests: bool) -> RelaySettings:
+    curve = CurveSettings(
+        server_secret_key_file=keys / "relay.key_secret", client_keys_folder=keys / "guests" if guests else None
+    )
+    return RelaySettings(endpoint="tcp://127.0.0.1:*", curve=curve)
+
+
+def curve_options(keys: Path, name: str) -> dict[str, object]:
+    public, secret = zmq.auth.load_certificate(keys / f"{name}.key_secret")
+    server, _ = zmq.auth.load_certificate(keys / "relay.key")
+    return {"curve_publickey": public, "curve_secretkey": secret, "curve_serverkey": server}
+
+
+def test_with_curve_keys_only_the_viewers_that_are_let_in_see_pictures(keys: Path) -> None:
+    with (
+        Publisher(encrypted(keys, guests=True), "run-1") as publisher,
+        viewer(publisher, b"pier/") as without_keys,
+        viewer(publisher, b"pier/", **curve_options(keys, "stranger")) as stranger,
+        viewer(publisher, b"pier/", **curve_options(keys, "guest")) as guest,
+    ):
+        wait_for_join(publisher, "pier")
+        for _ in range(10):
+            publisher.publish("pier", "video", Header(), b"unit")
+        assert [receive(guest).header.seq for _ in range(10)] == list(range(10))
+        assert not without_keys.poll(200)
+        assert not stranger.poll(200)
+
+
+def test_without_a_folder_of_viewers_all_that_know_the_relays_key_are_let_in(keys: Path) -> None:
+    with (
+        Publisher(encrypted(keys, guests=False), "run-1") as publisher,
+        viewer(publisher, b"pier/", **curve_options(keys, "stranger")) as stranger,
+    ):
+        wait_for_join(publisher, "pier")
+        publisher.publish("pier", "video", Header(), b"unit")
+        assert receive(stranger).payload == b"unit"
+
+
+def test_key_files_that_are_no_keys_are_named(keys: Path) -> None:
+    public_only = CurveSettings(server_secret_key_file=keys / "relay.key")
+    with pytest.raises(WireError, match=r"relay\.key holds no secret key"):
+        Publisher(RelaySettings(curve=public_only), "run-1").__enter__()
+    (keys / "guests" / "broken.key").write_text("nothing")
+    with pytest.raises(WireError, match=r"broken\.key"):
+        Publisher(encrypted(keys, guests=True), "run-1").__enter__()

@@ -1,0 +1,319 @@
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import msgspec
+import pytest
+
+from engines.colour import Colour
+from stream.encode import Encoder
+from stream.errors import StreamError
+from stream.frame import plane_view
+from stream.record import Recorder
+from stream.settings import EncoderSettings
+from stream.wire import Header, Kind, Message, Numbering
+from tests.published import TICKS, Camera, relay
+from tests.test_encode import HEIGHT, WIDTH, planes
+from tests.waiting import DEADLINE, wait_until
+
+ROOT = Path(__file__).parents[1]
+CAPTURED = 1_795_360_200_250_000_000
+"""2026-11-22 15:10:00.250 UTC."""
+
+
+def pictures(
+    amount: int, codec: str = "h264", keys_every: int = 10, relay: str = "run-1", start: int = 0
+) -> Iterator[Message]:
+    """Messages of a feed with 25 pictures a second, numbered by their chroma."""
+    numbers = Numbering("video")
+    settings = EncoderSettings.model_validate({"codec": codec})
+    with Encoder(settings, WIDTH, HEIGHT, Colour("bt709", True), Fraction(1, 90000)) as encoder:
+        for index in range(amount):
+            for picture in encoder.encode(*planes(index % 60), pts=start + index * TICKS, key=index % keys_every == 0):
+                header = Header(
+                    key=picture.key,
+                    codec=codec,
+                    width=WIDTH,
+                    height=HEIGHT,
+                    pts=picture.pts,
+                    time_base=picture.time_base,
+                    capture_ns=CAPTURED + index * 40_000_000,
+                )
+                yield Message("video", numbers.stamp(header, relay, "pier", CAPTURED), picture.payload)
+
+
+def data(payload: bytes, pts: int | None, codec: str = "klv") -> Message:
+    header = Header(codec=codec, pts=pts, time_base=Fraction(1, 90000))
+    return Message("data", Numbering("data").stamp(header, "run-1", "pier", CAPTURED), payload)
+
+
+def changed(message: Message, **values: Any) -> Message:
+    return replace(message, header=msgspec.structs.replace(message.header, **values))
+
+
+def record(folder: Path, messages: Iterator[Message] | list[Message], **options: Any) -> Recorder:
+    with Recorder(folder, **options) as recorder:
+        for message in messages:
+            recorder.write(message)
+    return recorder
+
+
+def played(path: Path) -> list[av.VideoFrame]:
+    with av.open(str(path)) as container:
+        return list(container.decode(video=0))
+
+
+def units(path: Path, kind: str) -> list[tuple[int | None, bytes]]:
+    with av.open(str(path)) as container:
+        return [
+            (packet.pts, bytes(packet)) for packet in container.demux() if packet.size and packet.stream.type == kind
+        ]
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
+def test_what_is_recorded_plays_with_its_times_and_colours(codec: str, tmp_path: Path) -> None:
+    recorder = record(tmp_path, pictures(35, codec, start=900_000_000))
+    [path] = recorder.paths
+    frames = played(path)
+    assert len(frames) == 35
+    times = [frame.pts for frame in frames if frame.pts is not None]
+    assert {after - before for before, after in pairwise(times)} == {TICKS}
+    assert {frame.time_base for frame in frames} == {Fraction(1, 90000)}
+    assert {(frame.colorspace, frame.color_range, frame.width, frame.height) for frame in frames} == {
+        (1, 2, WIDTH, HEIGHT)
+    }
+    assert recorder.written == {"video": 35}
+    assert not recorder.lost
+
+
+def test_access_units_are_kept_byte_for_byte(tmp_path: Path) -> None:
+    messages = list(pictures(12))
+    recorder = record(tmp_path, messages)
+    delimiter = bytes.fromhex("00000001 09 f0")  # MPEG-TS wants one in front of each access unit
+    assert [unit.removeprefix(delimiter) for _, unit in units(recorder.paths[0], "video")] == [
+        message.payload for message in messages
+    ]
+
+
+def test_a_segment_is_called_by_its_feed_and_the_capture_time_of_its_first_picture(tmp_path: Path) -> None:
+    for _ in range(2):
+        record(tmp_path, pictures(3))
+    record(tmp_path, pictures(3, "av1"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "pier-20261122T151000.250Z-2.ts",
+        "pier-20261122T151000.250Z.mp4",
+        "pier-20261122T151000.250Z.ts",
+    ]
+
+
+def test_mp4_says_when_it_began(tmp_path: Path) -> None:
+    [path] = record(tmp_path, pictures(3, "av1")).paths
+    with av.open(str(path)) as container:
+        assert container.metadata["creation_time"].startswith("2026-11-22T15:10:00")
+
+
+def test_segments_end_at_a_key_frame_once_they_are_long_enough(tmp_path: Path) -> None:
+    recorder = record(tmp_path, pictures(100), segment_seconds=1.0)
+    assert [len(played(path)) for path in recorder.paths] == [30, 30, 30, 10]
+    assert all(played(path)[0].key_frame for path in recorder.paths)
+
+
+@pytest.mark.parametrize(
+    "change", [{"relay": "run-2"}, {"width": WIDTH // 2}, {"codec": "hevc"}, {"time_base": Fraction(1, 45000)}]
+)
+def test_a_change_of_the_stream_begins_a_new_segment(change: dict[str, object], tmp_path: Path) -> None:
+    messages = [changed(message, **change) if index >= 10 else message for index, message in enumerate(pictures(20))]
+    recorder = record(tmp_path, messages)
+    assert len(recorder.paths) == 2
+    assert recorder.written == {"video": 20}
+
+
+def test_times_that_jump_back_begin_a_new_segment(tmp_path: Path) -> None:
+    recorder = record(tmp_path, [*pictures(10, start=90_000), *pictures(10)])
+    assert [len(played(path)) for path in recorder.paths] == [10, 10]
+
+
+def test_a_picture_whose_time_does_not_grow_is_counted_and_left_out(tmp_path: Path) -> None:
+    messages = list(pictures(10))
+    recorder = record(tmp_path, [*messages[:5], messages[4], *messages[5:]])
+    assert len(played(recorder.paths[0])) == 10
+    assert recorder.lost == {"time jumps back": 1}
+
+
+def test_nothing_is_recorded_before_the_first_key_frame(tmp_path: Path) -> None:
+    recorder = record(tmp_path, [data(b"early", 0), *list(pictures(20))[4:]])
+    assert len(played(recorder.paths[0])) == 10
+    assert recorder.lost == {"no key frame": 7}
+
+
+def test_a_feed_without_a_picture_leaves_no_file(tmp_path: Path) -> None:
+    record(tmp_path / "new", [data(b"alone", 0)])
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_klv_is_kept_byte_for_byte_at_its_time(tmp_path: Path) -> None:
+    messages = list(pictures(30))
+    for index in (25, 15, 5):
+        messages.insert(index, data(bytes([index]) * 300, index * TICKS - 1800))
+    [path] = record(tmp_path, messages).paths
+    shift = units(path, "video")[0][0] or 0
+    assert [((pts or 0) - shift, unit) for pts, unit in units(path, "data")] == [
+        (index * TICKS - 1800, bytes([index]) * 300) for index in (5, 15, 25)
+    ]
+    assert len(played(path)) == 30
+
+
+def test_klv_without_times_is_kept_beside_the_picture_before_it(tmp_path: Path) -> None:
+    messages = list(pictures(10))
+    messages.insert(5, data(b"no time", None))
+    [path] = record(tmp_path, messages).paths
+    assert [unit for _, unit in units(path, "data")] == [b"no time"]
+
+
+def test_klv_that_begins_later_loses_nothing_but_begins_a_segment(tmp_path: Path) -> None:
+    messages = list(pictures(40))
+    messages.insert(25, data(b"late", 25 * TICKS))
+    recorder = record(tmp_path, messages)
+    assert [len(played(path)) for path in recorder.paths] == [20, 20]
+    assert [unit for _, unit in units(recorder.paths[1], "data")] == [b"late"]
+    assert recorder.written == {"video": 40, "data": 1}
+
+
+def test_pictures_do_not_wait_in_memory_for_data_that_does_not_come(tmp_path: Path) -> None:
+    messages = list(pictures(101))
+    messages.insert(5, data(b"once", 5 * TICKS))
+    with Recorder(tmp_path) as recorder:
+        for message in messages:
+            recorder.write(message)
+        assert len(units(recorder.paths[0], "video")) >= 99
+
+
+@pytest.mark.parametrize(("video", "data_codec"), [("av1", "klv"), ("h264", "tide tables")])
+def test_data_that_the_file_cannot_hold_is_counted(video: str, data_codec: str, tmp_path: Path) -> None:
+    messages = list(pictures(10, video))
+    messages.insert(5, data(b"x", 5 * TICKS, data_codec))
+    recorder = record(tmp_path, messages)
+    assert len(played(recorder.paths[0])) == 10
+    assert recorder.lost == {"not recordable": 1}
+
+
+def test_pictures_in_another_order_than_they_are_decoded_in_keep_both_times(tmp_path: Path) -> None:
+    shown = [0, 3, 1, 2]
+    messages = [
+        changed(message, pts=(1 + place) * TICKS, dts=index * TICKS)
+        for index, (place, message) in enumerate(zip(shown, pictures(4), strict=True))
+    ]
+    [path] = record(tmp_path, messages).paths
+    with av.open(str(path)) as container:
+        times = [(packet.dts, packet.pts) for packet in container.demux(video=0) if packet.size]
+    first = times[0][0] or 0
+    assert [((dts or 0) - first, (pts or 0) - first) for dts, pts in times] == [
+        (index * TICKS, (1 + place) * TICKS) for index, place in enumerate(shown)
+    ]
+
+
+def test_a_picture_without_a_time_is_counted_and_left_out(tmp_path: Path) -> None:
+    messages = list(pictures(10))
+    messages[5] = changed(messages[5], pts=None)
+    recorder = record(tmp_path, messages)
+    assert recorder.written == {"video": 9}
+    assert recorder.lost == {"no time": 1}
+
+
+def test_the_cameras_own_pictures_are_recorded_where_they_are_asked_for(tmp_path: Path) -> None:
+    kinds: list[Kind] = ["video", "source"]
+    messages = [replace(message, kind=kind) for kind in kinds for message in pictures(5)]
+    recorder = record(tmp_path, messages, kind="source")
+    assert recorder.written == {"source": 5}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StreamError, match=f"cannot record into {re.escape(str(tmp_path))}/file"):
+        record(tmp_path / "file", pictures(1))
+
+
+def test_a_codec_that_no_file_can_hold_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StreamError, match="smoke_signals"):
+        record(tmp_path, [changed(message, codec="smoke_signals") for message in pictures(2)])
+
+
+def test_a_full_disk_ends_the_recording_with_its_reason(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(StreamError, match=r"cannot record into .*File too large"):
+            record(tmp_path, pictures(60))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize(("codec", "groups_lost"), [("h264", 1), ("hevc", 1), ("av1", 2)])
+def test_after_kill_9_all_but_the_last_groups_play(codec: str, groups_lost: int, tmp_path: Path) -> None:
+    with relay() as publisher:
+        camera = Camera(publisher, codec=codec)
+        program = subprocess.Popen(
+            [sys.executable, "-m", "tools", "record", publisher.endpoint, "pier", str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            camera.wait_for_viewer()
+            camera.show(53)  # five whole groups of ten and three pictures more
+            whole = (6 - groups_lost) * 10
+
+            def arrived() -> bool:
+                return any(count_packets(path) >= whole for path in tmp_path.iterdir())
+
+            wait_until(arrived, "writing the groups that have ended")
+            os.kill(program.pid, signal.SIGKILL)
+            assert program.wait(DEADLINE) == -signal.SIGKILL
+        finally:
+            program.kill()
+            program.wait()
+            camera.close()
+    [path] = tmp_path.iterdir()
+    frames = played(path)
+    assert len(frames) >= whole
+    for number, frame in enumerate(frames):
+        assert plane_view(frame.planes[0]).mean() == pytest.approx(Camera.luma(number), abs=3)
+
+
+def count_packets(path: Path) -> int:
+    """Of a file that may have just begun."""
+    try:
+        return len(units(path, "video"))
+    except (av.FFmpegError, IndexError):
+        return 0
+
+
+def test_the_command_finishes_its_file_when_it_is_asked_to_stop(tmp_path: Path) -> None:
+    with relay() as publisher:
+        camera = Camera(publisher)
+        program = subprocess.Popen(
+            [sys.executable, "-m", "tools", "record", publisher.endpoint, "pier", str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        camera.wait_for_viewer()
+        camera.show(25)
+        wait_until(lambda: any(count_packets(path) >= 10 for path in tmp_path.iterdir()), "a file")
+        program.terminate()
+        output, _ = program.communicate(timeout=DEADLINE)
+    assert program.returncode == 0
+    assert len(played(next(tmp_path.iterdir()))) == 25
+    assert "pier-" in output
+    assert "25 pictures" in output

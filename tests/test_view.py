@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from engines.colour import Colour
+from stream.encode import Encoder
+from stream.errors import CodecError, StreamError
+from stream.publish import Publisher
+from stream.settings import EncoderSettings
+from stream.view import PictureDecoder
+from stream.wire import Header, Message, Numbering
+from tests.published import HEIGHT, WIDTH, Camera, relay
+from tests.test_check import ROOT, nightbridge
+from tests.waiting import DEADLINE
+from tools.window import Window
+
+ORANGE = (200, 120, 40)
+KEYS = {
+    "feed",
+    "pictures",
+    "seconds",
+    "rate_fps",
+    "bit_rate",
+    "age_p50_ms",
+    "age_p95_ms",
+    "capture_clock",
+    "lost",
+    "loss_percent",
+    "dropped",
+    "states",
+}
+
+
+def message(payload: bytes, codec: str, relay: str = "run-1") -> Message:
+    header = Numbering("video").stamp(Header(key=True, codec=codec, pts=0, time_base=Fraction(1, 25)), relay, "pier", 0)
+    return Message("video", header, payload)
+
+
+def one_colour(rgb: tuple[int, int, int], colour: Colour, codec: str = "h264", amount: int = 1) -> list[Message]:
+    """Pictures all of which have this colour, coded with this matrix and range."""
+    y, u, v = colour.coefficients()[1] @ np.append(np.array(rgb) / 255, 1).astype(np.float32)
+    settings = EncoderSettings.model_validate({"codec": codec})
+    planes = [np.full((size, size), round(float(value)), np.uint8) for size, value in ((64, y), (32, u), (32, v))]
+    with Encoder(settings, 64, 64, colour, Fraction(1, 25)) as encoder:
+        pictures = [encoder.encode(planes[0], planes[1], planes[2], pts) for pts in range(amount)]
+    return [message(picture.payload, codec) for [picture] in pictures]
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
+def test_every_message_gives_its_picture_at_once(codec: str) -> None:
+    decoder = PictureDecoder()
+    assert [len(decoder.decode(each)) for each in one_colour(ORANGE, Colour(), codec, amount=5)] == [1] * 5
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+def test_colours_are_those_that_the_stream_names(matrix: str, full_range: bool, codec: str) -> None:
+    decoder = PictureDecoder()
+    colour = Colour(matrix, full_range)  # type: ignore[arg-type]
+    [picture] = decoder.decode(one_colour(ORANGE, colour, codec)[0])
+    rgb = decoder.rgb(picture)
+    assert rgb.shape == (64, 64, 3)
+    assert rgb.dtype == np.uint8
+    assert np.abs(rgb.astype(int) - ORANGE).max() <= 2
+
+
+def test_colours_that_a_stream_does_not_name_are_taken_by_the_height_of_the_picture() -> None:
+    decoder = PictureDecoder()
+    for height, matrix in ((720, "bt709"), (480, "bt601")):
+        colour = Colour(matrix)  # type: ignore[arg-type]
+        code_values = colour.coefficients()[1] @ np.array([*(part / 255 for part in ORANGE), 1], np.float32)
+        planes = [
+            np.full((height // part, 64 // part), round(float(value)), np.uint8)
+            for part, value in zip((1, 2, 2), code_values, strict=True)
+        ]
+        picture = av.VideoFrame.from_dlpack(tuple(planes), format="yuv420p")
+        assert np.abs(decoder.rgb(picture).astype(int) - ORANGE).max() <= 2
+
+
+def test_an_access_unit_that_cannot_be_decoded_is_counted_and_the_next_key_frame_shown() -> None:
+    decoder = PictureDecoder()
+    good = one_colour(ORANGE, Colour())[0]
+    assert decoder.decode(message(b"\0\0\0\1\x65" + bytes(40), "h264")) == []
+    assert decoder.undecodable == 1
+    assert len(decoder.decode(good)) == 1
+
+
+def test_a_relay_that_begins_anew_with_another_codec_is_decoded() -> None:
+    decoder = PictureDecoder()
+    assert len(decoder.decode(one_colour(ORANGE, Colour(), "h264")[0])) == 1
+    hevc = one_colour(ORANGE, Colour(), "hevc")[0]
+    assert len(decoder.decode(message(hevc.payload, "hevc", "run-2"))) == 1
+
+
+@pytest.mark.parametrize("codec", ["smoke signals", "aac"])
+def test_a_codec_that_shows_no_pictures_is_named(codec: str) -> None:
+    with pytest.raises(CodecError, match=codec):
+        PictureDecoder().decode(message(b"", codec))
+
+
+@contextmanager
+def on_air(feed: str = "pier", **header: Any) -> Iterator[Publisher]:
+    """A relay whose feed shows a picture each 20 ms until the block ends."""
+    with relay() as publisher:
+        camera = Camera(publisher, feed)
+        ended = False
+
+        def show() -> None:
+            while not ended:
+                camera.show(**header)
+                time.sleep(0.02)
+
+        thread = Thread(target=show)
+        thread.start()
+        try:
+            yield publisher
+        finally:
+            ended = True
+            thread.join()
+
+
+def test_a_snapshot_is_a_png_of_the_feed(tmp_path: Path) -> None:
+    path = tmp_path / "shot.png"
+    with on_air() as publisher:
+        done = nightbridge(ROOT, "view", publisher.endpoint, "pier", "--snapshot", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(path) as image:
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (WIDTH, HEIGHT))
+        pixels = np.asarray(image)
+    assert int(np.ptp(pixels)) <= 3, "every picture of the camera has one grey"
+
+
+def test_without_a_feed_the_first_that_is_heard_is_shown(tmp_path: Path) -> None:
+    with on_air("quay") as publisher:
+        done = nightbridge(ROOT, "view", publisher.endpoint, "--snapshot", str(tmp_path / "shot.png"))
+    assert done.returncode == 0
+    assert (tmp_path / "shot.png").exists()
+
+
+def test_a_snapshot_of_a_silent_feed_fails_and_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "shot.png"
+    with on_air() as publisher:
+        done = nightbridge(ROOT, "view", publisher.endpoint, "quay", "--snapshot", str(path), "--seconds", "0.5")
+    assert done.returncode == 1
+    assert done.stderr == f"nightbridge: no picture of feed quay at {publisher.endpoint} within 0.5 s\n"
+    assert not path.exists()
+
+
+def test_the_figures_are_printed_and_written_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "stats.json"
+    with on_air(capture_clock="arrival", state="tainted") as publisher:
+        done = nightbridge(ROOT, "view", publisher.endpoint, "pier", "--stats", "--seconds", "1.5", "--json", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "age p50" in done.stdout.splitlines()[0]
+    figures = json.loads(path.read_text())
+    assert figures.keys() == KEYS
+    assert (figures["feed"], figures["lost"], figures["capture_clock"]) == ("pier", 0, "arrival")
+    assert figures["states"]["tainted"] >= figures["pictures"] > 5
+    assert 0 < figures["age_p50_ms"] <= figures["age_p95_ms"] < 1000
+    assert figures["rate_fps"] == pytest.approx((figures["pictures"] - 1) / figures["seconds"])
+
+
+def test_figures_of_a_silent_feed_end_with_1() -> None:
+    with relay() as publisher:
+        done = nightbridge(ROOT, "view", publisher.endpoint, "pier", "--stats", "--seconds", "0.3")
+    assert done.returncode == 1
+    assert "no picture of feed pier" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["--snapshot", "a.png", "--stats"], ["--json", "a.json"], ["--seconds", "-1"], ["--relay-key", __file__]]
+)
+def test_options_that_do_not_go_together_are_wrong_use(words: list[str]) -> None:
+    assert nightbridge(ROOT, "view", "tcp://127.0.0.1:5560", *words).returncode == 2
+
+
+def test_an_endpoint_that_is_none_is_one_line_with_an_example() -> None:
+    done = nightbridge(ROOT, "view", "10.0.0.2:5560", "pier", "--stats")
+    assert done.returncode == 1
+    assert done.stderr.startswith("nightbridge: cannot subscribe at '10.0.0.2:5560'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_pygame_the_error_says_what_to_install() -> None:
+    script = "import sys; sys.modules['pygame'] = None; from tools.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "view", "tcp://127.0.0.1:5560", "pier"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("nightbridge: the window needs pygame: pip install 'nightbridge[view]'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_display_the_error_says_what_works() -> None:
+    done = nightbridge(ROOT, "view", "tcp://127.0.0.1:5560", "pier", SDL_VIDEODRIVER="none of them")
+    assert done.returncode == 1
+    assert "--snapshot and --stats need none" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+TELLING = """
+import json, pygame
+flip = pygame.display.flip
+def tell():
+    flip()
+    screen = pygame.display.get_surface()
+    middle, corner = (tuple(screen.get_at(place)[:3]) for place in ((80, 48), (0, 0)))
+    shown = (screen.get_size(), middle, corner, pygame.display.get_caption()[0])
+    print(json.dumps(shown), flush=True)
+pygame.display.flip = tell
+from tools.app import main
+main()
+"""
+
+Shown = tuple[list[int], list[int], list[int], str]
+
+
+@contextmanager
+def window(publisher: Publisher) -> Iterator[tuple[subprocess.Popen[str], SimpleQueue[Shown]]]:
+    """`nightbridge view` in a process of its own, which tells what is on its screen whenever that changes:
+    size, colour in the middle, colour in the corner, caption."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", TELLING, "view", publisher.endpoint, "pier"],
+        cwd=ROOT,
+        env={"SDL_VIDEODRIVER": "dummy", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    lines = program.stdout
+    assert lines is not None
+    screens: SimpleQueue[Shown] = SimpleQueue()
+
+    def read() -> None:
+        for line in lines:
+            if line.startswith("["):
+                screens.put(json.loads(line))
+
+    reader = Thread(target=read)
+    reader.start()
+    try:
+        yield program, screens
+    finally:
+        program.kill()
+        program.wait()
+        reader.join()
+        lines.close()
+
+
+def wait_for_screen(screens: SimpleQueue[Shown], wanted: Callable[[Shown], bool]) -> Shown:
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        try:
+            if wanted(shown := screens.get(timeout=0.1)):
+                return shown
+        except Empty:
+            continue
+    raise AssertionError(f"that was not on the screen within {DEADLINE} s")
+
+
+def test_the_window_shows_the_pictures_of_the_feed_as_they_come_and_ends_cleanly() -> None:
+    with on_air() as publisher, window(publisher) as (program, screens):
+        shown = {tuple(wait_for_screen(screens, lambda _: True)[1]) for _ in range(8)}
+        size, middle, corner, caption = wait_for_screen(screens, lambda _: True)
+        program.terminate()
+        assert program.wait(DEADLINE) == 0
+    greys = {round((Camera.luma(number) - 16) * 255 / 219) for number in range(32)}
+    assert len(shown) > 1
+    assert all(min(abs(red - grey) for grey in greys) <= 2 for red, _, _ in shown)
+    assert size == [WIDTH, HEIGHT]
+    assert corner == middle
+    assert "age p50" in caption
+
+
+def test_damaged_pictures_have_a_frame() -> None:
+    with on_air(state="tainted") as publisher, window(publisher) as (_, screens):
+        _, middle, corner, _ = wait_for_screen(screens, lambda _: True)
+    assert corner == [255, 176, 0]
+    assert middle != corner
+
+
+def test_a_picture_that_stands_still_gets_a_red_frame() -> None:
+    with relay() as publisher, window(publisher) as (_, screens):
+        camera = Camera(publisher)
+        camera.wait_for_viewer()
+        camera.show()
+        _, _, corner, _ = wait_for_screen(screens, lambda _: True)
+        assert corner != [230, 30, 30]
+        wait_for_screen(screens, lambda shown: shown[2] == [230, 30, 30])
+
+
+@pytest.mark.parametrize("key", ["K_q", "K_ESCAPE", None])
+def test_a_window_is_closed_by_its_button_and_by_keys(key: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pygame = pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    with Window("test") as shown:
+        assert not shown.is_closed()
+        event = (
+            pygame.event.Event(pygame.QUIT)
+            if key is None
+            else pygame.event.Event(pygame.KEYDOWN, key=getattr(pygame, key))
+        )
+        pygame.event.post(event)
+        assert shown.is_closed()
+
+
+def test_a_picture_keeps_its_shape_in_a_window_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    pygame = pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    white = np.full((48, 64, 3), 255, np.uint8)
+    with Window("test") as shown:
+        shown.show(white, "", None)
+        pygame.display.set_mode((128, 48))
+        shown.show(white, "", None)
+        screen = pygame.surfarray.array3d(pygame.display.get_surface())
+    assert screen[32:96].min() == 255
+    assert screen[:32].max() == screen[96:].max() == 0
+
+
+def test_a_window_that_cannot_be_opened_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "none of them")
+    with pytest.raises(StreamError, match="no window can be opened here"):
+        Window("test").__enter__()

@@ -1,0 +1,75 @@
+"""`nightbridge record`: a feed into files, without decoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tools.simulate import stopped_by_signals
+from tools.viewer_keys import RelayKey, SecretKey, viewer_keys
+
+if TYPE_CHECKING:
+    from stream.record import Recorder
+    from stream.subscribe import Subscriber
+
+PATIENCE = 10.0
+"""Seconds that messages wait for a busy disk before they are dropped."""
+
+
+def as_seconds(text: str) -> float:
+    """Seconds of a duration such as 90s or 5m."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from stream.settings import Duration
+
+    try:
+        return TypeAdapter[float](Duration).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r}; must be {error.errors()[0]['ctx']['error']}") from None
+
+
+def record(
+    endpoint: Annotated[str, typer.Argument(help="Where the relay publishes, such as tcp://10.0.0.2:5560.")],
+    feed: Annotated[str, typer.Argument(help="Name of the feed.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False, help="Where the files go.")],
+    segment: Annotated[str, typer.Option(metavar="DURATION", help="Length of a file, such as 90s or 5m.")] = "5m",
+    source: Annotated[bool, typer.Option("--source", help="The camera's own pictures, not the enhanced.")] = False,
+    relay_key: RelayKey = None,
+    secret_key: SecretKey = None,
+) -> None:
+    """Record FEED into DIR until SIGINT or SIGTERM, as the relay sends it, data such as KLV beside the pictures."""
+    from stream.record import Recorder
+    from stream.subscribe import Subscriber
+    from stream.wire import Kind
+
+    kind: Kind = "source" if source else "video"
+    keys = viewer_keys(relay_key, secret_key)
+    with (
+        Recorder(folder, as_seconds(segment), kind) as recorder,
+        Subscriber(endpoint, feed, (kind, "data"), max_age=PATIENCE, keys=keys) as subscriber,
+        stopped_by_signals(subscriber.close),
+    ):
+        typer.echo(f"recording {feed} from {endpoint} into {folder}")
+        keep(subscriber, recorder)
+    typer.echo(summary(recorder, subscriber))
+
+
+def keep(subscriber: Subscriber, recorder: Recorder) -> None:
+    """Record until the subscriber is closed, and name every file as it begins."""
+    for message in subscriber:
+        known = len(recorder.paths)
+        recorder.write(message)
+        for path in recorder.paths[known:]:
+            typer.echo(str(path))
+
+
+def summary(recorder: Recorder, subscriber: Subscriber) -> str:
+    """What became of the messages, for people."""
+    pictures = recorder.written["video"] + recorder.written["source"]
+    parts = [f"{pictures} pictures and {recorder.written['data']} data packets in {len(recorder.paths)} files"]
+    parts += [f"{subscriber.lost} lost on the way"] if subscriber.lost else []
+    parts += [f"{number} not recorded: {why}" for why, number in recorder.lost.items()]
+    parts += [f"{number} dropped: {why}" for why, number in subscriber.dropped.items()]
+    return "; ".join(parts)

@@ -1,0 +1,191 @@
+"""`nightbridge view`: what a relay publishes, in a window, as one picture or as figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from stream.errors import StreamError
+from tools.report import print_values, write_json
+from tools.simulate import stopped_by_signals
+from tools.view_figures import Figures
+from tools.viewer_keys import RelayKey, SecretKey, viewer_keys
+
+if TYPE_CHECKING:
+    from stream.subscribe import Subscriber, ViewerKeys
+    from stream.wire import Kind, Message, Stamped
+
+SNAPSHOT_SECONDS = 10.0
+"""The longest that `--snapshot` waits for a picture."""
+
+TURN_SECONDS = 0.05
+"""The longest that a message is waited for before the window and the clock are looked at."""
+
+MOST_A_TURN = 8
+"""Messages between two looks at the window, on a machine that cannot keep up."""
+
+STALE_SECONDS = 2.0
+"""A picture that has stood this long is not live any more."""
+
+AMBER, RED = (255, 176, 0), (230, 30, 30)
+"""Frames around pictures that are damaged, and around old ones."""
+
+
+def view(
+    endpoint: Annotated[str, typer.Argument(help="Where the relay publishes, such as tcp://10.0.0.2:5560.")],
+    feed: Annotated[str | None, typer.Argument(help="Name of the feed.", show_default="the first heard")] = None,
+    snapshot: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Write one picture to this PNG file and end; no window."),
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Print age, loss and rate; no window.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=0, help="How long.", show_default="no limit")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures of --stats as one JSON object.")] = None,
+    source: Annotated[bool, typer.Option("--source", help="The camera's own pictures, not the enhanced.")] = False,
+    relay_key: RelayKey = None,
+    secret_key: SecretKey = None,
+) -> None:
+    """Show FEED in a window until that is closed; q and Escape close it, too."""
+    if snapshot and stats:
+        raise typer.BadParameter("--snapshot and --stats do not go together")
+    if json and not stats:
+        raise typer.BadParameter("--json writes the figures of --stats, which is missing")
+    kind: Kind = "source" if source else "video"
+    keys = viewer_keys(relay_key, secret_key)
+    stop = Event()
+    span = Span(stop, min(seconds or SNAPSHOT_SECONDS, SNAPSHOT_SECONDS) if snapshot else seconds)
+    with stopped_by_signals(stop.set):
+        wanted = Wanted(endpoint, feed or first_feed(endpoint, kind, keys, span), kind, keys)
+        if snapshot:
+            take_snapshot(wanted, snapshot, span)
+        elif stats:
+            print_stats(wanted, json, span, Console())
+        else:
+            show_window(wanted, span)
+
+
+class Span:
+    """The time from now until `stop` is set or `seconds` are over."""
+
+    def __init__(self, stop: Event, seconds: float | None) -> None:
+        self.seconds = seconds
+        self.stop = stop
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def __str__(self) -> str:
+        return "" if self.seconds is None else f" within {self.seconds:g} s"
+
+    def is_over(self) -> bool:
+        """Whether it is time to end."""
+        return self.stop.is_set() or (self._end is not None and time.monotonic() >= self._end)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to look at, and where."""
+
+    endpoint: str
+    feed: str
+    kind: Kind
+    keys: ViewerKeys | None
+
+    def subscribe(self) -> Subscriber:
+        """A subscriber, not opened yet."""
+        from stream.subscribe import Subscriber
+
+        return Subscriber(self.endpoint, self.feed, (self.kind,), keys=self.keys)
+
+    def missing(self, span: Span) -> StreamError:
+        """That no picture came."""
+        return StreamError(f"no picture of feed {self.feed} at {self.endpoint}{span}")
+
+
+def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -> str:
+    """The first feed that is heard. Raises `StreamError` where there is none."""
+    from stream.subscribe import Subscriber
+
+    with Subscriber(endpoint, None, (kind,), keys=keys) as subscriber:
+        for messages in turns(subscriber, span):
+            if messages:
+                return messages[0].header.feed
+    raise StreamError(f"no feed at {endpoint}{span}")
+
+
+def turns(subscriber: Subscriber, span: Span) -> Iterator[list[Message]]:
+    """What has come, a few messages at a time, and nothing as often as nothing comes, until the span is over."""
+    while not span.is_over():
+        messages = []
+        message = subscriber.receive(TURN_SECONDS)
+        while message is not None:
+            messages.append(message)
+            message = subscriber.receive(0) if len(messages) < MOST_A_TURN else None
+        yield messages
+
+
+def take_snapshot(wanted: Wanted, path: Path, span: Span) -> None:
+    """Write the first picture that comes as PNG. Raises `StreamError` where none comes, and `OSError`."""
+    from PIL import Image
+
+    from stream.view import PictureDecoder
+
+    decoder = PictureDecoder()
+    with wanted.subscribe() as subscriber:
+        for messages in turns(subscriber, span):
+            for picture in (picture for message in messages for picture in decoder.decode(message)):
+                Image.fromarray(decoder.rgb(picture)).save(path, format="PNG")
+                return
+    raise wanted.missing(span)
+
+
+def print_stats(wanted: Wanted, json: Path | None, span: Span, console: Console) -> None:
+    """Print a line a second and all figures at the end. Raises `StreamError` where no picture came."""
+    figures, due = Figures(), time.monotonic() + 1
+    with wanted.subscribe() as subscriber:
+        for messages in turns(subscriber, span):
+            for message in messages:
+                figures.add(message)
+            if time.monotonic() >= due:
+                due += 1
+                console.print(figures.line(subscriber), markup=False, highlight=False)
+        values = figures.values(subscriber)
+    print_values(console, values)
+    write_json(json, values)
+    if not figures.pictures:
+        raise wanted.missing(span)
+
+
+def show_window(wanted: Wanted, span: Span) -> None:
+    """Show the newest picture, and tell by a coloured frame where it is damaged or old."""
+    from stream.view import PictureDecoder
+    from tools.window import Window
+
+    decoder, figures = PictureDecoder(), Figures()
+    picture, came, was_stale = None, time.monotonic(), False
+    with Window(f"nightbridge {wanted.endpoint}") as window, wanted.subscribe() as subscriber:
+        for messages in turns(subscriber, span):
+            pictures = []
+            for message in messages:  # pictures need the ones before them: all are decoded, the newest is shown
+                figures.add(message)
+                pictures += decoder.decode(message)
+            if pictures:
+                picture, came = pictures[-1], time.monotonic()
+            is_stale = time.monotonic() - came > STALE_SECONDS
+            if picture is not None and (pictures or is_stale != was_stale):
+                window.show(decoder.rgb(picture), figures.line(subscriber), warning(figures.header, is_stale))
+            was_stale = is_stale
+            if window.is_closed():
+                return
+
+
+def warning(header: Stamped | None, is_stale: bool) -> tuple[int, int, int] | None:
+    """The colour (RGB) of the frame around a picture; None around one that can be trusted."""
+    if is_stale:
+        return RED
+    return None if header is None or header.state in ("clean", None) else AMBER
