@@ -1,0 +1,102 @@
+"""The demo's processes: a camera and a relay that are fed, watched and stopped by whoever shows them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Self
+
+from stream.errors import StreamError
+
+ROOT = Path(__file__).parents[1]
+"""Where `python -m tools` finds this program, installed or not."""
+SETTINGS = """
+[relay]
+endpoint = "{endpoint}"
+high_water_mark = 100  # a source begins with a burst of pictures
+[feeds.{feed}]
+url = "{url}"
+publish_source = true
+"""
+OVERRIDES = ("NIGHTBRIDGE__RELAY__", "NIGHTBRIDGE__DEFAULTS__", "NIGHTBRIDGE__FEEDS__")
+"""Environment variables that are meant for another relay; those of the engine hold here too."""
+
+STOP_SECONDS = 5.0
+"""The longest that a process may take to stop when asked to."""
+LAST_LINES = 6
+"""Of what a process said, shown where it failed."""
+
+
+class Part:
+    """`python -m tools WORDS` in a process of its own, from the beginning of its `with` block to the end."""
+
+    def __init__(self, name: str, folder: Path, *words: str) -> None:
+        """What it says goes into a file in `folder`."""
+        self._name = name
+        self._said = folder / f"{name}.log"
+        self._words = words
+
+    def __enter__(self) -> Self:
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(  # noqa: S603 - this program itself
+                [sys.executable, "-m", "tools", *self._words],
+                cwd=ROOT,
+                env={name: text for name, text in os.environ.items() if not name.upper().startswith(OVERRIDES)},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def check(self) -> None:
+        """Raise `StreamError`, with its last words, where it has ended."""
+        code = self._process.poll()
+        if code is not None:
+            raise StreamError(f"the {self._name} ended by itself with code {code}{self.last_words()}")
+
+    def last_words(self) -> str:
+        """The last lines that it said, each after a line break and its name: the end of an error."""
+        lines = self._said.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+        return "".join(f"\n  {self._name}: {line.removeprefix('nightbridge: ')}" for line in lines)
+
+
+@contextmanager
+def camera_and_relay(feed: str, clip: Path, bit_rate: int, seconds: float) -> Iterator[tuple[str, list[Part]]]:
+    """Where to subscribe to a night camera's feed, and the two processes behind it, which are still starting.
+
+    After `seconds` of video the camera ends by itself, even where nobody is left to stop it.
+    """
+    endpoint = f"tcp://127.0.0.1:{free_port(socket.SOCK_STREAM)}"
+    url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+    play = ("simulate", str(clip), url, "--bit-rate", f"{bit_rate // 1000}k", "--loop", "--seconds", str(seconds))
+    with TemporaryDirectory(prefix="nightbridge-demo-") as name:
+        folder = Path(name)
+        config = folder / "config.toml"
+        config.write_text(SETTINGS.format(endpoint=endpoint, feed=feed, url=url), encoding="utf-8")
+        with Part("relay", folder, "run", str(config)) as relay, Part("camera", folder, *play) as camera:
+            yield endpoint, [camera, relay]
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    """A port of the loopback address that nobody uses at this moment."""
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
