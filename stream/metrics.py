@@ -27,6 +27,12 @@ class FeedFigures:
     ages_ms: Sequence[float] = field(repr=False)
     """Capture to published, of the latest pictures."""
 
+    def __str__(self) -> str:
+        parts = [f"{self.received} received", f"{self.published} published"]
+        parts += [f"{count} dropped ({reason})" for reason, count in self.dropped.items()]
+        parts += [f"{count} lost ({reason})" for reason, count in self.lost.items()]
+        return ", ".join(parts)
+
     def age_ms(self, percentile: float) -> float | None:
         """A percentile of the ages in milliseconds; None before the first picture."""
         return float(np.percentile(self.ages_ms, percentile)) if self.ages_ms else None

@@ -177,8 +177,7 @@ def bring_in(feed: Feed, gather: Gather, publisher: Publisher, stop: threading.E
                 for segment in feed.source.segments():
                     feed.state, feed.reason, feed.rate = "live", None, segment.rate
                     relay_segment(feed, segment, gather, publisher, stop)
-            feed.state = "ended"
-            return
+            break
         except SourceLost as error:
             feed.state, feed.reason = "connecting", str(error)
             log.warning("feed %s: %s; next try in %g s", feed.name, error, RETRY_SECONDS)
@@ -189,6 +188,7 @@ def bring_in(feed: Feed, gather: Gather, publisher: Publisher, stop: threading.E
             return
         finally:
             feed.source = None
+    feed.state = "ended"
 
 
 def relay_segment(feed: Feed, segment: Segment, gather: Gather, publisher: Publisher, stop: threading.Event) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from stream.errors import StreamError
 from tools.demo_parts import Part, camera_and_relay
 from tools.report import write_json
-from tools.simulate import stopped_by_signals
+from tools.signals import stopped_by_signals
 
 if TYPE_CHECKING:
     from stream.wire import Message

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tools.simulate import stopped_by_signals
+from tools.signals import stopped_by_signals
 from tools.viewer_keys import RelayKey, SecretKey, viewer_keys
 
 if TYPE_CHECKING:

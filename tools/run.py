@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import uuid
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tools.signals import stopped_by_signals
 
 log = logging.getLogger("nightbridge")
 
@@ -27,8 +28,6 @@ def run(config: Annotated[Path, typer.Argument(help="Settings.")] = Path("config
     settings = load_settings(config)
     logging.getLogger().setLevel(settings.relay.log_level.upper())
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     if not settings.feeds:
         log.warning("%s has no feeds: add a table [feeds.NAME] with a url", config)
     options = EngineOptions(
@@ -38,9 +37,9 @@ def run(config: Annotated[Path, typer.Argument(help="Settings.")] = Path("config
         slots=Relay.slots(settings),
     )
     with (
+        stopped_by_signals(stop.set),
         open_engine(settings.engine.runtime, settings.engine.weights, options) as engine,
         Publisher(settings.relay, uuid.uuid4().hex) as publisher,
-        Relay(settings, engine, publisher) as relay,
     ):
         log.info(
             "engine: %s %s on %s, weights %s",
@@ -49,8 +48,12 @@ def run(config: Annotated[Path, typer.Argument(help="Settings.")] = Path("config
             engine.info.device,
             engine.info.weights,
         )
-        log.info("publishing %d feeds at %s", len(relay.feeds), publisher.endpoint)
-        while not stop.wait(STATUS_SECONDS) and relay.failure is None:
-            relay.publish_status()
+        log.info("publishing %d feeds at %s", len(settings.feeds), publisher.endpoint)
+        with Relay(settings, engine, publisher) as relay:
+            while not stop.wait(STATUS_SECONDS) and relay.failure is None:
+                relay.publish_status()
+        relay.publish_status()
+        for feed in relay.feeds.values():
+            log.info("feed %s: %s", feed.name, feed.meter.figures())
     if relay.failure is not None:
         raise relay.failure

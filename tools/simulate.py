@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+
+from tools.signals import stopped_by_signals
 
 if TYPE_CHECKING:
     from stream.simulate import NightCamera, Sent
@@ -124,18 +123,3 @@ def as_line(sent: Sent) -> str:
         f"sent {sent.pictures} pictures, {sent.seconds:.1f} s, {sent.bit_rate / 1000:.0f} kbit/s;"
         f" {sent.lost} of {sent.datagrams} datagrams lost"
     )
-
-
-@contextmanager
-def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Inside the block SIGINT and SIGTERM call `stop` and nothing else."""
-
-    def answer(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        stop()
-
-    before = {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from stream.errors import StreamError
 from tools.report import print_values, write_json
-from tools.simulate import stopped_by_signals
+from tools.signals import stopped_by_signals
 from tools.view_figures import Figures
 from tools.viewer_keys import RelayKey, SecretKey, viewer_keys
 

@@ -1,0 +1,145 @@
+"""The relay as its users have it: processes, sockets, signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stream.subscribe import Subscriber
+from stream.wire import Message, decode_status
+from tests.clips import UdpSender, free_port, make_clip
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[1]
+NO_TORCH = "raise ImportError('torch must not be needed here')"
+
+
+@contextmanager
+def running(tmp_path: Path, feeds: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`nightbridge run` on these feeds where torch cannot be imported, and its endpoint."""
+    config = tmp_path / "config.toml"
+    config.write_text(f'[relay]\nendpoint = "tcp://127.0.0.1:*"\n[engine]\ncache = "cache"\n{feeds}')
+    (tmp_path / "without").mkdir(exist_ok=True)
+    (tmp_path / "without" / "torch.py").write_text(NO_TORCH)
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        relay = subprocess.Popen(
+            [sys.executable, "-m", "tools", "run", str(config)],
+            cwd=ROOT,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "without")},
+        )
+    try:
+        wait_until(lambda: "publishing" in log.read_text() or relay.poll() is not None, "the relay's start")
+        endpoint = re.search(r"at (tcp://\S+)", log.read_text())
+        assert endpoint, log.read_text()
+        yield relay, endpoint[1]
+    finally:
+        relay.kill()
+        relay.wait()
+
+
+def stopped(relay: subprocess.Popen[str]) -> float:
+    """Seconds from SIGTERM to the relay's good end."""
+    began = time.monotonic()
+    relay.send_signal(signal.SIGTERM)
+    assert relay.wait(30) == 0
+    return time.monotonic() - began
+
+
+def messages(viewer: Subscriber, amount: int) -> list[Message]:
+    came: list[Message] = []
+    while len(came) < amount:
+        message = viewer.receive(30)
+        assert message is not None, f"{len(came)} of {amount} messages came"
+        came.append(message)
+    return came
+
+
+def test_a_udp_feed_becomes_a_snapshot_in_another_process_and_a_stop_loses_nothing(tmp_path: Path) -> None:
+    port = free_port()
+    clip = make_clip(tmp_path / "clip.ts", pictures=250, size=(176, 144))
+    feeds = f'[feeds.pier]\nurl = "udp://127.0.0.1:{port}"\n'
+    with running(tmp_path, feeds) as (relay, endpoint), UdpSender(clip, port, bit_rate=600_000, repeat=True):
+        snapshot = tmp_path / "snapshot.png"
+        view = [sys.executable, "-m", "tools", "view", endpoint, "pier", "--snapshot", str(snapshot)]
+        subprocess.run(view, cwd=ROOT, check=True, timeout=60)
+        with Image.open(snapshot) as picture:
+            assert picture.size == (352, 288)
+            assert np.asarray(picture).std() > 10
+        with Subscriber(endpoint, "pier", ("status", "video")) as viewer:
+            messages(viewer, 20)
+            assert stopped(relay) < 2.5
+            last: Message | None = None
+            while (message := viewer.receive(1)) is not None:
+                last = message if message.kind == "status" else last
+    assert last is not None
+    status = decode_status(last.payload)
+    assert status.state == "ended"
+    assert status.under_way == 0
+    assert status.published > 0
+    assert status.received == status.published + sum(status.dropped.values()) + sum(status.lost.values())
+
+
+def test_a_relay_without_any_camera_runs_and_stops(tmp_path: Path) -> None:
+    feeds = f'[feeds.dead]\nurl = "udp://127.0.0.1:{free_port()}"\nread_timeout = "200ms"\nopen_timeout = "200ms"\n'
+    with running(tmp_path, feeds) as (relay, endpoint):
+        with Subscriber(endpoint, "dead", ("status",)) as viewer:
+            (status,) = [decode_status(message.payload) for message in messages(viewer, 1)]
+        assert (status.state, status.published) == ("connecting", 0)
+        assert stopped(relay) < 2.5
+
+
+def test_wrong_settings_end_the_start_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[feeds.pier]\nurl = "udp://127.0.0.1:5000"\nage_budgit = "1s"\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "tools", "run", str(tmp_path / "config.toml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "age_budgit" in done.stderr
+    assert "age_budget" in done.stderr
+
+
+def test_an_endpoint_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
+    feeds = f'[feeds.dead]\nurl = "udp://127.0.0.1:{free_port()}"\n'
+    with running(tmp_path, feeds) as (_, endpoint):
+        (tmp_path / "second.toml").write_text(f'[relay]\nendpoint = "{endpoint}"\n{feeds}')
+        done = subprocess.run(
+            [sys.executable, "-m", "tools", "--log-level", "error", "run", str(tmp_path / "second.toml")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert endpoint in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which is Linux")
+def test_a_relay_with_one_feed_fits_into_600_megabytes(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=100, size=(352, 288))
+    with running(tmp_path, f'[feeds.tape]\nurl = "{clip}"\nmode = "replay"\n') as (relay, endpoint):
+        with Subscriber(endpoint, "tape", ("status",)) as viewer:
+            while decode_status(messages(viewer, 1)[0].payload).state != "ended":
+                pass
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{relay.pid}/status").read_text())
+    assert peak
+    assert int(peak[1]) * 1024 < 600e6
