@@ -15,6 +15,9 @@ from torch.nn import functional
 from engines.network.config import NetworkConfig
 from engines.network.neid import SCALE
 
+MARGIN = 8
+"""Pixels by which every side is continued at least: a convolution's zeros would darken the border of the picture."""
+
 
 class Subpixels(Protocol):
     """What the graph needs of a network."""
@@ -44,19 +47,19 @@ class PictureGraph(nn.Module):
         folded = self.fold(*self.pad(y, uv), colour[:, 0])
         subpixels = self.network.subpixels(folded).clamp(0, 1)
         bright_y, bright_uv = self.unfold(subpixels, colour[:, 1], SCALE * fold)
-        return bright_y[..., : SCALE * height, : SCALE * width], bright_uv[..., :height, :width]
+        return (
+            cut(bright_y, SCALE * height, SCALE * width),
+            bright_uv[..., MARGIN : MARGIN + height, MARGIN : MARGIN + width],
+        )
 
     def pad(self, y: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
-        """Repeat the last row and column up to the network's multiple."""
-        multiple = self.network.config.multiple
+        """Repeat the border of both planes, see `padding`."""
         (height, width), (chroma_height, chroma_width) = y.shape[-2:], uv.shape[-2:]
-        bottom, right = -height % multiple, -width % multiple
-        y = functional.pad(y.float(), (0, right, 0, bottom), mode="replicate")
-        uv = functional.pad(
-            uv.float(),
-            (0, (width + right) // 2 - chroma_width, 0, (height + bottom) // 2 - chroma_height),
-            mode="replicate",
-        )
+        left, right, top, bottom = padding(height, width, self.network.config.multiple)
+        y = functional.pad(y.float(), (left, right, top, bottom), mode="replicate")
+        chroma_right = (left + width + right) // 2 - left // 2 - chroma_width
+        chroma_bottom = (top + height + bottom) // 2 - top // 2 - chroma_height
+        uv = functional.pad(uv.float(), (left // 2, chroma_right, top // 2, chroma_bottom), mode="replicate")
         return y, uv
 
     def fold(self, y: Tensor, uv: Tensor, to_rgb: Tensor) -> Tensor:
@@ -110,3 +113,22 @@ def unfolding(to_yuv: Tensor, fold: int) -> Tensor:
         ),
         dim=2,
     )
+
+
+def padding(height: int, width: int, multiple: int) -> tuple[int, int, int, int]:
+    """Pixels to add left, right, above and below: `MARGIN`, and then up to the network's multiple."""
+    right = MARGIN + -(width + 2 * MARGIN) % multiple
+    bottom = MARGIN + -(height + 2 * MARGIN) % multiple
+    return MARGIN, right, MARGIN, bottom
+
+
+def pad(picture: Tensor, multiple: int) -> Tensor:
+    """(N, C, H, W) with its border repeated as in the exported graph: training pads as use does."""
+    height, width = picture.shape[-2:]
+    return functional.pad(picture, padding(height, width, multiple), mode="replicate")
+
+
+def cut(doubled: Tensor, height: int, width: int) -> Tensor:
+    """What belongs to the picture in the double of a padded one: (N, C, height, width)."""
+    edge = SCALE * MARGIN
+    return doubled[..., edge : edge + height, edge : edge + width]

@@ -22,6 +22,7 @@ from engines.errors import EngineMismatch, EngineMissing
 from engines.network.config import CONFIGS
 from engines.network.neid import Neid, initialise
 from engines.pairs import PHOTO_CROP, Sample, batch, subsample_chroma
+from engines.picture import cut, pad
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -197,20 +198,14 @@ def loss_parts(
     if dark is not None:
         gain = 0.4 / dark.mean((1, 2, 3), keepdim=True).clamp_min(0.01)
         target = (gain * dark).clamp(0, 1)
-        parts["detail"] = losses.detail_mse(detail.float()[..., :height, :width], target)
-    bright = bright.float()[..., :height, :width]
+        parts["detail"] = losses.detail_mse(cut(detail.float(), height, width), target)
+    bright = cut(bright.float(), height, width)
     parts["huber"] = losses.huber(bright, large)
     parts["chroma"] = losses.chroma(bright, large)
     top, left = int(random.integers(height // 2)), int(random.integers(width // 2))
     window = (..., slice(top, top + height // 2), slice(left, left + width // 2))
     parts["ssim"] = 1 - losses.ssim(bright[window].contiguous(), large[window].contiguous())
     return parts
-
-
-def pad(picture: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row and column up to a multiple, as the exported graph does."""
-    height, width = picture.shape[-2:]
-    return functional.pad(picture, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
 
 def validate(network: Neid, samples: list[Sample]) -> float:
@@ -224,7 +219,7 @@ def validate(network: Neid, samples: list[Sample]) -> float:
             )
             height, width = large.shape[-2:]
             padded = pad(subsample_chroma(small), network.config.multiple)
-            bright = network(padded)[..., :height, :width].clamp(0, 1)
+            bright = cut(network(padded), height, width).clamp(0, 1)
             scores.append(-10 * math.log10(functional.mse_loss(bright, large).item()))
     return sum(scores) / len(scores)
 

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from engines.cards import NUMBERS, find_weights
+from engines.checkpoint import load_network
 from engines.colour import Colour
 from engines.network.config import NEID, NEID_LIVE, NetworkConfig
 from engines.network.neid import Neid, initialise
-from engines.picture import PictureGraph
+from engines.picture import MARGIN, PictureGraph, padding
 
 COLOURS = [Colour("bt601"), Colour("bt601", full_range=True), Colour("bt709"), Colour("bt601", grey=True)]
 
@@ -24,13 +26,13 @@ def plainly(network: Neid, y: torch.Tensor, uv: torch.Tensor, colour: Colour) ->
     height, width = y.shape[-2:]
     decode, encode = torch.from_numpy(colour.coefficients().astype(np.float64))
     yuv = torch.cat((y, functional.interpolate(uv.double(), scale_factor=2)[..., :height, :width]), dim=1).double()
-    bottom, right = -height % network.config.multiple, -width % network.config.multiple
-    yuv = functional.pad(yuv, (0, right, 0, bottom), mode="replicate")
+    left, right, top, bottom = padding(height, width, network.config.multiple)
+    yuv = functional.pad(yuv, (left, right, top, bottom), mode="replicate")
     rgb = torch.einsum("ck,nkhw->nchw", decode[:, :3], yuv) + decode[:, 3].view(1, 3, 1, 1)
     bright = network.double()(rgb.clamp(0, 1)).clamp(0, 1)
     out = torch.einsum("ck,nkhw->nchw", encode[:, :3], bright) + encode[:, 3].view(1, 3, 1, 1)
-    chroma = functional.avg_pool2d(out[:, 1:], 2)
-    return out[:, :1, : 2 * height, : 2 * width], chroma[..., :height, :width]
+    chroma = functional.avg_pool2d(out[:, 1:], 2)[..., top : top + height, left : left + width]
+    return out[:, :1, 2 * top : 2 * (top + height), 2 * left : 2 * (left + width)], chroma
 
 
 @pytest.mark.parametrize("colour", COLOURS, ids=str)
@@ -61,3 +63,23 @@ def test_a_grey_picture_stays_grey_whatever_its_chroma_planes_hold() -> None:
     with torch.no_grad():
         _, uv_out = PictureGraph(network_of(NEID_LIVE))(y, uv, coefficients)
     assert (uv_out == 128).all()
+
+
+@pytest.mark.parametrize("side", [16, 17, 100, 288, 361])
+def test_every_border_is_continued_and_the_whole_is_a_multiple(side: int) -> None:
+    left, right, top, bottom = padding(side, 2 * side, 16)
+    assert min(left, right, top, bottom) >= MARGIN
+    assert (top + side + bottom) % 16 == (left + 2 * side + right) % 16 == 0
+    assert max(left, right, top, bottom) < MARGIN + 16
+
+
+def test_a_flat_picture_has_no_dark_border() -> None:
+    y = torch.full((1, 1, 48, 64), 90, dtype=torch.uint8)
+    uv = torch.full((1, 2, 24, 32), 128, dtype=torch.uint8)
+    coefficients = torch.from_numpy(Colour().coefficients())[None]
+    network = load_network(find_weights("field").file(NUMBERS))
+    with torch.no_grad():
+        bright, _ = PictureGraph(network)(y, uv, coefficients)
+    middle = bright[..., 40:56, 50:78].float().mean()
+    border = torch.cat((bright[..., :2, :].flatten(), bright[..., -2:, :].flatten())).float().mean()
+    assert (border - middle).abs() < 6
