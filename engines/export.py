@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from engines.picture import PictureGraph
 INPUTS = ("y", "uv", "colour")
 OUTPUTS = ("y_out", "uv_out")
 OPSET = 18
+CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "nncf")
+"""Loggers whose notes on every node of the graph are for those who make the exporters."""
 KEPT_IN_FLOAT = ("Add", "Multiply", "Subtract", "MatMul", "ReduceMean", "Sigmoid")
 """Operations of the colour conversion and of feature fusing, which int8 would ruin and which cost nothing."""
 
@@ -28,8 +32,10 @@ KEPT_IN_FLOAT = ("Add", "Multiply", "Subtract", "MatMul", "ReduceMean", "Sigmoid
 def export_onnx(network: Neid, path: Path, *, half: bool = False) -> None:
     """Write the picture graph for any size and batch; `half` computes the network in float16.
 
-    Inputs, outputs and the colour arithmetic are the same in both.
+    Inputs, outputs and the colour arithmetic are the same in both. The file tells nothing of where it was made.
     """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     graph = PictureGraph(HalfNetwork(network) if half else network).eval()
     multiple = network.config.multiple
     example = (
@@ -39,11 +45,7 @@ def export_onnx(network: Neid, path: Path, *, half: bool = False) -> None:
     )
     free = torch.export.Dim.DYNAMIC
     shapes = {"y": {0: free, 2: free, 3: free}, "uv": {0: free, 2: free, 3: free}, "colour": {0: free}}
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with quiet():
         program = torch.onnx.export(
             graph,
             example,
@@ -54,9 +56,25 @@ def export_onnx(network: Neid, path: Path, *, half: bool = False) -> None:
             output_names=OUTPUTS,
             dynamic_shapes=shapes,
         )
-    exporter_log.setLevel(level)
     assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)  # every node holds the paths of the code that it came from
     program.save(path, external_data=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Of what the exporters tell, errors only."""
+    loggers = [logging.getLogger(name) for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class HalfNetwork(nn.Module):
@@ -97,19 +115,20 @@ def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) ->
         y, uv = to_planes(picture, Colour())
         return {"y": y[None, None], "uv": uv[None], "colour": colour}
 
-    quantised = nncf.quantize(
-        model,
-        nncf.Dataset(list(pictures), inputs),
-        subset_size=len(pictures),
-        preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(
-            names=[convolutions[0].get_friendly_name(), convolutions[-1].get_friendly_name()],
-            types=list(KEPT_IN_FLOAT),
-        ),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(
-            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
-        ),
-    )
+    with quiet():
+        quantised = nncf.quantize(
+            model,
+            nncf.Dataset(list(pictures), inputs),
+            subset_size=len(pictures),
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=nncf.IgnoredScope(
+                names=[convolutions[0].get_friendly_name(), convolutions[-1].get_friendly_name()],
+                types=list(KEPT_IN_FLOAT),
+            ),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+            ),
+        )
     openvino.save_model(quantised, xml_file, compress_to_fp16=False)
 
 
@@ -119,12 +138,13 @@ def export_all(weights: Weights, calibration: Sequence[Path]) -> None:
     `calibration` are picture files as cameras send them; without any no int8 is made, and an old one is removed,
     since it would belong to other numbers.
     """
+    pictures = [read_picture(path) for path in calibration]
     folder = weights.folder
     network = load_network(weights.file(NUMBERS))
     export_onnx(network, folder / "fp32.onnx")
     export_onnx(network, folder / "fp16.onnx", half=True)
     for name in ("int8.xml", "int8.bin"):
         (folder / name).unlink(missing_ok=True)
-    if calibration:
-        export_int8(folder / "fp32.onnx", folder / "int8.xml", [read_picture(path) for path in calibration])
+    if pictures:
+        export_int8(folder / "fp32.onnx", folder / "int8.xml", pictures)
     write_card(folder, weights.card)

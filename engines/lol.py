@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Picture = NDArray[np.uint8]
 """(H, W, 3) uint8 RGB."""
@@ -35,23 +35,50 @@ def read_lol(folder: Path, part: str) -> list[Pair]:
     """The pairs of `part` (`our485` or `eval15`), ordered by number.
 
     `folder` holds either `our485/` and `eval15/` with `low/` and `high/` in each, or the tar shards
-    `train-*.tar` and `eval15.tar` with the same two folders inside.
+    `train-*.tar` and `eval15.tar` with the same two folders inside. Raises `OSError`, which names the file,
+    where a picture is missing or broken.
     """
     pictures: dict[tuple[str, int], Picture] = {}
     for name, data in _files(folder, part):
         path = Path(name)
-        if path.suffix in SUFFIXES and path.parent.name in ("low", "high"):
-            pictures[path.parent.name, int(path.stem)] = read_picture(io.BytesIO(data))
+        if path.suffix.lower() in SUFFIXES and path.parent.name in ("low", "high") and path.stem.isdecimal():
+            pictures[path.parent.name, int(path.stem)] = decode_picture(data, name)
     numbers = sorted(number for side, number in pictures if side == "low")
     if not numbers:
         raise FileNotFoundError(f"{folder}: no pictures of LOL's {part} (looked for {part}/low and tar shards)")
-    return [Pair(str(n), pictures["low", n], pictures["high", n]) for n in numbers]
+    return [_pair(pictures, number, f"{folder}: {part}") for number in numbers]
 
 
-def read_picture(file: Path | io.BytesIO) -> Picture:
-    """One picture file as (H, W, 3) uint8 RGB."""
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
+def _pair(pictures: dict[tuple[str, int], Picture], number: int, where: str) -> Pair:
+    low, high = pictures["low", number], pictures.get(("high", number))
+    if high is None or low.shape != high.shape:
+        raise OSError(f"{where}: low/{number} has no bright picture of its size in high/")
+    return Pair(str(number), low, high)
+
+
+def read_picture(path: Path) -> Picture:
+    """One picture file, see `decode_picture`."""
+    return decode_picture(path.read_bytes(), str(path))
+
+
+def decode_picture(data: bytes, name: str) -> Picture:
+    """The bytes of a picture file as (H, W, 3) uint8 RGB, upright; raises `OSError` by `name` where they are none."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(ImageOps.exif_transpose(_eight_bit(image)).convert("RGB"))
+    except UnidentifiedImageError:
+        raise OSError(f"{name}: not a picture of a known kind") from None
+    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+        raise OSError(f"{name}: {error}") from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, as infrared cameras write it, scaled to 8; Pillow itself would clip it to white."""
+    if image.mode in ("I", "F"):
+        raise ValueError("a picture of 32 bits a pixel has no known white; it must have 8 or 16")
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def halve(picture: Picture) -> Picture:
@@ -68,7 +95,10 @@ def _files(folder: Path, part: str) -> Iterator[tuple[str, bytes]]:
                 yield str(path), path.read_bytes()
         return
     for shard in sorted(folder.glob("train-*.tar" if part == "our485" else f"{part}.tar")):
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                if (file := tar.extractfile(member)) is not None:
-                    yield member.name, file.read()
+        try:
+            with tarfile.open(shard) as tar:
+                for member in tar:
+                    if (file := tar.extractfile(member)) is not None:
+                        yield f"{shard}/{member.name}", file.read()
+        except tarfile.TarError as error:
+            raise OSError(f"{shard}: {error}") from error

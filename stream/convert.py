@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import Stream
@@ -22,6 +24,8 @@ from stream.enhance import enhance
 from stream.errors import CodecError, SourceUnsupported
 from stream.frame import Frame, SourcePacket
 
+log = logging.getLogger(__name__)
+
 ENCODER, OPTIONS = "libx264", {"preset": "veryfast", "crf": "20"}
 """A file has no thin link before it, so its quality is constant."""
 
@@ -30,10 +34,10 @@ def convert(engine: Engine, source: Path, target: Path, report: Callable[[int, i
     """Enhance every picture of `source` into `target`, whose suffix says the container; returns how many.
 
     `target` appears when it is complete; an old one is replaced then. Sound is copied where the container can
-    hold it. `report` is told the pictures so far, and how many the file says it has. Raises `SourceUnsupported`
-    and `CodecError`.
+    hold it, and else left out with a warning. `report` is told the pictures so far, and how many the file says it
+    has. Raises `SourceUnsupported` and `CodecError`.
     """
-    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    part = target.with_name(f".part-{target.name}")
     try:
         with open_recording(source) as reader, open_target(part) as writer:
             count = convert_streams(engine, reader, writer, report)
@@ -50,26 +54,30 @@ def convert_streams(
 ) -> int:
     """All packets of an opened recording into an opened target."""
     source = reader.streams.video[0]
-    copies = {stream.index: writer.add_stream_from_template(stream) for stream in reader.streams.audio}
+    target = add_video(writer, source.average_rate or Fraction(25))
+    copies = copy_sound(reader, writer)
     decoder = Decoder(source)
-    target: VideoStream | None = None
     early: list[Packet[Stream]] = []  # sound before the first picture: a container wants to know all streams first
     count = 0
 
     def write(frames: list[Frame]) -> None:
-        nonlocal target, count
+        nonlocal count
         for frame in frames:
-            if target is None:
-                target = add_video(writer, source.average_rate or Fraction(25), frame)
+            if count == 0:
+                describe(target, frame)
                 writer.mux(early)
+            elif (SCALE * frame.width, SCALE * frame.height) != (target.width, target.height):
+                raise SourceUnsupported(
+                    f"{reader.name}: its pictures change their size, to {frame.width}x{frame.height}; a file holds one"
+                )
             write_enhanced(engine, frame, writer, target)
             count += 1
             report(count, source.frames or None)
 
-    for packet in reader.demux(source, *reader.streams.audio):
+    for packet in reader.demux(source, *(stream for stream in reader.streams.audio if stream.index in copies)):
         if packet.stream.index in copies and packet.dts is not None:
             packet.stream = copies[packet.stream.index]
-            if target is None:
+            if count == 0:
                 early.append(packet)
             else:
                 writer.mux(packet)
@@ -77,10 +85,21 @@ def convert_streams(
             now = time.time_ns()
             write(decoder.decode(SourcePacket(packet, "video", now, now, "arrival")))
     write(decoder.flush())
-    if target is None:
-        raise SourceUnsupported("no picture in it can be decoded")
+    if count == 0:
+        raise SourceUnsupported(f"{reader.name}: no picture in it can be decoded")
     writer.mux(target.encode(None))
     return count
+
+
+def copy_sound(reader: InputContainer, writer: OutputContainer) -> dict[int, AudioStream]:
+    """A stream in the target for each that is sound, by its index in the source."""
+    copies = {}
+    for stream in reader.streams.audio:
+        try:
+            copies[stream.index] = writer.add_stream_from_template(stream)
+        except ValueError as error:  # "'webm' format does not support 'aac' codec"
+            log.warning("the sound is left out: %s", error)
+    return copies
 
 
 def write_enhanced(engine: Engine, frame: Frame, writer: OutputContainer, target: VideoStream) -> None:
@@ -95,15 +114,21 @@ def write_enhanced(engine: Engine, frame: Frame, writer: OutputContainer, target
         slot.release()
 
 
-def add_video(writer: OutputContainer, rate: Fraction, frame: Frame) -> VideoStream:
-    """A stream for the enhanced pictures of a recording whose first frame is this."""
-    target = cast("VideoStream", writer.add_stream(ENCODER, rate=rate, options=OPTIONS))
+def add_video(writer: OutputContainer, rate: Fraction) -> VideoStream:
+    """A stream for the enhanced pictures; see `describe`."""
+    try:
+        return cast("VideoStream", writer.add_stream(ENCODER, rate=rate, options=OPTIONS))
+    except ValueError:
+        raise unfit(Path(writer.name)) from None
+
+
+def describe(target: VideoStream, frame: Frame) -> None:
+    """Prepare a stream for the enhanced pictures of a recording whose first frame is this."""
     target.width, target.height, target.pix_fmt = SCALE * frame.width, SCALE * frame.height, "yuv420p"
     context = target.codec_context
     context.time_base = frame.time_base
     context.colorspace, context.color_primaries, context.color_trc = COLOUR_CODES[frame.colour.matrix]
     context.color_range = ColorRange.JPEG if frame.colour.full_range else ColorRange.MPEG
-    return target
 
 
 def open_recording(path: Path) -> InputContainer:
@@ -123,4 +148,9 @@ def open_target(path: Path) -> OutputContainer:
     try:
         return av.open(path, "w")
     except ValueError:
-        raise CodecError(f"a video file cannot end in {path.suffix!r}; try .mp4 or .mkv") from None
+        raise unfit(path) from None
+
+
+def unfit(path: Path) -> CodecError:
+    """The error of a suffix whose container holds no video, or none of ours."""
+    return CodecError(f"a video file cannot end in {path.suffix!r}; try .mp4 or .mkv")

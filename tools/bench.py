@@ -22,16 +22,20 @@ def bench(
 
     Keep the machine free of other work meanwhile.
     """
+    from itertools import islice
     from tempfile import TemporaryDirectory
 
     from rich.console import Console
 
     from engines.runtime import EngineOptions, open_engine
+    from stream.simulate import SMALLEST
     from tools.bench_engine import engine_figures
-    from tools.bench_stream import alone_figures, live_figures, make_feed, pipeline_figures, read_frames
+    from tools.bench_stream import decode, live_figures, make_feed, path_figures
     from tools.report import print_values, write_json
 
     width, height = as_size(size)
+    if any(side < SMALLEST or side % 2 for side in (width, height)):
+        raise typer.BadParameter(f"size {size}; both sides must be even, at least {SMALLEST}")
     options = EngineOptions(precision=precision)
     console = Console(stderr=True)
     figures: dict[str, object] = {"size": f"{width}x{height}"}
@@ -40,13 +44,11 @@ def bench(
         with console.status("filming a night"):
             make_feed(Path(__file__).parent / "clip" / "day.mp4", feed, (width, height), round(seconds * 25))
         with console.status("timing the engine"):
-            figures |= engine_figures(read_frames(feed)[:50], weights, runtime, options)
-        with open_engine(runtime, weights, options) as engine:
-            with console.status("timing codecs and engine alone"):
-                alone = alone_figures(feed, engine)
-            with console.status("timing the pipeline"):
-                figures |= alone | pipeline_figures(feed, engine, sum(alone.values()))
+            figures |= engine_figures(list(islice(decode(feed), 50)), weights, runtime, options)
+        with console.status("timing the path and its parts alone"), open_engine(runtime, weights, options) as engine:
+            figures |= path_figures(feed, engine)
         with console.status("watching a live feed"):
-            figures |= live_figures(feed, Path(folder), seconds - 1, weights, precision)
+            settings = {"runtime": runtime, "weights": weights, "precision": precision}
+            figures |= live_figures(feed, Path(folder), seconds - 1, settings)
     print_values(Console(), figures)
     write_json(json, figures)

@@ -13,7 +13,7 @@ import numpy as np
 
 from engines.cards import find_weights
 from engines.door import Engine
-from engines.errors import EngineMismatch
+from engines.errors import EngineMismatch, EngineMissing
 from engines.runtime import EngineOptions, open_engine
 from stream.enhance import fill
 from stream.frame import Frame
@@ -31,12 +31,15 @@ def engine_figures(frames: Sequence[Frame], weights: str, runtime: str, options:
         chosen = stack.enter_context(open_engine(runtime, weights, options))
         runners = {chosen.info.precision: through_the_door(chosen, frames)}
         if chosen.info.runtime == "openvino":
-            for precision in {"fp32", "bf16", "int8"} - {chosen.info.precision}:
-                try:
-                    engine = open_engine(runtime, weights, EngineOptions(precision, options.threads, options.cache))
-                except EngineMismatch:  # this processor lacks it
+            for precision in ("fp32", "bf16", "int8"):
+                if precision in runners:
                     continue
-                runners[precision] = through_the_door(stack.enter_context(engine), frames)
+                other = EngineOptions(precision, options.threads, options.cache)
+                try:
+                    engine = stack.enter_context(open_engine(runtime, weights, other))
+                except (EngineMismatch, EngineMissing):  # the processor or the weights lack it
+                    continue
+                runners[precision] = through_the_door(engine, frames)
         rival = onnxruntime_picture(frames, weights, options.threads)
         times = in_turns({**runners, "onnxruntime": rival} if rival else runners)
         onnxruntime_ms = times.pop("onnxruntime", None)

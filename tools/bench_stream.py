@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -17,8 +18,9 @@ from engines.darken import Night
 from engines.door import Engine
 from stream.decode import Decoder
 from stream.encode import Encoder
+from stream.enhance import enhance
 from stream.errors import StreamError
-from stream.frame import Frame
+from stream.frame import Frame, Plane
 from stream.pipeline import Relay
 from stream.publish import Publisher
 from stream.settings import EncoderSettings, FeedSettings, RelaySettings, Settings
@@ -31,7 +33,9 @@ RATE = Fraction(25)
 BIT_RATE = 300_000
 START_SECONDS = 60.0
 """How long a relay may take to its first picture."""
-ROUNDS = 3
+KEPT = 125
+"""Frames that engine and encoder are timed on alone: five seconds."""
+ROUNDS = 5
 """Every CPU figure is the median of this many whole runs."""
 
 
@@ -49,96 +53,96 @@ def make_feed(clip: Path, feed: Path, size: tuple[int, int], pictures: int) -> N
         out.mux(stream.encode())
 
 
-def read_frames(feed: Path) -> list[Frame]:
+def decode(feed: Path) -> Iterator[Frame]:
     """Every frame of a recording."""
-    frames = []
     with open_source(FeedSettings(url=str(feed))) as source:
         for segment in source.segments():
             decoder = Decoder(segment.video)
             for packet in segment.packets():
-                frames += decoder.decode(packet) if packet.kind == "video" else []
-            frames += decoder.flush()
-    return frames
+                if packet.kind == "video":
+                    yield from decoder.decode(packet)
+            yield from decoder.flush()
 
 
-def alone_figures(feed: Path, engine: Engine) -> dict[str, float]:
-    """CPU milliseconds of one frame: `decode_ms`, `engine_cpu_ms` and `encode_ms`, each alone."""
-    decode, enhance, encode = [], [], []
+def path_figures(feed: Path, engine: Engine) -> dict[str, float]:
+    """File to wire as fast as it goes, taking turns with its parts alone.
+
+    CPU milliseconds of a frame: `decode_ms`, `engine_cpu_ms`, `encode_ms`, each alone, and `pipeline_cpu_ms`.
+    `pipeline_efficiency` is the parts' sum over the pipeline's; `pipeline_fps` is by the clock.
+    """
+    rounds: list[dict[str, float]] = []
     for _ in range(ROUNDS):
-        began = time.process_time()
-        frames = read_frames(feed)
-        decode.append((time.process_time() - began) / len(frames))
-        enhanced, seconds = enhance_all(engine, frames)
-        enhance.append(seconds)
-        encode.append(encode_all(enhanced, frames))
-    return {
-        "decode_ms": 1000 * median(decode),
-        "engine_cpu_ms": 1000 * median(enhance),
-        "encode_ms": 1000 * median(encode),
-    }
+        frames = list(islice(decode(feed), KEPT))
+        enhanced, engine_cpu_ms = enhance_alone(engine, frames)
+        alone = {
+            "decode_ms": decode_alone(feed),
+            "engine_cpu_ms": engine_cpu_ms,
+            "encode_ms": encode_alone(enhanced, frames),
+        }
+        together = run_pipeline(feed, engine)
+        efficiency = sum(alone.values()) / together["pipeline_cpu_ms"]
+        rounds.append({**alone, **together, "pipeline_efficiency": efficiency})
+    return {name: median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
-def enhance_all(engine: Engine, frames: Sequence[Frame]) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:
-    """The enhanced planes of every frame, and the CPU seconds of one without the copy that keeps them."""
+def decode_alone(feed: Path) -> float:
+    """CPU milliseconds of a frame."""
+    began = time.process_time()
+    count = sum(1 for _ in decode(feed))
+    return 1000 * (time.process_time() - began) / count
+
+
+def enhance_alone(engine: Engine, frames: Sequence[Frame]) -> tuple[list[tuple[Plane, Plane]], float]:
+    """The enhanced planes of every frame, and the CPU milliseconds of one, without the copy that keeps it."""
     planes, spent = [], 0.0
     for frame in frames:
         began = time.process_time()
-        slot = engine.acquire(frame.width, frame.height)
-        y, *chroma = frame.planes()
-        slot.y[:], slot.uv[:], slot.colour = y, np.stack(chroma), frame.colour
-        engine.submit([slot])
+        (slot,) = enhance(engine, [frame])
         slot.wait()
         spent += time.process_time() - began
         planes.append((slot.y_out.copy(), slot.uv_out.copy()))
         slot.release()
-    return planes, spent / len(frames)
+    return planes, 1000 * spent / len(frames)
 
 
-def encode_all(planes: Sequence[tuple[np.ndarray, np.ndarray]], frames: Sequence[Frame]) -> float:
-    """CPU seconds of one picture in the relay's encoder at its default settings."""
+def encode_alone(planes: Sequence[tuple[Plane, Plane]], frames: Sequence[Frame]) -> float:
+    """CPU milliseconds of one picture in the relay's encoder at its default settings."""
     height, width = planes[0][0].shape
     began = time.process_time()
     with Encoder(EncoderSettings(), width, height, frames[0].colour, frames[0].time_base, RATE) as encoder:
         for (y, uv), frame in zip(planes, frames, strict=True):
             encoder.encode(y, uv[0], uv[1], frame.pts)
         encoder.flush()
-    return (time.process_time() - began) / len(frames)
+    return 1000 * (time.process_time() - began) / len(frames)
 
 
-def pipeline_figures(feed: Path, engine: Engine, alone_ms: float) -> dict[str, float]:
-    """File to wire as fast as it goes: `pipeline_fps`, and `pipeline_efficiency` against the parts alone."""
-    rates, costs = [], []
+def run_pipeline(feed: Path, engine: Engine) -> dict[str, float]:
+    """One whole run: `pipeline_fps` and `pipeline_cpu_ms`."""
     settings = Settings(
         relay=RelaySettings(endpoint="tcp://127.0.0.1:*"),
         feeds={"bench": FeedSettings(url=str(feed), mode="replay")},
     )
-    for _ in range(ROUNDS):
-        with Publisher(settings.relay, "bench") as publisher:
-            cpu, clock = time.process_time(), time.perf_counter()
-            with Relay(settings, engine, publisher) as relay:
-                relay.wait()
-            cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
-        published = relay.feeds["bench"].meter.figures().published
-        rates.append(published / clock)
-        costs.append(1000 * cpu / published)
-    return {
-        "pipeline_fps": median(rates),
-        "pipeline_cpu_ms": median(costs),
-        "pipeline_efficiency": alone_ms / median(costs),
-    }
+    with Publisher(settings.relay, "bench") as publisher:
+        cpu, clock = time.process_time(), time.perf_counter()
+        with Relay(settings, engine, publisher) as relay:
+            relay.wait()
+        cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
+    published = relay.feeds["bench"].meter.figures().published
+    return {"pipeline_fps": published / clock, "pipeline_cpu_ms": 1000 * cpu / published}
 
 
-def live_figures(feed: Path, folder: Path, seconds: float, weights: str, precision: str) -> dict[str, float | None]:
+def live_figures(feed: Path, folder: Path, seconds: float, engine: Mapping[str, str]) -> dict[str, float | None]:
     """A relay of its own on a paced feed, and this process as its viewer, for some seconds after the first picture.
 
-    `live_fps`, `live_dropped`, `age_*` (capture to published), `view_age_*` (capture to received here),
-    `relay_memory_mb` (the most that was resident).
+    `engine` are settings of the relay's `[engine]`. Figures: `live_fps`, `live_dropped`, `age_*` (capture to
+    published), `view_age_*` (capture to received here), `relay_memory_mb` (the most that was resident).
     """
     config = folder / "bench.toml"
     endpoint = f"ipc://{folder}/wire"
+    chosen = "\n".join(f'{key} = "{value}"' for key, value in engine.items())
     config.write_text(
         f'[relay]\nendpoint = "{endpoint}"\nlog_level = "warning"\n'
-        f'[engine]\nweights = "{weights}"\nprecision = "{precision}"\n'
+        f"[engine]\n{chosen}\n"
         f'[feeds.bench]\nurl = "{feed}"\nmode = "live"\n'
     )
     relay = subprocess.Popen([sys.executable, "-m", "tools", "run", str(config)])  # noqa: S603 - our own program

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from engines.door import Engine
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".avif", ".tif", ".tiff"}
+KNOWN = ", ".join(sorted(PICTURES))
 
 
 def enhance(
@@ -25,22 +26,47 @@ def enhance(
     """Light up and double IN, and write it to OUT; a folder's pictures become PNG files of the same names."""
     from engines.runtime import EngineOptions, open_engine
 
-    is_picture = source.suffix.lower() in PICTURES
-    if source.is_dir():
-        jobs = [
-            (path, target / f"{path.stem}.png") for path in sorted(source.iterdir()) if path.suffix.lower() in PICTURES
-        ]
-        if not jobs:
-            raise typer.BadParameter(f"{source} holds no pictures ({', '.join(sorted(PICTURES))})")
-        target.mkdir(parents=True, exist_ok=True)
-    else:
-        jobs = [(source, target)]
-        target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and target.samefile(source):
+        raise typer.BadParameter(f"{target} is IN itself, which would be lost; OUT must be another")
+    jobs = picture_jobs(source, target)
     with open_engine(runtime, weights, EngineOptions(precision=precision)) as engine:
-        if source.is_dir() or is_picture:
+        (target if source.is_dir() else target.parent).mkdir(parents=True, exist_ok=True)
+        if jobs:
             enhance_pictures(engine, jobs)
         else:
             enhance_video(engine, source, target)
+
+
+def picture_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Each picture with the file that it becomes; none where `source` is a video."""
+    if source.is_dir():
+        return folder_jobs(source, target)
+    if target.is_dir():
+        raise typer.BadParameter(f"{target} is a folder; for one file OUT must be a file")
+    if source.suffix.lower() not in PICTURES:
+        return []
+    if target.suffix.lower() not in PICTURES:
+        raise typer.BadParameter(f"{target} is no picture; OUT must end in one of {KNOWN}")
+    return [(source, target)]
+
+
+def folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """The pictures of a folder with a PNG file for each."""
+    sources: dict[Path, Path] = {}
+    for path in find_pictures(source):
+        file = target / f"{path.stem}.png"
+        if file in sources:
+            raise typer.BadParameter(f"{sources[file]} and {path} would both become {file}")
+        sources[file] = path
+    return [(path, file) for file, path in sources.items()]
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The picture files of a folder, of which there must be one at least, in the order of their names."""
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    if not pictures:
+        raise typer.BadParameter(f"{folder} holds no pictures ({KNOWN})")
+    return pictures
 
 
 def enhance_pictures(engine: Engine, jobs: list[tuple[Path, Path]]) -> None:
@@ -54,16 +80,19 @@ def enhance_pictures(engine: Engine, jobs: list[tuple[Path, Path]]) -> None:
     from engines.lol import read_picture
 
     console = Console(stderr=True)
-    for source, target in track(jobs, "enhancing", console=console, transient=True, disable=len(jobs) == 1):
-        part = target.with_name(f".{target.stem}.part{target.suffix}")
+    quiet = len(jobs) == 1 or not console.is_terminal
+    for source, target in track(jobs, "enhancing", console=console, transient=True, disable=quiet):
+        picture = read_picture(source)
+        part = target.with_name(f".part-{target.name}")
         try:
-            Image.fromarray(enhance_picture(engine, read_picture(source))).save(part)
+            Image.fromarray(enhance_picture(engine, picture)).save(part)
             part.replace(target)
         except (OSError, ValueError) as error:
             raise EngineError(f"{source} to {target}: {error}") from error
         finally:
             part.unlink(missing_ok=True)
-    print(f"{len(jobs)} pictures to {jobs[0][1] if len(jobs) == 1 else jobs[0][1].parent}")
+    (_, first), *others = jobs
+    print(f"{len(jobs)} pictures to {first.parent}" if others else f"1 picture to {first}")
 
 
 def enhance_video(engine: Engine, source: Path, target: Path) -> None:
@@ -73,7 +102,8 @@ def enhance_video(engine: Engine, source: Path, target: Path) -> None:
 
     from stream.convert import convert
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("enhancing", total=None)
         count = convert(engine, source, target, lambda done, total: progress.update(task, completed=done, total=total))
     print(f"{count} pictures to {target}")

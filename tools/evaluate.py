@@ -26,11 +26,16 @@ def evaluate(
     from engines.runtime import EngineOptions, open_engine
     from tools.report import print_values, write_json
 
-    console = Console()
+    console = Console(stderr=True)
     pairs = read_lol(lol, part)
     with open_engine(runtime, weights, EngineOptions(precision=precision)) as engine:
         progress = track(
-            scores_of(engine, pairs), "evaluating", total=len(pairs), console=Console(stderr=True), transient=True
+            scores_of(engine, pairs),
+            "evaluating",
+            total=len(pairs),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
         figures = summary(list(progress))
         rows = figures.pop("pictures")
@@ -42,5 +47,5 @@ def evaluate(
             "protocol": "half-size input, antialiased bicubic; raw PSNR; SSIM on RGB",
             **figures,
         }
-    print_values(console, values)
+    print_values(Console(), values)
     write_json(json, {**values, "pictures": rows})

@@ -12,7 +12,11 @@ def export(
     weights: Annotated[str, typer.Argument(help="Folder with weights.safetensors and its card, or a shipped name.")],
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="Pictures as the cameras send them, for int8; without them there is no int8.", exists=True),
+        typer.Option(
+            help="Folder of pictures as the cameras send them, for int8; without them there is no int8.",
+            exists=True,
+            file_okay=False,
+        ),
     ] = None,
 ) -> None:
     """Write fp32.onnx and fp16.onnx, and int8 for OpenVINO, beside the weights, and their digests into the card."""
@@ -20,13 +24,14 @@ def export(
 
     from engines.cards import find_weights
     from engines.errors import EngineMissing
+    from tools.enhance import find_pictures
 
+    pictures = find_pictures(calibrate) if calibrate else []
     try:
         from engines.export import export_all
     except ImportError as error:
         raise EngineMissing(f"export needs the extra `train`: pip install 'nightbridge[train]' ({error})") from error
     found = find_weights(weights)
-    pictures = sorted(path for path in calibrate.iterdir() if path.is_file()) if calibrate else []
     with Console(stderr=True).status(f"exporting {found.card.name}"):
         export_all(found, pictures)
     for name, digest in find_weights(str(found.folder)).card.files.items():

@@ -1,0 +1,103 @@
+"""`nightbridge bench`: that every figure is there. How large they are is no test's business."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.cards import SHIPPED, Card, write_card
+from engines.runtime import EngineOptions
+from tests.clips import make_clip
+from tests.test_check import ROOT, nightbridge
+from tools import bench_engine
+from tools.bench_engine import engine_figures
+from tools.bench_stream import decode
+
+pytest.importorskip("onnxruntime", reason="the engine is compared with ONNX Runtime, of the extra `dev`")
+
+SHORT = """
+from tools import bench_engine, bench_stream
+from tools.app import main
+bench_engine.ROUNDS = bench_stream.ROUNDS = 1
+bench_engine.PICTURES = 3
+main()
+"""
+"""The command with as few repetitions as can be: `python -c SHORT bench`."""
+NUMBERS = {
+    "engine_ms",
+    "onnxruntime_ms",
+    "engine_speedup",
+    "decode_ms",
+    "engine_cpu_ms",
+    "encode_ms",
+    "pipeline_fps",
+    "pipeline_cpu_ms",
+    "pipeline_efficiency",
+    "live_fps",
+    "live_dropped",
+    "age_p50_ms",
+    "age_p95_ms",
+    "age_p99_ms",
+    "view_age_p50_ms",
+    "view_age_p95_ms",
+    "view_age_p99_ms",
+    "relay_memory_mb",
+}
+
+
+def test_every_figure_is_printed_and_written_as_a_number(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT, "bench", "--size", "160x120", "--seconds", "3", "--json", "bench.json"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "bench.json").read_text())
+    by_precision = figures.pop("engine_ms_by_precision")
+    assert figures.keys() == NUMBERS | {"size", "runtime", "precision", "device", "weights_id"}
+    for name in NUMBERS:
+        assert isinstance(figures[name], int | float), name
+        assert np.isfinite(figures[name])
+        assert figures[name] > 0 or name == "live_dropped"
+    assert (figures["size"], figures["runtime"]) == ("160x120", "openvino")
+    assert figures["engine_speedup"] == pytest.approx(figures["onnxruntime_ms"] / figures["engine_ms"])
+    assert by_precision[figures["precision"]] == figures["engine_ms"]
+    assert {"fp32", "int8"} <= by_precision.keys()
+    for name in ("age", "view_age"):
+        assert figures[f"{name}_p50_ms"] <= figures[f"{name}_p95_ms"] <= figures[f"{name}_p99_ms"]
+    printed = {line.split()[0] for line in done.stdout.splitlines()}
+    assert printed == figures.keys() | {f"engine_ms_by_precision.{precision}" for precision in by_precision}
+
+
+def test_a_precision_that_the_weights_do_not_have_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
+    monkeypatch.setattr(bench_engine, "PICTURES", 1)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name in ("weights.safetensors", "fp32.onnx"):
+        (weights / name).symlink_to(SHIPPED / "field" / name)
+    write_card(weights, Card(name="mine", network="neid-live", files={}))
+    frames = list(decode(make_clip(tmp_path / "clip.ts", pictures=2, size=(64, 48))))
+    figures = engine_figures(frames, str(weights), "openvino", EngineOptions("fp32", 1, tmp_path / "cache"))
+    assert figures["precision"] == "fp32"
+    times = figures["engine_ms_by_precision"]
+    assert isinstance(times, dict)
+    assert "int8" not in times
+    assert times["fp32"] == figures["engine_ms"]
+
+
+@pytest.mark.parametrize("size", ["161x120", "160x8", "0x0"])
+def test_a_size_that_no_camera_sends_is_refused(tmp_path: Path, size: str) -> None:
+    done = nightbridge(tmp_path, "bench", "--size", size)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"size {size}; both sides must be even, at least 16" in done.stderr

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from stream.settings import Settings
+from tools.app import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "tools").rglob("*.md")])
+
+
+def test_the_example_of_the_readme_is_a_working_config() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    settings = Settings(**tomllib.loads(example))
+    assert settings.feeds["pier"].url == "udp://0.0.0.0:5000"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_name_commands_and_files_that_exist(page: Path) -> None:
+    text = page.read_text()
+    commands = {command.__name__ for command in COMMANDS}
+    assert set(re.findall(r"(?m)^    nightbridge (\w+)", text)) <= commands
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_makefile_has_the_targets_of_the_readme() -> None:
+    targets = set(re.findall(r"(?m)^(\w+):", (ROOT / "Makefile").read_text()))
+    assert {"install", "demo", "check", "test", "bench"} <= targets

@@ -1,0 +1,219 @@
+"""`nightbridge enhance` as its users have it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.clips import make_clip, read_number
+from tests.test_check import ROOT, nightbridge
+from tests.test_convert import with_sound
+
+Enhance = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def enhance(tmp_path: Path, cache: Path) -> Enhance:
+    """The command, run in the test's own folder on a page that is wide enough for every message."""
+    return lambda *words: nightbridge(tmp_path, "enhance", *words, XDG_CACHE_HOME=str(cache), COLUMNS="200")
+
+
+def dusk(width: int, height: int) -> np.ndarray:
+    """(H, W, 3) uint8: a dark gradient with a lit window."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    picture = np.stack((6 + rows // 6, 8 + columns // 8, 12 + 0 * rows), axis=2)
+    picture[height // 2 : height // 2 + 8, width // 3 : width // 3 + 6] = 90
+    return picture.astype(np.uint8)
+
+
+def save(path: Path, width: int = 64, height: int = 48) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(dusk(width, height)).save(path)
+    return path
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_dark_picture_becomes_a_bright_one_of_twice_the_size(tmp_path: Path, enhance: Enhance) -> None:
+    save(tmp_path / "dark.png")
+    done = enhance("dark.png", "made/bright.png")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 picture to made/bright.png\n", "")
+    with Image.open(tmp_path / "made" / "bright.png") as picture:
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (128, 96))
+        assert np.asarray(picture).mean() > 1.5 * dusk(64, 48).mean()
+    assert names(tmp_path / "made") == ["bright.png"]
+
+
+def test_a_folder_becomes_png_files_of_the_same_names_whatever_their_kind_and_size(
+    tmp_path: Path, enhance: Enhance
+) -> None:
+    sizes = {"a.png": (51, 37), "b.jpg": (64, 48), "c.webp": (33, 48), "D.PNG": (64, 17)}
+    for name, size in sizes.items():
+        save(tmp_path / "in" / name, *size)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    done = enhance("in", "out")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4 pictures to out\n", "")
+    assert names(tmp_path / "out") == ["D.png", "a.png", "b.png", "c.png"]
+    for name, (width, height) in sizes.items():
+        assert size_of(tmp_path / "out" / f"{Path(name).stem}.png") == (2 * width, 2 * height)
+
+
+def test_a_folder_without_pictures_is_refused_by_name(tmp_path: Path, enhance: Enhance) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    done = enhance("in", "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "in holds no pictures (.avif, .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp)" in done.stderr
+    assert names(tmp_path) == ["in"]
+
+
+def test_two_pictures_of_one_name_are_refused_since_one_would_be_lost(tmp_path: Path, enhance: Enhance) -> None:
+    save(tmp_path / "in" / "pier.jpg")
+    save(tmp_path / "in" / "pier.png")
+    done = enhance("in", "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "in/pier.jpg and in/pier.png would both become out/pier.png" in done.stderr
+    assert names(tmp_path) == ["in"]
+
+
+def test_a_video_becomes_one_of_twice_the_size_with_all_pictures_and_its_sound(
+    tmp_path: Path, enhance: Enhance
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=12, size=(96, 80))
+    with_sound(clip, tmp_path / "in.mp4")
+    done = enhance("in.mp4", "out.mp4")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "12 pictures to out.mp4\n", "")
+    with av.open(tmp_path / "out.mp4") as out:
+        pictures = [frame.to_ndarray() for frame in out.decode(video=0)]
+        assert [(y.shape[1], y.shape[0] * 2 // 3) for y in pictures] == [(192, 160)] * 12
+        assert [read_number(y[:160].astype(np.uint8)) for y in pictures] == list(range(12))
+    with av.open(tmp_path / "out.mp4") as out, av.open(tmp_path / "in.mp4") as before:
+        sound = [bytes(packet) for packet in out.demux(audio=0)]
+        assert sound == [bytes(packet) for packet in before.demux(audio=0)]
+    assert names(tmp_path) == ["clip.mp4", "in.mp4", "out.mp4"]
+
+
+def test_unknown_weights_are_told_in_one_line_and_nothing_is_made(tmp_path: Path, enhance: Enhance) -> None:
+    save(tmp_path / "in" / "a.png")
+    done = enhance("in", "out", "--weights", "feild")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("nightbridge: no weights 'feild': give one of field")
+    assert done.stderr.count("\n") == 1
+    assert names(tmp_path) == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [(b"no picture", "not a picture of a known kind"), (None, "image file is truncated")],
+    ids=["text", "cut off"],
+)
+def test_a_picture_that_cannot_be_read_is_named_in_one_line(
+    tmp_path: Path, enhance: Enhance, broken: bytes | None, reason: str
+) -> None:
+    whole = save(tmp_path / "in" / "a.png").read_bytes()
+    (tmp_path / "in" / "b.png").write_bytes(broken or whole[: len(whole) // 2])
+    done = enhance("in", "out")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"nightbridge: in/b.png: {reason}")
+    assert done.stderr.count("\n") == 1
+    assert names(tmp_path / "out") == ["a.png"]
+    assert size_of(tmp_path / "out" / "a.png") == (128, 96)
+
+
+def test_a_picture_that_the_engine_cannot_take_is_named_with_what_it_takes(tmp_path: Path, enhance: Enhance) -> None:
+    save(tmp_path / "tiny.png", 8, 8)
+    done = enhance("tiny.png", "out.png")
+    assert done.returncode == 1
+    reason = "a picture of 8x8; this engine takes 16x16 to 4096x4096"
+    assert done.stderr == f"nightbridge: tiny.png to out.png: {reason}\n"
+    assert names(tmp_path) == ["tiny.png"]
+
+
+@pytest.mark.parametrize("out", ["out.xyz", "out", "out.mp4"])
+def test_a_picture_cannot_become_a_file_of_another_kind(tmp_path: Path, enhance: Enhance, out: str) -> None:
+    save(tmp_path / "dark.png")
+    done = enhance("dark.png", out)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{out} is no picture; OUT must end in one of .avif, .bmp" in done.stderr
+    assert names(tmp_path) == ["dark.png"]
+
+
+def test_a_video_cannot_become_a_picture(tmp_path: Path, enhance: Enhance) -> None:
+    make_clip(tmp_path / "clip.mp4", pictures=3)
+    done = enhance("clip.mp4", "out.png")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "nightbridge: a video file cannot end in '.png'; try .mp4 or .mkv\n"
+    assert names(tmp_path) == ["clip.mp4"]
+
+
+def test_one_file_cannot_become_a_folder(tmp_path: Path, enhance: Enhance) -> None:
+    save(tmp_path / "dark.png")
+    (tmp_path / "out").mkdir()
+    done = enhance("dark.png", "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "out is a folder; for one file OUT must be a file" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["picture.png", "video.mp4", "folder"])
+def test_what_goes_in_is_never_written_over(tmp_path: Path, enhance: Enhance, kind: str) -> None:
+    save(tmp_path / "picture.png")
+    make_clip(tmp_path / "video.mp4", pictures=3)
+    inside = save(tmp_path / "folder" / "a.png")
+    (tmp_path / "link").symlink_to(kind)
+    files = [tmp_path / "picture.png", tmp_path / "video.mp4", inside]
+    before = [file.read_bytes() for file in files]
+    for out in (kind, "link"):
+        done = enhance(kind, out)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{out} is IN itself" in done.stderr
+    assert [file.read_bytes() for file in files] == before
+    assert names(tmp_path / "folder") == ["a.png"]
+
+
+@pytest.mark.parametrize("source", ["in", "clip.mp4"])
+def test_a_terminal_shows_progress(tmp_path: Path, cache: Path, source: str) -> None:
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "b.png")
+    make_clip(tmp_path / "clip.mp4", pictures=3)
+    terminal, its_end = os.openpty()
+    command = subprocess.Popen(
+        [sys.executable, "-m", "tools", "enhance", source, "out.mkv"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), "TERM": "xterm"},
+        stdout=subprocess.DEVNULL,
+        stderr=its_end,
+    )
+    os.close(its_end)
+    deadline = threading.Timer(30, command.kill)
+    deadline.start()
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:  # how a terminal ends on Linux
+        pass
+    deadline.cancel()
+    os.close(terminal)
+    assert command.wait() == 0
+    assert b"enhancing" in shown

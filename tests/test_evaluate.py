@@ -1,0 +1,227 @@
+"""The protocol of LOL: its data, its input of half the size, its scores, and `nightbridge evaluate`."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engines.colour import Colour, to_planes
+from engines.door import Slot
+from engines.evaluate import PICTURE_COLOUR, evaluate, summary
+from engines.lol import HELD_OUT, OUTLIERS, Pair, decode_picture, halve, read_lol
+from engines.pairs import lol_samples
+from tests.doubling import DoublingEngine
+from tests.test_check import nightbridge
+
+SCORES = ("psnr_db", "psnr_gt_mean_db", "ssim", "mean_ratio")
+TAPS = np.array([-3, -9, 29, 111, 111, 29, -9, -3]) / 256
+"""Cubic convolution with a = -1/2 (Keys, 1981), stretched over twice its width, at the middles of 8 pixels."""
+Evaluate = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def scene(number: int, light: float) -> np.ndarray:
+    """(48, 64, 3) uint8: waves that no other number has."""
+    rows, columns = np.mgrid[0:48, 0:64]
+    wave = 128 + 60 * np.sin((columns + number) / 9) + 40 * np.cos(rows / (5 + number % 7))
+    return np.clip(light * np.stack((wave, 0.9 * wave, 1.1 * wave), axis=2), 0, 255).astype(np.uint8)
+
+
+def make_lol(folder: Path, part: str, numbers: Sequence[int]) -> Path:
+    """Scenes in the folders of the original release."""
+    for side, light in (("low", 0.08), ("high", 1.0)):
+        (folder / part / side).mkdir(parents=True)
+        for number in numbers:
+            Image.fromarray(scene(number, light)).save(folder / part / side / f"{number}.png")
+    return folder
+
+
+def packed(folder: Path, part: str, shard: str) -> Path:
+    """The same as a tar shard, in a folder of its own."""
+    target = folder.with_name(f"{folder.name}-tar")
+    target.mkdir()
+    with tarfile.open(target / shard, "w") as tar:
+        for side in ("low", "high"):
+            tar.add(folder / part / side, side)
+    return target
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def command(tmp_path: Path, cache: Path) -> Evaluate:
+    return lambda *words: nightbridge(tmp_path, "evaluate", *words, XDG_CACHE_HOME=str(cache))
+
+
+def test_pictures_are_read_in_the_order_of_their_numbers_from_folders_and_from_shards(tmp_path: Path) -> None:
+    folder = make_lol(tmp_path / "lol", "eval15", [100, 9, 10])
+    (folder / "eval15" / "low" / "._9.png").write_bytes(b"what other systems leave behind")
+    for place in (folder, packed(folder, "eval15", "eval15.tar")):
+        pairs = read_lol(place, "eval15")
+        assert [pair.name for pair in pairs] == ["9", "10", "100"]
+        for pair in pairs:
+            np.testing.assert_array_equal(pair.low, scene(int(pair.name), 0.08))
+            np.testing.assert_array_equal(pair.high, scene(int(pair.name), 1.0))
+
+
+def test_training_sees_neither_outliers_nor_the_scenes_that_are_held_out(tmp_path: Path) -> None:
+    assert frozenset({141, 142, 183, 237, 648}) == OUTLIERS
+    assert (HELD_OUT.start, HELD_OUT.stop) == (660, 700)
+    numbers = [2, 141, 142, 183, 237, 648, 659, 660, 680, 699, 700]
+    folder = make_lol(tmp_path / "lol", "our485", numbers)
+    for place in (folder, packed(folder, "our485", "train-000.tar")):
+        parts = [[(sample.dark, sample.large) for sample in samples] for samples in lol_samples(place)]
+        for samples, expected in zip(parts, ([2, 659, 700], [660, 680, 699]), strict=True):
+            for (dark, bright), number in zip(samples, expected, strict=True):
+                np.testing.assert_array_equal(dark, scene(number, 0.08))
+                np.testing.assert_array_equal(bright, scene(number, 1.0))
+
+
+def test_half_the_size_is_antialiased_bicubic() -> None:
+    picture = np.random.default_rng(3).integers(0, 256, (40, 52, 3), dtype=np.uint8)
+    half = halve(picture)
+    assert half.shape == (20, 26, 3)
+    assert half.dtype == np.uint8
+    inside = picture.astype(float)
+    for axis in (1, 0):  # pixel i of the half lies between 2i and 2i + 1: it is made of 2i - 3 to 2i + 4
+        ends = inside.shape[axis] - len(TAPS)
+        inside = np.sum([tap * inside.take(range(1 + i, ends + i, 2), axis) for i, tap in enumerate(TAPS)], axis=0)
+        inside = inside.clip(0, 255)
+    assert np.abs(half[2:-2, 2:-2] - inside).max() <= 1.5  # Pillow rounds after each of the two axes
+
+
+class Recording(DoublingEngine):
+    """Keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[np.ndarray, np.ndarray, Colour]] = []
+
+    def _finish(self, slot: Slot) -> None:
+        self.given.append((slot.y.copy(), slot.uv.copy(), slot.colour))
+        super()._finish(slot)
+
+
+def test_the_engine_is_given_the_halved_dark_picture_in_the_colours_of_picture_files() -> None:
+    low = scene(7, 0.3)
+    with Recording() as engine:
+        (score,) = evaluate(engine, [Pair("7", low, low)])
+    (y, uv, colour) = engine.given[0]
+    assert (y.shape, colour, PICTURE_COLOUR) == ((24, 32), Colour("bt601", full_range=True), colour)
+    expected = to_planes(halve(low), colour)
+    np.testing.assert_array_equal(y, expected[0])
+    np.testing.assert_array_equal(uv, expected[1])
+    assert score.name == "7"
+
+
+def test_scores_are_those_of_the_doubled_picture_against_the_bright_one() -> None:
+    flat = [np.full((49, 65, 3), value, np.uint8) for value in (10, 20)]
+    with DoublingEngine() as engine:
+        scores = list(evaluate(engine, [Pair("1", flat[0], flat[1]), Pair("2", flat[1], flat[0])]))
+    assert [score.psnr_db for score in scores] == pytest.approx([28.1308, 28.1308], abs=1e-4)
+    assert [score.ssim for score in scores] == pytest.approx([0.802567, 0.802567], abs=1e-6)
+    assert [score.mean_ratio for score in scores] == [0.5, 2]
+    figures = summary(scores)
+    assert figures["mean_ratio"] == 1.25
+    assert figures["psnr_db"] == pytest.approx(28.1308, abs=1e-4)
+    assert figures["pictures"] == [
+        {"name": name, **{key: getattr(score, key) for key in SCORES}} for name, score in zip("12", scores, strict=True)
+    ]
+
+
+def test_the_command_prints_means_and_writes_a_row_for_each_picture(tmp_path: Path, command: Evaluate) -> None:
+    folder = make_lol(tmp_path / "lol", "eval15", [100, 9, 10])
+    shards = packed(folder, "eval15", "eval15.tar")
+    written = []
+    for place in (folder, shards):
+        done = command("--lol", place.name, "--json", "scores.json", "--precision", "fp32")
+        assert (done.returncode, done.stderr) == (0, "")
+        written.append(json.loads((tmp_path / "scores.json").read_text()))
+        assert {line.split()[0] for line in done.stdout.splitlines()} == written[-1].keys() - {"pictures"}
+    assert written[0] == written[1]
+    figures = written[0]
+    assert (figures["weights"], figures["runtime"], figures["precision"]) == ("field", "openvino", "fp32")
+    assert len(figures["weights_id"]) == 64
+    rows = figures["pictures"]
+    assert [row["name"] for row in rows] == ["9", "10", "100"]
+    for key in SCORES:
+        assert figures[key] == pytest.approx(np.mean([row[key] for row in rows]))
+
+
+def cut_off_shard(folder: Path) -> str:
+    shard = packed(make_lol(folder.with_name("whole"), "eval15", [1]), "eval15", "eval15.tar") / "eval15.tar"
+    (folder / "eval15.tar").write_bytes(shard.read_bytes()[:3000])
+    return "lol/eval15.tar"
+
+
+def no_bright_picture(folder: Path) -> str:
+    make_lol(folder, "eval15", [1, 2])
+    (folder / "eval15" / "high" / "2.png").unlink()
+    return "lol: eval15: low/2 has no bright picture of its size in high/"
+
+
+def bright_picture_of_another_size(folder: Path) -> str:
+    make_lol(folder, "eval15", [1, 2])
+    Image.fromarray(scene(2, 1.0)[:20]).save(folder / "eval15" / "high" / "2.png")
+    return "lol: eval15: low/2 has no bright picture of its size in high/"
+
+
+def broken_picture(folder: Path) -> str:
+    make_lol(folder, "eval15", [1])
+    (folder / "eval15" / "low" / "1.png").write_bytes(b"no picture")
+    return "lol/eval15/low/1.png: not a picture of a known kind"
+
+
+def nothing(folder: Path) -> str:
+    return "lol: no pictures of LOL's eval15 (looked for eval15/low and tar shards)"
+
+
+@pytest.mark.parametrize(
+    "damage", [nothing, no_bright_picture, bright_picture_of_another_size, broken_picture, cut_off_shard]
+)
+def test_data_that_are_missing_or_broken_are_told_in_one_line(
+    tmp_path: Path, command: Evaluate, damage: Callable[[Path], str]
+) -> None:
+    (tmp_path / "lol").mkdir()
+    told = damage(tmp_path / "lol")
+    done = command("--lol", "lol", "--json", "scores.json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"nightbridge: {told}")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "scores.json").exists()
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_grey_pictures_of_16_bits_keep_their_greys() -> None:
+    codes = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
+    picture = decode_picture(encoded(Image.fromarray(codes), "PNG"), "infrared.png")
+    np.testing.assert_array_equal(picture, np.repeat((codes // 256)[..., None], 3, axis=2))
+
+
+def test_a_picture_stands_upright_as_its_camera_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side: turn clockwise to see it upright
+    lying = Image.fromarray(scene(1, 1.0))
+    picture = decode_picture(encoded(lying, "PNG", exif=exif), "phone.png")
+    np.testing.assert_array_equal(picture, np.rot90(scene(1, 1.0), -1))
+
+
+def test_a_picture_without_a_known_white_is_refused_by_name() -> None:
+    picture = Image.fromarray(np.ones((20, 20), np.float32))
+    with pytest.raises(OSError, match=r"depth\.tiff: a picture of 32 bits a pixel has no known white"):
+        decode_picture(encoded(picture, "TIFF"), "depth.tiff")

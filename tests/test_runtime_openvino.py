@@ -1,0 +1,89 @@
+"""What OpenVINO alone does: its choice of a precision, and its cache. The contract is in test_runtimes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import openvino
+import pytest
+
+from engines.cards import Card, Weights, write_card
+from engines.colour import Colour
+from engines.errors import EngineMismatch
+from engines.runtime import EngineOptions, open_engine
+from engines.runtime_openvino import choose_precision
+
+PLAIN = ("FP32", "INT8", "BIN")
+WITH_BF16 = ("FP32", "INT8", "BIN", "BF16")
+
+
+@dataclass
+class Processor:
+    """An OpenVINO core that tells of another machine's processor."""
+
+    capabilities: tuple[str, ...]
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return list(self.capabilities)
+
+
+def chosen(weights: Weights, capabilities: tuple[str, ...], asked: str = "auto") -> str:
+    return choose_precision(weights, cast("openvino.Core", Processor(capabilities)), asked)
+
+
+def weights_with(folder: Path, losses: dict[str, float], int8: bool) -> Weights:
+    folder.mkdir()
+    for name in ("weights.safetensors", "fp32.onnx", *(("int8.xml", "int8.bin") if int8 else ())):
+        (folder / name).write_bytes(b"")
+    write_card(folder, Card(name="mine", network="neid-live", files={}, precision_loss_db=losses))
+    return Weights(folder)
+
+
+@pytest.mark.parametrize(
+    ("losses", "int8", "capabilities", "expected"),
+    [
+        ({"int8": 0.15}, True, PLAIN, "int8"),
+        ({"int8": 0.16}, True, PLAIN, "fp32"),
+        ({}, True, PLAIN, "fp32"),
+        ({"int8": 0.0}, False, PLAIN, "fp32"),
+        ({"bf16": 0.0}, True, PLAIN, "fp32"),
+        ({}, False, WITH_BF16, "bf16"),
+        ({"bf16": 0.15}, False, WITH_BF16, "bf16"),
+        ({"bf16": 0.16}, False, WITH_BF16, "fp32"),
+        ({"bf16": 0.16, "int8": 0.1}, True, WITH_BF16, "int8"),
+        ({"bf16": 0.16, "int8": 0.2}, True, WITH_BF16, "fp32"),
+    ],
+)
+def test_auto_takes_a_faster_precision_only_where_the_processor_has_it_and_the_card_says_it_keeps_the_picture(
+    tmp_path: Path, losses: dict[str, float], int8: bool, capabilities: tuple[str, ...], expected: str
+) -> None:
+    assert chosen(weights_with(tmp_path / "weights", losses, int8), capabilities) == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_precision_that_is_asked_for_is_taken_whatever_it_loses(tmp_path: Path, precision: str) -> None:
+    weights = weights_with(tmp_path / "weights", {"int8": 3.0}, int8=True)
+    assert chosen(weights, PLAIN, precision) == precision
+
+
+def test_bf16_is_refused_where_the_processor_lacks_it(tmp_path: Path) -> None:
+    weights = weights_with(tmp_path / "weights", {}, int8=True)
+    assert chosen(weights, WITH_BF16, "bf16") == "bf16"
+    with pytest.raises(EngineMismatch, match="no bfloat16; it must be one of auto, fp32, int8"):
+        chosen(weights, PLAIN, "bf16")
+
+
+def test_a_compiled_model_is_kept_in_a_folder_of_the_users_own_and_used_again(tmp_path: Path) -> None:
+    cache = tmp_path / "user" / "cache"
+    files: list[dict[str, int]] = []
+    for _ in range(2):
+        with open_engine("openvino", "field", EngineOptions(precision="fp32", threads=1, cache=cache)) as engine:
+            engine.enhance(np.full((32, 48), 30, np.uint8), np.full((2, 16, 24), 128, np.uint8), Colour())
+        files.append({path.name: path.stat().st_mtime_ns for path in cache.iterdir()})
+    assert cache.stat().st_mode & 0o777 == 0o700
+    assert files[0]
+    assert files[1] == files[0]
