@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -76,7 +77,10 @@ class Engine(ABC):
     """An opened network. A context manager; all methods may be called from any thread."""
 
     def __init__(self, info: EngineInfo, slots: int) -> None:
-        """`slots` bounds the memory: no more pictures than this are in the engine at once, for each size."""
+        """`slots` bounds the memory: no more pictures of one size than this are in the engine at once.
+
+        So many sizes are kept, too; then the one that was not asked for for the longest time is forgotten.
+        """
         self.info = info
         self._slots = slots
         self._rings: dict[tuple[int, int], list[Slot]] = {}
@@ -103,8 +107,8 @@ class Engine(ABC):
     def acquire(self, width: int, height: int, timeout: float | None = None) -> Slot:
         """A free slot for pictures of this size; waits for one, `timeout` seconds at most (None: for ever).
 
-        Raises `EngineMismatch` for a size outside `info`, `TimeoutError`, and `EngineError` after exit.
-        The first call for a size prepares the engine for it, which can take seconds.
+        Raises `EngineMismatch` for a size outside `info`, `TimeoutError`, and `EngineError` after exit or where
+        there is no memory. The first call for a size prepares the engine for it, which can take seconds.
         """
         low, high = self.info.smallest, self.info.largest
         if not (low[0] <= width <= high[0] and low[1] <= height <= high[1]):
@@ -113,20 +117,22 @@ class Engine(ABC):
             )
         size = (width, height)
         with self._free:
+            if not self._free.wait_for(lambda: self._has_room(size), timeout):
+                raise TimeoutError(f"no free slot for {width}x{height} within {timeout} s")
             self._check_open()
-            ring = self._rings.setdefault(size, [])
-            if ring or self._made.get(size, 0) >= self._slots:
-                if not self._free.wait_for(lambda: bool(ring) or not self._opened, timeout):
-                    raise TimeoutError(f"no free slot for {width}x{height} within {timeout} s")
-                self._check_open()
+            ring = self._rings[size] = self._rings.pop(size, [])  # sizes stand in the order of their last use
+            if ring:
                 return ring.pop()
             self._made[size] = self._made.get(size, 0) + 1
+            self._forget_sizes()
         try:
-            with self._making:
+            with self._making, self._as_engine_error():
                 return self._make(width, height)
         except BaseException:
             with self._free:
-                self._made[size] -= 1
+                if self._opened:
+                    self._made[size] -= 1
+                    self._free.notify_all()
             raise
 
     def submit(self, slots: Sequence[Slot]) -> None:
@@ -138,19 +144,21 @@ class Engine(ABC):
                 f"a batch of {len(slots)} pictures of sizes {sorted(sizes)}; "
                 f"a batch is 1 to {self.info.largest_batch} pictures of one size"
             )
-        self._start(slots)
+        with self._as_engine_error():
+            self._start(slots)
 
     def wait(self, slot: Slot) -> None:
         """See `Slot.wait`."""
         self._check_open()
-        self._finish(slot)
+        with self._as_engine_error():
+            self._finish(slot)
 
     def release(self, slot: Slot) -> None:
         """See `Slot.release`."""
         with self._free:
             if self._opened:
                 self._rings[slot.width, slot.height].append(slot)
-                self._free.notify()
+                self._free.notify_all()
 
     def enhance(self, y: Plane, uv: Plane, colour: Colour) -> tuple[Plane, Plane]:
         """One picture through the engine, copied in and out: for pictures and tests, not for video."""
@@ -168,6 +176,26 @@ class Engine(ABC):
         if not self._opened:
             raise EngineError("the engine is closed: use it inside its `with` block")
 
+    def _has_room(self, size: tuple[int, int]) -> bool:
+        return not self._opened or bool(self._rings.get(size)) or self._made.get(size, 0) < self._slots
+
+    def _forget_sizes(self) -> None:
+        """Free the memory of sizes beyond `slots` that nobody uses, least recently used first."""
+        idle = [size for size, ring in self._rings.items() if len(ring) == self._made[size]]
+        for size in idle[: max(0, len(self._rings) - self._slots)]:
+            del self._rings[size], self._made[size]
+            self._forget(*size)
+
+    @contextmanager
+    def _as_engine_error(self) -> Iterator[None]:
+        """What a runtime raises, as `EngineError`."""
+        try:
+            yield
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{self.info.runtime} failed: {error}") from error
+
     @abstractmethod
     def _open(self) -> None:
         """Take the device."""
@@ -179,6 +207,9 @@ class Engine(ABC):
     @abstractmethod
     def _make(self, width: int, height: int) -> Slot:
         """A slot with fresh planes."""
+
+    def _forget(self, width: int, height: int) -> None:  # noqa: B027 - a runtime may have nothing to free
+        """Free what was prepared for a size that has no slots any more."""
 
     @abstractmethod
     def _start(self, slots: Sequence[Slot]) -> None:

@@ -87,6 +87,9 @@ class OpenVinoEngine(Engine):
             coefficients=planes["colour"][0],
         )
 
+    def _forget(self, width: int, height: int) -> None:
+        self._compiled.pop((width, height), None)
+
     def _compile(self, width: int, height: int) -> openvino.CompiledModel:
         size = (width, height)
         if size not in self._compiled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from hashlib import sha256
@@ -94,7 +95,8 @@ class Decoder:
     def flush(self) -> list[Frame]:
         """The last frames; nothing can be decoded after it."""
         frames = self._decode(None)
-        frames += self._leave(self._pictures.flush())
+        with suppress(av.FFmpegError):
+            frames += self._leave(self._pictures.flush())
         for number in list(self._inside):
             self._lose(number)
         return frames
@@ -139,8 +141,13 @@ class Decoder:
         return self._leave(plain)
 
     def _leave(self, pictures: list[VideoFrame]) -> list[Frame]:
-        """Frames of plain pictures; one that FFmpeg made up for a missing access unit belongs to none."""
-        return [self._frame(picture, picture.opaque) for picture in pictures if isinstance(picture.opaque, AccessUnit)]
+        """Frames of plain pictures: one for an access unit, none for what FFmpeg made up for a missing one."""
+        units = ((picture, picture.opaque) for picture in pictures)
+        return [
+            self._frame(picture, unit)
+            for picture, unit in units
+            if isinstance(unit, AccessUnit) and unit.number in self._inside
+        ]
 
     def _frame(self, picture: VideoFrame, unit: AccessUnit) -> Frame:
         self._inside.discard(unit.number)

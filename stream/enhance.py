@@ -17,7 +17,7 @@ DropReason = Literal["overload", "late", "stopped"]
 """`overload`: newer frames came before the engine was free; `late`: past the age budget; `stopped`: at the end."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Lane:
     """One feed's place in front of the engine."""
 
@@ -44,6 +44,8 @@ class Gather:
         self._lanes: dict[str, Lane] = {}
         self._changed = threading.Condition()
         self._closed = False
+        self.abandoned = False
+        """Whether what is under way is to be dropped, too."""
 
     def open_lane(self, feed: str, lane: Lane) -> None:
         """Make a place for a feed."""
@@ -72,19 +74,8 @@ class Gather:
         """
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: bool(self._ready()) or self._finished())
-                now = now_ns()
-                for lane in self._ready():
-                    self._drop_late(lane, now)
-                batch: list[tuple[str, Frame]] = []
-                for feed, lane in list(self._lanes.items()):
-                    if lane not in self._ready() or len(batch) == limit:
-                        continue
-                    if batch and size(lane.waiting[0]) != size(batch[0][1]):
-                        continue
-                    batch.append((feed, lane.waiting.popleft()))
-                    lane.in_flight += 1
-                    self._lanes[feed] = self._lanes.pop(feed)  # whoever was served goes to the end of the line
+                self._changed.wait_for(lambda: any(map(self._is_ready, self._lanes.values())) or self._finished())
+                batch = self._batch(limit, now_ns())
                 if batch or self._finished():
                     self._changed.notify_all()
                     return batch
@@ -95,6 +86,12 @@ class Gather:
             self._lanes[feed].in_flight -= 1
             self._changed.notify_all()
 
+    def drain(self, feed: str) -> None:
+        """Return when nothing of a feed waits here, or is in the engine or the encoder."""
+        with self._changed:
+            lane = self._lanes[feed]
+            self._changed.wait_for(lambda: not lane.waiting and not lane.in_flight)
+
     def close(self) -> None:
         """No more frames; those that wait can still be taken."""
         with self._changed:
@@ -104,23 +101,31 @@ class Gather:
     def abandon(self) -> None:
         """Close, and drop what waits: nobody will take it."""
         with self._changed:
-            self._closed = True
+            self._closed = self.abandoned = True
             for lane in self._lanes.values():
                 while lane.waiting:
                     lane.waiting.popleft()
                     lane.on_drop("stopped")
             self._changed.notify_all()
 
-    def waiting(self, feed: str) -> int:
-        """Frames in a feed's lane."""
-        with self._changed:
-            return len(self._lanes[feed].waiting)
-
     def _finished(self) -> bool:
         return self._closed and not any(lane.waiting for lane in self._lanes.values())
 
-    def _ready(self) -> list[Lane]:
-        return [lane for lane in self._lanes.values() if lane.waiting and lane.in_flight < self.IN_FLIGHT]
+    def _is_ready(self, lane: Lane) -> bool:
+        return bool(lane.waiting) and lane.in_flight < self.IN_FLIGHT
+
+    def _batch(self, limit: int, now_ns: int) -> list[tuple[str, Frame]]:
+        batch: list[tuple[str, Frame]] = []
+        for feed, lane in list(self._lanes.items()):
+            self._drop_late(lane, now_ns)
+            if not self._is_ready(lane) or len(batch) == limit:
+                continue
+            if batch and size(lane.waiting[0]) != size(batch[0][1]):
+                continue
+            batch.append((feed, lane.waiting.popleft()))
+            lane.in_flight += 1
+            self._lanes[feed] = self._lanes.pop(feed)  # whoever was served goes to the end of the line
+        return batch
 
     @staticmethod
     def _drop_late(lane: Lane, now_ns: int) -> None:
@@ -136,10 +141,11 @@ def size(frame: Frame) -> tuple[int, int]:
 
 def enhance(engine: Engine, frames: list[Frame]) -> list[Slot]:
     """Start one batch: a submitted slot for each frame, to be waited for, read and released by the caller."""
-    slots = [engine.acquire(frame.width, frame.height) for frame in frames]
+    slots: list[Slot] = []
     try:
-        for slot, frame in zip(slots, frames, strict=True):
-            fill(slot, frame)
+        for frame in frames:
+            slots.append(engine.acquire(frame.width, frame.height))
+            fill(slots[-1], frame)
         engine.submit(slots)
     except BaseException:
         for slot in slots:

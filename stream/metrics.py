@@ -49,10 +49,10 @@ class FeedMeter:
         self._lost: Counter[str] = Counter()
         self._ages_ms: deque[float] = deque(maxlen=AGES_KEPT)
 
-    def receive(self) -> None:
-        """An access unit came from the source."""
+    def receive(self, count: int = 1) -> None:
+        """Access units came from the source."""
         with self._lock:
-            self._received += 1
+            self._received += count
 
     def publish(self, age_ms: float) -> None:
         """An enhanced picture left for the viewers."""

@@ -10,65 +10,79 @@ from fractions import Fraction
 from engines.colour import Colour
 from engines.door import Slot
 from stream.encode import EncodedPicture, Encoder
+from stream.feed import Feed
 from stream.frame import Frame
-from stream.metrics import FeedMeter
 from stream.publish import Publisher
-from stream.settings import EncoderSettings
 from stream.wire import Header
+
+PAUSE_SECONDS = 1.0
+"""Between the failure of an encoder and the next attempt; most would fail again at once."""
 
 
 class Outlet:
-    """Encodes and publishes one feed's pictures; for one thread. `finish` flushes what is still inside."""
+    """Encodes and publishes one feed's pictures; for one thread. Nothing is raised here.
 
-    def __init__(
-        self, feed: str, settings: EncoderSettings, publisher: Publisher, meter: FeedMeter, model: str
-    ) -> None:
+    An encoder that fails costs the pictures inside it and those of the next second: they are lost, the feed tells
+    why, and then a new encoder begins.
+    """
+
+    def __init__(self, feed: Feed, publisher: Publisher, model: str) -> None:
+        """`model` is the id of the weights."""
         self._feed = feed
-        self._settings = settings
         self._publisher = publisher
-        self._meter = meter
         self._model = model
         self._encoder: Encoder | None = None
         self._opened_for: tuple[int, int, Colour, Fraction] | None = None
         self._inside: deque[Frame] = deque()
-        """Frames whose access units have not come out yet, in order."""
+        """Frames whose access units are not published yet, in order."""
+        self._paused_until = 0.0
 
-    def send(self, frame: Frame, slot: Slot, rate: Fraction | None) -> None:
+    def send(self, frame: Frame, slot: Slot) -> None:
         """Encode the slot's output, which is read before this returns, and publish what the encoder gives.
 
-        A new size, colour or time base begins a new encoder with a key frame; so does the picture itself when a
-        viewer has joined. Raises `CodecError`; the picture is then lost.
+        A new size, colour or time base begins a new encoder with a key frame. A viewer who has joined makes a key
+        frame, too.
         """
         height, width = slot.y_out.shape
         colour = replace(frame.colour, grey=False)  # a stream says matrix and range only
         wanted = (width, height, colour, frame.time_base)
-        if self._encoder is None or self._opened_for != wanted:
+        if self._opened_for != wanted:
             self.finish()
-            self._encoder = Encoder(self._settings, *wanted, rate)
-            self._opened_for = wanted
+            self._opened_for, self._paused_until = wanted, 0.0
+        if time.monotonic() < self._paused_until:
+            self._feed.meter.lose("encoder")
+            return
         self._inside.append(frame)
-        key = self._publisher.take_join(self._feed)
-        self._publish(self._encoder.encode(slot.y_out, slot.uv_out[0], slot.uv_out[1], frame.pts, key))
+        try:
+            if self._encoder is None:
+                self._encoder = Encoder(self._feed.settings.encoder, *wanted, self._feed.rate)
+            key = self._publisher.take_join(self._feed.name)
+            self._publish(self._encoder.encode(slot.y_out, slot.uv_out[0], slot.uv_out[1], frame.pts, key))
+        except Exception as error:
+            self._feed.tell(error)
+            self._close()
+            self._paused_until = time.monotonic() + PAUSE_SECONDS
 
     def finish(self) -> None:
         """Publish what is still in the encoder and close it; frames that never come out are lost."""
         try:
             if self._encoder is not None:
                 self._publish(self._encoder.flush())
+        except Exception as error:
+            self._feed.tell(error)
         finally:
-            self.abandon()
+            self._close()
 
-    def abandon(self) -> None:
-        """Close the encoder, flushed or not; the frames that are still inside it are lost."""
-        if self._encoder is not None:
-            self._encoder.close()
-        self._encoder = None
-        self._meter.lose("encoder", len(self._inside))
+    def _close(self) -> None:
+        encoder, self._encoder = self._encoder, None
+        self._feed.meter.lose("encoder", len(self._inside))
         self._inside.clear()
+        if encoder is not None:
+            encoder.close()
 
     def _publish(self, pictures: list[EncodedPicture]) -> None:
         for picture in pictures:
-            frame = self._inside.popleft()
+            frame = self._inside[0]
             header = Header(
                 key=picture.key,
                 codec=picture.codec,
@@ -84,5 +98,6 @@ class Outlet:
                 model=self._model,
                 source_sha256=frame.source_sha256,
             )
-            self._publisher.publish(self._feed, "video", header, picture.payload)
-            self._meter.publish((time.time_ns() - frame.capture_ns) / 1e6)
+            self._publisher.publish(self._feed.name, "video", header, picture.payload)
+            self._inside.popleft()
+            self._feed.meter.publish((time.time_ns() - frame.capture_ns) / 1e6)

@@ -12,24 +12,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from fractions import Fraction
-from queue import SimpleQueue
 from types import TracebackType
-from typing import Literal, ParamSpec, Self
+from typing import ParamSpec, Self
 
 from engines.door import Engine, Slot
 from engines.errors import EngineError
 from stream.decode import Decoder
 from stream.enhance import Gather, Lane, enhance
-from stream.errors import CodecError, SourceLost, SourceUnsupported
+from stream.errors import SourceLost, SourceUnsupported
+from stream.feed import Feed
 from stream.frame import Frame, SourcePacket
-from stream.metrics import FeedMeter
 from stream.outlet import Outlet
 from stream.pace import paced
 from stream.publish import Publisher
-from stream.settings import FeedSettings, Settings
-from stream.source import Segment, Source, open_source
+from stream.settings import Settings
+from stream.source import Segment, open_source
 from stream.wire import Header, Status, encode_status
 
 log = logging.getLogger(__name__)
@@ -38,30 +35,13 @@ RETRY_SECONDS = 1.0
 """Pause before a lost source is opened again."""
 
 P = ParamSpec("P")
-FeedState = Literal["connecting", "live", "ended", "failed"]
-
-
-@dataclass
-class Feed:
-    """One feed on its way through the relay."""
-
-    name: str
-    settings: FeedSettings
-    meter: FeedMeter = field(default_factory=FeedMeter)
-    state: FeedState = "connecting"
-    reason: str | None = None
-    """Why it is not live, for people."""
-    rate: Fraction | None = None
-    """Frames a second, as the source says."""
-    source: Source | None = None
-    under_way: SimpleQueue[tuple[Frame, Slot] | None] = field(default_factory=SimpleQueue)
-    """Submitted pictures in order; None ends the feed."""
 
 
 class Relay:
     """All feeds, one engine, one publisher; runs inside its `with` block, whose end is a clean stop.
 
-    `engine` and `publisher` are already open, belong to the caller and outlive the relay.
+    `engine`, with `slots(settings)` slots, and `publisher` are already open, belong to the caller and outlive the
+    relay. What goes wrong with one feed costs that feed alone; what goes wrong for all ends the relay (see `failure`).
     """
 
     def __init__(self, settings: Settings, engine: Engine, publisher: Publisher) -> None:
@@ -69,13 +49,13 @@ class Relay:
         self.failure: BaseException | None = None
         """What ended the relay before it was asked to stop."""
         self._settings = settings
-        self._engine = engine
         self._publisher = publisher
         self._gather = Gather()
         self._stop = threading.Event()
         self._ended = threading.Event()
         self._ways_in = [self._thread(bring_in, feed, self._gather, publisher, self._stop) for feed in self._all]
-        self._shared = self._thread(light_up, self._engine, self._gather, self.feeds, settings.engine.batch)
+        batch = min(settings.engine.batch, engine.info.largest_batch)
+        self._shared = self._thread(light_up, engine, self._gather, self.feeds, batch)
         self._ways_out = [
             self._thread(send_out, feed, self._gather, publisher, engine.info.weights_id) for feed in self._all
         ]
@@ -83,7 +63,7 @@ class Relay:
 
     @staticmethod
     def slots(settings: Settings) -> int:
-        """How many pictures of one size the feeds of these settings can have in the engine at once."""
+        """How many pictures of one size the feeds of these settings can have in the engine at once, at least 1."""
         return max(1, len(settings.feeds)) * Gather.IN_FLIGHT
 
     def publish_status(self) -> None:
@@ -134,9 +114,6 @@ class Relay:
     def stop(self) -> None:
         """Ask every feed to end: what is decoded is still enhanced, encoded, flushed and published."""
         self._stop.set()
-        for feed in self._all:
-            if feed.source is not None:
-                feed.source.close()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until every feed has ended, `timeout` seconds at most; True where they have."""
@@ -148,8 +125,6 @@ class Relay:
             thread.join()
         self._gather.close()
         self._shared.join()
-        for feed in self._all:
-            feed.under_way.put(None)
         for thread in self._ways_out:
             thread.join()
         self._ended.set()
@@ -173,22 +148,32 @@ def bring_in(feed: Feed, gather: Gather, publisher: Publisher, stop: threading.E
     """Source to gather, for one feed, until the recording ends or `stop` is set; a lost source is opened again."""
     while not stop.is_set():
         try:
-            with open_source(feed.settings) as feed.source:
-                for segment in feed.source.segments():
-                    feed.state, feed.reason, feed.rate = "live", None, segment.rate
-                    relay_segment(feed, segment, gather, publisher, stop)
+            relay_source(feed, gather, publisher, stop)
             break
-        except SourceLost as error:
-            feed.state, feed.reason = "connecting", str(error)
-            log.warning("feed %s: %s; next try in %g s", feed.name, error, RETRY_SECONDS)
-            stop.wait(RETRY_SECONDS)
-        except (SourceUnsupported, CodecError) as error:
-            feed.state, feed.reason = "failed", str(error)
-            log.error("feed %s: %s", feed.name, error)
-            return
-        finally:
-            feed.source = None
-    feed.state = "ended"
+        except Exception as error:  # whatever it is: the other feeds go on
+            if not worth_another_try(feed, error):
+                feed.turn("failed", error)
+                break
+            feed.turn("connecting", error)
+        stop.wait(RETRY_SECONDS)
+    gather.drain(feed.name)
+    if feed.state != "failed":
+        feed.turn("ended")
+    feed.under_way.put(None)
+
+
+def worth_another_try(feed: Feed, error: Exception) -> bool:
+    """Whether opening the source again can help: always after a loss; a live feed gives up only what cannot be."""
+    return isinstance(error, SourceLost) or (feed.settings.mode == "live" and not isinstance(error, SourceUnsupported))
+
+
+def relay_source(feed: Feed, gather: Gather, publisher: Publisher, stop: threading.Event) -> None:
+    """Open a feed's source and relay it to its end; raises what ends it too early."""
+    with open_source(feed.settings, stop) as source:
+        for segment in source.segments():
+            feed.rate = segment.rate
+            feed.turn("live")
+            relay_segment(feed, segment, gather, publisher, stop)
 
 
 def relay_segment(feed: Feed, segment: Segment, gather: Gather, publisher: Publisher, stop: threading.Event) -> None:
@@ -214,6 +199,8 @@ def relay_segment(feed: Feed, segment: Segment, gather: Gather, publisher: Publi
                 hand_on(decoder.decode(packet))
     finally:
         hand_on(decoder.flush())
+        feed.meter.receive(segment.unreadable)
+        feed.meter.lose("undecodable", segment.unreadable)
 
 
 def publish_untouched(feed: Feed, segment: Segment, packet: SourcePacket, publisher: Publisher) -> None:
@@ -225,8 +212,8 @@ def publish_untouched(feed: Feed, segment: Segment, packet: SourcePacket, publis
     header = Header(
         key=video and raw.is_keyframe,
         codec=segment.info.codec if video else raw.stream.name or "unknown",
-        width=segment.video.width if video else None,
-        height=segment.video.height if video else None,
+        width=(segment.video.width or None) if video else None,
+        height=(segment.video.height or None) if video else None,
         pts=raw.pts,
         dts=raw.dts if raw.dts != raw.pts else None,
         time_base=raw.time_base,
@@ -240,14 +227,15 @@ def publish_untouched(feed: Feed, segment: Segment, packet: SourcePacket, publis
 def light_up(engine: Engine, gather: Gather, feeds: dict[str, Feed], batch: int) -> None:
     """Gather to engine, for all feeds: batches of the freshest frames, handed on while they are being computed."""
     while taken := gather.take(batch, time.time_ns):
-        frames = [frame for _, frame in taken]
         try:
-            slots = enhance(engine, frames)
-        except EngineError as error:
+            slots = enhance(engine, [frame for _, frame in taken])
+        except Exception as error:
             for name, _ in taken:
-                log.error("feed %s: a picture is lost: %s", name, error)
+                feeds[name].tell(error)
                 feeds[name].meter.lose("engine")
                 gather.done(name)
+            if not isinstance(error, EngineError):
+                raise
             continue
         for (name, frame), slot in zip(taken, slots, strict=True):
             feeds[name].under_way.put((frame, slot))
@@ -255,19 +243,26 @@ def light_up(engine: Engine, gather: Gather, feeds: dict[str, Feed], batch: int)
 
 def send_out(feed: Feed, gather: Gather, publisher: Publisher, model: str) -> None:
     """Engine to wire, for one feed: wait for each picture, encode it, publish it; at the end flush the encoder."""
-    outlet = Outlet(feed.name, feed.settings.encoder, publisher, feed.meter, model)
+    outlet = Outlet(feed, publisher, model)
     while (item := feed.under_way.get()) is not None:
         frame, slot = item
         try:
-            slot.wait()
-            outlet.send(frame, slot, feed.rate)
-        except EngineError as error:
-            log.error("feed %s: a picture is lost: %s", feed.name, error)
-            feed.meter.lose("engine")
-        except CodecError as error:
-            log.error("feed %s: pictures are lost: %s", feed.name, error)
-            outlet.abandon()
+            if gather.abandoned:
+                feed.meter.drop("stopped")
+            elif is_enhanced(feed, slot):
+                outlet.send(frame, slot)
         finally:
             slot.release()
             gather.done(feed.name)
     outlet.finish()
+
+
+def is_enhanced(feed: Feed, slot: Slot) -> bool:
+    """Wait for one picture of the engine; False where it failed, and the feed has lost it."""
+    try:
+        slot.wait()
+    except Exception as error:  # whatever it is: the other feeds go on
+        feed.tell(error)
+        feed.meter.lose("engine")
+        return False
+    return True

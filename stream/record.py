@@ -30,6 +30,9 @@ CLOCK = Fraction(1, 90_000)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+LONGEST_GROUP = 1_000
+"""Messages of a group of pictures that are held back at once: a camera may make no key frame for hours."""
+
 OPTIONS = {
     "flush_packets": "1",  # what is written is in the kernel's hands, which outlives the process
     "max_interleave_delta": "1",  # pictures don't wait for data that may never come
@@ -59,6 +62,7 @@ class Recorder:
         self._folder = folder
         self._segment_seconds = segment_seconds
         self._kind = kind
+        self._begun = False  # there was a key frame
         self._group: list[Message] = []
         self._segment: SegmentFile | None = None
 
@@ -84,10 +88,13 @@ class Recorder:
             return
         if message.kind == self._kind and header.key:
             self._write_group()
-        elif not self._group:
+            self._begun = True
+        elif not self._begun:
             self.lost["no key frame"] += 1
             return
         self._group.append(message)
+        if len(self._group) == LONGEST_GROUP:
+            self._write_group()
 
     def close(self) -> None:
         """Write what is left and finish the last segment."""
@@ -100,17 +107,25 @@ class Recorder:
         group, self._group = self._group, []
         if not group:
             return
-        layout = Layout.of(group)
         try:
-            if self._segment is None or not self._segment.takes(layout, group[0].header, self._segment_seconds):
-                self._finish_segment()
-                self._segment = SegmentFile(self._folder, layout, group[0].header)
-                self.paths.append(self._segment.path)
+            segment = self._segment_for(group)
             for message in group:
-                self._count(message, self._segment.write(message))
+                self._count(message, segment.write(message))
         except (av.FFmpegError, OSError, ValueError) as error:
             self._abandon_segment()
             raise StreamError(f"cannot record into {self._folder}: {reason(error)}") from error
+
+    def _segment_for(self, group: Sequence[Message]) -> SegmentFile:
+        """The file that a group belongs into; one that was too long to be held back at once goes on where it is."""
+        first = group[0].header
+        if self._segment is not None and not first.key:
+            return self._segment
+        layout = Layout.of(group)
+        if self._segment is None or not self._segment.takes(layout, first, self._segment_seconds):
+            self._finish_segment()
+            self._segment = SegmentFile(self._folder, layout, first)
+            self.paths.append(self._segment.path)
+        return self._segment
 
     def _count(self, message: Message, loss: Loss | None) -> None:
         if loss is None:
@@ -119,6 +134,7 @@ class Recorder:
             self.lost[loss] += 1
 
     def _abandon_segment(self) -> None:
+        self._begun = False
         with suppress(StreamError):
             self._finish_segment()
 

@@ -70,6 +70,9 @@ class Segment:
         self.clock = clock
         self.failure: str | None = None
         """Why `packets` ended too early, if it did."""
+        self.unreadable = 0
+        """Access units that gave no packet, since they are not what their lengths say."""
+        self._name = name
         self._container = container
         self._stop = stop
         self._capture_ns = capture_ns
@@ -83,7 +86,7 @@ class Segment:
         return self.info.rate
 
     def packets(self) -> Iterator[SourcePacket]:
-        """Video and data packets in the order of the source, until it ends, fails (see `failure`) or is closed.
+        """Video and data packets in the order of the source, until it ends, fails (see `failure`) or is stopped.
 
         H.264 and HEVC come as Annex B with their parameter sets, however they are stored.
         """
@@ -111,7 +114,9 @@ class Segment:
             try:
                 [packet] = self._annex_b.filter(packet)
             except av.FFmpegError as error:
-                log.warning("an access unit cannot be read: %s", error.strerror)
+                if not self.unreadable:
+                    log.warning("%s: an access unit cannot be read: %s", self._name, error.strerror)
+                self.unreadable += 1
                 self._mark = True
                 return None
             packet.stream = self.video

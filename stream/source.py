@@ -20,11 +20,10 @@ Opener = Callable[[FeedSettings, threading.Event], Generator[Segment]]
 
 
 class Source:
-    """The way in of one feed: a context manager for one thread; `close` may be called from any."""
+    """The way in of one feed: a context manager for one thread. Leaving it closes what is open."""
 
-    def __init__(self, feed: FeedSettings, opener: Opener) -> None:
-        self._stop = threading.Event()
-        self._segments = opener(feed, self._stop)
+    def __init__(self, segments: Generator[Segment]) -> None:
+        self._segments = segments
 
     def __enter__(self) -> Self:
         return self
@@ -32,7 +31,6 @@ class Source:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
         self._segments.close()
 
     def segments(self) -> Iterator[Segment]:
@@ -44,17 +42,14 @@ class Source:
         """
         return self._segments
 
-    def close(self) -> None:
-        """Make packets and segments end without an error, within a second."""
-        self._stop.set()
 
-
-def open_source(feed: FeedSettings) -> Source:
+def open_source(feed: FeedSettings, stop: threading.Event | None = None) -> Source:
     """The source at `feed.url`; nothing is opened before its first segment is asked for.
 
-    Raises `SourceUnsupported` for a kind of address that is not known.
+    `stop`, which any thread may set, makes packets and segments end without an error, within a second. Raises
+    `SourceUnsupported` for a kind of address that is not known.
     """
-    return Source(feed, opener_of(feed.url))
+    return Source(opener_of(feed.url)(feed, stop or threading.Event()))
 
 
 def opener_of(url: str) -> Opener:

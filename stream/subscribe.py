@@ -15,7 +15,7 @@ import zmq.auth
 
 from stream.errors import WireError
 from stream.inbox import Inbox, Reason
-from stream.wire import Kind, Message, decode_message, split_topic, topic
+from stream.wire import Kind, Message, decode_message, topic
 
 POLL_MS = 100
 """How often a receiver that hears nothing looks whether it is to end."""
@@ -55,12 +55,12 @@ class Subscriber:
     ) -> None:
         self.endpoint = endpoint
         self._prefixes = [topic(feed, kind) for kind in kinds] if feed else [b""]
-        self._kinds = frozenset(kinds)
+        self._endings = tuple(f"/{kind}/".encode() for kind in kinds)
         self._keys = keys
         self._inbox = Inbox(max_age)
         self._changed = threading.Condition()
         self._closing = threading.Event()
-        self._failure: WireError | None = None
+        self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -159,19 +159,19 @@ class Subscriber:
                     continue
                 try:
                     self._add(socket.recv_multipart())
-                except WireError as error:
+                except Exception as error:  # the reader must not wait for what will never come
                     self._fail(error)
                     return
 
     def _add(self, parts: list[bytes]) -> None:
-        if split_topic(parts[0])[1] not in self._kinds:
+        if not parts[0].endswith(self._endings):  # of a kind that nobody asked for, or that version 1 got later
             return
         message = decode_message(parts)
         with self._changed:
             self._inbox.add(message, time.monotonic_ns())
             self._changed.notify_all()
 
-    def _fail(self, error: WireError) -> None:
+    def _fail(self, error: Exception) -> None:
         with self._changed:
             self._failure = error
             self._changed.notify_all()

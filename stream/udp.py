@@ -18,6 +18,7 @@ from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
 import av
+from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 
@@ -51,18 +52,19 @@ def open_udp(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
             failure = reader.failure
             if failure is None and not stop.is_set():
                 reader.opened()
-                segment = Segment(
-                    name,
-                    container,
-                    stop,
-                    recorded=False,
-                    clock="arrival",
-                    capture_ns=reader.arrival,
-                )
+                segment = live_segment(name, container, stop, reader)
                 yield segment
                 failure = reader.failure or segment.failure
         if failure and not stop.is_set():
             raise SourceLost(f"{name}: {failure}")
+
+
+def live_segment(name: str, container: InputContainer, stop: threading.Event, reader: UdpReader) -> Segment:
+    """The segment of an opened feed; raises `SourceLost` without video, since the next one to send may have some."""
+    try:
+        return Segment(name, container, stop, recorded=False, clock="arrival", capture_ns=reader.arrival)
+    except SourceUnsupported as error:
+        raise SourceLost(str(error)) from None
 
 
 def probing(feed: FeedSettings) -> dict[str, str]:

@@ -382,6 +382,28 @@ def test_an_access_unit_whose_lengths_are_wrong_is_left_out_and_the_next_is_mark
     assert decoded.states == ["clean"] * 13 + ["concealed"] + ["tainted"] * 5 + ["clean"] * 10
 
 
+def test_a_picture_that_comes_out_twice_is_one_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PlainPictures, "add", lambda _, picture: [picture, picture])
+    decoded = Decoded(make_clip(tmp_path / "clip.ts", pictures=10))
+    assert (decoded.numbers, decoded.lost) == (list(range(10)), 0)
+
+
+def test_pictures_that_the_deinterlacer_cannot_give_at_the_end_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flush(*arguments: object) -> None:
+        raise av.error.InvalidDataError(1, "on purpose")
+
+    clip = make_clip(tmp_path / "clip.ts", pictures=10, interlaced=True)
+    monkeypatch.setattr(PlainPictures, "flush", flush)
+    with open_source(FeedSettings(url=str(clip))) as source:
+        segment = next(source.segments())
+        decoder = Decoder(segment.video)
+        frames = [frame for packet in segment.packets() for frame in decoder.decode(packet)]
+        frames += decoder.flush()
+    assert 0 < decoder.lost == 10 - len(frames)
+
+
 # Memory
 
 

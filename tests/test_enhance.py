@@ -4,10 +4,15 @@ import threading
 from fractions import Fraction
 
 import av
+import pytest
 
 from engines.colour import Colour
-from stream.enhance import Gather, Lane
+from engines.door import Slot
+from engines.errors import EngineError
+from stream.enhance import Gather, Lane, enhance
 from stream.frame import Frame
+from tests.doubling import DoublingEngine
+from tests.waiting import wait_until
 
 SECOND = 1_000_000_000
 
@@ -132,12 +137,46 @@ def test_after_close_what_waits_is_still_taken_and_then_it_ends() -> None:
 
 def test_abandoning_frees_whoever_waits_for_room_and_counts_every_frame() -> None:
     drops = Drops()
-    gather = gather_of(tape=drops.lane(live=False))
+    lane = drops.lane(live=False)
+    gather = gather_of(tape=lane)
     feeder = threading.Thread(target=lambda: [gather.put("tape", frame(pts)) for pts in range(4)])
     feeder.start()
-    while gather.waiting("tape") < Gather.LANE_LENGTH:
-        pass
+    wait_until(lambda: len(lane.waiting) == Gather.LANE_LENGTH, "a full lane")
     gather.abandon()
     feeder.join(timeout=5)
     assert not feeder.is_alive()
     assert drops == ["stopped"] * 4
+
+
+def test_a_feed_is_drained_when_its_last_picture_has_left_the_encoder() -> None:
+    gather = gather_of(cam=Drops().lane(), other=Drops().lane())
+    gather.put("cam", frame(1))
+    gather.put("other", frame(2))
+    drained = threading.Event()
+    waiter = threading.Thread(target=lambda: (gather.drain("cam"), drained.set()))
+    waiter.start()
+    assert len(taken(gather)) == 2
+    assert not drained.is_set()
+    gather.done("cam")
+    waiter.join(timeout=5)
+    assert drained.is_set()
+
+
+class Poor(DoublingEngine):
+    """Has memory for two slots."""
+
+    made = 0
+
+    def _make(self, width: int, height: int) -> Slot:
+        if self.made == 2:
+            raise EngineError("no memory")
+        self.made += 1
+        return super()._make(width, height)
+
+
+def test_a_batch_that_cannot_begin_gives_all_its_slots_back() -> None:
+    with Poor() as engine:
+        for _ in range(3):
+            with pytest.raises(EngineError, match="no memory"):
+                enhance(engine, [frame(number) for number in range(3)])
+        assert len(enhance(engine, [frame(number) for number in range(2)])) == 2

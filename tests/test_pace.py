@@ -9,11 +9,23 @@ import av
 from stream.frame import SourcePacket
 from stream.pace import paced
 
+HOUR = 3_600_000
 
-def packet(milliseconds: int, clock: str = "arrival") -> SourcePacket:
+
+def packet(milliseconds: int | None, clock: str = "arrival", kind: str = "video") -> SourcePacket:
     raw = av.Packet(b"access unit")
-    raw.dts, raw.time_base = milliseconds, Fraction(1, 1000)
-    return SourcePacket(raw, "video", received_ns=1, capture_ns=1, capture_clock=clock)  # type: ignore[arg-type]
+    raw.dts, raw.duration, raw.time_base = milliseconds, 40, Fraction(1, 1000)
+    return SourcePacket(raw, kind, received_ns=1, capture_ns=1, capture_clock=clock)  # type: ignore[arg-type]
+
+
+def seconds_of(packets: list[SourcePacket]) -> float:
+    """How long it takes until all have come."""
+    stop, began = threading.Event(), time.monotonic()
+    limit = threading.Timer(5, stop.set)
+    limit.start()
+    assert len(list(paced(iter(packets), stop))) == len(packets)
+    limit.cancel()
+    return time.monotonic() - began
 
 
 def test_packets_come_when_their_time_has_come_and_are_received_then() -> None:
@@ -34,3 +46,20 @@ def test_a_stop_ends_the_wait_at_once() -> None:
     began = time.monotonic()
     assert len(list(paced(iter([packet(0), packet(60_000)]), stop))) == 1
     assert time.monotonic() - began < 30
+
+
+def test_pictures_without_times_come_by_their_durations() -> None:
+    """As those of a file that holds nothing but H.264."""
+    assert 0.16 <= seconds_of([packet(None) for _ in range(5)]) < 5
+
+
+def test_a_recorders_clock_that_is_set_neither_stops_the_feed_nor_lets_the_rest_come_at_once() -> None:
+    forward = [packet(time) for time in (0, 40, HOUR, HOUR + 40, HOUR + 80)]
+    assert 0.12 <= seconds_of(forward) < 5
+    back = [packet(time) for time in (HOUR, HOUR + 40, 0, 40, 80)]
+    assert 0.12 <= seconds_of(back) < 5
+
+
+def test_data_with_times_of_its_own_comes_along_with_the_pictures() -> None:
+    packets = [packet(0), packet(HOUR, kind="data"), packet(40), packet(5, kind="data"), packet(80)]
+    assert 0.08 <= seconds_of(packets) < 5

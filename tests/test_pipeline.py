@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,12 +15,13 @@ import numpy as np
 import pytest
 
 from engines.door import Engine
+from stream import pipeline
 from stream.metrics import FeedFigures
 from stream.pipeline import Relay
 from stream.publish import Publisher
 from stream.settings import EncoderSettings, FeedSettings, RelaySettings, Settings
 from stream.subscribe import Subscriber
-from stream.wire import Message, decode_status
+from stream.wire import Header, Kind, Message, decode_status
 from tests.clips import PATCHES, UdpSender, free_port, klv_packet, make_clip, read_number, read_patches
 from tests.doubling import DoublingEngine
 from tests.waiting import wait_until
@@ -237,3 +241,262 @@ def test_a_damaged_feed_still_adds_up(tmp_path: Path) -> None:
     assert figures.under_way == 0
     assert {message.header.state for message in pictures(messages)} >= {"clean"}
     assert len({message.header.state for message in pictures(messages)}) > 1
+
+
+# Times
+
+
+def assert_joined(messages: list[Message]) -> None:
+    """Every picture has the times of the access unit that it came from."""
+    units = {hashlib.sha256(unit.payload).digest(): unit.header for unit in messages if unit.kind == "source"}
+    assert len(pictures(messages)) >= 20
+    for message in pictures(messages):
+        header, unit = message.header, units[message.header.source_sha256 or b""]
+        assert header.time_base is not None
+        assert (header.pts, header.time_base) == (unit.pts, unit.time_base)
+        assert (header.capture_ns, header.capture_clock) == (unit.capture_ns, unit.capture_clock)
+        assert header.received_ns == unit.received_ns
+
+
+@pytest.mark.parametrize("mode", ["live", "replay"])
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.ts", "clip.mkv"])
+def test_a_picture_and_its_access_unit_have_the_same_times(tmp_path: Path, name: str, mode: str) -> None:
+    clip = make_clip(tmp_path / name, pictures=24, b_frames=2, creation_time="2026-03-01T20:00:00Z")
+    _, messages = replayed(DoublingEngine(), recording(clip).model_copy(update={"mode": mode}))
+    assert_joined(messages)
+
+
+def test_a_picture_over_udp_and_its_access_unit_have_the_same_times(tmp_path: Path) -> None:
+    wanted = camera()
+    clip = make_clip(tmp_path / "clip.ts", pictures=60)
+    with (
+        DoublingEngine() as engine,
+        Publisher(wanted.relay, "run") as publisher,
+        watched(publisher, "cam") as messages,
+        Relay(wanted, engine, publisher) as relay,
+        UdpSender(clip, port_of(wanted)) as sender,
+    ):
+        assert sender.wait(DEADLINE)
+        wait_until(lambda: relay.feeds["cam"].meter.figures().published >= 30, "pictures")
+    assert_joined(messages)
+    assert {message.header.capture_clock for message in messages} == {"arrival"}
+
+
+def test_a_recording_that_plays_live_ages_from_its_own_pace(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=25)
+    figures, messages = replayed(DoublingEngine(), recording(clip).model_copy(update={"mode": "live"}))
+    first, last = pictures(messages)[0].header, pictures(messages)[-1].header
+    assert (last.received_ns or 0) - (first.received_ns or 0) >= 0.9e9
+    assert holds(figures)
+
+
+# Trouble
+
+
+class UnluckyPublisher(Publisher):
+    """Fails on one kind of message of the feed `unlucky`."""
+
+    def __init__(self, wanted: Settings, kind: Kind, failures: int = 1_000_000) -> None:
+        super().__init__(wanted.relay, "run")
+        self._kind, self._left = kind, failures
+
+    def publish(self, feed: str, kind: Kind, header: Header, payload: bytes) -> int:
+        if (feed, kind) == ("unlucky", self._kind) and self._left:
+            self._left -= 1
+            raise ZeroDivisionError("a mistake in the program")
+        return super().publish(feed, kind, header, payload)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "RETRY_SECONDS", 0.02)
+
+
+def camera(**changes: object) -> Settings:
+    feed = FeedSettings(url=f"udp://127.0.0.1:{free_port()}", **changes)  # type: ignore[arg-type]
+    return settings(cam=feed)
+
+
+def port_of(wanted: Settings) -> int:
+    return int(wanted.feeds["cam"].url.rpartition(":")[2])
+
+
+def test_a_mistake_on_one_feeds_way_in_ends_that_feed_alone_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=20)
+    wanted = settings(good=recording(clip), unlucky=recording(clip))
+    with DoublingEngine() as engine, UnluckyPublisher(wanted, "source") as publisher:
+        with Relay(wanted, engine, publisher) as relay:
+            assert relay.wait(DEADLINE)
+        assert relay.failure is None
+    good, unlucky = relay.feeds["good"], relay.feeds["unlucky"]
+    assert (good.state, good.meter.figures().published) == ("ended", 20)
+    assert (unlucky.state, unlucky.reason) == ("failed", "unexpected ZeroDivisionError")
+    assert unlucky.meter.figures().under_way == 0
+    assert [record.exc_info is not None for record in caplog.records if record.levelname == "ERROR"] == [True]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_mistake_on_a_live_feeds_way_in_opens_it_again(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=5)
+    wanted = settings(unlucky=FeedSettings(url=str(clip)))
+    publisher = UnluckyPublisher(wanted, "source", failures=3)
+    with DoublingEngine() as engine, publisher, Relay(wanted, engine, publisher) as relay:
+        assert relay.wait(DEADLINE)
+    assert (relay.feeds["unlucky"].state, relay.feeds["unlucky"].reason) == ("ended", None)
+    assert relay.feeds["unlucky"].meter.figures().published == 5
+
+
+def test_a_mistake_on_one_feeds_way_out_costs_that_feed_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=20)
+    wanted = settings(good=recording(clip), unlucky=recording(clip))
+    with DoublingEngine() as engine, UnluckyPublisher(wanted, "video") as publisher:
+        with Relay(wanted, engine, publisher) as relay:
+            assert relay.wait(DEADLINE)
+        assert relay.failure is None
+    assert relay.feeds["good"].meter.figures().published == 20
+    assert relay.feeds["unlucky"].meter.figures().lost == {"encoder": 20}
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+
+
+def test_a_mistake_in_the_stage_that_all_share_ends_the_relay_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enhance(*arguments: object) -> None:
+        raise ZeroDivisionError("a mistake in the program")
+
+    monkeypatch.setattr(pipeline, "enhance", enhance)
+    clip = make_clip(tmp_path / "clip.mp4", pictures=20)
+    wanted = settings(one=recording(clip), two=recording(clip), cam=camera().feeds["cam"])
+    with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher:
+        with Relay(wanted, engine, publisher) as relay:
+            assert relay.wait(DEADLINE)
+        assert isinstance(relay.failure, ZeroDivisionError)
+    for feed in relay.feeds.values():
+        assert feed.meter.figures().under_way == 0
+
+
+def test_a_size_that_the_engine_does_not_take_is_counted_told_once_and_no_trouble_for_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = make_clip(tmp_path / "large.mp4", pictures=40, size=(320, 240))
+    small = make_clip(tmp_path / "small.mp4", pictures=40)
+    wanted = settings(large=recording(large), small=recording(small))
+    engine = DoublingEngine()
+    engine.info = replace(engine.info, largest=(200, 200))
+    with engine, Publisher(wanted.relay, "run") as publisher, Relay(wanted, engine, publisher) as relay:
+        assert relay.wait(DEADLINE)
+    assert relay.feeds["large"].meter.figures().lost == {"engine": 40}
+    assert relay.feeds["small"].meter.figures().published == 40
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "feed large: pictures are lost: a picture of 320x240; this engine takes 16x16 to 200x200"
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_lost_camera_is_found_again_told_once_and_still_adds_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    wanted = camera(read_timeout=0.1, open_timeout=0.3)
+    clip = make_clip(tmp_path / "clip.ts", pictures=30)
+    with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher:
+        with watched(publisher, "cam") as messages, Relay(wanted, engine, publisher) as relay:
+            feed, threads = relay.feeds["cam"], threading.active_count()
+            for turn in range(1, 4):
+                with UdpSender(clip, port_of(wanted)) as sender:
+                    assert sender.wait(DEADLINE)
+                    wait_until(lambda turn=turn: feed.meter.figures().published >= 20 * turn, "pictures")
+                wait_until(lambda: feed.state == "connecting", "the loss")
+                assert feed.reason
+                assert threading.active_count() == threads
+        assert feed.meter.figures().under_way == 0
+        assert holds(feed.meter.figures())
+    told = Counter(record.getMessage() for record in caplog.records if "cam" in record.getMessage())
+    assert told["feed cam: live"] == 3
+    assert max(told.values()) == 3
+    assert [message.header.seq for message in pictures(messages)] == list(range(len(pictures(messages))))
+    assert len(decoded(messages)) == len(pictures(messages))
+
+
+def test_access_units_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", pictures=30, key_interval=10)
+    with av.open(str(clip)) as container:
+        wrong = bytes([packet for packet in container.demux(video=0) if packet.size][13])
+    clip.write_bytes(clip.read_bytes().replace(wrong, b"\xff\xff" + wrong[2:]))
+    figures, _ = replayed(DoublingEngine(), recording(clip))
+    assert (figures.received, figures.published, figures.lost) == (30, 29, {"undecodable": 1})
+
+
+def test_a_size_that_is_not_known_yet_does_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = camera(open_timeout=2.0)
+    clip = make_clip(tmp_path / "clip.ts", pictures=200, key_interval=1000)
+    start = clip.stat().st_size // 1316 // 5
+    headers: list[Header] = []
+    with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher:
+        monkeypatch.setattr(publisher, "publish", lambda *message: headers.append(message[2]))
+        with Relay(wanted, engine, publisher), UdpSender(clip, port_of(wanted), start=start, bit_rate=1_000_000):
+            wait_until(lambda: headers, "an access unit")
+    assert {(header.width, header.height) for header in headers} == {(None, None)}
+
+
+# Ends
+
+
+def test_a_relay_without_feeds_ends_by_itself() -> None:
+    wanted = settings()
+    with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher, Relay(wanted, engine, publisher) as r:
+        assert r.wait(DEADLINE)
+        r.publish_status()
+    assert r.failure is None
+
+
+def test_a_recording_that_has_ended_leaves_nothing_open_while_others_go_on(tmp_path: Path) -> None:
+    wanted = settings(tape=recording(make_clip(tmp_path / "clip.mp4", pictures=10)), cam=camera().feeds["cam"])
+
+    def stages() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name == "nightbridge-send_out"]
+
+    with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher, Relay(wanted, engine, publisher) as r:
+        wait_until(lambda: r.feeds["tape"].state == "ended", "the end of the recording")
+        assert r.feeds["tape"].meter.figures().published == 10
+        wait_until(lambda: len(stages()) == 1, "the end of its encoder")
+
+
+@pytest.mark.parametrize("after", [0.0, 0.005, 0.05, 0.1, 0.2, 0.3, 0.4])
+def test_a_stop_at_any_moment_ends_everything_and_adds_up(tmp_path: Path, after: float) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=50)
+    wanted = settings(
+        cam=camera().feeds["cam"],
+        silent=camera().feeds["cam"],
+        tape=recording(clip),
+        paced=recording(clip).model_copy(update={"mode": "live"}),
+    )
+    threads = set(threading.enumerate())
+    with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher:
+        with UdpSender(clip, port_of(wanted), repeat=True), Relay(wanted, engine, publisher) as relay:
+            relay.wait(after)
+            began = time.monotonic()
+        assert time.monotonic() - began < 2
+        assert relay.failure is None
+        for feed in relay.feeds.values():
+            assert (feed.state, feed.meter.figures().under_way) == ("ended", 0)
+            assert holds(feed.meter.figures())
+    assert {thread for thread in threading.enumerate() if thread.name.startswith("nightbridge")} <= threads
+
+
+def test_a_stop_that_takes_too_long_drops_what_is_under_way(tmp_path: Path) -> None:
+    pace = threading.Semaphore(0)
+    wanted = settings(tape=recording(make_clip(tmp_path / "clip.mp4", pictures=50)))
+    wanted = wanted.model_copy(update={"relay": wanted.relay.model_copy(update={"stop_timeout": 0.3})})
+    with DoublingEngine(pace) as engine, Publisher(wanted.relay, "run") as publisher:
+        with Relay(wanted, engine, publisher) as relay:
+            wait_until(lambda: engine.batches == [1, 1], "two pictures in the engine")
+            threading.Timer(0.4, pace.release).start()
+            began = time.monotonic()
+        assert time.monotonic() - began < 0.7
+    figures = relay.feeds["tape"].meter.figures()
+    assert figures.published == 1
+    assert figures.dropped == {"stopped": figures.received - 1}
+    assert holds(figures)

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from engines.colour import Colour
+from stream import record as module
 from stream.encode import Encoder
 from stream.errors import StreamError
 from stream.frame import plane_view
@@ -32,11 +33,16 @@ CAPTURED = 1_795_360_200_250_000_000
 
 
 def pictures(
-    amount: int, codec: str = "h264", keys_every: int = 10, relay: str = "run-1", start: int = 0
+    amount: int,
+    codec: str = "h264",
+    keys_every: int = 10,
+    relay: str = "run-1",
+    start: int = 0,
+    key_interval: float = 2.0,
 ) -> Iterator[Message]:
     """Messages of a feed with 25 pictures a second, numbered by their chroma."""
     numbers = Numbering("video")
-    settings = EncoderSettings.model_validate({"codec": codec})
+    settings = EncoderSettings.model_validate({"codec": codec, "key_interval": key_interval})
     with Encoder(settings, WIDTH, HEIGHT, Colour("bt709", True), Fraction(1, 90000)) as encoder:
         for index in range(amount):
             for picture in encoder.encode(*planes(index % 60), pts=start + index * TICKS, key=index % keys_every == 0):
@@ -103,6 +109,16 @@ def test_access_units_are_kept_byte_for_byte(tmp_path: Path) -> None:
     assert [unit.removeprefix(delimiter) for _, unit in units(recorder.paths[0], "video")] == [
         message.payload for message in messages
     ]
+
+
+def test_a_feed_without_key_frames_is_written_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_GROUP", 20)
+    with Recorder(tmp_path, segment_seconds=1.0) as recorder:
+        for message in pictures(110, keys_every=1000, key_interval=1000.0):
+            recorder.write(message)
+        assert recorder.written["video"] == 100
+    assert (recorder.written["video"], len(recorder.paths)) == (110, 1)
+    assert len(played(recorder.paths[0])) == 110
 
 
 def test_a_segment_is_called_by_its_feed_and_the_capture_time_of_its_first_picture(tmp_path: Path) -> None:

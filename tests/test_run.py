@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
+from statistics import median
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from stream.subscribe import Subscriber
 from stream.wire import Message, decode_status
 from tests.clips import UdpSender, free_port, make_clip
 from tests.waiting import wait_until
+from tools.run import came
 
 ROOT = Path(__file__).parents[1]
 NO_TORCH = "raise ImportError('torch must not be needed here')"
@@ -100,6 +103,37 @@ def test_a_relay_without_any_camera_runs_and_stops(tmp_path: Path) -> None:
             (status,) = [decode_status(message.payload) for message in messages(viewer, 1)]
         assert (status.state, status.published) == ("connecting", 0)
         assert stopped(relay) < 2.5
+
+
+def test_a_relay_without_feeds_says_so_and_stops(tmp_path: Path) -> None:
+    with running(tmp_path, "") as (relay, _):
+        assert stopped(relay) < 2.5
+    assert "has no feeds: add a table [feeds.NAME] with a url" in (tmp_path / "log").read_text()
+
+
+def test_a_feeds_status_comes_about_once_a_second(tmp_path: Path) -> None:
+    with (
+        running(tmp_path, f'[feeds.dead]\nurl = "udp://127.0.0.1:{free_port()}"\n') as (_, endpoint),
+        Subscriber(endpoint, "dead", ("status",)) as viewer,
+    ):
+        times = [message.header.published_ns / 1e9 for message in messages(viewer, 4)]
+    assert 0.9 <= median(np.diff(times)) <= 1.5
+
+
+def test_a_signal_is_heard_at_any_moment() -> None:
+    """It comes in the middle of whatever the waiting thread does."""
+    signals: SimpleQueue[None] = SimpleQueue()
+    before = signal.signal(signal.SIGALRM, lambda *_: signals.put(None))
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+    try:
+        end = time.monotonic() + 1
+        heard = 0
+        while time.monotonic() < end:
+            heard += came(signals, 0.00001)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert heard > 100
 
 
 def test_wrong_settings_end_the_start_with_one_line_and_exit_code_2(tmp_path: Path) -> None:

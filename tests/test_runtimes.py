@@ -117,6 +117,13 @@ def test_a_ring_without_free_slots_waits_and_goes_on_when_one_comes_back(cache: 
         assert engine.acquire(32, 32, timeout=10) is slot
 
 
+def test_what_is_compiled_for_many_sizes_is_forgotten_but_for_the_latest(cache: Path) -> None:
+    with opened("openvino-fp32", cache, slots=2) as engine:
+        for side in (32, 48, 64, 32):
+            engine.acquire(side, side).release()
+        assert set(engine._compiled) == {(64, 64), (32, 32)}  # type: ignore[attr-defined]
+
+
 def test_use_after_exit_is_an_error(cache: Path) -> None:
     for name in ("torch-fp32", "openvino-fp32"):
         with opened(name, cache) as engine:

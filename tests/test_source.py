@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -18,7 +19,7 @@ from stream.errors import SourceLost, SourceUnsupported
 from stream.frame import SourcePacket
 from stream.segment import Segment
 from stream.settings import FeedSettings
-from stream.source import Source, open_source
+from stream.source import open_source
 from stream.udp import UdpAddress
 from tests.clips import UdpSender, free_port, klv_packet, make_clip
 
@@ -257,6 +258,24 @@ def test_a_port_with_something_else_than_mpeg_ts_is_told(tmp_path: Path) -> None
         next(source.segments())
 
 
+def test_a_feed_without_video_may_have_some_the_next_time(tmp_path: Path) -> None:
+    """So that a camera that is being set up is found when it is."""
+    path, port = tmp_path / "data.ts", free_port()
+    with av.open(str(path), "w") as container:
+        stream = container.add_data_stream("klv")
+        for number in range(2000):
+            packet = av.Packet(klv_packet(number))
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 25)
+            container.mux(packet)
+    with (
+        nothing_left(),
+        UdpSender(path, port),
+        open_source(feed(f"udp://127.0.0.1:{port}", open_timeout=0.5)) as source,
+        pytest.raises(SourceLost, match="no video in it; it holds data klv"),
+    ):
+        next(source.segments())
+
+
 def test_a_feed_opens_soon_after_its_next_key_frame(tmp_path: Path) -> None:
     """Although it is thin and joined in the middle of a group of pictures."""
     clip = make_clip(tmp_path / "clip.ts", pictures=150, key_interval=50, bit_rate=300_000)
@@ -340,58 +359,52 @@ def test_an_address_that_cannot_be_listened_to_may_come_back() -> None:
 # Closing
 
 
-def close_soon(source: Source, step: threading.Event) -> threading.Thread:
-    """Another thread that closes the source as soon as `step` is set."""
-
-    def close() -> None:
-        step.wait(10)
-        source.close()
-
-    closer = threading.Thread(target=close)
-    closer.start()
-    return closer
-
-
-def test_a_source_that_waits_for_its_first_packet_can_be_closed_by_another_thread() -> None:
-    at_once = threading.Event()
-    at_once.set()
-    with nothing_left(), open_source(feed(f"udp://127.0.0.1:{free_port()}")) as source:
-        closer = close_soon(source, at_once)
+def test_a_source_that_waits_for_its_first_packet_can_be_stopped_by_another_thread() -> None:
+    stop = threading.Event()
+    with nothing_left(), open_source(feed(f"udp://127.0.0.1:{free_port()}"), stop) as source:
+        timer = threading.Timer(0.05, stop.set)
+        timer.start()
         began = time.monotonic()
         assert list(source.segments()) == []
         assert time.monotonic() - began < 1
-        closer.join()
+        timer.join()
 
 
-def test_a_silent_feed_can_be_closed_by_another_thread(tmp_path: Path) -> None:
-    clip, port, silent = make_clip(tmp_path / "clip.ts", pictures=20), free_port(), threading.Event()
+def test_a_silent_feed_can_be_stopped_by_another_thread(tmp_path: Path) -> None:
+    clip, port, stop = make_clip(tmp_path / "clip.ts", pictures=20), free_port(), threading.Event()
+    timer = threading.Timer(0.05, stop.set)
     with (
         nothing_left(),
         UdpSender(clip, port),
-        open_source(feed(f"udp://127.0.0.1:{port}", read_timeout=20.0)) as source,
+        open_source(feed(f"udp://127.0.0.1:{port}", read_timeout=20.0), stop) as source,
     ):
-        closer = close_soon(source, silent)
         for segment in source.segments():
             for packet in segment.packets():
                 if pictures_of([packet]) == [15]:
-                    silent.set()
+                    timer.start()
                     began = time.monotonic()
         assert time.monotonic() - began < 1
-        closer.join()
+        timer.join()
 
 
-def test_a_file_that_is_being_read_can_be_closed_by_another_thread(tmp_path: Path) -> None:
-    clip, third = make_clip(tmp_path / "clip.mkv", pictures=20), threading.Event()
-    with nothing_left(), open_source(feed(clip)) as source:
-        closer = close_soon(source, third)
+def test_a_file_that_is_being_read_ends_when_it_is_stopped(tmp_path: Path) -> None:
+    clip, stop = make_clip(tmp_path / "clip.mkv", pictures=20), threading.Event()
+    with nothing_left(), open_source(feed(clip), stop) as source:
         count = 0
         for segment in source.segments():
             for _ in segment.packets():
                 count += 1
                 if count == 3:
-                    third.set()
-                    closer.join()
+                    stop.set()
     assert count == 3
+
+
+def test_a_source_that_is_stopped_before_it_is_opened_gives_nothing(tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    for url in (f"udp://127.0.0.1:{free_port()}", str(make_clip(tmp_path / "clip.ts", pictures=5))):
+        with nothing_left(), open_source(feed(url), stop) as source:
+            assert [packet for segment in source.segments() for packet in segment.packets()] == []
 
 
 def test_leaving_a_source_in_the_middle_leaves_nothing_open(tmp_path: Path) -> None:

@@ -209,6 +209,30 @@ def test_a_relay_of_another_version_ends_the_reader_with_its_number() -> None:
                 subscriber.receive(DEADLINE)
 
 
+def test_messages_of_a_kind_that_version_1_got_later_are_ignored() -> None:
+    with relay() as publisher, Subscriber(publisher.endpoint) as subscriber:
+        camera = Camera(publisher, "pier")
+        camera.wait_for_viewer()
+        assert publisher._socket is not None
+        publisher._socket.send_multipart([b"pier/thermal/", b"", b""])
+        camera.show()
+        assert subscriber.receive(DEADLINE) is not None
+
+
+def test_a_receiver_that_fails_ends_its_reader_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    with relay() as publisher, Subscriber(publisher.endpoint) as subscriber:
+
+        def add(*arguments: object) -> None:
+            raise ArithmeticError("on purpose")
+
+        monkeypatch.setattr(subscriber._inbox, "add", add)
+        camera = Camera(publisher, "pier")
+        camera.wait_for_viewer()
+        camera.show()
+        with pytest.raises(ArithmeticError, match="on purpose"):
+            subscriber.receive(DEADLINE)
+
+
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:5560", "tcp://127.0.0.1", "http://127.0.0.1:5560", "", "tcp://*:x"])
 def test_an_endpoint_that_cannot_be_used_is_named(endpoint: str) -> None:
     with pytest.raises(WireError, match="an endpoint looks like tcp://HOST:PORT"):

@@ -72,7 +72,7 @@ def test_an_interrupted_run_gives_the_same_network_as_an_uninterrupted_one(tmp_p
 
 def test_stored_weights_build_their_own_network(tmp_path: Path) -> None:
     network = Neid(NEID_LIVE, with_reconstruction=True).eval()
-    training.store(network, training.read_recipe("field"), tmp_path / "mine", held_out_psnr_db=20.5)
+    training.store(network, training.read_recipe("field"), tmp_path / "mine", {"held_out_psnr_db": 20.5})
     weights = Weights(tmp_path / "mine")
     assert weights.card.scores == {"held_out_psnr_db": 20.5}
     assert weights.card.recipe["network"] == "neid-live"
@@ -83,6 +83,26 @@ def test_stored_weights_build_their_own_network(tmp_path: Path) -> None:
 
 def test_the_shipped_recipe_is_the_default_one() -> None:
     assert training.read_recipe("field") == training.Recipe()
+
+
+def test_every_shipped_recipe_can_be_read() -> None:
+    assert [training.read_recipe(path.stem).network for path in training.RECIPES.glob("*.toml")] == ["neid-live"] * 2
+
+
+def test_a_run_can_begin_with_stored_weights(tmp_path: Path) -> None:
+    network = Neid(NEID_LIVE, with_reconstruction=True).eval()
+    training.store(network, training.Recipe(), tmp_path, {})
+    begun = training.Run.begin(training.Recipe(seed=9), tmp_path / NUMBERS)
+    for name, value in network.encoder.state_dict().items():
+        assert torch.equal(value, begun.network.encoder.state_dict()[name])
+
+
+def test_exposure_changes_by_the_gain_at_most_and_picture_by_picture() -> None:
+    grey = torch.full((64, 3, 2, 2), 0.2)
+    exposed = training.expose(grey, 1.5, np.random.default_rng(1))[:, 0, 0, 0]
+    assert 0.2 / 1.5 <= exposed.min() < 0.16
+    assert 0.25 < exposed.max() <= 0.2 * 1.5
+    assert torch.equal(training.expose(grey, 1.0, np.random.default_rng(1)), grey)
 
 
 def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""What every engine does, whatever its runtime; see test_runtimes.py for what they compute."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from engines.door import Engine, Slot
+from engines.errors import EngineError
+from tests.doubling import DoublingEngine
+from tests.waiting import wait_until
+
+
+class Fragile(DoublingEngine):
+    """Fails as a runtime's own library does."""
+
+    broken = False
+
+    def _make(self, width: int, height: int) -> Slot:
+        if self.broken:
+            raise MemoryError("no room")
+        return super()._make(width, height)
+
+    def _start(self, slots: Sequence[Slot]) -> None:
+        if self.broken:
+            raise RuntimeError(f"the device is gone, {len(slots)} pictures are lost")
+
+
+class Remembering(DoublingEngine):
+    """Knows which sizes were forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgotten: list[tuple[int, int]] = []
+
+    def _forget(self, width: int, height: int) -> None:
+        self.forgotten.append((width, height))
+
+
+def use(engine: Engine, *widths: int) -> None:
+    for width in widths:
+        engine.acquire(width, 32).release()
+
+
+def test_of_many_sizes_the_one_that_was_not_used_for_the_longest_time_is_forgotten() -> None:
+    with Remembering() as engine:  # four slots
+        use(engine, 32, 34, 36, 38, 32)
+        assert engine.forgotten == []
+        use(engine, 40)
+        assert engine.forgotten == [(34, 32)]
+        use(engine, *range(100, 200, 2))
+        assert len(engine.forgotten) == 51
+        assert len(set(engine.forgotten)) == 51
+
+
+def test_a_size_that_is_in_use_is_never_forgotten() -> None:
+    with Remembering() as engine:
+        held = engine.acquire(32, 32)
+        use(engine, *range(100, 200, 2))
+        assert (32, 32) not in engine.forgotten
+        held.release()
+        assert engine.acquire(32, 32) is held
+
+
+def test_a_size_that_was_forgotten_is_made_again() -> None:
+    with Remembering() as engine:
+        first = engine.acquire(32, 32)
+        first.release()
+        use(engine, *range(100, 200, 2))
+        assert engine.acquire(32, 32) is not first
+
+
+def test_whoever_waits_for_a_slot_gets_it_although_others_wait_for_another_size() -> None:
+    with DoublingEngine() as engine:
+        small, large = ([engine.acquire(side, side) for _ in range(4)] for side in (32, 64))
+        came: list[int] = []
+        waiting = [
+            threading.Thread(target=lambda side=side: came.append(engine.acquire(side, side).width), daemon=True)
+            for side in (32, 64)
+        ]
+        for thread in waiting:
+            thread.start()
+        wait_until(lambda: len(engine._free._waiters) == 2, "two threads that wait")  # type: ignore[attr-defined]
+        large[0].release()
+        waiting[1].join(5)
+        assert came == [64]
+        small[0].release()
+        waiting[0].join(5)
+        assert came == [64, 32]
+
+
+def test_what_a_runtime_raises_is_an_error_of_the_engine() -> None:
+    with Fragile() as engine:
+        slot = engine.acquire(32, 32)
+        engine.broken = True
+        with pytest.raises(EngineError, match="doubling failed: no room"):
+            engine.acquire(64, 64)
+        with pytest.raises(EngineError, match="doubling failed: the device is gone, 1 pictures"):
+            engine.submit([slot])
+
+
+def test_a_slot_that_could_not_be_made_does_not_count() -> None:
+    with Fragile() as engine:
+        engine.broken = True
+        for _ in range(10):
+            with pytest.raises(EngineError):
+                engine.acquire(32, 32, timeout=1)
+        engine.broken = False
+        assert len([engine.acquire(32, 32, timeout=1) for _ in range(4)]) == 4

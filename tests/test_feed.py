@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from engines.errors import EngineMismatch
+from stream import feed as module
+from stream.errors import SourceLost
+from stream.feed import Feed
+from stream.settings import FeedSettings
+
+
+@pytest.fixture
+def feed(caplog: pytest.LogCaptureFixture) -> Feed:
+    caplog.set_level(logging.INFO)
+    return Feed("pier", FeedSettings(url=str(Path("clip.ts"))))
+
+
+def test_a_state_is_told_when_it_or_its_reason_changes(feed: Feed, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(100):
+        feed.turn("connecting", SourceLost("no packet for 5 s"))
+    feed.turn("connecting", SourceLost("address already in use"))
+    for _ in range(100):
+        feed.turn("live")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "feed pier: connecting: no packet for 5 s"),
+        ("WARNING", "feed pier: connecting: address already in use"),
+        ("INFO", "feed pier: live"),
+    ]
+    assert (feed.state, feed.reason) == ("live", None)
+
+
+def test_lost_pictures_are_told_once_in_a_while(
+    feed: Feed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(100):
+        feed.tell(EngineMismatch(f"picture {number} is too large"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "feed pier: pictures are lost: picture 0 is too large"
+    ]
+    monkeypatch.setattr(module, "TELL_SECONDS", 0)
+    feed.tell(EngineMismatch("picture 100 is too large"))
+    assert len(caplog.records) == 2
+
+
+def test_an_unexpected_error_shows_where_it_happened_in_the_log_alone(
+    feed: Feed, caplog: pytest.LogCaptureFixture
+) -> None:
+    feed.turn("failed", KeyError("rtsp://relay:secret@10.0.0.7"))
+    assert feed.reason == "unexpected KeyError"
+    assert caplog.records[0].exc_info is not None
+    feed.turn("failed", SourceLost("gone"))
+    assert not caplog.records[1].exc_info
