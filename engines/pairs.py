@@ -35,9 +35,13 @@ class Sample:
     """(2h, 2w, 3) uint8 RGB: the dark picture at full size, for the detail branch."""
 
 
-def read_samples(lol: Path, photos: Path, seed: int) -> tuple[tuple[list[Sample], ...], list[Sample]]:
-    """LOL, night and day samples for training, and LOL's held-out ones."""
+def read_samples(
+    lol: Path, photos: Path, seed: int, hold_out: bool = True
+) -> tuple[tuple[list[Sample], ...], list[Sample]]:
+    """LOL, night and day samples for training, and LOL's held-out ones; without `hold_out` those are in both."""
     train, held_out = lol_samples(lol)
+    if not hold_out:
+        train = train + held_out
     pictures = read_photos(photos)
     night = night_samples(pictures, 2 * len(pictures), seed)
     day = day_samples(pictures, len(pictures), seed + 1)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from engines import losses
 from engines.cards import NUMBERS, Card, write_card
-from engines.checkpoint import save_network
+from engines.checkpoint import load_network, save_network
 from engines.errors import EngineMismatch, EngineMissing
 from engines.network.config import CONFIGS
 from engines.network.neid import Neid, initialise
@@ -42,9 +42,14 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chroma_weight: float = 0.05
     detail_weight: float = 1.0
     detail_every: int = 2
-    """The detail branch is supervised in every n-th step: its decoder costs as much as the light one."""
+    """The detail branch, whose decoder costs as much as the light one, is supervised in every n-th step; 0: never."""
     mix: tuple[float, float, float] = (0.7, 0.2, 0.1)
     """Shares of LOL, night and day batches."""
+    gain: float = 1.0
+    """LOL's dark pictures are made brighter or darker at random, by this factor at most: exposure must be seen in
+    the picture, not remembered with the scene."""
+    hold_out: bool = True
+    """Whether some scenes of LOL are kept for choosing; False when nothing is left to be chosen."""
     seed: int = 1
 
 
@@ -72,14 +77,22 @@ class Budget:
         return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
 
 
-def train(recipe: Recipe, samples: tuple[list[Sample], ...], budget: Budget, checkpoint: Path, report: Report) -> Neid:
+def train(
+    recipe: Recipe,
+    samples: tuple[list[Sample], ...],
+    budget: Budget,
+    checkpoint: Path,
+    report: Report,
+    start: Path | None = None,
+) -> Neid:
     """Train until the budget is used up, and return the averaged (EMA) network.
 
+    `start` are stored numbers to begin with, in place of random ones.
     `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `checkpoint` is written every
     200 steps; where it exists the run goes on from it. A budget of steps makes a run repeatable: it gives the
     same network, interrupted or not.
     """
-    run = Run.begin(recipe)
+    run = Run.begin(recipe, start)
     if checkpoint.exists():
         run.load(checkpoint)
     while (share := budget.share(run.step, run.seconds)) < 1:
@@ -88,6 +101,8 @@ def train(recipe: Recipe, samples: tuple[list[Sample], ...], budget: Budget, che
         kind = int(random.choice(len(samples), p=recipe.mix))
         size = PHOTO_CROP if kind else WHOLE if share >= 1 - recipe.whole else recipe.crop
         pictures = batch(samples[kind], size, recipe.batch, random)
+        if kind == 0:
+            pictures[0] = expose(pictures[0], recipe.gain, random)
         for group in run.optimiser.param_groups:
             group["lr"] = learning_rate(recipe, run.step, share)
         parts = train_step(recipe, run.network, run.optimiser, pictures, run.step, random)
@@ -114,10 +129,12 @@ class Run:
     seconds: float = 0.0
 
     @classmethod
-    def begin(cls, recipe: Recipe) -> Self:
-        """A fresh network and its optimiser."""
+    def begin(cls, recipe: Recipe, start: Path | None = None) -> Self:
+        """A network that knows nothing yet, or what the stored numbers `start` hold, and its optimiser."""
         network = Neid(CONFIGS[recipe.network], with_reconstruction=True)
         initialise(network, torch.Generator().manual_seed(recipe.seed))
+        if start is not None:
+            network.load_state_dict(load_network(start).state_dict(), strict=False)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
         average = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -151,6 +168,12 @@ class Run:
         self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
 
 
+def expose(pictures: Tensor, gain: float, random: np.random.Generator) -> Tensor:
+    """(N, 3, H, W) in [0, 1], each picture brighter or darker by up to the factor `gain`."""
+    factors = np.exp(random.uniform(-np.log(gain), np.log(gain), len(pictures)))
+    return (pictures * torch.from_numpy(factors).float().view(-1, 1, 1, 1)).clamp(0, 1)
+
+
 def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
     """Linear warm-up by steps, then a cosine over the budget down to 1e-6."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
@@ -167,7 +190,7 @@ def train_step(
 ) -> dict[str, float]:
     """One step on one batch; returns the parts of the loss by name."""
     small, large, dark = (picture.contiguous(memory_format=torch.channels_last) for picture in pictures)
-    with_detail = step % recipe.detail_every == 0
+    with_detail = recipe.detail_every > 0 and step % recipe.detail_every == 0
     parts = loss_parts(network, subsample_chroma(small), large, dark if with_detail else None, random)
     weights = {
         "huber": recipe.huber_weight,
@@ -239,7 +262,7 @@ def read_recipe(name: str) -> Recipe:
     return recipe
 
 
-def store(network: Neid, recipe: Recipe, folder: Path, held_out_psnr_db: float) -> None:
+def store(network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object]) -> None:
     """Write the numbers and a card that says how they came about; `export` adds the engine files."""
     folder.mkdir(parents=True, exist_ok=True)
     save_network(network, folder / NUMBERS)
@@ -248,6 +271,6 @@ def store(network: Neid, recipe: Recipe, folder: Path, held_out_psnr_db: float) 
         network=recipe.network,
         files={},
         recipe=msgspec.to_builtins(recipe),
-        scores={"held_out_psnr_db": round(held_out_psnr_db, 3)},
+        scores=scores,
     )
     write_card(folder, card)
