@@ -34,7 +34,7 @@ class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Of this project, when the training began."""
     scores: dict[str, object] = {}
     precision_loss_db: dict[str, float] = {}
-    """By precision: how much raw PSNR it loses against fp32 on pictures held out of training."""
+    """By precision: how much raw PSNR it loses against fp32, on the scenes of `engines.lol.HELD_OUT`."""
     limits: list[str] = []
     licence: str = ""
 
