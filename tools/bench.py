@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,7 @@ def bench(
     width, height = as_size(size)
     if any(side < SMALLEST or side % 2 for side in (width, height)):
         raise typer.BadParameter(f"size {size}; both sides must be even, at least {SMALLEST}")
+    logging.getLogger("stream").setLevel(logging.WARNING)  # feeds come and go many times
     options = EngineOptions(precision=precision)
     console = Console(stderr=True)
     figures: dict[str, object] = {"size": f"{width}x{height}"}
