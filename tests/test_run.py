@@ -7,11 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 from statistics import median
 
 import numpy as np
@@ -22,7 +22,7 @@ from stream.subscribe import Subscriber
 from stream.wire import Message, decode_status
 from tests.clips import UdpSender, free_port, make_clip
 from tests.waiting import wait_until
-from tools.run import came
+from tools.signals import stopped_by_signals
 
 ROOT = Path(__file__).parents[1]
 NO_TORCH = "raise ImportError('torch must not be needed here')"
@@ -122,18 +122,16 @@ def test_a_feeds_status_comes_about_once_a_second(tmp_path: Path) -> None:
 
 def test_a_signal_is_heard_at_any_moment() -> None:
     """It comes in the middle of whatever the waiting thread does."""
-    signals: SimpleQueue[None] = SimpleQueue()
-    before = signal.signal(signal.SIGALRM, lambda *_: signals.put(None))
-    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
-    try:
-        end = time.monotonic() + 1
-        heard = 0
-        while time.monotonic() < end:
-            heard += came(signals, 0.00001)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert heard > 100
+    stop = threading.Event()
+    interrupt = threading.Thread(target=lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(200)])
+    with stopped_by_signals(stop.set):
+        interrupt.start()
+        while interrupt.is_alive():
+            stop.wait(0.00001)
+            stop.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(10)
+        interrupt.join()
 
 
 def test_wrong_settings_end_the_start_with_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Annotated
 
 import typer
@@ -27,7 +27,7 @@ def run(config: Annotated[Path, typer.Argument(help="Settings.")] = Path("config
 
     settings = load_settings(config)
     logging.getLogger().setLevel(settings.relay.log_level.upper())
-    stop: SimpleQueue[None] = SimpleQueue()
+    stop = threading.Event()
     if not settings.feeds:
         log.warning("%s has no feeds: add a table [feeds.NAME] with a url", config)
     options = EngineOptions(
@@ -37,7 +37,7 @@ def run(config: Annotated[Path, typer.Argument(help="Settings.")] = Path("config
         slots=Relay.slots(settings),
     )
     with (
-        stopped_by_signals(lambda: stop.put(None)),
+        stopped_by_signals(stop.set),
         open_engine(settings.engine.runtime, settings.engine.weights, options) as engine,
         Publisher(settings.relay, uuid.uuid4().hex) as publisher,
     ):
@@ -50,22 +50,10 @@ def run(config: Annotated[Path, typer.Argument(help="Settings.")] = Path("config
         )
         log.info("publishing %d feeds at %s", len(settings.feeds), publisher.endpoint)
         with Relay(settings, engine, publisher) as relay:
-            while not came(stop, STATUS_SECONDS) and relay.failure is None:
+            while not stop.wait(STATUS_SECONDS) and relay.failure is None:
                 relay.publish_status()
         relay.publish_status()
         for feed in relay.feeds.values():
             log.info("feed %s: %s", feed.name, feed.meter.figures())
     if relay.failure is not None:
         raise relay.failure
-
-
-def came(signals: SimpleQueue[None], seconds: float) -> bool:
-    """Whether a signal comes within `seconds`.
-
-    Handlers put them into a queue: an `Event` that is set by a handler while this thread looks at it never returns.
-    """
-    try:
-        signals.get(timeout=seconds)
-    except Empty:
-        return False
-    return True

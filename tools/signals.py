@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,14 @@ from types import FrameType
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Inside the block SIGINT and SIGTERM call `stop` and nothing else."""
+    """Inside the block SIGINT and SIGTERM call `stop` and nothing else, in a thread of its own.
+
+    A handler runs in the middle of whatever the main thread does: if that held a lock which `stop` needs, both would
+    wait for ever.
+    """
 
     def answer(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        stop()
+        _thread.start_new_thread(stop, ())
 
     before = {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
