@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from stream.subscribe import Subscriber
 from stream.wire import Message, decode_status
 from tests.clips import UdpSender, free_port, make_clip
 from tests.waiting import wait_until
-from tools.signals import stopped_by_signals
 
 ROOT = Path(__file__).parents[1]
 NO_TORCH = "raise ImportError('torch must not be needed here')"
@@ -120,18 +118,26 @@ def test_a_feeds_status_comes_about_once_a_second(tmp_path: Path) -> None:
     assert 0.9 <= median(np.diff(times)) <= 1.5
 
 
+SIGNALS = """
+import os, signal, threading
+from tools.signals import stopped_by_signals
+
+stop = threading.Event()
+interrupt = threading.Thread(target=lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(200)])
+with stopped_by_signals(stop.set):
+    interrupt.start()
+    while interrupt.is_alive():
+        stop.wait(0.00001)
+        stop.clear()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.wait(10)
+"""
+
+
 def test_a_signal_is_heard_at_any_moment() -> None:
     """It comes in the middle of whatever the waiting thread does."""
-    stop = threading.Event()
-    interrupt = threading.Thread(target=lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(200)])
-    with stopped_by_signals(stop.set):
-        interrupt.start()
-        while interrupt.is_alive():
-            stop.wait(0.00001)
-            stop.is_set()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wait(10)
-        interrupt.join()
+    done = subprocess.run([sys.executable, "-c", SIGNALS], cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == 0
 
 
 def test_wrong_settings_end_the_start_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
