@@ -33,8 +33,10 @@ class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     commit: str = ""
     """Of this project, when the training began."""
     scores: dict[str, object] = {}
+    scored: str = ""
+    """SHA-256 of the stored numbers that the scores were measured with; those of others say nothing of these."""
     precision_loss_db: dict[str, float] = {}
-    """By precision: how much raw PSNR it loses against fp32, on the scenes of `engines.lol.HELD_OUT`."""
+    """By precision: how much raw PSNR it loses against fp32, on the scenes of `engines.data.lol.HELD_OUT`."""
     limits: list[str] = []
     licence: str = ""
 

@@ -13,6 +13,9 @@ Matrix = Literal["bt601", "bt709"]
 LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
 """Weights of red and blue in luma (ITU-R BT.601-7 section 2.5.1, BT.709-6 section 3.2)."""
 
+CENTRE = np.array((16, 128, 128))
+"""Taken from the code values of Y, U and V before they are decoded: small integers, which every precision holds."""
+
 
 @dataclass(frozen=True)
 class Colour:
@@ -25,7 +28,11 @@ class Colour:
     """Infrared and other pictures without colour: chroma is ignored on the way in and neutral on the way out."""
 
     def coefficients(self) -> NDArray[np.float32]:
-        """(2, 3, 4) float32: [0] takes code values (Y, U, V, 1) to RGB in [0, 1], [1] takes (R, G, B, 1) back."""
+        """(2, 3, 4) float32: [0] takes code values to RGB in [0, 1], [1] takes (R, G, B, 1) back to code values.
+
+        [0] is multiplied with (Y - 16, U - 128, V - 128, 1), see `CENTRE`: without it half precisions lose dark colours
+        among large numbers that cancel.
+        """
         red, blue = LUMA[self.matrix]
         to_yuv = np.array(
             [
@@ -40,7 +47,7 @@ class Colour:
             to_rgb[:, 1:] = 0
         scale = np.array([255, 255, 255]) if self.full_range else np.array([219, 224, 224])
         offset = np.array([0 if self.full_range else 16, 128, 128])
-        decode = np.column_stack((to_rgb / scale, -(to_rgb / scale) @ offset))
+        decode = np.column_stack((to_rgb / scale, (to_rgb / scale) @ (CENTRE - offset)))
         encode = np.column_stack((to_yuv * scale[:, None], offset))
         return np.stack((decode, encode)).astype(np.float32)
 
@@ -63,7 +70,7 @@ def to_rgb(y: NDArray[np.uint8], uv: NDArray[np.uint8], colour: Colour) -> NDArr
         chroma = _double(chroma, axis)
     code = np.concatenate((y[None].astype(np.float32), chroma[:, :height, :width]))  # (3, H, W)
     matrix = colour.coefficients()[0]
-    rgb = np.einsum("ck,khw->hwc", matrix[:, :3], code) + matrix[:, 3]
+    rgb = np.einsum("ck,khw->hwc", matrix[:, :3], code - CENTRE[:, None, None]) + matrix[:, 3]
     return _codes(255 * rgb)
 
 

@@ -1,11 +1,13 @@
 """The door of every engine: a ring of slots that are filled in place, submitted, waited for and read in place.
 
-A runtime is a subclass that makes a slot's planes, starts a batch and finishes a slot; everything that
-callers rely on (checks, the ring, use after exit) lives here once.
+`Door` is what callers see. `Engine` is behind it for one runtime, whose subclass makes a slot's planes, starts a batch
+and finishes a slot; everything that callers rely on (checks, the ring, use after exit) lives there once. Behind
+`engines.fallback` there are several.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -23,7 +25,11 @@ from engines.errors import EngineError, EngineMismatch
 SCALE = 2
 """Every network of this project doubles."""
 
+MEMORY_SECONDS = 0.4
+"""Time constant of what is remembered of a feed: shorter flickers more, longer follows changes late."""
+
 Plane = NDArray[np.uint8]
+Numbers = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,35 @@ class EngineInfo:
     largest: tuple[int, int] = (4096, 4096)
     largest_batch: int = 32
 
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.precision} on {self.device}, weights {self.weights}"
+
+
+def kept_after(seconds: float) -> float:
+    """The share of a feed's memory, 0 to 1, that is kept for a picture that comes so much later than the last one."""
+    return math.exp(-seconds / MEMORY_SECONDS)
+
+
+class Memory:
+    """What an engine keeps of one feed from picture to picture, so that brightness does not flicker.
+
+    Belongs to whoever asked for it (`Engine.remember`), is lent to one slot after another, and is used for pictures of
+    one size only.
+    """
+
+    def __init__(self, numbers: int) -> None:
+        """Empty: for a feed whose first picture is still to come."""
+        self._both = np.zeros((2, 1, numbers), np.float32)
+
+    def turn(self) -> tuple[Numbers, Numbers]:
+        """(1, numbers) float32 each: what to read for the next picture, and where to write what it leaves."""
+        self._both = self._both[::-1]
+        return self._both[1], self._both[0]
+
+    def clear(self) -> None:
+        """Become empty; whoever still writes what a picture leaves does not write it here."""
+        self._both = np.zeros_like(self._both)
+
 
 @dataclass
 class Slot:
@@ -61,11 +96,18 @@ class Slot:
     """(2H, 2W) uint8, to be read after `wait`."""
     uv_out: Plane
     """(2, H, W) uint8, to be read after `wait`."""
-    engine: Engine = field(repr=False)
+    engine: Door = field(repr=False)
     colour: Colour = field(default_factory=Colour)
+    memory: Memory | None = None
+    """Of the feed that the picture belongs to; None for a picture that stands alone. No two of a batch share one."""
+    keep: float = 0.0
+    """The share of the memory that is kept, 0 to 1; less across a cut, which the network sees by itself."""
 
     def wait(self) -> None:
-        """Block until the output planes hold the enhanced picture; raises `EngineError` where that failed."""
+        """Block until the output planes hold the enhanced picture; raises `EngineError` where that failed.
+
+        Another call, from any thread, does the same.
+        """
         self.engine.wait(self)
 
     def release(self) -> None:
@@ -73,21 +115,102 @@ class Slot:
         self.engine.release(self)
 
 
-class Engine(ABC):
+class Door(ABC):
     """An opened network. A context manager; all methods may be called from any thread."""
+
+    info: EngineInfo
+    """What enhances now; with `engines.fallback` that can change, but for the weights."""
+    reason: str | None = None
+    """Why that is not the engine that should, for people; None where nothing went wrong."""
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """By runtime: how often its engine was given up for the next one, for one size or for all."""
+        return {self.info.runtime: 0}
+
+    @abstractmethod
+    def __enter__(self) -> Self: ...
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @abstractmethod
+    def acquire(self, width: int, height: int, timeout: float | None = None) -> Slot:
+        """A free slot for pictures of this size; waits for one, `timeout` seconds at most (None: for ever).
+
+        Raises `EngineMismatch` for a size outside `info`, `TimeoutError`, and `EngineError` after exit or where
+        there is no memory. The first call for a size prepares the engine for it, which can take seconds.
+        """
+
+    @abstractmethod
+    def prepare(self, width: int, height: int) -> None:
+        """Return when the engine is ready for pictures of this size, so that `acquire` need not make it so.
+
+        Raises what `acquire` raises.
+        """
+
+    @abstractmethod
+    def is_ready(self, width: int, height: int) -> bool:
+        """Whether `acquire` need not prepare the engine for this size."""
+
+    @abstractmethod
+    def allow(self, slots: int, sizes: int) -> None:
+        """From now on let so many pictures of one size be in the engine at once, and keep so many sizes.
+
+        What is beyond that and nobody uses is freed.
+        """
+
+    @abstractmethod
+    def remember(self) -> Memory:
+        """An empty memory for a feed, to be set on the slots of its pictures in their order."""
+
+    @abstractmethod
+    def submit(self, slots: Sequence[Slot]) -> None:
+        """Start enhancing filled slots, which may be one batch and must all have one size."""
+
+    @abstractmethod
+    def wait(self, slot: Slot) -> None:
+        """See `Slot.wait`."""
+
+    @abstractmethod
+    def release(self, slot: Slot) -> None:
+        """See `Slot.release`."""
+
+    def enhance(
+        self, y: Plane, uv: Plane, colour: Colour, memory: Memory | None = None, keep: float = 0.0
+    ) -> tuple[Plane, Plane]:
+        """One picture through the engine, copied in and out: for pictures and tests, not for video."""
+        height, width = y.shape
+        slot = self.acquire(width, height)
+        try:
+            slot.y[:], slot.uv[:], slot.colour = y, uv, colour
+            slot.memory, slot.keep = memory, keep
+            self.submit([slot])
+            slot.wait()
+            return slot.y_out.copy(), slot.uv_out.copy()
+        finally:
+            slot.release()
+
+
+class Engine(Door):
+    """One runtime: a ring of slots for each size."""
 
     def __init__(self, info: EngineInfo, slots: int) -> None:
         """`slots` bounds the memory: no more pictures of one size than this are in the engine at once.
 
-        So many sizes are kept, too; then the one that was not asked for for the longest time is forgotten.
+        So many sizes are kept, too; then the one that was not asked for for the longest time is forgotten. See `allow`.
         """
         self.info = info
-        self._slots = slots
+        self._slots = self._sizes = slots
         self._rings: dict[tuple[int, int], list[Slot]] = {}
         self._made: dict[tuple[int, int], int] = {}
         self._free = threading.Condition()
-        self._making = threading.Lock()
+        self._making: dict[tuple[int, int], threading.RLock] = {}
+        self._ready: set[tuple[int, int]] = set()
         self._opened = False
+        self._remembers = 0
 
     def __enter__(self) -> Self:
         self._open()
@@ -101,15 +224,13 @@ class Engine(ABC):
             self._opened = False
             self._rings.clear()
             self._made.clear()
+            self._making.clear()
+            self._ready.clear()
             self._free.notify_all()
         self._close()
 
     def acquire(self, width: int, height: int, timeout: float | None = None) -> Slot:
-        """A free slot for pictures of this size; waits for one, `timeout` seconds at most (None: for ever).
-
-        Raises `EngineMismatch` for a size outside `info`, `TimeoutError`, and `EngineError` after exit or where
-        there is no memory. The first call for a size prepares the engine for it, which can take seconds.
-        """
+        """See `Door.acquire`."""
         low, high = self.info.smallest, self.info.largest
         if not (low[0] <= width <= high[0] and low[1] <= height <= high[1]):
             raise EngineMismatch(
@@ -122,12 +243,17 @@ class Engine(ABC):
             self._check_open()
             ring = self._rings[size] = self._rings.pop(size, [])  # sizes stand in the order of their last use
             if ring:
-                return ring.pop()
+                slot = ring.pop()
+                slot.memory = None
+                return slot
             self._made[size] = self._made.get(size, 0) + 1
+            making = self._making.setdefault(size, threading.RLock())  # a size that takes long keeps no other waiting
             self._forget_sizes()
         try:
-            with self._making, self._as_engine_error():
-                return self._make(width, height)
+            with making, self._as_engine_error():
+                slot = self._make(width, height)
+                self._ready.add(size)
+                return slot
         except BaseException:
             with self._free:
                 if self._opened:
@@ -135,8 +261,39 @@ class Engine(ABC):
                     self._free.notify_all()
             raise
 
+    def prepare(self, width: int, height: int) -> None:
+        """See `Door.prepare`."""
+        size = (width, height)
+        with self._free:
+            self._check_open()
+            making = self._making.setdefault(size, threading.RLock())
+        with making:
+            if size not in self._ready:
+                self.acquire(width, height).release()
+
+    def is_ready(self, width: int, height: int) -> bool:
+        """See `Door.is_ready`."""
+        with self._free:
+            return (width, height) in self._ready
+
+    def allow(self, slots: int, sizes: int) -> None:
+        """See `Door.allow`."""
+        with self._free:
+            self._slots, self._sizes = slots, sizes
+            for size, ring in self._rings.items():
+                while ring and self._made[size] > slots:
+                    ring.pop()
+                    self._made[size] -= 1
+            self._forget_sizes()
+            self._free.notify_all()
+
+    def remember(self) -> Memory:
+        """See `Door.remember`."""
+        self._check_open()
+        return Memory(self._remembers)
+
     def submit(self, slots: Sequence[Slot]) -> None:
-        """Start enhancing filled slots, which may be one batch and must all have one size."""
+        """See `Door.submit`."""
         self._check_open()
         sizes = {(slot.width, slot.height) for slot in slots}
         if len(sizes) != 1 or len(slots) > self.info.largest_batch:
@@ -160,18 +317,6 @@ class Engine(ABC):
                 self._rings[slot.width, slot.height].append(slot)
                 self._free.notify_all()
 
-    def enhance(self, y: Plane, uv: Plane, colour: Colour) -> tuple[Plane, Plane]:
-        """One picture through the engine, copied in and out: for pictures and tests, not for video."""
-        height, width = y.shape
-        slot = self.acquire(width, height)
-        try:
-            slot.y[:], slot.uv[:], slot.colour = y, uv, colour
-            self.submit([slot])
-            slot.wait()
-            return slot.y_out.copy(), slot.uv_out.copy()
-        finally:
-            slot.release()
-
     def _check_open(self) -> None:
         if not self._opened:
             raise EngineError("the engine is closed: use it inside its `with` block")
@@ -180,10 +325,11 @@ class Engine(ABC):
         return not self._opened or bool(self._rings.get(size)) or self._made.get(size, 0) < self._slots
 
     def _forget_sizes(self) -> None:
-        """Free the memory of sizes beyond `slots` that nobody uses, least recently used first."""
+        """Free the memory of sizes beyond those that are kept and that nobody uses, least recently used first."""
         idle = [size for size, ring in self._rings.items() if len(ring) == self._made[size]]
-        for size in idle[: max(0, len(self._rings) - self._slots)]:
-            del self._rings[size], self._made[size]
+        for size in idle[: max(0, len(self._rings) - self._sizes)]:
+            del self._rings[size], self._made[size], self._making[size]
+            self._ready.discard(size)
             self._forget(*size)
 
     @contextmanager
@@ -198,7 +344,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Take the device."""
+        """Take the device, and set `_remembers` to the numbers of a memory."""
 
     @abstractmethod
     def _close(self) -> None:
@@ -208,7 +354,7 @@ class Engine(ABC):
     def _make(self, width: int, height: int) -> Slot:
         """A slot with fresh planes."""
 
-    def _forget(self, width: int, height: int) -> None:  # noqa: B027 - a runtime may have nothing to free
+    def _forget(self, width: int, height: int) -> None:
         """Free what was prepared for a size that has no slots any more."""
 
     @abstractmethod

@@ -9,42 +9,42 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from engines.cards import NUMBERS, Weights, write_card
 from engines.checkpoint import load_network
-from engines.colour import Colour, to_planes
-from engines.lol import Picture, read_picture
+from engines.data.lol import read_picture
+from engines.equalise import equalised
 from engines.network.neid import Neid
 from engines.picture import PictureGraph
+from engines.quantise import export_int8
 
-INPUTS = ("y", "uv", "colour")
-OUTPUTS = ("y_out", "uv_out")
+INPUTS = ("y", "uv", "colour", "memory", "keep")
+OUTPUTS = ("y_out", "uv_out", "memory_out")
 OPSET = 18
 CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "nncf")
 """Loggers whose notes on every node of the graph are for those who make the exporters."""
-KEPT_IN_FLOAT = ("Add", "Multiply", "Subtract", "MatMul", "ReduceMean", "Sigmoid")
-"""Operations of the colour conversion and of feature fusing, which int8 would ruin and which cost nothing."""
 
 
 def export_onnx(network: Neid, path: Path, *, half: bool = False) -> None:
-    """Write the picture graph for any size and batch; `half` computes the network in float16.
+    """Write the picture graph for any size and batch; `half` computes the network in float16, for TensorRT.
 
     Inputs, outputs and the colour arithmetic are the same in both. The file tells nothing of where it was made.
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    graph = PictureGraph(HalfNetwork(network) if half else network).eval()
+    graph = PictureGraph(HalfNetwork(network) if half else network, bytes_last=half).eval()
     multiple = network.config.multiple
     example = (
         torch.zeros(2, 1, 3 * multiple + 2, 2 * multiple + 2, dtype=torch.uint8),
         torch.zeros(2, 2, 3 * multiple // 2 + 1, multiple + 1, dtype=torch.uint8),
         torch.zeros(2, 2, 3, 4),
+        torch.zeros(2, network.config.remembers),
+        torch.zeros(2, 1),
     )
     free = torch.export.Dim.DYNAMIC
-    shapes = {"y": {0: free, 2: free, 3: free}, "uv": {0: free, 2: free, 3: free}, "colour": {0: free}}
+    shapes = {name: {0: free} for name in INPUTS} | {name: {0: free, 2: free, 3: free} for name in ("y", "uv")}
     with quiet():
         program = torch.onnx.export(
             graph,
@@ -89,47 +89,12 @@ class HalfNetwork(nn.Module):
         )
         self.network.half()
 
-    def subpixels(self, folded: torch.Tensor) -> torch.Tensor:
+    def subpixels(
+        self, folded: torch.Tensor, memory: torch.Tensor, keep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Neid.subpixels`."""
-        return self.network.subpixels(folded.half()).float()
-
-
-def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) -> None:
-    """Quantise the exported graph with NNCF, calibrated on `pictures` as they come from cameras.
-
-    `pictures` must hold the darkest and the brightest that will come: ranges are taken from their extremes, since
-    their averages would clip daylight.
-
-    The first and the last convolution stay as they are too: dark input has few levels to lose, and the last
-    layer's rounding would be seen.
-    """
-    import nncf
-    import openvino
-    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-
-    model = openvino.Core().read_model(onnx_file)
-    convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
-    colour = Colour().coefficients()[None]
-
-    def inputs(picture: Picture) -> dict[str, np.ndarray]:
-        y, uv = to_planes(picture, Colour())
-        return {"y": y[None, None], "uv": uv[None], "colour": colour}
-
-    with quiet():
-        quantised = nncf.quantize(
-            model,
-            nncf.Dataset(list(pictures), inputs),
-            subset_size=len(pictures),
-            preset=nncf.QuantizationPreset.MIXED,
-            ignored_scope=nncf.IgnoredScope(
-                names=[convolutions[0].get_friendly_name(), convolutions[-1].get_friendly_name()],
-                types=list(KEPT_IN_FLOAT),
-            ),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
-            ),
-        )
-    openvino.save_model(quantised, xml_file, compress_to_fp16=False)
+        subpixels, memory = self.network.subpixels(folded.half(), memory, keep)
+        return subpixels.float(), memory
 
 
 def export_all(weights: Weights, calibration: Sequence[Path]) -> None:
@@ -141,10 +106,11 @@ def export_all(weights: Weights, calibration: Sequence[Path]) -> None:
     pictures = [read_picture(path) for path in calibration]
     folder = weights.folder
     network = load_network(weights.file(NUMBERS))
-    export_onnx(network, folder / "fp32.onnx")
+    export_onnx(equalised(network, pictures) if pictures else network, folder / "fp32.onnx")  # int8 is made from it
     export_onnx(network, folder / "fp16.onnx", half=True)
     for name in ("int8.xml", "int8.bin"):
         (folder / name).unlink(missing_ok=True)
     if pictures:
-        export_int8(folder / "fp32.onnx", folder / "int8.xml", pictures)
+        with quiet():
+            export_int8(folder / "fp32.onnx", folder / "int8.xml", pictures)
     write_card(folder, weights.card)

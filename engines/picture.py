@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engines.colour import CENTRE
 from engines.network.config import NetworkConfig
 from engines.network.neid import SCALE
 
@@ -24,7 +25,7 @@ class Subpixels(Protocol):
 
     config: NetworkConfig
 
-    def subpixels(self, folded: Tensor) -> Tensor:
+    def subpixels(self, folded: Tensor, memory: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """See `Neid.subpixels`."""
         ...
 
@@ -32,25 +33,30 @@ class Subpixels(Protocol):
 class PictureGraph(nn.Module):
     """What is exported: decoder planes in, encoder planes out."""
 
-    def __init__(self, network: Subpixels) -> None:
+    def __init__(self, network: Subpixels, *, bytes_last: bool = False) -> None:
+        """`bytes_last` makes bytes of code values in the last step, since TensorRT has none between its ends; else they
+        are bytes as soon as they are rounded, which leaves less memory to move."""
         super().__init__()
         self.network = network
+        self._rounded = torch.float32 if bytes_last else torch.uint8
 
-    def forward(self, y: Tensor, uv: Tensor, colour: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, y: Tensor, uv: Tensor, colour: Tensor, memory: Tensor, keep: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Enhance N pictures.
 
         y: (N, 1, H, W) uint8; uv: (N, 2, ceil(H/2), ceil(W/2)) uint8; colour: (N, 2, 3, 4) float32, see
-        `engines.colour`. Returns y (N, 1, 2H, 2W) and uv (N, 2, H, W), uint8, in the same matrix and range.
+        `engines.colour`; memory (N, C) and keep (N, 1) float32, see `engines.network.memory`. Returns y (N, 1, 2H, 2W)
+        and uv (N, 2, H, W), uint8, in the same matrix and range, and the memory for each feed's next picture.
         """
         height, width = y.shape[-2:]
         fold = self.network.config.unshuffle
         folded = self.fold(*self.pad(y, uv), colour[:, 0])
-        subpixels = self.network.subpixels(folded).clamp(0, 1)
-        bright_y, bright_uv = self.unfold(subpixels, colour[:, 1], SCALE * fold)
-        return (
-            cut(bright_y, SCALE * height, SCALE * width),
-            bright_uv[..., MARGIN : MARGIN + height, MARGIN : MARGIN + width],
-        )
+        subpixels, memory_out = self.network.subpixels(folded, memory, keep)
+        bright_y, bright_uv = self.unfold(subpixels.clamp(0, 1), colour[:, 1], SCALE * fold)
+        bright_y = cut(bright_y, SCALE * height, SCALE * width)
+        bright_uv = bright_uv[..., MARGIN : MARGIN + height, MARGIN : MARGIN + width]
+        return bright_y.to(torch.uint8), bright_uv.to(torch.uint8), memory_out
 
     def pad(self, y: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
         """Repeat the border of both planes, see `padding`."""
@@ -65,6 +71,8 @@ class PictureGraph(nn.Module):
     def fold(self, y: Tensor, uv: Tensor, to_rgb: Tensor) -> Tensor:
         """Code values (N, 1, H, W), (N, 2, H/2, W/2) to RGB in [0, 1], folded: (N, 3u^2, H/u, W/u)."""
         fold = self.network.config.unshuffle
+        luma_centre, chroma_centre, _ = CENTRE.tolist()
+        y, uv = y - luma_centre, uv - chroma_centre
         y = functional.pixel_unshuffle(y, fold)  # (N, u^2, H/u, W/u)
         if fold == 1:
             uv = functional.interpolate(uv, scale_factor=2, mode="nearest")
@@ -73,9 +81,8 @@ class PictureGraph(nn.Module):
         planes = [m[:, c, 0] * y + (m[:, c, 1] * u + (m[:, c, 2] * v + m[:, c, 3])) for c in range(3)]
         return torch.cat(planes, dim=1).clamp(0, 1)
 
-    @staticmethod
-    def unfold(subpixels: Tensor, to_yuv: Tensor, fold: int) -> tuple[Tensor, Tensor]:
-        """RGB sub-pixels (N, 3f^2, h, w) to uint8 y (N, 1, fh, fw) and uv (N, 2, fh/2, fw/2).
+    def unfold(self, subpixels: Tensor, to_yuv: Tensor, fold: int) -> tuple[Tensor, Tensor]:
+        """RGB sub-pixels (N, 3f^2, h, w) to code values: y (N, 1, fh, fw) and uv (N, 2, fh/2, fw/2).
 
         Both colour conversion and the halving of chroma are linear, so one matrix product over the channels does them.
         """
@@ -89,7 +96,7 @@ class PictureGraph(nn.Module):
             dim=1,
         )
         pixels = subpixels.permute(0, 2, 3, 1).flatten(1, 2)  # (N, hw, 3f^2)
-        codes = (pixels @ matrix + offset[:, None]).clamp(0, 255).round().to(torch.uint8)
+        codes = (pixels @ matrix + offset[:, None]).clamp(0, 255).round().to(self._rounded)
         planes = codes.transpose(1, 2).reshape(batch, -1, height, width)  # (N, 1.5f^2, h, w)
         y = functional.pixel_shuffle(planes[:, : fold * fold], fold)
         uv = functional.pixel_shuffle(planes[:, fold * fold :], fold // 2)
@@ -99,10 +106,10 @@ class PictureGraph(nn.Module):
 def unfolding(to_yuv: Tensor, fold: int) -> Tensor:
     """(N, 3, 3) RGB to YUV, as the matrix (N, 3f^2, 1.5f^2) from folded RGB to folded Y and half-size U and V."""
     squares = fold * fold
-    position = torch.arange(squares)
+    position = torch.arange(squares, device=to_yuv.device)
     square = position // fold // 2 * (fold // 2) + position % fold // 2
-    same = torch.eye(squares)
-    mean = (square[:, None] == torch.arange(squares // 4)).float() / 4  # (f^2, f^2/4)
+    same = torch.eye(squares, device=to_yuv.device)
+    mean = (square[:, None] == position[: squares // 4]).float() / 4  # (f^2, f^2/4)
     rgb = to_yuv.transpose(1, 2)  # (N, rgb, yuv)
     luma = rgb[:, :, :1, None, None] * same  # (N, 3, 1, f^2, f^2)
     chroma = rgb[:, :, 1:, None, None] * mean  # (N, 3, 2, f^2, f^2/4)

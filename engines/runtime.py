@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
 from engines.cards import Weights, find_weights
-from engines.door import Engine
-from engines.errors import EngineMismatch
+from engines.door import Door, Engine
+from engines.errors import EngineError, EngineMismatch, EngineMissing
+from engines.fallback import FallbackEngine
+from engines.gpu import has_driver
 
-RUNTIMES = {"openvino": "engines.runtime_openvino", "torch": "engines.runtime_torch"}
-"""By the name that settings use; a runtime's module is imported only when it is chosen."""
+RUNTIMES = {
+    "tensorrt": "engines.runtime_tensorrt",
+    "torch": "engines.runtime_torch",
+    "openvino": "engines.runtime_openvino",
+}
+"""By the name that settings use, in the order of `auto`; a runtime's module is imported only when it is tried."""
+ON_CUDA = ("tensorrt", "torch")
+"""What `auto` tries only where there is an NVIDIA driver with a GPU: importing them costs seconds and memory."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,10 @@ class EngineOptions:
     """Folder for compiled models; None is the user's cache directory."""
     slots: int = 8
     """Pictures of one size that may be in the engine at once."""
+    batch: int = 8
+    """The largest batch that will come; a GPU keeps memory for it."""
+    cuda_only: bool = False
+    """Whether a runtime that could also compute on the processor counts as missing without CUDA."""
 
 
 class RuntimeModule(Protocol):
@@ -39,11 +55,62 @@ class RuntimeModule(Protocol):
 def open_engine(runtime: str = "auto", weights: str = "field", options: EngineOptions | None = None) -> Engine:
     """An engine for the weights of this name (or folder), to be used in a `with` block.
 
-    `auto` is OpenVINO on the CPU. Raises `EngineMissing` or `EngineMismatch`, which name what is
+    `auto` is the first of `RUNTIMES` that works here. Raises `EngineMissing` or `EngineMismatch`, which name what is
     missing or wrong.
     """
-    name = "openvino" if runtime == "auto" else runtime
-    if name not in RUNTIMES:
+    return _choose(runtime, weights, options or EngineOptions(), logging.DEBUG)
+
+
+def open_with_fallback(runtime: str = "auto", weights: str = "field", options: EngineOptions | None = None) -> Door:
+    """As `open_engine`, for a relay that must go on: with `auto` on a machine with an NVIDIA GPU the CPU enhances from
+    the start, and wherever the GPU is not ready or fails. The log says what is chosen, and why nothing better."""
+    options = options or EngineOptions()
+    *better, last = RUNTIMES
+    if runtime != "auto" or not has_driver():
+        return _choose(runtime, weights, options, logging.INFO)
+    found = find_weights(weights)
+    try:
+        engine = open_as_auto(last, found, options)
+    except EngineError as error:
+        log.warning("engine: nothing to fall back on; %s: %s", last, error)
+        return _choose(runtime, weights, options, logging.INFO)
+    log.info("engine: %s, until %s is ready", engine.info, " or ".join(better))
+    return FallbackEngine(engine, {name: partial(open_as_auto, name, found, options) for name in better})
+
+
+def open_as_auto(runtime: str, weights: Weights, options: EngineOptions) -> Engine:
+    """The engine of one runtime as `auto` takes it: TensorRT and torch on CUDA or not at all."""
+    if runtime not in ON_CUDA:
+        return _open_runtime(runtime, weights, options)
+    if not has_driver():
+        raise EngineMissing("no NVIDIA driver with a GPU")
+    return _open_runtime(runtime, weights, replace(options, cuda_only=True))
+
+
+def _choose(runtime: str, weights: str, options: EngineOptions, level: int) -> Engine:
+    """The engine of a runtime, or of the first one that works; one line of the log says why."""
+    if runtime not in ("auto", *RUNTIMES):
         raise EngineMismatch(f"no runtime {runtime!r}: it must be one of auto, {', '.join(RUNTIMES)}")
-    module = cast("RuntimeModule", importlib.import_module(RUNTIMES[name]))
-    return module.open_engine(find_weights(weights), options or EngineOptions())
+    found, reasons = find_weights(weights), list[str]()
+    engine = _open_first(found, options, reasons) if runtime == "auto" else _open_runtime(runtime, found, options)
+    log.log(level, "engine: %s", "; ".join([str(engine.info), *reasons]))
+    return engine
+
+
+def _open_first(weights: Weights, options: EngineOptions, reasons: list[str]) -> Engine:
+    """The first runtime's engine that works here; why those before it do not is added to `reasons`."""
+    *better, last = RUNTIMES
+    for runtime in better:
+        try:
+            return open_as_auto(runtime, weights, options)
+        except EngineError as error:
+            reasons.append(f"{runtime}: {error}")
+    return open_as_auto(last, weights, options)
+
+
+def _open_runtime(runtime: str, weights: Weights, options: EngineOptions) -> Engine:
+    try:
+        module = cast("RuntimeModule", importlib.import_module(RUNTIMES[runtime]))
+    except ImportError as error:
+        raise EngineMissing(f"runtime {runtime} cannot be loaded: {error}") from error
+    return module.open_engine(weights, options)

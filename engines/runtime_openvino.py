@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from engines.cards import Weights
-from engines.door import SCALE, Engine, EngineInfo, Slot
+from engines.cores import available_cores
+from engines.door import SCALE, Engine, EngineInfo, Memory, Slot
 from engines.errors import EngineError, EngineMismatch
 from engines.runtime import EngineOptions
 
@@ -32,6 +32,10 @@ class OpenVinoSlot(Slot):
 
     request: openvino.InferRequest = field(kw_only=True)
     coefficients: NDArray[np.float32] = field(kw_only=True)
+    kept: NDArray[np.float32] = field(kw_only=True)
+    """(1, 1), `keep` as the request reads it."""
+    alone: Memory = field(kw_only=True)
+    """Of pictures that have no other."""
 
 
 class OpenVinoEngine(Engine):
@@ -59,6 +63,7 @@ class OpenVinoEngine(Engine):
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._core.set_property({"CACHE_DIR": str(cache)})
         self._model = read_model(self._core, self._weights, self.info.precision)
+        self._remembers = self._model.input("memory").get_partial_shape()[1].get_length()
 
     def _close(self) -> None:
         self._compiled.clear()
@@ -70,6 +75,7 @@ class OpenVinoEngine(Engine):
             "y": np.zeros((1, 1, height, width), np.uint8),
             "uv": np.zeros((1, 2, (height + 1) // 2, (width + 1) // 2), np.uint8),
             "colour": np.zeros((1, 2, 3, 4), np.float32),
+            "keep": np.zeros((1, 1), np.float32),
             "y_out": np.zeros((1, 1, SCALE * height, SCALE * width), np.uint8),
             "uv_out": np.zeros((1, 2, height, width), np.uint8),
         }
@@ -85,6 +91,8 @@ class OpenVinoEngine(Engine):
             engine=self,
             request=request,
             coefficients=planes["colour"][0],
+            kept=planes["keep"],
+            alone=self.remember(),
         )
 
     def _forget(self, width: int, height: int) -> None:
@@ -96,7 +104,15 @@ class OpenVinoEngine(Engine):
             assert self._model is not None
             model = self._model.clone()
             chroma = ((height + 1) // 2, (width + 1) // 2)
-            model.reshape({"y": [1, 1, height, width], "uv": [1, 2, *chroma], "colour": [1, 2, 3, 4]})
+            model.reshape(
+                {
+                    "y": [1, 1, height, width],
+                    "uv": [1, 2, *chroma],
+                    "colour": [1, 2, 3, 4],
+                    "memory": [1, self._remembers],
+                    "keep": [1, 1],
+                }
+            )
             try:
                 self._compiled[size] = self._core.compile_model(model, DEVICE, self._properties())
             except RuntimeError as error:
@@ -110,8 +126,9 @@ class OpenVinoEngine(Engine):
         floating = "bf16" if self.info.precision != "fp32" and has_bf16(self._core) else "f32"
         return {
             "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,  # one picture after another: the next one of a feed reads what this one leaves
             "INFERENCE_PRECISION_HINT": floating,
-            "INFERENCE_NUM_THREADS": self._options.threads or len(os.sched_getaffinity(0)),
+            "INFERENCE_NUM_THREADS": self._options.threads or available_cores(),
             "ENABLE_CPU_PINNING": False,
         }
 
@@ -119,6 +136,10 @@ class OpenVinoEngine(Engine):
         for slot in slots:
             assert isinstance(slot, OpenVinoSlot)
             slot.coefficients[:] = slot.colour.coefficients()
+            slot.kept[:] = slot.keep if slot.memory else 0
+            before, after = (slot.memory or slot.alone).turn()
+            slot.request.set_tensor("memory", openvino.Tensor(before, shared_memory=True))
+            slot.request.set_tensor("memory_out", openvino.Tensor(after, shared_memory=True))
             try:
                 slot.request.start_async()
             except RuntimeError as error:
@@ -160,7 +181,7 @@ def has_bf16(core: openvino.Core) -> bool:
 
 
 def read_model(core: openvino.Core, weights: Weights, precision: str) -> openvino.Model:
-    """The model of a precision, its file verified."""
+    """The model of a precision, its file verified; large weights may come as fp16.onnx alone."""
     if precision == "int8":
         return core.read_model(weights.file("int8.xml"), weights.file("int8.bin"))
-    return core.read_model(weights.file(FILES[precision]))
+    return core.read_model(weights.file("fp16.onnx" if not weights.has("fp32.onnx") else FILES[precision]))

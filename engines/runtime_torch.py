@@ -1,4 +1,4 @@
-"""torch on the CPU or on CUDA: the reference that the other runtimes are compared with."""
+"""torch: on the CPU the reference that the other runtimes are compared with; on CUDA see `engines.torch_cuda`."""
 
 from __future__ import annotations
 
@@ -16,36 +16,34 @@ try:
     import torch
 
     from engines.checkpoint import load_network
-    from engines.export import HalfNetwork
     from engines.picture import PictureGraph
+    from engines.torch_cuda import TorchCudaEngine
 except ImportError as error:
     raise EngineMissing(f"runtime torch needs the extra `train`: pip install 'nightbridge[train]' ({error})") from error
 
 
 class TorchEngine(Engine):
-    """Computes a batch within `submit`; `wait` returns at once."""
+    """On the CPU. Computes a batch within `submit`; `wait` returns at once."""
 
-    def __init__(self, weights: Weights, device: torch.device, precision: str, options: EngineOptions) -> None:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    def __init__(self, weights: Weights, options: EngineOptions) -> None:
         super().__init__(
             EngineInfo(
                 runtime="torch",
-                device=name,
-                precision=precision,
+                device="cpu",
+                precision="fp32",
                 weights=weights.card.name,
                 weights_id=weights.id,
             ),
             options.slots,
         )
         self._weights = weights
-        self._device = device
         self._computing = threading.Lock()
         self._graph: PictureGraph | None = None
 
     def _open(self) -> None:
         network = load_network(self._weights.file(NUMBERS))
-        graph = PictureGraph(HalfNetwork(network) if self.info.precision == "fp16" else network)
-        self._graph = graph.eval().to(self._device)
+        self._graph = PictureGraph(network).eval()
+        self._remembers = network.config.remembers
 
     def _close(self) -> None:
         self._graph = None
@@ -63,26 +61,34 @@ class TorchEngine(Engine):
 
     def _start(self, slots: Sequence[Slot]) -> None:
         assert self._graph is not None
-        inputs = (
-            np.stack([slot.y[None] for slot in slots]),
-            np.stack([slot.uv for slot in slots]),
-            np.stack([slot.colour.coefficients() for slot in slots]),
-        )
         with self._computing, torch.inference_mode():
-            y, uv = self._graph(*(torch.from_numpy(array).to(self._device) for array in inputs))
-        for index, slot in enumerate(slots):
-            slot.y_out[:] = y[index, 0].cpu().numpy()
-            slot.uv_out[:] = uv[index].cpu().numpy()
+            memories = [(slot.memory or self.remember()).turn() for slot in slots]
+            inputs = (
+                np.stack([slot.y[None] for slot in slots]),
+                np.stack([slot.uv for slot in slots]),
+                np.stack([slot.colour.coefficients() for slot in slots]),
+                np.concatenate([before for before, _ in memories]),
+                np.array([[slot.keep if slot.memory else 0] for slot in slots], np.float32),
+            )
+            y, uv, remembered = self._graph(*map(torch.from_numpy, inputs))
+            for index, (slot, (_, after)) in enumerate(zip(slots, memories, strict=True)):
+                slot.y_out[:] = y[index, 0].numpy()
+                slot.uv_out[:] = uv[index].numpy()
+                after[:] = remembered[index].numpy()
 
     def _finish(self, slot: Slot) -> None:
         """Nothing is under way after `submit`."""
 
 
-def open_engine(weights: Weights, options: EngineOptions) -> TorchEngine:
+def open_engine(weights: Weights, options: EngineOptions) -> TorchEngine | TorchCudaEngine:
     """See `engines.runtime.RuntimeModule`. fp16 on CUDA, fp32 on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.cuda_only and device.type != "cuda":
+        raise EngineMissing("torch finds no CUDA device")
     allowed = ("fp32", "fp16") if device.type == "cuda" else ("fp32",)
     precision = allowed[-1] if options.precision == "auto" else options.precision
     if precision not in allowed:
         raise EngineMismatch(f"precision {precision!r}: torch on {device.type} takes one of auto, {', '.join(allowed)}")
-    return TorchEngine(weights, device, precision, options)
+    if device.type == "cuda":
+        return TorchCudaEngine(weights, device, precision, options)
+    return TorchEngine(weights, options)

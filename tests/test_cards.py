@@ -18,6 +18,7 @@ def test_every_shipped_file_is_the_one_its_card_tells_of(folder: Path) -> None:
     assert weights.card.commit
     assert weights.card.recipe
     assert weights.card.scores
+    assert weights.card.scored == weights.id
     assert weights.card.limits
 
 

@@ -109,3 +109,74 @@ def test_a_slot_that_could_not_be_made_does_not_count() -> None:
                 engine.acquire(32, 32, timeout=1)
         engine.broken = False
         assert len([engine.acquire(32, 32, timeout=1) for _ in range(4)]) == 4
+
+
+class Slow(DoublingEngine):
+    """Takes its time for wide pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def _make(self, width: int, height: int) -> Slot:
+        if width > 100:
+            assert self.go_on.wait(10)
+        return super()._make(width, height)
+
+
+def test_a_size_that_takes_long_to_prepare_keeps_no_other_size_waiting() -> None:
+    with Slow() as engine:
+        wide = threading.Thread(target=engine.prepare, args=(200, 32))
+        wide.start()
+        engine.prepare(32, 32)
+        engine.acquire(32, 32).release()
+        assert wide.is_alive()
+        engine.go_on.set()
+        wide.join(10)
+        assert not wide.is_alive()
+        engine.acquire(200, 32).release()
+
+
+def test_whoever_prepares_a_size_waits_until_it_is_ready() -> None:
+    with Slow() as engine:
+        first, second = (threading.Thread(target=engine.prepare, args=(200, 32)) for _ in range(2))
+        first.start()
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        engine.go_on.set()
+        for thread in (first, second):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_fewer_slots_and_sizes_free_what_nobody_uses() -> None:
+    with Remembering() as engine:  # four slots
+        for slot in [engine.acquire(32, 32) for _ in range(4)]:
+            slot.release()
+        use(engine, 34, 36)
+        engine.allow(1, 2)
+        assert engine.forgotten == [(32, 32)]
+        held = engine.acquire(34, 32)
+        engine.allow(2, 1)
+        assert engine.forgotten == [(32, 32), (36, 32)]
+        held.release()
+
+
+def test_a_size_that_is_prepared_is_not_made_again() -> None:
+    with DoublingEngine() as engine:
+        engine.prepare(32, 32)
+        held = engine.acquire(32, 32)
+        engine.prepare(32, 32)
+        assert engine.acquire(32, 32, timeout=1) is not held
+
+
+def test_more_slots_can_be_allowed_while_somebody_waits_for_one() -> None:
+    with DoublingEngine() as engine:  # four slots
+        for _ in range(4):
+            engine.acquire(32, 32)
+        waiter = threading.Thread(target=engine.acquire, args=(32, 32))
+        waiter.start()
+        engine.allow(5, 5)
+        waiter.join(10)
+        assert not waiter.is_alive()

@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
 
 from engines.colour import Colour, to_planes
+from engines.data.lol import HELD_OUT, OUTLIERS, Pair, decode_picture, double, halve, read_lol
+from engines.data.pairs import lol_samples
 from engines.door import Slot
-from engines.evaluate import PICTURE_COLOUR, evaluate, summary
-from engines.lol import HELD_OUT, OUTLIERS, Pair, decode_picture, halve, read_lol
-from engines.pairs import lol_samples
+from engines.evaluation.evaluate import PICTURE_COLOUR, enhance_picture, evaluate, read_split, summary
 from tests.doubling import DoublingEngine
 from tests.test_check import nightbridge
+from tools.evaluate import CLIP, compared
 
 SCORES = ("psnr_db", "psnr_gt_mean_db", "ssim", "mean_ratio")
 TAPS = np.array([-3, -9, 29, 111, 111, 29, -9, -3]) / 256
@@ -139,6 +141,31 @@ def test_scores_are_those_of_the_doubled_picture_against_the_bright_one() -> Non
     ]
 
 
+def test_at_full_size_the_output_is_halved_and_compared() -> None:
+    low, high = scene(7, 0.3), scene(7, 1.0)
+    with Recording() as engine:
+        (score,) = evaluate(engine, [Pair("7", low, high)], full_size=True)
+        made = halve(enhance_picture(engine, low))
+    assert engine.given[0][0].shape == low.shape[:2]
+    assert score.psnr_db == pytest.approx(peak_signal_noise_ratio(high, made), abs=1e-3)
+
+
+def test_the_bicubic_double_of_a_slope_is_the_same_slope() -> None:
+    slope = np.repeat(np.arange(20, 220, 4, dtype=np.uint8)[None, :, None], 10, axis=0).repeat(3, axis=2)
+    doubled = double(slope)
+    assert doubled.shape == (20, 100, 3)
+    np.testing.assert_allclose(doubled[5, 6:-6, 0], 19 + 2 * np.arange(6, 94), atol=1)
+
+
+def test_the_held_out_split_is_its_scenes_alone(tmp_path: Path) -> None:
+    folder = make_lol(tmp_path / "lol", "our485", [2, 659, 660, 699, 700])
+    assert [pair.name for pair in read_split(folder, "held-out")] == ["660", "699"]
+    assert [pair.name for pair in read_split(folder, "our485")] == ["2", "659", "660", "699", "700"]
+    few = make_lol(tmp_path / "few", "our485", [2])
+    with pytest.raises(FileNotFoundError, match="few: our485 has none of the held-out scenes 660 to 699"):
+        read_split(few, "held-out")
+
+
 def test_the_command_prints_means_and_writes_a_row_for_each_picture(tmp_path: Path, command: Evaluate) -> None:
     folder = make_lol(tmp_path / "lol", "eval15", [100, 9, 10])
     shards = packed(folder, "eval15", "eval15.tar")
@@ -147,15 +174,82 @@ def test_the_command_prints_means_and_writes_a_row_for_each_picture(tmp_path: Pa
         done = command("--lol", place.name, "--json", "scores.json", "--precision", "fp32")
         assert (done.returncode, done.stderr) == (0, "")
         written.append(json.loads((tmp_path / "scores.json").read_text()))
-        assert {line.split()[0] for line in done.stdout.splitlines()} == written[-1].keys() - {"pictures"}
+        printed = {line.split()[0].removeprefix("lol.") for line in done.stdout.splitlines()}
+        (engine,) = written[-1]["engines"]
+        assert written[-1]["psnr_db"] == engine["lol"]["psnr_db"]
+        assert written[-1]["weights_id"] == engine["weights_id"]
+        assert printed == (engine.keys() - {"lol"}) | (engine["lol"].keys() - {"pictures"})
     assert written[0] == written[1]
-    figures = written[0]
+    (figures,) = written[0]["engines"]
     assert (figures["weights"], figures["runtime"], figures["precision"]) == ("field", "openvino", "fp32")
     assert len(figures["weights_id"]) == 64
-    rows = figures["pictures"]
+    rows = figures["lol"]["pictures"]
     assert [row["name"] for row in rows] == ["9", "10", "100"]
     for key in SCORES:
-        assert figures[key] == pytest.approx(np.mean([row[key] for row in rows]))
+        assert figures["lol"][key] == pytest.approx(np.mean([row[key] for row in rows]))
+
+
+def test_the_engine_file_scores_as_torch_does(tmp_path: Path, command: Evaluate) -> None:
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    make_lol(tmp_path / "lol", "our485", [660, 661])
+    done = command(
+        *("--lol", "lol", "--split", "held-out", "--precision", "fp32", "--json", "scores.json"),
+        *("--runtime", "openvino", "--runtime", "torch"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    figures = json.loads((tmp_path / "scores.json").read_text())
+    assert [engine["runtime"] for engine in figures["engines"]] == ["openvino", "torch"]
+    (difference,) = figures["differences"]
+    assert difference["between"] == "torch fp32 and openvino fp32"
+    assert abs(difference["lol.psnr_db"]) <= difference["lol.psnr_db_largest"] <= 0.02
+
+
+def test_seeds_are_told_as_mean_and_spread_for_each_kind_of_engine() -> None:
+    results = [
+        {"weights": name, "weights_id": name, "runtime": "openvino", "precision": "fp32", "lol": {"psnr_db": psnr}}
+        for name, psnr in (("a", 20.0), ("b", 21.0), ("c", 22.0))
+    ]
+    assert compared(results) == {"seeds": {"openvino fp32": {"lol.psnr_db": {"mean": 21.0, "spread": 1.0}}}}
+    assert compared(results[:1]) == {}
+
+
+def test_live_figures_and_a_contact_sheet_come_from_one_command(tmp_path: Path, command: Evaluate) -> None:
+    (tmp_path / "day").mkdir()
+    for number in (1, 2):
+        Image.fromarray(scene(number, 1.0)).save(tmp_path / "day" / f"{number}.png")
+    done = command(
+        *("--daylight", "day", "--crf", "30", "--folder", "day", "--contact-sheet", "sheet.png"),
+        *("--steady", "--clips", str(CLIP), "--frames", "3", "--json", "scores.json"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (figures,) = json.loads((tmp_path / "scores.json").read_text())["engines"]
+    assert [row["name"] for row in figures["daylight"]["pictures"]] == ["1.png", "2.png"]
+    assert figures["daylight"]["damage"] == "libx264 at CRF 30"
+    assert figures["steady"]["still"].keys() > {"frame_mean_deviation", "pixel_deviation", "mabd"}
+    assert figures["steady"]["moving"].keys() > {"warping_error", "clean_warping_error", "mabd"}
+    assert (figures["clips"]["clips"][0]["name"], figures["clips"]["clips"][0]["frames"]) == ("day.mp4", 3)
+    assert len(figures["folder"]["pictures"]) == 2
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 3 * 300
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "nothing to measure"),
+        (("--folder", "."), "--folder and --contact-sheet belong together"),
+        (("--steady", "--crf", "20"), "--crf is for --daylight"),
+        (("--lol", ".", "--split", "test"), "'test' is not one of"),
+        (("--folder", ".", "--contact-sheet", "a.png", "--precision", "fp32", "--precision", "int8"), "one engine"),
+        (("--folder", ".", "--contact-sheet", "a.doc"), "a.doc is no picture"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_opened(
+    tmp_path: Path, words: Sequence[str], told: str
+) -> None:
+    done = nightbridge(tmp_path, "evaluate", *words, COLUMNS="300")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
 
 
 def cut_off_shard(folder: Path) -> str:

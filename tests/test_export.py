@@ -17,10 +17,10 @@ from engines import export
 from engines.cards import NUMBERS, Card, Weights, sha256, write_card
 from engines.checkpoint import load_network, save_network
 from engines.colour import Colour
+from engines.evaluation.scores import psnr
 from engines.network.neid import Neid, initialise
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
-from engines.scores import psnr
 from tests.identity import SMALL
 from tests.test_check import ROOT, nightbridge
 from tests.test_runtimes import day, dusk
@@ -28,7 +28,7 @@ from tests.test_runtimes import day, dusk
 ONNX = ("fp32.onnx", "fp16.onnx")
 MADE = ("fp16.onnx", "fp32.onnx", "int8.bin", "int8.xml", "weights.safetensors")
 COLOURS = [Colour("bt601"), Colour("bt709", full_range=True), Colour(grey=True)]
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+Batch = tuple[np.ndarray, ...]
 
 
 @dataclass
@@ -82,7 +82,9 @@ def batch(width: int, height: int, count: int) -> Batch:
     """Dark and bright scenes in turn, each with colours of its own."""
     planes = [dusk(width, height, seed) if seed % 2 == 0 else day(width, height) for seed in range(count)]
     coefficients = np.stack([colour.coefficients() for colour in COLOURS[:count]])
-    return np.stack([y[None] for y, _ in planes]), np.stack([uv for _, uv in planes]), coefficients
+    memory = np.random.default_rng(count).uniform(0.4, 0.6, (count, SMALL.remembers)).astype(np.float32)
+    keep = np.full((count, 1), 0.9, np.float32)
+    return np.stack([y[None] for y, _ in planes]), np.stack([uv for _, uv in planes]), coefficients, memory, keep
 
 
 def test_the_command_tells_the_files_that_it_made_and_nothing_else(exported: Exported) -> None:
@@ -103,9 +105,12 @@ def test_one_file_does_every_size_and_batch_as_torch_does(
     planes = batch(*size, count)
     with torch.inference_mode():
         expected = [plane.numpy() for plane in graph(*map(torch.from_numpy, planes))]
-    made = runner.run(None, dict(zip(("y", "uv", "colour"), planes, strict=True)))
+    made = runner.run(None, dict(zip(export.INPUTS, planes, strict=True)))
     width, height = size
+    *made, remembered = made
+    *expected, memory = expected
     assert [plane.shape for plane in made] == [(count, 1, 2 * height, 2 * width), (count, 2, height, width)]
+    np.testing.assert_allclose(remembered, memory, atol=2e-3)
     for plane, reference in zip(made, expected, strict=True):
         assert plane.dtype == np.uint8
         assert np.abs(plane.astype(int) - reference).max() <= tolerance
@@ -119,7 +124,8 @@ def test_both_files_have_the_same_doors_and_one_holds_its_numbers_in_half_the_by
             (door.name, onnx.TensorProto.DataType.Name(door.type.tensor_type.elem_type))
             for door in (*model.graph.input, *model.graph.output)
         ]
-        assert doors == [("y", "UINT8"), ("uv", "UINT8"), ("colour", "FLOAT"), ("y_out", "UINT8"), ("uv_out", "UINT8")]
+        inputs = [("y", "UINT8"), ("uv", "UINT8"), ("colour", "FLOAT"), ("memory", "FLOAT"), ("keep", "FLOAT")]
+        assert doors == [*inputs, ("y_out", "UINT8"), ("uv_out", "UINT8"), ("memory_out", "FLOAT")]
     numbers = [bytes_by_type(model) for model in (fp32, fp16)]
     assert numbers[0].get("FLOAT16", 0) == 0
     assert numbers[1]["FLOAT16"] == pytest.approx(numbers[0]["FLOAT"] / 2, rel=0.02)

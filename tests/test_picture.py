@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from engines.cards import NUMBERS, find_weights
 from engines.checkpoint import load_network
-from engines.colour import Colour
+from engines.colour import CENTRE, Colour
 from engines.network.config import NEID, NEID_LIVE, NetworkConfig
 from engines.network.neid import Neid, initialise
 from engines.picture import MARGIN, PictureGraph, padding
@@ -21,12 +21,17 @@ def network_of(config: NetworkConfig) -> Neid:
     return network.eval()
 
 
+def no_memory(config: NetworkConfig, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(count, config.remembers), torch.zeros(count, 1)
+
+
 def plainly(network: Neid, y: torch.Tensor, uv: torch.Tensor, colour: Colour) -> tuple[torch.Tensor, torch.Tensor]:
     """What the graph should compute, written for full-size RGB planes without any folding."""
     height, width = y.shape[-2:]
     decode, encode = torch.from_numpy(colour.coefficients().astype(np.float64))
     yuv = torch.cat((y, functional.interpolate(uv.double(), scale_factor=2)[..., :height, :width]), dim=1).double()
     left, right, top, bottom = padding(height, width, network.config.multiple)
+    yuv = yuv - torch.from_numpy(CENTRE).view(1, 3, 1, 1)
     yuv = functional.pad(yuv, (left, right, top, bottom), mode="replicate")
     rgb = torch.einsum("ck,nkhw->nchw", decode[:, :3], yuv) + decode[:, 3].view(1, 3, 1, 1)
     bright = network.double()(rgb.clamp(0, 1)).clamp(0, 1)
@@ -47,7 +52,7 @@ def test_the_graph_equals_the_plain_computation_on_rgb(
     uv = torch.randint(0, 256, (2, 2, height // 2, width // 2), dtype=torch.uint8, generator=generator)
     coefficients = torch.from_numpy(colour.coefficients())[None].expand(2, -1, -1, -1)
     with torch.no_grad():
-        y_out, uv_out = PictureGraph(network_of(config))(y, uv, coefficients)
+        y_out, uv_out, _ = PictureGraph(network_of(config))(y, uv, coefficients, *no_memory(config, 2))
         y_plain, uv_plain = plainly(network_of(config), y, uv, colour)
     assert y_out.dtype == uv_out.dtype == torch.uint8
     assert y_out.shape == (2, 1, 2 * height, 2 * width)
@@ -56,12 +61,21 @@ def test_the_graph_equals_the_plain_computation_on_rgb(
     assert (uv_out.double() - uv_plain.clamp(0, 255)).abs().max() <= 0.51
 
 
+@pytest.mark.parametrize("config", [NEID_LIVE, NEID], ids=lambda config: config.name)
+def test_the_graph_makes_whatever_it_needs_on_the_device_of_its_inputs(config: NetworkConfig) -> None:
+    meta = torch.device("meta")  # which mixes with no other, as a GPU does not
+    y, uv = torch.empty(2, 1, 48, 64, dtype=torch.uint8, device=meta), torch.empty(2, 2, 24, 32, device=meta)
+    memory, keep = (part.to(meta) for part in no_memory(config, 2))
+    made = PictureGraph(network_of(config)).to(meta)(y, uv, torch.empty(2, 2, 3, 4, device=meta), memory, keep)
+    assert [part.shape[1:] for part in made] == [(1, 96, 128), (2, 48, 64), (config.remembers,)]
+
+
 def test_a_grey_picture_stays_grey_whatever_its_chroma_planes_hold() -> None:
     y = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
     uv = torch.randint(0, 256, (1, 2, 16, 16), dtype=torch.uint8)
     coefficients = torch.from_numpy(Colour(grey=True).coefficients())[None]
     with torch.no_grad():
-        _, uv_out = PictureGraph(network_of(NEID_LIVE))(y, uv, coefficients)
+        _, uv_out, _ = PictureGraph(network_of(NEID_LIVE))(y, uv, coefficients, *no_memory(NEID_LIVE))
     assert (uv_out == 128).all()
 
 
@@ -79,7 +93,7 @@ def test_a_flat_picture_has_no_dark_border() -> None:
     coefficients = torch.from_numpy(Colour().coefficients())[None]
     network = load_network(find_weights("field").file(NUMBERS))
     with torch.no_grad():
-        bright, _ = PictureGraph(network)(y, uv, coefficients)
+        bright, _, _ = PictureGraph(network)(y, uv, coefficients, *no_memory(NEID_LIVE))
     middle = bright[..., 40:56, 50:78].float().mean()
     border = torch.cat((bright[..., :2, :].flatten(), bright[..., -2:, :].flatten())).float().mean()
     assert (border - middle).abs() < 6

@@ -10,11 +10,14 @@ import numpy as np
 import openvino
 import pytest
 
-from engines.cards import Card, Weights, write_card
+from engines.cards import NUMBERS, Card, Weights, write_card
+from engines.checkpoint import save_network
 from engines.colour import Colour
 from engines.errors import EngineMismatch
+from engines.export import export_onnx
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_openvino import choose_precision
+from tests.identity import identity_network
 
 PLAIN = ("FP32", "INT8", "BIN")
 WITH_BF16 = ("FP32", "INT8", "BIN", "BF16")
@@ -87,3 +90,22 @@ def test_a_compiled_model_is_kept_in_a_folder_of_the_users_own_and_used_again(tm
     assert cache.stat().st_mode & 0o777 == 0o700
     assert files[0]
     assert files[1] == files[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_without_fp32_are_read_from_fp16(tmp_path: Path, precision: str) -> None:
+    folder = tmp_path / "large"
+    folder.mkdir()
+    save_network(identity_network(), folder / NUMBERS)
+    export_onnx(identity_network(), folder / "fp16.onnx", half=True)
+    write_card(folder, Card(name="large", network="neid-live", files={}))
+    options = EngineOptions(precision=precision, cache=tmp_path / "cache")
+    y, uv = np.full((48, 64), 90, np.uint8), np.full((2, 24, 32), 120, np.uint8)
+    try:
+        engine = open_engine("openvino", str(folder), options)
+    except EngineMismatch as error:
+        pytest.skip(str(error))
+    with engine:
+        made, chroma = engine.enhance(y, uv, Colour())
+    assert np.abs(made.astype(int) - 90).max() <= 1
+    assert np.abs(chroma.astype(int) - 120).max() <= 1

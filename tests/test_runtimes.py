@@ -12,15 +12,16 @@ import pytest
 
 from engines.cards import Weights
 from engines.colour import Colour, to_planes, to_rgb
-from engines.door import Engine
+from engines.door import Engine, Memory
 from engines.errors import EngineError, EngineMismatch, EngineMissing
+from engines.evaluation.scores import psnr
 from engines.runtime import EngineOptions, open_engine
-from engines.scores import psnr
 from tests.identity import identity_network, store
 from tests.test_colour import colour_bars
 
-RUNTIMES = ["torch-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8"]
-BOUNDS_DB = {"fp32": 60, "bf16": 42, "int8": 28}
+ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("torch-fp16", "tensorrt-fp16")]
+RUNTIMES = ["torch-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8", *ON_A_GPU]
+BOUNDS_DB = {"fp32": 60, "fp16": 50, "bf16": 42, "int8": 28}
 """PSNR of every plane against the reference, at least, by precision."""
 
 
@@ -68,6 +69,72 @@ def dusk(width: int, height: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray
     y += random.normal(0, 1.5, y.shape)
     uv = 128 + random.normal(0, 2, (2, (height + 1) // 2, (width + 1) // 2))
     return y.astype(np.uint8), uv.astype(np.uint8)
+
+
+def film(engine: Engine, seeds: range) -> tuple[list[np.ndarray], Memory]:
+    """Luma of a still scene under fresh noise, each picture with what the ones before left, and what is left then."""
+    memory = engine.remember()
+    made = [engine.enhance(*dusk(64, 48, seed), Colour(), memory, 0.9)[0] for seed in seeds]
+    return made, memory
+
+
+def test_what_a_feed_leaves_in_its_memory_is_used_for_its_next_picture_as_in_the_reference(
+    engine: Engine, reference: Engine
+) -> None:
+    made, memory = film(engine, range(6))
+    expected, expected_memory = film(reference, range(6))
+    assert min(map(psnr, made, expected)) > BOUNDS_DB[engine.info.precision] - 2
+    left, expected_left = memory.turn()[0], expected_memory.turn()[0]
+    assert left.shape == expected_left.shape == (1, 256)
+    np.testing.assert_allclose(left, expected_left, atol=0.001 if engine.info.precision == "fp32" else 0.06)
+    alone = engine.enhance(*dusk(64, 48, 5), Colour())[0]
+    assert not np.array_equal(alone, made[-1]), "the memory changes nothing"
+
+
+def test_a_memory_takes_steps_that_are_finer_than_the_precision(engine: Engine) -> None:
+    memory = engine.remember()
+    still = dusk(64, 48, 1)
+    engine.enhance(*still, Colour(), memory, 0.0)
+    before, after = memory.turn()
+    own = before.copy()
+    after[:] = before[:] = own + np.float32(0.002)
+    engine.enhance(*still, Colour(), memory, 0.9)
+    np.testing.assert_allclose(memory.turn()[0] - own, 0.0018, atol=0.0002)
+
+
+def test_a_cut_is_followed_at_once(engine: Engine) -> None:
+    _, memory = film(engine, range(3))
+    after = engine.enhance(*day(64, 48), Colour(), memory, 0.9)[0]
+    assert psnr(after, engine.enhance(*day(64, 48), Colour())[0]) > 50
+
+
+def test_a_picture_that_stands_alone_neither_reads_nor_leaves_anything(engine: Engine) -> None:
+    before = engine.enhance(*dusk(64, 48), Colour())[0]
+    film(engine, range(3))
+    np.testing.assert_array_equal(engine.enhance(*dusk(64, 48), Colour())[0], before)
+
+
+def test_pictures_of_one_feed_that_are_under_way_together_pass_its_memory_on_in_order(engine: Engine) -> None:
+    expected, _ = film(engine, range(4))
+    memory, slots = engine.remember(), [engine.acquire(64, 48) for _ in range(4)]
+    for seed, slot in enumerate(slots):
+        slot.y[:], slot.uv[:] = dusk(64, 48, seed)
+        slot.colour, slot.memory, slot.keep = Colour(), memory, 0.9
+        engine.submit([slot])
+    for slot, picture in zip(slots, expected, strict=True):
+        slot.wait()
+        np.testing.assert_array_equal(slot.y_out, picture)
+        slot.release()
+
+
+def test_a_slot_that_is_given_back_forgets_its_feed(engine: Engine) -> None:
+    slot = engine.acquire(64, 48)
+    slot.memory = engine.remember()
+    slot.release()
+    slots = [engine.acquire(64, 48) for _ in range(4)]
+    assert all(slot.memory is None for slot in slots)
+    for slot in slots:
+        slot.release()
 
 
 @pytest.mark.parametrize("scene", [dusk, day], ids=["dusk", "day"])
@@ -197,7 +264,7 @@ def test_a_changed_byte_is_refused(identity: Weights, tmp_path: Path) -> None:
 def test_what_is_not_there_is_named_with_what_is() -> None:
     with pytest.raises(EngineMissing, match="no weights 'feild': give one of field"):
         open_engine("openvino", "feild")
-    with pytest.raises(EngineMismatch, match="no runtime 'tensort': it must be one of auto, openvino, torch"):
+    with pytest.raises(EngineMismatch, match="no runtime 'tensort': it must be one of auto, tensorrt, torch, openvino"):
         open_engine("tensort")
     with pytest.raises(EngineMismatch, match="'fp17': OpenVINO takes one of auto, fp32, bf16, int8"):
         open_engine("openvino", "field", EngineOptions(precision="fp17"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from engines.scores import mean_ratio, psnr, psnr_gt_mean, ssim
+from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean, ssim
 
 RANDOM = np.random.default_rng(4)
 TRUTH = RANDOM.integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -13,6 +13,13 @@ NOISY = np.clip(TRUTH + RANDOM.normal(0, 12, TRUTH.shape), 0, 255).astype(np.uin
 
 def test_psnr_agrees_with_an_independent_implementation() -> None:
     assert psnr(NOISY, TRUTH) == pytest.approx(peak_signal_noise_ratio(TRUTH, NOISY), abs=1e-3)
+
+
+def test_gt_mean_psnr_agrees_with_an_independent_implementation() -> None:
+    dark = (0.6 * NOISY).astype(np.uint8)
+    scaled = (dark * (TRUTH.mean() / dark.mean())).clip(0, 255)
+    expected = peak_signal_noise_ratio(TRUTH.astype(float), scaled, data_range=255)
+    assert psnr_gt_mean(dark, TRUTH) == pytest.approx(expected, abs=1e-3)
 
 
 def test_ssim_agrees_with_an_independent_implementation() -> None:

@@ -3,18 +3,21 @@ from __future__ import annotations
 from pathlib import Path
 from unittest import mock
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from engines import train as training
 from engines.cards import NUMBERS, Weights
 from engines.checkpoint import load_network
+from engines.data.pairs import Sample, batch, shared_region, small_sizes
 from engines.errors import EngineMismatch, EngineMissing
 from engines.network.config import NEID_LIVE
 from engines.network.neid import Neid
-from engines.pairs import Sample, batch, day_samples, night_samples, subsample_chroma
+from engines.training import train as training
+from engines.training.recipe import RECIPES, Recipe, learning_rate, read_recipe
+from engines.training.steps import loss_parts, train_step
 
 
 def scene(height: int = 64, width: int = 96) -> np.ndarray:
@@ -31,14 +34,19 @@ def sample() -> Sample:
     return Sample(small=np.asarray(Image.fromarray(dark).reduce(2)), large=bright, dark=dark)
 
 
-def recipe(**changes: object) -> training.Recipe:
-    return training.Recipe(batch=1, crop=(32, 48), warm_up_steps=1, mix=(1.0, 0.0, 0.0), **changes)  # type: ignore[arg-type]
+def recipe(**changes: object) -> Recipe:
+    return msgspec.structs.replace(Recipe(batch=1, crop=(32, 48), warm_up_steps=1, mix=(1.0, 0.0, 0.0)), **changes)
 
 
-def test_one_tiny_pair_is_learned(tmp_path: Path) -> None:
+STEADY = {"batch": 2, "twins": 0.5, "noise": 3.0, "steady_weight": 1.0}
+"""Half of the steps on twins, all of them with noise."""
+
+
+@pytest.mark.parametrize("changes", [{}, STEADY], ids=["plain", "steady"])
+def test_one_tiny_pair_is_learned(tmp_path: Path, changes: dict[str, float]) -> None:
     losses: list[float] = []
     network = training.train(
-        recipe(whole=0.0, ema=0.8, learning_rate=1e-3),
+        recipe(whole=0.0, ema=0.8, learning_rate=1e-3, **changes),
         ([sample()], [], []),
         training.Budget(steps=60),
         tmp_path / "checkpoint.pt",
@@ -48,7 +56,10 @@ def test_one_tiny_pair_is_learned(tmp_path: Path) -> None:
     assert training.validate(network, [sample()]) > 16
 
 
-def test_an_interrupted_run_gives_the_same_network_as_an_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, STEADY], ids=["plain", "steady"])
+def test_an_interrupted_run_gives_the_same_network_as_an_uninterrupted_one(
+    tmp_path: Path, changes: dict[str, float]
+) -> None:
     def run(checkpoint: str, until: int) -> tuple[Neid, list[int]]:
         steps: list[int] = []
 
@@ -58,9 +69,10 @@ def test_an_interrupted_run_gives_the_same_network_as_an_uninterrupted_one(tmp_p
                 raise KeyboardInterrupt
 
         budget = training.Budget(steps=6)
-        return training.train(recipe(), ([sample()], [], []), budget, tmp_path / checkpoint, report), steps
+        pairs = ([sample()], [], [])
+        return training.train(recipe(**changes), pairs, budget, tmp_path / checkpoint, report), steps
 
-    with mock.patch.object(training, "SAVE_EVERY", 2):
+    with mock.patch.dict(training.SAVE_EVERY, cpu=2):
         whole, _ = run("whole.pt", 99)
         with pytest.raises(KeyboardInterrupt):
             run("cut.pt", 5)
@@ -70,9 +82,41 @@ def test_an_interrupted_run_gives_the_same_network_as_an_uninterrupted_one(tmp_p
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_every_number_of_the_network_learns_from_twins() -> None:
+    learning = recipe(**{**STEADY, "twins": 1.0})
+    run = training.Run.begin(learning)
+    _, chosen = training.choose(learning, [small_sizes([sample()]), [], []], 0.0, np.random.default_rng(1))
+    region = shared_region(chosen.places, chosen)
+    window = (slice(0, 24), slice(0, 24))
+    parts = train_step(learning, run.network, run.optimiser, batch([sample()], chosen), window, True, region)
+    assert parts.keys() == learning.weights().keys()
+    assert parts["steady"] > 0
+    for name, parameter in run.network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_the_steady_part_pulls_twins_together() -> None:
+    learning = recipe(**{**STEADY, "twins": 1.0})
+    network = training.Run.begin(learning).network
+    _, chosen = training.choose(learning, [small_sizes([sample()]), [], []], 0.0, np.random.default_rng(1))
+    small, large, _ = batch([sample()], chosen)
+    region, window = shared_region(chosen.places, chosen), (slice(0, 24), slice(0, 24))
+
+    def apart() -> torch.Tensor:
+        return loss_parts(learning, network, small, large, None, window, region)["steady"]
+
+    before = apart()
+    before.backward()
+    for parameter in network.light.parameters():
+        assert parameter.grad is not None
+        parameter.data -= 0.1 * parameter.grad
+    assert 0 < apart().item() < 0.9 * before.item()
+
+
 def test_stored_weights_build_their_own_network(tmp_path: Path) -> None:
     network = Neid(NEID_LIVE, with_reconstruction=True).eval()
-    training.store(network, training.read_recipe("field"), tmp_path / "mine", {"held_out_psnr_db": 20.5})
+    training.store(network, read_recipe("field"), tmp_path / "mine", {"held_out_psnr_db": 20.5})
     weights = Weights(tmp_path / "mine")
     assert weights.card.scores == {"held_out_psnr_db": 20.5}
     assert weights.card.recipe["network"] == "neid-live"
@@ -81,65 +125,152 @@ def test_stored_weights_build_their_own_network(tmp_path: Path) -> None:
         assert torch.equal(load_network(weights.file(NUMBERS))(picture), network(picture))
 
 
-def test_the_shipped_recipe_is_the_default_one() -> None:
-    assert training.read_recipe("field") == training.Recipe()
+def test_the_shipped_recipe_is_the_default_one_made_steady() -> None:
+    assert read_recipe("field") == Recipe(noise=3.0, twins=0.25, steady_weight=1.5)
+    assert not {"steady"} & Recipe(steady_weight=1.5).weights().keys()
 
 
 def test_every_shipped_recipe_can_be_read() -> None:
-    assert [training.read_recipe(path.stem).network for path in training.RECIPES.glob("*.toml")] == ["neid-live"] * 2
+    networks = {path.stem: read_recipe(path.stem).network for path in RECIPES.glob("*.toml")}
+    assert {networks.pop(name) for name in ("field", "field-second", "field-finish")} == {"neid-live"}
+    assert set(networks) >= {"paper", "paper-best", "table2-unet", "table2-le", "table2-le-dr", "table2-le-dr-ff"}
+    assert set(networks.values()) == {"neid"}
+
+
+def test_the_rows_of_table_2_differ_in_the_network_s_parts_alone() -> None:
+    rows = [read_recipe(f"table2-{name}") for name in ("unet", "le", "le-dr", "le-dr-ff")]
+    assert [len(row.parts) for row in rows] == [0, 1, 2, 3]
+    assert len({msgspec.json.encode(msgspec.structs.replace(row, parts=())) for row in rows}) == 1
+    assert [row.with_detail(0) for row in rows] == [False, False, True, True]
+
+
+def test_the_paper_s_schedule_drops_at_a_quarter_and_at_half_of_121000_steps() -> None:
+    paper = read_recipe("paper")
+    rates = [learning_rate(paper, step, step / 121_000) for step in (0, 30_249, 30_250, 60_499, 60_500, 120_999)]
+    assert rates == [1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6]
+    assert (paper.steps, paper.batch, paper.crop) == (121_000, 8, (128, 128))
+    assert paper.weights() == {"huber": 1.0, "colour": 0.1, "detail": 0.1}
+
+
+@pytest.mark.parametrize("name", ["paper", "table2-unet", "table2-le", "table2-le-dr", "table2-le-dr-ff"])
+def test_a_recipe_takes_steps_and_its_weights_are_stored(tmp_path: Path, name: str) -> None:
+    small = msgspec.structs.replace(read_recipe(name), network="neid-live", batch=1, crop=(32, 32))
+    told: list[dict[str, float]] = []
+    pairs = ([sample()], [], [])
+    network = training.train(
+        small, pairs, training.Budget(steps=2), tmp_path / "c.pt", lambda _step, _share, parts: told.append(parts)
+    )
+    assert told[0].keys() == small.weights().keys()
+    training.store(network, small, tmp_path / "mine", {})
+    picture = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(load_network(tmp_path / "mine" / NUMBERS)(picture), network(picture), atol=1e-5)
 
 
 def test_a_run_can_begin_with_stored_weights(tmp_path: Path) -> None:
     network = Neid(NEID_LIVE, with_reconstruction=True).eval()
-    training.store(network, training.Recipe(), tmp_path, {})
-    begun = training.Run.begin(training.Recipe(seed=9), tmp_path / NUMBERS)
+    training.store(network, Recipe(), tmp_path, {})
+    begun = training.Run.begin(Recipe(seed=9), tmp_path / NUMBERS)
     for name, value in network.encoder.state_dict().items():
         assert torch.equal(value, begun.network.encoder.state_dict()[name])
 
 
-def test_exposure_changes_by_the_gain_at_most_and_picture_by_picture() -> None:
-    grey = torch.full((64, 3, 2, 2), 0.2)
-    exposed = training.expose(grey, 1.5, np.random.default_rng(1))[:, 0, 0, 0]
-    assert 0.2 / 1.5 <= exposed.min() < 0.16
-    assert 0.25 < exposed.max() <= 0.2 * 1.5
-    assert torch.equal(training.expose(grey, 1.0, np.random.default_rng(1)), grey)
+def test_a_checkpoint_of_a_gpu_goes_on_on_the_cpu(tmp_path: Path) -> None:
+    def run(steps: int, checkpoint: Path) -> Neid:
+        return training.train(recipe(), ([sample()], [], []), training.Budget(steps=steps), checkpoint, lambda *_: None)
+
+    run(1, tmp_path / "cpu.pt")
+    state = torch.load(tmp_path / "cpu.pt", weights_only=True)
+    state["optimiser"]["param_groups"][0] |= {"capturable": True, "fused": True, "lr": torch.tensor(4e-4)}
+    torch.save(state, tmp_path / "gpu.pt")
+    ours, theirs = run(2, tmp_path / "cpu.pt"), run(2, tmp_path / "gpu.pt")
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+def test_the_best_average_is_kept_and_outlives_a_pause(tmp_path: Path) -> None:
+    best = msgspec.structs.replace(recipe(), select="best")
+    scores = iter([19.0, 21.0, 20.0, 18.0, 17.0])
+    at_best: dict[str, torch.Tensor] = {}
+    told: list[tuple[int, float]] = []
+
+    def validate(network: Neid, _samples: object) -> float:
+        if (score := next(scores)) == 21.0:
+            at_best.update({name: value.clone() for name, value in network.state_dict().items()})
+        return score
+
+    def run(steps: int) -> Neid:
+        trial = training.Trial([sample()], lambda step, score: told.append((step, score)))
+        budget = training.Budget(steps=steps)
+        return training.train(best, ([sample()], [], []), budget, tmp_path / "c.pt", lambda *_: None, trial=trial)
+
+    with mock.patch.object(training, "validate", validate), mock.patch.dict(training.TRY_EVERY, cpu=2):
+        run(5)
+        chosen = run(8)
+    assert told == [(2, 19.0), (4, 21.0), (5, 20.0), (6, 18.0), (8, 17.0)]
+    assert all(torch.equal(value, at_best[name]) for name, value in chosen.state_dict().items())
+
+
+def test_the_best_cannot_be_selected_without_pairs_to_try_on(tmp_path: Path) -> None:
+    best = msgspec.structs.replace(recipe(), select="best")
+    with pytest.raises(ValueError, match="no held-out pairs"):
+        training.train(best, ([sample()], [], []), training.Budget(steps=1), tmp_path / "c.pt", lambda *_: None)
+
+
+def test_a_checkpoint_of_before_best_was_kept_can_be_resumed(tmp_path: Path) -> None:
+    run = training.Run.begin(recipe())
+    run.follow(0.9)
+    run.save(tmp_path / "old.pt")
+    state = torch.load(tmp_path / "old.pt", weights_only=True)
+    torch.save(
+        {name: state[name] for name in ("network", "optimiser", "average", "step", "seconds")}, tmp_path / "old.pt"
+    )
+    again = training.Run.begin(recipe())
+    again.load(tmp_path / "old.pt")
+    assert (again.step, again.best) == (1, None)
 
 
 def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("batsch = 4\n")
     with pytest.raises(EngineMismatch, match="batsch"):
-        training.read_recipe(str(file))
+        read_recipe(str(file))
     file.write_text('network = "neit"\n')
     with pytest.raises(EngineMismatch, match="'neit'; it must be one of neid, neid-live"):
-        training.read_recipe(str(file))
+        read_recipe(str(file))
+    file.write_text('parts = ["subpixels", "fusing"]\n')
+    with pytest.raises(EngineMismatch, match="fusing without detail"):
+        read_recipe(str(file))
+    file.write_text('select = "best"\nhold_out = false\n')
+    with pytest.raises(EngineMismatch, match="needs held-out scenes"):
+        read_recipe(str(file))
+    file.write_text("exposure_free = 1.5\n")
+    with pytest.raises(EngineMismatch, match="exposure_free is 1"):
+        read_recipe(str(file))
+    for text, told in (
+        ("twins = -0.1", "twins is -0.1; it must be from 0 to 1"),
+        ("noise = -1.0", "noise is -1.0; it must be a number from 0 on"),
+        ("steady_weight = nan", "steady_weight is nan"),
+        ("twins = 0.5\nbatch = 3", "batch is 3; with twins it must be even"),
+    ):
+        file.write_text(text)
+        with pytest.raises(EngineMismatch, match=told):
+            read_recipe(str(file))
     with pytest.raises(EngineMissing, match="give one of field"):
-        training.read_recipe("feild")
+        read_recipe("feild")
 
 
-def test_crops_of_a_pair_show_the_same_place() -> None:
-    large = scene(128, 192)
-    whole = Sample(small=np.asarray(Image.fromarray(large).reduce(2)), large=large, dark=large)
-    small, big, dark = batch([whole], (32, 48), 4, np.random.default_rng(2))
-    assert small.shape[-2:] in ((32, 48), (48, 32))
-    assert torch.nn.functional.avg_pool2d(big, 2).sub(small).abs().max() < 0.01
-    assert torch.equal(big, dark)
-
-
-def test_night_samples_are_dark_and_day_samples_are_not() -> None:
-    photo = scene(64, 96)
-    (night,), (day,) = night_samples([photo], 1, seed=1), day_samples([photo], 1, seed=1)
-    assert night.small.shape == day.small.shape == (32, 48, 3)
-    assert night.small.mean() < 0.6 * photo.mean()
-    assert day.small.mean() == pytest.approx(photo.mean(), rel=0.05)
-    assert (night.large == photo).all()
-
-
-def test_chroma_of_training_pictures_is_that_of_a_video() -> None:
-    grey = torch.full((1, 3, 4, 4), 0.5)
-    assert subsample_chroma(grey).sub(grey).abs().max() < 0.01
-    stripes = torch.zeros(1, 3, 4, 4)
-    stripes[:, 0, :, ::2] = 1
-    spread = subsample_chroma(stripes)
-    assert spread[0, 0, 0, 0] < 0.9
-    assert spread[0, 0, 0, 1] > 0.1
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("changes", [{}, STEADY], ids=["plain", "steady"])
+def test_captured_steps_learn_and_can_be_resumed_on_the_cpu(tmp_path: Path, changes: dict[str, float]) -> None:
+    losses: list[float] = []
+    pairs, checkpoint = ([sample()], [], []), tmp_path / "checkpoint.pt"
+    learning = recipe(whole=0.0, ema=0.8, learning_rate=1e-3, **changes)
+    network = training.train(
+        learning, pairs, training.Budget(steps=300), checkpoint, lambda _s, _b, parts: losses.append(parts["huber"])
+    )
+    assert losses[-1] < losses[0] / 4
+    assert training.validate(network, [sample()]) > 16
+    cpu = torch.device("cpu")
+    training.train(learning, pairs, training.Budget(steps=302), checkpoint, lambda *_: None, device=cpu)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["subpixels", "detail", "fusing"]
+"""A box of the paper's figure 3 beyond the plain U-net."""
+
+PARTS: tuple[Part, ...] = ("subpixels", "detail", "fusing")
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,14 @@ class NetworkConfig:
     """Side of the square of pixels folded into channels before the first level; 1 folds nothing."""
     reduction: int = 16
     """Feature fusing: the channel vector is squeezed by this factor."""
+    parts: tuple[Part, ...] = PARTS
+    """Without `subpixels` the U-net's picture is doubled by bicubic interpolation; without `fusing` the light decoder
+    reads the encoder's features alone; without `detail` there is no second branch."""
+
+    @property
+    def remembers(self) -> int:
+        """Numbers that are kept of a feed between two pictures, see `engines.network.memory`."""
+        return self.widths[-1]
 
     @property
     def multiple(self) -> int:

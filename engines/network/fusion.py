@@ -17,7 +17,10 @@ class FeatureFusing(nn.Module):
             nn.Sigmoid(),
         )
 
-    def forward(self, light: Tensor, detail: Tensor) -> Tensor:
-        """Both (N, C, h, w); returns (N, C, h, w)."""
-        weights: Tensor = self.weigh(detail.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
-        return detail + weights * (light - detail)
+    def weights(self, detail: Tensor) -> Tensor:
+        """Detail features (N, C, h, w) to one weight in [0, 1] for each channel: (N, C)."""
+        return self.weigh(detail.mean((2, 3), keepdim=True)).flatten(1)  # type: ignore[no-any-return]
+
+    def forward(self, light: Tensor, detail: Tensor, weights: Tensor) -> Tensor:
+        """Features (N, C, h, w) and weights (N, C); returns (N, C, h, w)."""
+        return detail + weights.to(light.dtype)[:, :, None, None] * (light - detail)

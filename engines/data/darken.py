@@ -35,11 +35,31 @@ class Night:
 
 def darken(picture: NDArray[np.uint8], night: Night, random: np.random.Generator) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB by day to the same size and type by night."""
+    return record(gather(picture, night), night, random)
+
+
+def gather(picture: NDArray[np.uint8], night: Night) -> NDArray[np.float32]:
+    """The light that reaches the camera from (H, W, 3) uint8 RGB: float32, linear, the sensor is full at 1."""
     light = DECODE.take(picture)
     light *= np.asarray(night.cast, np.float32) * np.float32(night.exposure)
-    noise = random.standard_normal(picture.shape, np.float32)
-    noise *= np.sqrt(light / np.float32(night.photons) + np.float32(night.read_noise**2))
-    light += noise
+    return light
+
+
+def record(light: NDArray[np.float32], night: Night, random: np.random.Generator) -> NDArray[np.uint8]:
+    """What the camera makes of the light (H, W, 3): code values with its noise, uint8; `light` is left as it is."""
+    noisy = random.standard_normal(light.shape, np.float32)
+    noisy *= np.sqrt(light / np.float32(night.photons) + np.float32(night.read_noise**2))
+    noisy += light
+    return _codes(noisy)
+
+
+def encode(light: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Linear light (H, W, 3) float32 as code values, uint8; `light` is left as it is."""
+    return _codes(light.copy())
+
+
+def _codes(light: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Overwrites `light`."""
     np.clip(light, BLACK, 1, out=light)
     light **= np.float32(1 / GAMMA)
     light *= 255
@@ -49,5 +69,5 @@ def darken(picture: NDArray[np.uint8], night: Night, random: np.random.Generator
 BLACK = 1e-9
 """Linear light that still rounds to code value 0; powers of zero itself are several times slower."""
 
-DECODE = (np.arange(256, dtype=np.float32) / 255) ** GAMMA
+DECODE: NDArray[np.float32] = ((np.arange(256, dtype=np.float32) / 255) ** GAMMA).astype(np.float32)
 """Code value to linear light."""

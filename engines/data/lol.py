@@ -88,6 +88,12 @@ def halve(picture: Picture) -> Picture:
     return np.asarray(half)
 
 
+def double(picture: Picture) -> Picture:
+    """Twice the size by bicubic interpolation."""
+    height, width = picture.shape[:2]
+    return np.asarray(Image.fromarray(picture).resize((2 * width, 2 * height), Image.Resampling.BICUBIC))
+
+
 def _files(folder: Path, part: str) -> Iterator[tuple[str, bytes]]:
     if (folder / part).is_dir():
         for path in sorted((folder / part).rglob("*")):

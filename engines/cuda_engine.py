@@ -1,0 +1,293 @@
+"""What all engines on an NVIDIA GPU share: page-locked slots, and copies that overlap with the network.
+
+One batch goes through three streams, each of which waits for the one before by events, never the host:
+
+    upload     slot planes ─► lane                        waits until the lane's last batch is computed
+    compute    memory ─► lane, network, lane ─► memory    waits for the upload, and for the lane's last download
+    download   lane ─► slot planes                        waits for the network
+
+So batch n + 1 is uploaded and batch n - 1 downloaded while batch n is computed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.door import SCALE, Engine, EngineInfo, Memory, Numbers, Slot
+from engines.errors import EngineError
+
+LANES = 3
+"""Batches of one size that are under way at once: one is uploaded, one computed, one downloaded."""
+
+Size = tuple[int, int]
+
+log = logging.getLogger(__name__)
+
+
+class Event(Protocol):
+    """A place in a stream."""
+
+    def record(self, stream: Any, /) -> None:
+        """From now on it stands for what is in the stream by now."""
+
+    def synchronize(self) -> None:
+        """Wait until the stream has come here."""
+
+
+class Stream(Protocol):
+    """Work that the GPU does in order."""
+
+    def wait_for_event(self, event: Any, /) -> None:
+        """What follows waits for the event."""
+
+    def synchronize(self) -> None:
+        """Wait for all of it."""
+
+
+class Device(Protocol):
+    """A GPU, as one library or another gives access to it."""
+
+    def current(self) -> AbstractContextManager[None]:
+        """Within it, and in this thread only, the device may be used."""
+
+    def stream(self) -> Stream:
+        """A new stream, which waits for no other by itself."""
+
+    def event(self, *, sleeps: bool = False) -> Event:
+        """A new event; who waits for one that `sleeps` leaves the processor to others."""
+
+    def locked(self, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+        """Page-locked host memory, which lives as long as the array."""
+
+    def copy(self, numbers: Numbers) -> Any:
+        """Device memory with these numbers, which lives as long as what is returned."""
+
+
+class Lane(ABC):
+    """Device memory for one batch at a time, and the network that works on it."""
+
+    def __init__(self, device: Device) -> None:
+        self.filled, self.computed, self.fetched = device.event(), device.event(), device.event()
+
+    @abstractmethod
+    def send(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
+        """Copy from page-locked memory to an input of picture `index`."""
+
+    @abstractmethod
+    def fetch(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
+        """Copy an output of picture `index` to page-locked memory."""
+
+    @abstractmethod
+    def recall(self, memory: Any, index: int, stream: Any) -> None:
+        """Copy a feed's memory on the device to the input `memory` of picture `index`."""
+
+    @abstractmethod
+    def retain(self, memory: Any, index: int, stream: Any) -> None:
+        """Copy the output `memory_out` of picture `index` to a feed's memory on the device."""
+
+    @abstractmethod
+    def run(self, count: int, stream: Any) -> None:
+        """Start the network on the first `count` pictures."""
+
+
+class Lanes:
+    """The lanes of one picture size, which its batches take in turn."""
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._lanes = list(lanes)
+
+    def next(self) -> Lane:
+        """The lane whose last batch was started longest ago."""
+        self._lanes.append(lane := self._lanes.pop(0))
+        return lane
+
+    def close(self) -> None:
+        """Keep what is worth it, before the device memory is freed."""
+
+
+@dataclass
+class CudaSlot(Slot):
+    """Its planes are page-locked, so that the GPU copies them by itself."""
+
+    coefficients: Numbers = field(kw_only=True)
+    """(2, 3, 4), page-locked."""
+    kept: Numbers = field(kw_only=True)
+    """(1,), page-locked."""
+    done: Event = field(kw_only=True)
+    """The output planes are written."""
+
+    def sent(self) -> dict[str, NDArray[Any]]:
+        """What is uploaded, by the name of the graph's input."""
+        return {"y": self.y, "uv": self.uv, "colour": self.coefficients, "keep": self.kept}
+
+    def fetched(self) -> dict[str, NDArray[Any]]:
+        """What is downloaded, by the name of the graph's output."""
+        return {"y_out": self.y_out, "uv_out": self.uv_out}
+
+
+class CudaEngine(Engine):
+    """An engine on one GPU; a subclass opens the device and makes lanes."""
+
+    def __init__(self, info: EngineInfo, slots: int) -> None:
+        super().__init__(info, slots)
+        self._device: Device | None = None
+        self._starting = threading.Lock()  # batches enter the streams one after another
+        self._streams: list[Stream] = []
+        self._lanes: dict[Size, Lanes] = {}
+        self._memories: WeakKeyDictionary[Memory, Any] = WeakKeyDictionary()
+        self._nothing: Any = None
+
+    @abstractmethod
+    def _open_device(self) -> Device:
+        """Take the device, load what all sizes share, and set `_remembers`."""
+
+    @abstractmethod
+    def _make_lanes(self, device: Device, width: int, height: int) -> Lanes:
+        """Make ready for a size; the device is current."""
+
+    @abstractmethod
+    def _close_device(self) -> None:
+        """Give the device back; nothing of it is in use any more."""
+
+    @contextmanager
+    def _current(self) -> Iterator[Device]:
+        if self._device is None:
+            raise EngineError("the engine is closed: use it inside its `with` block")
+        with self._device.current():
+            yield self._device
+
+    def _open(self) -> None:
+        self._device = self._open_device()
+        with self._current() as device:
+            self._streams = [device.stream() for _ in range(3)]
+            self._nothing = device.copy(np.zeros((1, self._remembers), np.float32))
+
+    def _close(self) -> None:
+        with self._current():
+            try:
+                for stream in self._streams:
+                    stream.synchronize()
+                for lanes in self._lanes.values():
+                    lanes.close()
+            except Exception as error:  # of a device that was lost, say: all the same it must be given back
+                log.warning("%s at the end: %s", self.info.runtime, error)
+            self._lanes.clear()
+            self._memories.clear()
+            self._nothing = None
+            self._streams = []
+        self._device = None
+        self._close_device()
+
+    def _make(self, width: int, height: int) -> CudaSlot:
+        with self._current() as device:
+            if (width, height) not in self._lanes:
+                self._lanes[width, height] = self._make_lanes(device, width, height)
+            return CudaSlot(
+                width=width,
+                height=height,
+                y=device.locked((height, width), np.uint8),
+                uv=device.locked((2, (height + 1) // 2, (width + 1) // 2), np.uint8),
+                y_out=device.locked((SCALE * height, SCALE * width), np.uint8),
+                uv_out=device.locked((2, height, width), np.uint8),
+                engine=self,
+                coefficients=device.locked((2, 3, 4), np.float32),
+                kept=device.locked((1,), np.float32),
+                done=device.event(sleeps=True),
+            )
+
+    def _forget(self, width: int, height: int) -> None:
+        with self._current():
+            self._lanes[width, height].close()
+            del self._lanes[width, height]
+
+    def _start(self, slots: Sequence[Slot]) -> None:
+        ours = [slot for slot in slots if isinstance(slot, CudaSlot)]
+        with self._starting, self._current() as device:
+            lane = self._lanes[ours[0].width, ours[0].height].next()
+            upload, compute, download = self._streams
+            self._upload(lane, ours, upload)
+            self._compute(lane, ours, compute, device)
+            self._download(lane, ours, download)
+
+    def seconds_alone(self, slots: Sequence[Slot], times: int) -> dict[str, float]:
+        """What `upload`, `network` and `download` of this batch take alone, each the mean of so many, back to back.
+
+        For measuring: no other batch may be under way. The slots' output planes are written.
+        """
+        ours = [slot for slot in slots if isinstance(slot, CudaSlot)]
+        with self._starting, self._current() as device:
+            lane = self._lanes[ours[0].width, ours[0].height].next()
+            upload, compute, download = self._streams
+            self._upload(lane, ours, upload)
+            self._compute(lane, ours, compute, device)
+            self._download(lane, ours, download)
+            download.synchronize()
+            return {
+                "upload": mean_seconds(lambda: self._upload(lane, ours, upload), upload, times),
+                "network": mean_seconds(lambda: lane.run(len(ours), compute), compute, times),
+                "download": mean_seconds(lambda: self._download(lane, ours, download), download, times),
+            }
+
+    @staticmethod
+    def _upload(lane: Lane, slots: Sequence[CudaSlot], stream: Stream) -> None:
+        stream.wait_for_event(lane.computed)
+        for index, slot in enumerate(slots):
+            slot.coefficients[:] = slot.colour.coefficients()
+            slot.kept[:] = slot.keep if slot.memory else 0
+            for name, plane in slot.sent().items():
+                lane.send(plane, name, index, stream)
+        lane.filled.record(stream)
+
+    def _compute(self, lane: Lane, slots: Sequence[CudaSlot], stream: Stream, device: Device) -> None:
+        stream.wait_for_event(lane.filled)
+        stream.wait_for_event(lane.fetched)
+        memories = [self._memory_on(device, slot.memory) for slot in slots]
+        for index, memory in enumerate(memories):
+            lane.recall(memory, index, stream)
+        lane.run(len(slots), stream)
+        for index, (slot, memory) in enumerate(zip(slots, memories, strict=True)):
+            if slot.memory is not None:
+                lane.retain(memory, index, stream)
+        lane.computed.record(stream)
+
+    @staticmethod
+    def _download(lane: Lane, slots: Sequence[CudaSlot], stream: Stream) -> None:
+        stream.wait_for_event(lane.computed)
+        for index, slot in enumerate(slots):
+            for name, plane in slot.fetched().items():
+                lane.fetch(plane, name, index, stream)
+            slot.done.record(stream)
+        lane.fetched.record(stream)
+
+    def _memory_on(self, device: Device, memory: Memory | None) -> Any:
+        """A feed's memory lives on the device, in the order of the compute stream; pictures alone read zeros."""
+        if memory is None:
+            return self._nothing
+        if memory not in self._memories:
+            self._memories[memory] = device.copy(memory.turn()[0])
+        return self._memories[memory]
+
+    def _finish(self, slot: Slot) -> None:
+        assert isinstance(slot, CudaSlot)
+        with self._current():
+            slot.done.synchronize()
+
+
+def mean_seconds(start: Callable[[], None], stream: Stream, times: int) -> float:
+    """Of one of so many that are started one after another, until the last of them is done."""
+    began = time.perf_counter()
+    for _ in range(times):
+        start()
+    stream.synchronize()
+    return (time.perf_counter() - began) / times

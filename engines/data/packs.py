@@ -1,0 +1,97 @@
+"""Training pairs as a few files of bounded size, for a machine that gets its data in small loads and has no codec.
+
+`pack-1of3.tar` and so on hold picture files, and `index.json` in the first says what they make up. What the network
+sees is stored without loss; what it is compared with is AVIF, some 40 dB from the original. Equal pictures are
+stored once. Needs Pillow alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from engines.data.lol import Picture, decode_picture
+from engines.data.pairs import Sample
+
+VOLUME_BYTES = 26_000_000
+"""The largest file that `write_packs` makes."""
+
+Options = dict[str, str | int | bool]
+
+EXACT: Options = {"format": "webp", "lossless": True, "method": 2}
+CLOSE: Options = {"format": "avif", "quality": 90, "subsampling": "4:4:4", "speed": 8}
+KINDS = {"small": EXACT, "large": CLOSE, "dark": {**CLOSE, "quality": 80}}
+"""How each picture of a sample is stored."""
+
+
+def write_packs(sets: Mapping[str, Sequence[Sample]], folder: Path, limit: int = VOLUME_BYTES) -> list[Path]:
+    """Write named lists of samples; returns the files, none larger than `limit` bytes (a picture is never split)."""
+    stored: dict[str, bytes] = {}
+    index = {name: [_store(sample, stored) for sample in samples] for name, samples in sets.items()}
+    volumes: list[dict[str, bytes]] = [{"index.json": json.dumps(index).encode()}]
+    for name, data in stored.items():
+        if sum(map(_room, volumes[-1].values())) + _room(data) + tarfile.RECORDSIZE > limit:
+            volumes.append({})
+        volumes[-1][name] = data
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("pack-*of*.tar"):
+        old.unlink()
+    return [
+        _write(folder / f"pack-{number}of{len(volumes)}.tar", files) for number, files in enumerate(volumes, start=1)
+    ]
+
+
+def _store(sample: Sample, stored: dict[str, bytes]) -> list[str]:
+    names = []
+    for kind, options in KINDS.items():
+        picture: Picture = getattr(sample, kind)
+        name = f"{hashlib.sha256(picture.tobytes()).hexdigest()[:20]}-{kind}.{options['format']}"
+        same = name.replace("-dark", "-large")
+        if same in stored:  # a day picture's target is also what its detail branch should make
+            name = same
+        elif name not in stored:
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, **options)  # type: ignore[arg-type]
+            stored[name] = buffer.getvalue()
+        names.append(name)
+    return names
+
+
+def _room(data: bytes) -> int:
+    """Bytes that a file takes in a tar: a header, and whole blocks."""
+    return tarfile.BLOCKSIZE * (1 + -(-len(data) // tarfile.BLOCKSIZE))
+
+
+def _write(path: Path, files: Mapping[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def read_packs(folder: Path) -> dict[str, list[Sample]]:
+    """The lists of samples by name; raises `FileNotFoundError` where a file of the set is missing."""
+    paths = sorted(folder.glob("pack-*of*.tar"))
+    count = int(paths[0].stem.rpartition("of")[2]) if paths else 1
+    missing = {f"pack-{number}of{count}.tar" for number in range(1, count + 1)} - {path.name for path in paths}
+    if missing:
+        raise FileNotFoundError(f"{folder}: {', '.join(sorted(missing))} missing")
+    pictures: dict[str, Picture] = {}
+    index: dict[str, list[list[str]]] = {}
+    for path in paths:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                data = tar.extractfile(member).read()  # type: ignore[union-attr]
+                if member.name == "index.json":
+                    index = json.loads(data)
+                else:
+                    pictures[member.name] = decode_picture(data, f"{path}/{member.name}")
+    return {name: [Sample(*(pictures[file] for file in files)) for files in rows] for name, rows in index.items()}

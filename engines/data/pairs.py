@@ -1,0 +1,215 @@
+"""Training pairs: small dark pictures and the bright ones of twice the size that they should become.
+
+Every random choice is made on the CPU (`draw`), so that all devices cut the same batch from the same seed. Noise alone
+is made on the device, from a seed that is drawn here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engines.data.lol import HELD_OUT, OUTLIERS, Pair, Picture, halve, read_lol
+
+ALIGN = 16
+"""Crops are multiples of this, so that they need no padding."""
+
+PHOTO_CROP = (144, 224)
+"""Height and width of the small crops of photos."""
+
+MIXUP = 1.2
+"""Both parameters of the beta distribution that a neighbour's share is drawn from."""
+
+SHIFT = 7
+"""Pixels of the small picture that the second of two twins is moved by at most, down and to the right."""
+
+SCALES = (1, 2, 2)
+"""Of a sample's three pictures against the small one."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training pair."""
+
+    small: Picture
+    """(h, w, 3) uint8 RGB: what the camera sent."""
+    large: Picture
+    """(2h, 2w, 3) uint8 RGB: what the network should make of it."""
+    dark: Picture
+    """(2h, 2w, 3) uint8 RGB: the dark picture at full size, for the detail branch."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random choices of one batch of N pictures."""
+
+    places: Tensor
+    """(N, 5) int64: number of the sample, first row and column of the small crop, whether rows and columns go back."""
+    light: Tensor
+    """(N, 3) float32: factor on the small picture, the share of the neighbour that is blended in, and the deviation of
+    the noise that is added to the small picture, where white is 1."""
+    size: tuple[int, int]
+    """Height and width of the small crops, before the turn."""
+    turned: bool
+    mixed: bool
+    """Whether any neighbour is blended in."""
+    noisy: bool
+    """Whether any noise is added."""
+    seed: int
+    """Of the noise."""
+    twins: bool = False
+    """Whether picture n + N/2 is picture n again: a little moved, as it is flipped and exposed, with its own noise."""
+
+
+def lol_samples(folder: Path) -> tuple[list[Sample], list[Sample]]:
+    """Training and held-out pairs of LOL's `our485`."""
+    pairs = [pair for pair in read_lol(folder, "our485") if int(pair.name) not in OUTLIERS]
+    held_out = [pair for pair in pairs if int(pair.name) in HELD_OUT]
+    train = [pair for pair in pairs if int(pair.name) not in HELD_OUT]
+    return [_from_lol(pair) for pair in train], [_from_lol(pair) for pair in held_out]
+
+
+def _from_lol(pair: Pair) -> Sample:
+    return Sample(small=halve(pair.low), large=pair.high, dark=pair.low)
+
+
+def small_sizes(samples: Sequence[Sample]) -> list[tuple[int, int]]:
+    """Height and width of every small picture."""
+    return [sample.small.shape[:2] for sample in samples]
+
+
+def draw(
+    sizes: Sequence[tuple[int, int]],
+    size: tuple[int, int],
+    count: int,
+    random: np.random.Generator,
+    *,
+    turn: float = 0.25,
+    gain: float = 1.0,
+    mixup: float = 0.0,
+    noise: float = 0.0,
+    twins: float = 0.0,
+) -> Draw:
+    """What to cut from pictures of these sizes: `count` crops with flips, as large as `size` where they can be.
+
+    `turn` is the share of batches that are turned by a quarter, as whole batches, since all pictures of a batch need
+    one shape; `gain` the largest factor of exposure, either way; `mixup` the share of batches with blended neighbours;
+    `noise` the largest deviation of noise, in code values of 255; `twins` the share of batches that show every place
+    twice, for which `count` must be even, in crops that are smaller by the shift and blend no neighbours.
+    """
+    if twins > 0 and random.random() < twins:
+        return _twice(draw(sizes, size, count // 2, random, turn=turn, gain=gain, noise=noise), random)
+    places = []
+    for index in random.integers(len(sizes), size=count):
+        room_h, room_w = (max(0, has - wants) for has, wants in zip(sizes[index], size, strict=True))
+        top, left = random.integers(room_h + 1), random.integers(room_w + 1)
+        places.append((index, top, left, *(random.random(2) < 0.5)))
+    height, width = (min(has, wants) for has, wants in zip(sizes[places[0][0]], size, strict=True))
+    turned = bool(random.random() < turn)
+    gains = np.exp(random.uniform(-np.log(gain), np.log(gain), count))
+    mixed = mixup > 0 and bool(random.random() < mixup)
+    blends = random.beta(MIXUP, MIXUP, count) if mixed else np.zeros(count)
+    noisy = noise > 0
+    deviations = random.uniform(0, noise / 255, count) if noisy else np.zeros(count)
+    light = torch.from_numpy(np.stack((gains, blends, deviations), axis=1)).float()
+    return Draw(
+        places=torch.from_numpy(np.array(places, np.int64)),
+        light=light,
+        size=(height, width),
+        turned=turned,
+        mixed=mixed,
+        noisy=noisy,
+        seed=int(random.integers(2**63)) if noisy else 0,
+    )
+
+
+def _twice(chosen: Draw, random: np.random.Generator) -> Draw:
+    """Every picture of the draw two times, the second one moved, in what is left of the crop."""
+    shift = torch.from_numpy(random.integers(SHIFT + 1, size=(len(chosen.places), 2)))
+    height, width = (side - SHIFT - SHIFT % 2 for side in chosen.size)  # as even as before
+    return replace(
+        chosen,
+        places=torch.cat((chosen.places, chosen.places + functional.pad(shift, (1, 2)))),
+        light=chosen.light.repeat(2, 1),
+        size=(height, width),
+        twins=True,
+    )
+
+
+def spans(first: Tensor, back: Tensor, length: int) -> Tensor:
+    """(N, length) numbers of rows or columns from `first` (N,) on; the last comes first where `back` (N,) is not 0."""
+    forth = torch.arange(length, device=first.device)
+    return first[:, None] + torch.where(back[:, None] != 0, forth.flip(0), forth)
+
+
+def rows_and_columns(places: Tensor, size: tuple[int, int], scale: int) -> tuple[Tensor, Tensor]:
+    """Which rows (N, scale h) and columns (N, scale w) of a picture of this scale the crops are made of."""
+    _, top, left, back_rows, back_columns = places.unbind(1)
+    return (
+        spans(scale * top, back_rows, scale * size[0]),
+        spans(scale * left, back_columns, scale * size[1]),
+    )
+
+
+def shared_region(places: Tensor, chosen: Draw) -> tuple[Tensor, Tensor]:
+    """Rows (N, h) and columns (N, w) of twins' large pictures that both show; `places` may be on a device.
+
+    h and w are the same for every shift, `SHIFT` small pixels less than the picture has.
+    """
+    first, second = places.chunk(2)
+    shift, back = (second - first)[:, 1:3], first[:, 3:5]
+    starts = 2 * torch.cat((shift * (1 - back), shift * back))  # a flipped picture moves the other way
+    rows, columns = (
+        spans(start, torch.zeros_like(start), 2 * (side - SHIFT))
+        for start, side in zip(starts.unbind(1), chosen.size, strict=True)
+    )
+    return (columns, rows) if chosen.turned else (rows, columns)
+
+
+def batch(samples: Sequence[Sample], chosen: Draw) -> list[Tensor]:
+    """[small, large, dark] of the draw, float32 (N, 3, h or 2h, w or 2w) in [0, 1], on the CPU."""
+    stacks = []
+    for name, scale in zip(("small", "large", "dark"), SCALES, strict=True):
+        rows, columns = (span.numpy() for span in rows_and_columns(chosen.places, chosen.size, scale))
+        crops = [
+            getattr(samples[index], name)[rows[n][:, None], columns[n]]
+            for n, index in enumerate(chosen.places[:, 0].tolist())
+        ]
+        stacks.append(torch.from_numpy(np.stack(crops)))
+    return light_up(stacks, chosen.light, chosen, torch.Generator().manual_seed(chosen.seed))
+
+
+def light_up(stacks: Sequence[Tensor], light: Tensor, chosen: Draw, generator: torch.Generator) -> list[Tensor]:
+    """Crops [small, large, dark], uint8 (N, h, w, 3), as the network takes them, in [0, 1].
+
+    Turned, exposed, made noisy, blended. `light` is that of `chosen`, on the device of the crops, and so is
+    `generator`, which the noise comes from.
+    """
+    order = (0, 3, 2, 1) if chosen.turned else (0, 3, 1, 2)
+    small, large, dark = (stack.permute(order).contiguous().float() / 255 for stack in stacks)
+    gains, blends, deviations = (column.view(-1, 1, 1, 1) for column in light.unbind(1))
+    small = small * gains
+    if chosen.noisy:
+        small = small + deviations * torch.randn(small.shape, generator=generator, device=small.device)
+    pictures = [small.clamp(0, 1), large, dark]
+    if not chosen.mixed:
+        return pictures
+    return [picture.lerp(picture.roll(1, 0), blends) for picture in pictures]
+
+
+def subsample_chroma(picture: Tensor) -> Tensor:
+    """RGB (N, 3, H, W) in [0, 1] as it comes back from 8-bit 4:2:0 (BT.601, full range), H and W even."""
+    red, green, blue = picture.unbind(1)
+    y = 0.299 * red + 0.587 * green + 0.114 * blue
+    uv = torch.stack(((blue - y) / 1.772, (red - y) / 1.402), dim=1)
+    uv = functional.avg_pool2d(uv, 2)
+    uv = functional.interpolate(torch.round(255 * uv) / 255, scale_factor=2.0)
+    y = torch.round(255 * y) / 255
+    u, v = uv.unbind(1)
+    return torch.stack((y + 1.402 * v, y - 0.344136 * u - 0.714136 * v, y + 1.772 * u), dim=1).clamp(0, 1)

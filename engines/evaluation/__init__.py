@@ -1,0 +1,1 @@
+"""What an engine is worth: the LOL protocol, daylight, steadiness, thin links."""

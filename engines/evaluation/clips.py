@@ -1,0 +1,112 @@
+"""Scores on videos by day that were darkened, halved and sent thinly: an engine against gamma and bicubic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import islice, tee
+from pathlib import Path
+
+import av
+import numpy as np
+
+from engines.colour import to_rgb
+from engines.data.coded import CODED_COLOUR, at_bit_rate
+from engines.data.darken import Night, darken
+from engines.data.lol import Picture, double, halve
+from engines.door import Engine, kept_after
+from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean
+
+BIT_RATE = 300_000
+FRAMES = 100
+GAMMA = 0.4
+"""What a viewer without an engine would do to a dark picture, before doubling it by bicubic."""
+BRIGHTENED = np.rint(255 * (np.arange(256) / 255) ** GAMMA).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """Means over one video's pictures, against the clean video at full size."""
+
+    name: str
+    frames: int
+    bit_rate: float
+    """Of what was sent, bit/s."""
+    psnr_db: float
+    psnr_gt_mean_db: float
+    mean_ratio: float
+    gamma_psnr_db: float
+    """Of gamma and bicubic, like the next two."""
+    gamma_psnr_gt_mean_db: float
+    gamma_mean_ratio: float
+    gain_db: float
+    """`psnr_db` above `gamma_psnr_db`."""
+    gain_gt_mean_db: float
+    """The same after scaling both to the truth's mean: what is left of the gain where exposure does not count."""
+
+
+def score_clip(engine: Engine, path: Path, bit_rate: int = BIT_RATE, frames: int = FRAMES, seed: int = 0) -> ClipScore:
+    """The first `frames` pictures of a video by day; raises `OSError` by name where it cannot be read."""
+    rate = clip_rate(path)
+    random = np.random.default_rng(seed)
+    clean, source = tee(islice(read_clip(path), frames))
+    nights = (darken(halve(picture), Night(), random) for picture in source)
+    octets, rows = 0, []
+    memory, keep = engine.remember(), kept_after(float(1 / rate))
+    for truth, coded in zip(clean, at_bit_rate(nights, bit_rate, rate), strict=True):
+        made = to_rgb(*engine.enhance(coded.y, coded.uv, CODED_COLOUR, memory, keep), CODED_COLOUR)
+        gamma = double(BRIGHTENED[coded.rgb()])
+        rows.append(
+            [figure(picture, truth) for picture in (made, gamma) for figure in (psnr, psnr_gt_mean, mean_ratio)]
+        )
+        octets += coded.octets
+    psnr_db, gt_mean, ratio, gamma_db, gamma_gt_mean, gamma_ratio = np.mean(rows, axis=0).tolist()
+    return ClipScore(
+        name=path.name,
+        frames=len(rows),
+        bit_rate=float(8 * octets * rate / len(rows)),
+        psnr_db=psnr_db,
+        psnr_gt_mean_db=gt_mean,
+        mean_ratio=ratio,
+        gamma_psnr_db=gamma_db,
+        gamma_psnr_gt_mean_db=gamma_gt_mean,
+        gamma_mean_ratio=gamma_ratio,
+        gain_db=psnr_db - gamma_db,
+        gain_gt_mean_db=gt_mean - gamma_gt_mean,
+    )
+
+
+def summary(scores: list[ClipScore]) -> dict[str, object]:
+    """Means over all videos, each counting the same, and a row for each."""
+    keys = [key for key in asdict(scores[0]) if key not in ("name", "frames")]
+    means = {key: float(np.mean([getattr(score, key) for score in scores])) for key in keys}
+    return {**means, "gain_db_lowest": min(score.gain_db for score in scores), "clips": [asdict(s) for s in scores]}
+
+
+def read_clip(path: Path) -> Iterator[Picture]:
+    """A video's pictures as (H, W, 3) uint8 RGB, sides cut to multiples of 4, so that their halves are even.
+
+    Raises `OSError` by name where the file has no video, or none that can be decoded.
+    """
+    empty = True
+    try:
+        with av.open(path) as container:
+            for frame in container.decode(video=0):
+                empty = False
+                picture = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+                height, width = (side - side % 4 for side in picture.shape[:2])
+                yield picture[:height, :width]
+    except (av.FFmpegError, IndexError) as error:
+        raise OSError(f"{path}: no video that can be decoded ({error})") from error
+    if empty:
+        raise OSError(f"{path}: no picture in its video")
+
+
+def clip_rate(path: Path) -> Fraction:
+    """Pictures a second; 25 where the file does not say."""
+    try:
+        with av.open(path) as container:
+            return Fraction(container.streams.video[0].average_rate or 25)
+    except (av.FFmpegError, IndexError) as error:
+        raise OSError(f"{path}: no video that can be decoded ({error})") from error

@@ -1,0 +1,77 @@
+"""Scores on LOL: the dark picture, halved or at full size, is enhanced and compared with the bright one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from engines.colour import Colour, to_planes, to_rgb
+from engines.data.lol import HELD_OUT, Pair, Picture, halve, read_lol
+from engines.door import Engine, Memory
+from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean, ssim
+
+Split = Literal["eval15", "held-out", "our485"]
+PICTURE_COLOUR = Colour(matrix="bt601", full_range=True)
+"""How picture files pass the engine's door: as JPEG does it (JFIF)."""
+HALF_SIZE = "half-size input (antialiased bicubic), output compared at full size"
+FULL_SIZE = "full-size input, output halved (antialiased bicubic) and compared"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One picture's scores; see `engines.evaluation.scores` for each."""
+
+    name: str
+    psnr_db: float
+    psnr_gt_mean_db: float
+    ssim: float
+    mean_ratio: float
+
+
+def read_split(folder: Path, split: Split) -> list[Pair]:
+    """LOL's test pairs, the scenes of `our485` that are held out for choosing, or all of `our485`; see `read_lol`."""
+    if split != "held-out":
+        return read_lol(folder, split)
+    pairs = [pair for pair in read_lol(folder, "our485") if int(pair.name) in HELD_OUT]
+    if not pairs:
+        raise FileNotFoundError(f"{folder}: our485 has none of the held-out scenes {HELD_OUT[0]} to {HELD_OUT[-1]}")
+    return pairs
+
+
+def enhance_picture(engine: Engine, picture: Picture, memory: Memory | None = None, keep: float = 0.0) -> Picture:
+    """RGB (H, W, 3) uint8 to its enhanced double, RGB (2H, 2W, 3) uint8, through the engine's door.
+
+    `memory` and `keep` are for pictures of one video, see `Slot`.
+    """
+    y, uv = to_planes(picture, PICTURE_COLOUR)
+    return to_rgb(*engine.enhance(y, uv, PICTURE_COLOUR, memory, keep), PICTURE_COLOUR)
+
+
+def evaluate(engine: Engine, pairs: Iterable[Pair], full_size: bool = False) -> Iterator[Score]:
+    """A score for each pair, as it is measured.
+
+    Without `full_size` the engine is given the halved dark picture, and its output is compared as it is. With it, the
+    engine is given the whole dark picture, and its output is halved before it is compared.
+    """
+    for pair in pairs:
+        picture = halve(enhance_picture(engine, pair.low)) if full_size else enhance_picture(engine, halve(pair.low))
+        height, width = picture.shape[:2]
+        truth = pair.high[:height, :width]
+        yield Score(
+            name=pair.name,
+            psnr_db=psnr(picture, truth),
+            psnr_gt_mean_db=psnr_gt_mean(picture, truth),
+            ssim=ssim(picture, truth),
+            mean_ratio=mean_ratio(picture, truth),
+        )
+
+
+def summary(scores: list[Score]) -> dict[str, object]:
+    """Means over all pictures, and a row for each, by the keys that `evaluate --json` writes."""
+    figures = ("psnr_db", "psnr_gt_mean_db", "ssim", "mean_ratio")
+    means = {key: float(np.mean([getattr(score, key) for score in scores])) for key in figures}
+    return {**means, "pictures": [asdict(score) for score in scores]}

@@ -1,0 +1,76 @@
+"""A contact sheet: pictures without a reference, side by side for the eye."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from engines.data.lol import Picture, double
+from engines.door import Engine
+from engines.evaluation.evaluate import enhance_picture
+
+THUMBNAIL = 360
+"""Width of a column in pixels."""
+CAPTION = 18
+"""Height of a caption in pixels."""
+GAP = 6
+COLUMNS = ("input", "bicubic double", "output")
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One picture three times, already small, with its captions."""
+
+    captions: tuple[str, ...]
+    thumbnails: tuple[Image.Image, ...]
+    mean_in: float
+    """Code value, of 255."""
+    mean_out: float
+
+
+def sheet_row(engine: Engine, name: str, picture: Picture) -> SheetRow:
+    """A picture as it is, doubled by bicubic and enhanced."""
+    pictures = (picture, double(picture), enhance_picture(engine, picture))
+    notes = (name, *COLUMNS[1:])
+    captions = tuple(
+        f"{note}  {each.shape[1]}x{each.shape[0]}  mean {each.mean():.0f}"
+        for note, each in zip(notes, pictures, strict=True)
+    )
+    return SheetRow(captions, tuple(map(_thumbnail, pictures)), float(picture.mean()), float(pictures[-1].mean()))
+
+
+def contact_sheet(title: str, rows: Sequence[SheetRow]) -> Image.Image:
+    """One row below the other, captions above the thumbnails, and a headline with the columns' names."""
+    width = len(COLUMNS) * (THUMBNAIL + GAP) + GAP
+    heights = [CAPTION + row.thumbnails[0].height + GAP for row in rows]
+    sheet = Image.new("RGB", (width, 2 * CAPTION + sum(heights) + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, 2), title, fill="black")
+    for column, name in enumerate(COLUMNS):
+        draw.text((_left(column), CAPTION + 2), name, fill="black")
+    top = 2 * CAPTION
+    for row, height in zip(rows, heights, strict=True):
+        for column, (caption, thumbnail) in enumerate(zip(row.captions, row.thumbnails, strict=True)):
+            draw.text((_left(column), top + 2), _fitted(draw, caption), fill="black")
+            sheet.paste(thumbnail, (_left(column), top + CAPTION))
+        top += height
+    return sheet
+
+
+def _left(column: int) -> int:
+    return GAP + column * (THUMBNAIL + GAP)
+
+
+def _fitted(draw: ImageDraw.ImageDraw, caption: str) -> str:
+    """The caption, its beginning cut off where it is wider than a column."""
+    while draw.textlength(caption) > THUMBNAIL:
+        caption = caption[1:]
+    return caption
+
+
+def _thumbnail(picture: Picture) -> Image.Image:
+    height, width = picture.shape[:2]
+    size = (THUMBNAIL, max(1, round(height * THUMBNAIL / width)))
+    return Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)

@@ -1,0 +1,328 @@
+"""Several engines as one: the best that is ready enhances, and where it fails the next one does.
+
+    better engines, best first ──► one at a time: opened, then made ready for size after size, in a thread of its own
+    last engine ─────────────────► ready at once; takes each picture that no better one is ready for
+
+A better engine takes over a size as soon as it is ready for it. Refusing a size, or failing to get ready for it, costs
+it that size; failing on a picture costs it everything, and the next one is opened. Pictures of one feed stay in their
+order through all of that, since whoever submits them also waits for them in order.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from types import TracebackType
+from typing import Self
+from weakref import WeakKeyDictionary
+
+from engines.door import Door, Memory, Slot
+from engines.errors import EngineError, EngineMismatch, EngineMissing
+
+EXIT_SECONDS = 5.0
+"""How long the end waits for an engine that is being opened, made ready or closed, which nothing can interrupt."""
+
+SIZES_NOTED = 64
+"""Sizes that are wanted or refused, at most; a camera that makes up ever new ones fills no memory."""
+
+Size = tuple[int, int]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Loan:
+    """A slot that a caller has, and the engine that it came from."""
+
+    slot: Slot
+    engine: Door
+    under_way: bool = False
+    """Whether it is submitted, and nobody has seen its picture yet."""
+    failure: EngineError | None = None
+    """Why it could not be submitted; `wait` tells."""
+
+
+class FallbackEngine(Door):
+    """Enhances with the best engine that is ready, and goes on with the next one where that fails.
+
+    Takes the sizes that the last engine takes, which is never given up.
+    """
+
+    def __init__(self, last: Door, better: Mapping[str, Callable[[], Door]]) -> None:
+        """`better` opens engines for the same weights by the name of their runtime, best first."""
+        self.info = last.info
+        self._last = last
+        self._better = better
+        self._failures = dict.fromkeys([*better, last.info.runtime], 0)
+        self._changed = threading.Condition()  # guards all below; held for moments, never while an engine works
+        self._opened = False
+        self._preferred: Door | None = None  # the better engine that is open and has not failed
+        self._wanted: dict[Size, None] = {}  # sizes that the preferred engine is to be made ready for, in order
+        self._refused: dict[Size, None] = {}  # sizes that it will never be ready for
+        self._loans: dict[int, Loan] = {}  # by id of the slot
+        self._users: WeakKeyDictionary[Memory, Door] = WeakKeyDictionary()  # the last engine that used a memory
+        self._allowed: tuple[int, int] | None = None  # what `allow` said last
+        self._readying = threading.Thread(target=self._make_ready, name="nightbridge-engine", daemon=True)
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """See `Door.failures`."""
+        with self._changed:
+            return dict(self._failures)
+
+    def __enter__(self) -> Self:
+        self._last.__enter__()
+        self._opened = True
+        self._readying.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._opened = False
+            self._loans.clear()
+            self._changed.notify_all()
+        self._readying.join(EXIT_SECONDS)
+        if self._readying.is_alive():
+            log.warning("engine: %s is left behind, busy for more than %g s", self._readying.name, EXIT_SECONDS)
+        self._last.__exit__(kind, error, trace)
+
+    def acquire(self, width: int, height: int, timeout: float | None = None) -> Slot:
+        """See `Door.acquire`."""
+        engine = self._engine_for((width, height))
+        try:
+            slot = engine.acquire(width, height, timeout)
+        except TimeoutError:
+            raise
+        except Exception as error:
+            if engine is self._last:
+                raise
+            self._give_up_size(engine, (width, height), error)
+            engine = self._last
+            slot = engine.acquire(width, height, timeout)
+        slot.engine = self  # so that `wait` and `release` come here
+        with self._changed:
+            self._loans[id(slot)] = Loan(slot, engine)
+        return slot
+
+    def prepare(self, width: int, height: int) -> None:
+        """See `Door.prepare`: the last engine is ready then, and a better one will take over."""
+        self._engine_for((width, height))
+        self._last.prepare(width, height)
+
+    def is_ready(self, width: int, height: int) -> bool:
+        """See `Door.is_ready`."""
+        return self._last.is_ready(width, height)
+
+    def allow(self, slots: int, sizes: int) -> None:
+        """See `Door.allow`."""
+        self._last.allow(slots, sizes)
+        with self._changed:
+            self._allowed = (slots, sizes)
+            preferred = self._preferred
+        if preferred is not None:
+            try:
+                preferred.allow(slots, sizes)
+            except Exception as error:  # what it frees may be lost already
+                self._give_up(preferred, error)
+
+    def remember(self) -> Memory:
+        """See `Door.remember`; every engine for the same weights can use it."""
+        return self._last.remember()
+
+    def submit(self, slots: Sequence[Slot]) -> None:
+        """See `Door.submit`; the slots may be of several engines. What fails is told by `wait`, picture by picture."""
+        for engine, batch in self._batches(slots):
+            try:
+                self._check_in_use(engine)
+                self._pass_memories_on(engine, batch)
+                engine.submit([loan.slot for loan in batch])
+            except EngineMismatch:
+                raise
+            except EngineError as error:
+                self._give_up(engine, error)
+                for loan in batch:
+                    loan.failure = error
+            else:
+                for loan in batch:
+                    loan.under_way = True
+
+    def wait(self, slot: Slot) -> None:
+        """See `Slot.wait`."""
+        loan = self._loan_of(slot)
+        if loan.failure is not None:
+            raise loan.failure
+        try:
+            loan.engine.wait(slot)
+        except EngineError as error:
+            self._give_up(loan.engine, error)
+            raise
+        finally:
+            loan.under_way = False
+
+    def release(self, slot: Slot) -> None:
+        """See `Slot.release`."""
+        with self._changed:
+            loan = self._loans.pop(id(slot), None)
+            if loan is None:  # after exit
+                return
+            self._changed.notify_all()
+        slot.engine = loan.engine
+        loan.engine.release(slot)
+
+    def _engine_for(self, size: Size) -> Door:
+        """The engine for the next picture of a size; a better one is made ready where there can be one."""
+        with self._changed:
+            self._check_open()
+            if size in self._refused:
+                return self._last
+            if self._preferred is not None and self._preferred.is_ready(*size):
+                return self._preferred
+            if size not in self._wanted:
+                note(self._wanted, size)
+                self._changed.notify_all()
+            return self._last
+
+    def _check_open(self) -> None:
+        if not self._opened:
+            raise EngineError("the engine is closed: use it inside its `with` block")
+
+    def _check_in_use(self, engine: Door) -> None:
+        with self._changed:
+            if not self._is_in_use(engine):
+                raise EngineError(f"{engine.info.runtime} was given up")
+
+    def _loan_of(self, slot: Slot) -> Loan:
+        with self._changed:
+            self._check_open()
+            return self._loans[id(slot)]
+
+    def _batches(self, slots: Sequence[Slot]) -> Iterator[tuple[Door, list[Loan]]]:
+        """Slots as batches of one engine each, none larger than it takes, in their order."""
+        for engine, loans in groupby(map(self._loan_of, slots), lambda loan: loan.engine):
+            whole, limit = list(loans), engine.info.largest_batch
+            for start in range(0, len(whole), limit):
+                yield engine, whole[start : start + limit]
+
+    def _pass_memories_on(self, engine: Door, batch: Sequence[Loan]) -> None:
+        """Let memories that another engine used hold what its pictures left; what a failed one left is forgotten."""
+        for loan in batch:
+            memory = loan.slot.memory
+            if memory is None:
+                continue
+            with self._changed:
+                before, self._users[memory] = self._users.get(memory, engine), engine
+                lost = not self._is_in_use(before)
+            if lost:
+                memory.clear()
+                loan.slot.keep = 0.0
+            elif before is not engine:
+                self._finish(before, memory)
+
+    def _finish(self, engine: Door, memory: Memory) -> None:
+        """Return when no picture of a feed is under way in an engine; those that fail tell so themselves."""
+        with self._changed:
+            loans = [loan for loan in self._loans.values() if loan.engine is engine and loan.slot.memory is memory]
+        for loan in loans:
+            if loan.under_way:
+                with suppress(EngineError):
+                    engine.wait(loan.slot)
+
+    def _make_ready(self) -> None:
+        """Open the better engines, one after another, each when the one before is given up; for the own thread."""
+        for runtime, opener in self._better.items():
+            if not self._opened:
+                return
+            try:
+                engine = opener().__enter__()
+            except (EngineMissing, EngineMismatch) as error:
+                log.warning("engine: %s cannot be used: %s", runtime, error)
+                continue
+            except Exception as error:
+                self._fail(runtime, error)
+                continue
+            try:
+                self._serve(engine)
+            finally:
+                with suppress(Exception):  # what has failed may not close well
+                    engine.__exit__(None, None, None)
+
+    def _serve(self, engine: Door) -> None:
+        """Prefer an engine until it is given up, or the end, and its slots are back."""
+        with self._changed:
+            self._preferred = engine
+            self._refused.clear()
+            if self._allowed is not None:
+                engine.allow(*self._allowed)
+        while (size := self._next_wanted(engine)) is not None:
+            try:
+                engine.prepare(*size)
+            except Exception as error:
+                self._give_up_size(engine, size, error)
+            else:
+                self._take_over(engine, size)
+        with self._changed:
+            self._changed.wait_for(lambda: not any(loan.engine is engine for loan in self._loans.values()))
+
+    def _next_wanted(self, engine: Door) -> Size | None:
+        """The next size to prepare, which stays wanted meanwhile; None at the engine's end."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._serves(engine) or self._wanted)
+            return next(iter(self._wanted)) if self._serves(engine) else None
+
+    def _serves(self, engine: Door) -> bool:
+        return self._opened and engine is self._preferred
+
+    def _is_in_use(self, engine: Door) -> bool:
+        return engine in (self._preferred, self._last)
+
+    def _take_over(self, engine: Door, size: Size) -> None:
+        with self._changed:
+            self._wanted.pop(size, None)
+            if not self._serves(engine):
+                return
+            self.info = engine.info
+        log.info("engine: %s takes over %dx%d from %s", engine.info, *size, self._last.info.runtime)
+
+    def _give_up_size(self, engine: Door, size: Size, error: Exception) -> None:
+        """Enhance a size with the last engine from now on; refusing it is no failure."""
+        with self._changed:
+            self._wanted.pop(size, None)
+            if not self._serves(engine) or size in self._refused:
+                return
+            note(self._refused, size)
+        runtime, where = engine.info.runtime, f" for {size[0]}x{size[1]}"
+        if isinstance(error, EngineMismatch):
+            self.reason = f"{runtime} is not used{where}: {error}"
+            log.warning("engine: %s goes on, since %s", self._last.info.runtime, self.reason)
+        else:
+            self._fail(runtime, error, where)
+
+    def _give_up(self, engine: Door, error: Exception) -> None:
+        """Never use an engine again; the last one is always used."""
+        with self._changed:
+            if not self._serves(engine):
+                return
+            self._preferred = None
+            self.info = self._last.info
+            self._changed.notify_all()
+        self._fail(engine.info.runtime, error)
+
+    def _fail(self, runtime: str, error: Exception, where: str = "") -> None:
+        """Tell a failure to the log, the metrics and the status."""
+        with self._changed:
+            self._failures[runtime] += 1
+            self.reason = f"{runtime} failed{where}: {error}"
+        log.error("engine: %s goes on, since %s", self._last.info.runtime, self.reason)
+
+
+def note(sizes: dict[Size, None], size: Size) -> None:
+    """Add a size; the oldest ones beyond `SIZES_NOTED` are forgotten."""
+    sizes[size] = None
+    while len(sizes) > SIZES_NOTED:
+        del sizes[next(iter(sizes))]

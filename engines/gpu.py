@@ -1,0 +1,62 @@
+"""The NVIDIA GPU of this machine, as its driver tells of it: needs no CUDA library and makes no context."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+DRIVER = "libcuda.so.1"
+DRIVER_VERSION = Path("/sys/module/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What plans are bound to."""
+
+    name: str
+    """As the driver calls it: "NVIDIA H200"."""
+    driver: str
+    """Version of the driver: "580.95.05"."""
+
+
+NO_GPU = Gpu("none", "none")
+
+
+def has_driver() -> bool:
+    """Whether a driver serves a GPU here. Without one TensorRT's `Runtime` ends the process, so ask this before."""
+    return _open_driver() is not None
+
+
+def find_gpu() -> Gpu:
+    """The first GPU that this process may use, or `NO_GPU`."""
+    driver = _open_driver()
+    if driver is None:
+        return NO_GPU
+    device = ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    if driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, len(name), device):
+        return NO_GPU
+    return Gpu(name.value.decode(errors="replace"), _driver_version(driver))
+
+
+def _open_driver() -> ctypes.CDLL | None:
+    """The driver, initialised; None where there is none, or no GPU for it."""
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return None
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
+        return None
+    return driver
+
+
+def _driver_version(driver: ctypes.CDLL) -> str:
+    """The kernel module's version; where that is hidden, the CUDA version that the driver offers."""
+    try:
+        return DRIVER_VERSION.read_text(encoding="ascii").strip()
+    except OSError:
+        cuda = ctypes.c_int()
+        driver.cuDriverGetVersion(ctypes.byref(cuda))
+        return f"CUDA {cuda.value // 1000}.{cuda.value % 1000 // 10}"

@@ -1,0 +1,246 @@
+"""Files that only this user can have written, each under the key of what it was made from.
+
+What is kept here is executed later, so a file counts only if it is whole, under the right key, and nobody else can
+have touched it; anything else is made again. A file is a line that names the format, a line of JSON (the key, and the
+SHA-256 of the rest), and the bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engines.errors import EngineError
+
+FORMAT = b"nightbridge cache 1"
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+ABANDONED_SECONDS = 3600
+"""Age from which a half-written file belongs to a process that was killed."""
+
+log = logging.getLogger(__name__)
+
+
+class Unfit(Exception):
+    """A file that must not be used; the message says why."""
+
+
+class Header(msgspec.Struct, forbid_unknown_fields=True):
+    """What a file tells of its bytes."""
+
+    key: dict[str, object]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes of the cache."""
+
+    data: bytes
+    path: Path | None
+    """None where they could not be kept."""
+    made: bool
+    """Whether they were made just now."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the cache."""
+
+    path: Path
+    bytes: int
+    made: float
+    """Seconds since 1970."""
+    key: dict[str, object] | None
+    """None where the file is unfit for use."""
+    unfit: str
+    """Why it is; empty where it is not."""
+
+
+class PrivateCache:
+    """A folder of such files. Any number of processes and threads may use it at once."""
+
+    def __init__(self, folder: Path) -> None:
+        """The folder is made when the first file is; nobody else may own it."""
+        self.folder = folder
+
+    def path(self, kind: str, key: msgspec.Struct) -> Path:
+        """Where the file of a key is; `kind` is the ending of its name."""
+        digest = hashlib.sha256(b"\n".join((FORMAT, kind.encode(), msgspec.json.encode(key))))
+        return self.folder / f"{digest.hexdigest()}.{kind}"
+
+    def get(self, kind: str, key: msgspec.Struct, make: Callable[[], bytes]) -> Kept:
+        """The bytes of a key, made by `make` where there are none: by one process, while the others wait.
+
+        Raises `EngineError` for a folder that belongs to somebody else, `OSError` where there can be none, and what
+        `make` raises.
+        """
+        self._own_folder()
+        path = self.path(kind, key)
+        with suppress(Unfit, FileNotFoundError):
+            return Kept(_verified(path, key), path, made=False)
+        with self._making():
+            data = self._load(path, key)  # another process may have made them meanwhile
+            if data is not None:
+                return Kept(data, path, made=False)
+            data = make()
+            return Kept(data, path if self._store(path, key, data) else None, made=True)
+
+    def load(self, kind: str, key: msgspec.Struct) -> bytes | None:
+        """The bytes of a key, or None. Raises as `get` does."""
+        self._own_folder()
+        return self._load(self.path(kind, key), key)
+
+    def store(self, kind: str, key: msgspec.Struct, data: bytes) -> bool:
+        """Keep bytes in the place of those that were there; False, with a line in the log, where it cannot be done."""
+        self._own_folder()
+        return self._store(self.path(kind, key), key, data)
+
+    def entries(self, kind: str) -> list[Entry]:
+        """All files of a kind, the newest first."""
+        if not self.folder.exists():
+            return []
+        self._own_folder()
+        entries = []
+        for path in self.folder.glob(f"*.{kind}"):
+            with suppress(FileNotFoundError):
+                entries.append(_entry(path))
+        return sorted(entries, key=lambda entry: entry.made, reverse=True)
+
+    def _own_folder(self) -> None:
+        """Make the folder, or see that it is fit: one that others may write to is closed to them."""
+        self.folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+        status = self.folder.stat()
+        if status.st_uid != os.geteuid():
+            raise EngineError(f"{self.folder} belongs to another user: what is kept there is executed; name another")
+        if status.st_mode & OTHERS_WRITE:
+            log.warning("%s could be written by others; now it cannot", self.folder)
+            self.folder.chmod(stat.S_IRWXU)
+
+    @contextmanager
+    def _making(self) -> Iterator[None]:
+        """One process at a time: builds that time kernels would disturb each other. The end of a process frees it."""
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("%s: waiting for another process that builds", self.folder)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _load(self, path: Path, key: msgspec.Struct) -> bytes | None:
+        try:
+            return _verified(path, key)
+        except FileNotFoundError:
+            return None
+        except Unfit as reason:
+            log.warning("%s %s: it is not used, and made again", path, reason)
+            return None
+
+    def _store(self, path: Path, key: msgspec.Struct, data: bytes) -> bool:
+        header = Header(msgspec.to_builtins(key), hashlib.sha256(data).hexdigest())
+        try:
+            self._remove_abandoned()
+            _replace(path, b"\n".join((FORMAT, msgspec.json.encode(header), data)))
+        except OSError as error:
+            log.warning("%s cannot be kept: %s", path, error.strerror)
+            return False
+        return True
+
+    def _remove_abandoned(self) -> None:
+        for part in self.folder.glob(".*.part"):
+            with suppress(FileNotFoundError):
+                if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                    part.unlink()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or as it was before, whatever happens meanwhile; for its owner only."""
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)  # 0600
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _verified(path: Path, key: msgspec.Struct) -> bytes:
+    """The bytes of a file that is fit and has this key; raises `Unfit` or `FileNotFoundError`."""
+    header, data = _read(path)
+    if header.key != msgspec.to_builtins(key):
+        raise Unfit("was made from something else")
+    return data
+
+
+def _read(path: Path) -> tuple[Header, bytes]:
+    """A file whose owner and digest are right; raises `Unfit` or `FileNotFoundError`."""
+    content = _read_private(path)
+    first, _, rest = content.partition(b"\n")
+    head, _, data = rest.partition(b"\n")
+    if first != FORMAT:
+        raise Unfit("has another format")
+    try:
+        header = msgspec.json.decode(head, type=Header)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise Unfit("is damaged") from None
+    if hashlib.sha256(data).hexdigest() != header.sha256:
+        raise Unfit("is damaged")
+    return header, data
+
+
+def _read_private(path: Path) -> bytes:
+    """What is in a file that only this user can have written; looks at the very file that it reads."""
+    try:
+        with open(path, "rb", opener=_open_no_link) as file:
+            _check_private(os.fstat(file.fileno()))
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unfit(f"cannot be read ({error.strerror})") from error
+
+
+def _check_private(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise Unfit("is no plain file")
+    if status.st_uid != os.geteuid():
+        raise Unfit("belongs to another user")
+    if status.st_mode & OTHERS_WRITE:
+        raise Unfit("could be written by others")
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Opens neither what a link points to nor waits for the other end of a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _entry(path: Path) -> Entry:
+    status = path.lstat()
+    try:
+        header, data = _read(path)
+    except Unfit as reason:
+        return Entry(path, status.st_size, status.st_mtime, None, str(reason))
+    return Entry(path, len(data), status.st_mtime, header.key, "")

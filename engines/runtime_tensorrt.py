@@ -1,0 +1,139 @@
+"""TensorRT on an NVIDIA GPU in half precision, with page-locked slots and device memory from pycuda."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from engines.cards import Weights
+from engines.cuda_engine import CudaEngine, Device
+from engines.door import EngineInfo, Numbers
+from engines.errors import EngineError, EngineMismatch, EngineMissing
+from engines.gpu import NO_GPU, Gpu, find_gpu
+from engines.network.config import CONFIGS
+from engines.plans import FILES, Plans
+from engines.runtime import EngineOptions
+from engines.tensorrt_lanes import PlanLanes
+from engines.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """What the engine works with."""
+
+    driver: Any
+    """The module `pycuda.driver`, initialised."""
+    library: Library
+    gpu: Gpu
+
+
+class PycudaDevice:
+    """The first GPU, by its primary context, which torch and FFmpeg use too. See `engines.cuda_engine.Device`.
+
+    The context is current only while a call lasts: a thread that ends with one takes the process along.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+        self._context = driver.Device(0).retain_primary_context()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """See `Device`."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self.driver.Context.pop()
+
+    def stream(self) -> Any:
+        """See `Device`."""
+        return self.driver.Stream(self.driver.stream_flags.NON_BLOCKING)
+
+    def event(self, *, sleeps: bool = False) -> Any:
+        """See `Device`."""
+        flags = self.driver.event_flags
+        return self.driver.Event(flags.DISABLE_TIMING | (flags.BLOCKING_SYNC if sleeps else 0))
+
+    def locked(self, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+        """See `Device`."""
+        flags = self.driver.host_alloc_flags.PORTABLE
+        return self.driver.pagelocked_empty(shape, dtype, mem_flags=flags)  # type: ignore[no-any-return]
+
+    def copy(self, numbers: Numbers) -> Any:
+        """See `Device`."""
+        return self.driver.to_device(numbers)
+
+    def close(self) -> None:
+        """Give the context back."""
+        self._context.detach()
+
+
+class TensorRtEngine(CudaEngine):
+    """One plan for each picture size, built when it is first asked for."""
+
+    def __init__(self, weights: Weights, info: EngineInfo, cuda: Cuda, options: EngineOptions) -> None:
+        super().__init__(info, options.slots)
+        self._weights = weights
+        self._cuda = cuda
+        self._plans = Plans(cuda.library, cuda.gpu, options.cache)
+        self._runtime: Any = None
+        self._gpu: PycudaDevice | None = None
+
+    def _open_device(self) -> Device:
+        self._gpu = PycudaDevice(self._cuda.driver)
+        with self._gpu.current():
+            self._runtime = self._cuda.library.module.Runtime(message_log(self._cuda.library))
+        self._remembers = CONFIGS[self._weights.card.network].remembers
+        return self._gpu
+
+    def _make_lanes(self, device: Device, width: int, height: int) -> PlanLanes:
+        kept = self._plans.get(self._weights, width, height, self.info.largest_batch, self.info.precision)
+        with collected_errors(self._cuda.library) as errors:
+            plan = self._runtime.deserialize_cuda_engine(kept.data)
+        if plan is None:
+            why = "; ".join(errors) or "it does not say why"
+            raise EngineError(f"{self._cuda.library} refuses the plan for {width}x{height}: {why}")
+        assert isinstance(device, PycudaDevice)
+        return PlanLanes(plan, self._cuda.library, device, self.info.largest_batch, (self._plans, kept.key))
+
+    def _close_device(self) -> None:
+        assert self._gpu is not None
+        with self._gpu.current():
+            self._runtime = None
+        self._gpu.close()
+        self._gpu = None
+
+
+def open_engine(weights: Weights, options: EngineOptions) -> TensorRtEngine:
+    """See `engines.runtime.RuntimeModule`. fp16 alone."""
+    precision = "fp16" if options.precision == "auto" else options.precision
+    if precision not in FILES:
+        raise EngineMismatch(f"precision {precision!r}: TensorRT takes one of auto, {', '.join(FILES)}")
+    library, gpu = import_tensorrt(), find_gpu()
+    if gpu == NO_GPU:
+        raise EngineMissing("runtime tensorrt needs an NVIDIA GPU and its driver; here is none")
+    info = EngineInfo(
+        runtime="tensorrt",
+        device=gpu.name,
+        precision=precision,
+        weights=weights.card.name,
+        weights_id=weights.id,
+        largest_batch=options.batch,
+    )
+    return TensorRtEngine(weights, info, Cuda(import_driver(), library, gpu), options)
+
+
+def import_driver() -> Any:
+    """The module `pycuda.driver`, ready for use; raises `EngineMissing`."""
+    try:
+        driver = importlib.import_module("pycuda.driver")
+        driver.init()
+    except Exception as error:  # pycuda raises ImportError, and errors of its own that cannot be named before
+        raise EngineMissing(f"runtime tensorrt needs pycuda: pip install 'nightbridge[nvidia]' ({error})") from error
+    return driver

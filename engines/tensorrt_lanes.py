@@ -1,0 +1,116 @@
+"""What the batches of one picture size run in with TensorRT: a plan, and lanes that each have an execution context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.cuda_engine import LANES, Lane, Lanes
+from engines.errors import EngineError
+from engines.plans import PlanKey, Plans
+from engines.tensorrt_library import Library
+
+if TYPE_CHECKING:
+    from engines.runtime_tensorrt import PycudaDevice
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a plan."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of one picture."""
+    octets: int
+    """Of one picture."""
+    is_input: bool
+
+
+class PlanLanes(Lanes):
+    """The lanes of a plan. What TensorRT-RTX compiles when a plan is first run is kept for the next time."""
+
+    def __init__(
+        self, plan: Any, library: Library, device: PycudaDevice, largest_batch: int, kept: tuple[Plans, PlanKey]
+    ) -> None:
+        self._kept, self._compiled, config = kept, None, None
+        if not library.times_kernels:
+            config = plan.create_runtime_config()
+            config.cuda_graph_strategy = library.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            self._compiled = config.create_runtime_cache()
+            plans, key = kept
+            if before := plans.load_cache(key):
+                self._compiled.deserialize(before)  # one that does not fit is refused, and made anew
+            config.set_runtime_cache(self._compiled)
+        tensors = describe(plan, library)
+        super().__init__([PlanLane(plan, config, tensors, device, largest_batch) for _ in range(LANES)])
+
+    def close(self) -> None:
+        """See `Lanes`."""
+        if self._compiled is not None:
+            plans, key = self._kept
+            plans.store_cache(key, bytes(self._compiled.serialize()))
+
+
+class PlanLane(Lane):
+    """An execution context and the device memory of its inputs and outputs."""
+
+    def __init__(
+        self, plan: Any, config: Any, tensors: Sequence[Tensor], device: PycudaDevice, largest_batch: int
+    ) -> None:
+        super().__init__(device)
+        self._driver = device.driver
+        self._context = plan.create_execution_context(config) if config else plan.create_execution_context()
+        if self._context is None:
+            raise EngineError("TensorRT makes no execution context: is there too little GPU memory?")
+        self._tensors = {tensor.name: tensor for tensor in tensors}
+        self._memory = {tensor.name: self._driver.mem_alloc(largest_batch * tensor.octets) for tensor in tensors}
+        for name, memory in self._memory.items():
+            self._context.set_tensor_address(name, int(memory))
+        self._batch = 0
+
+    def send(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        self._driver.memcpy_htod_async(self._address(name, index), plane, stream)
+
+    def fetch(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        self._driver.memcpy_dtoh_async(plane, self._address(name, index), stream)
+
+    def recall(self, memory: Any, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        octets = self._tensors["memory"].octets
+        self._driver.memcpy_dtod_async(self._address("memory", index), int(memory), octets, stream)
+
+    def retain(self, memory: Any, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        octets = self._tensors["memory"].octets
+        self._driver.memcpy_dtod_async(int(memory), self._address("memory_out", index), octets, stream)
+
+    def run(self, count: int, stream: Any) -> None:
+        """See `Lane`."""
+        if count != self._batch:
+            for tensor in self._tensors.values():
+                if tensor.is_input and not self._context.set_input_shape(tensor.name, (count, *tensor.shape)):
+                    raise EngineError(f"TensorRT takes no batch of {count}: {tensor.name} of {tensor.shape}")
+            self._batch = count
+        if not self._context.execute_async_v3(stream.handle):
+            raise EngineError(f"TensorRT did not start a batch of {count}")
+
+    def _address(self, name: str, index: int) -> int:
+        return int(self._memory[name]) + index * self._tensors[name].octets
+
+
+def describe(plan: Any, library: Library) -> list[Tensor]:
+    """All inputs and outputs of a plan."""
+    trt, tensors = library.module, []
+    for number in range(plan.num_io_tensors):
+        name = plan.get_tensor_name(number)
+        shape = tuple(plan.get_tensor_shape(name))[1:]
+        octets = math.prod(shape) * np.dtype(trt.nptype(plan.get_tensor_dtype(name))).itemsize
+        tensors.append(Tensor(name, shape, octets, plan.get_tensor_mode(name) == trt.TensorIOMode.INPUT))
+    return tensors

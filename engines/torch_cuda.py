@@ -1,0 +1,162 @@
+"""torch on an NVIDIA GPU, where TensorRT is missing or refuses it: half precision, channels last, CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engines.cards import NUMBERS, Weights
+from engines.checkpoint import load_network
+from engines.cuda_engine import LANES, CudaEngine, Device, Lane, Lanes
+from engines.door import EngineInfo, Numbers
+from engines.export import INPUTS, OUTPUTS, HalfNetwork
+from engines.picture import PictureGraph
+from engines.runtime import EngineOptions
+
+WARM_UP = 3
+"""Runs before a capture, in which libraries choose their kernels and take their memory."""
+
+
+class Stream(torch.cuda.Stream):
+    """torch's stream, by the names of `engines.cuda_engine.Stream`."""
+
+    def wait_for_event(self, event: Any, /) -> None:
+        """See `engines.cuda_engine.Stream`."""
+        self.wait_event(event)
+
+
+class TorchDevice:
+    """A GPU by torch. See `engines.cuda_engine.Device`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """See `Device`."""
+        with torch.cuda.device(self.device), torch.inference_mode():
+            yield
+
+    def stream(self) -> Any:
+        """See `Device`."""
+        return Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def event(self, *, sleeps: bool = False) -> Any:
+        """See `Device`."""
+        return torch.cuda.Event(blocking=sleeps)  # type: ignore[no-untyped-call]
+
+    def locked(self, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+        """See `Device`."""
+        kind = torch.from_numpy(np.empty(0, dtype)).dtype
+        return torch.zeros(shape, dtype=kind).pin_memory().numpy()
+
+    def copy(self, numbers: Numbers) -> Any:
+        """See `Device`."""
+        return torch.from_numpy(numbers.copy()).to(self.device)
+
+
+class TorchCudaEngine(CudaEngine):
+    """Captures the picture graph once for each size, lane and count of pictures."""
+
+    def __init__(self, weights: Weights, device: torch.device, precision: str, options: EngineOptions) -> None:
+        info = EngineInfo(
+            runtime="torch",
+            device=torch.cuda.get_device_name(device),
+            precision=precision,
+            weights=weights.card.name,
+            weights_id=weights.id,
+            largest_batch=options.batch,
+        )
+        super().__init__(info, options.slots)
+        self._weights = weights
+        self._gpu = TorchDevice(device)
+        self._graph: PictureGraph | None = None
+
+    def _open_device(self) -> Device:
+        network = load_network(self._weights.file(NUMBERS))
+        graph = PictureGraph(HalfNetwork(network) if self.info.precision == "fp16" else network)
+        self._graph = graph.eval().to(self._gpu.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._remembers = network.config.remembers
+        return self._gpu
+
+    def _make_lanes(self, device: Device, width: int, height: int) -> Lanes:
+        assert self._graph is not None
+        assert isinstance(device, TorchDevice)
+        shapes = {
+            "y": (1, height, width),
+            "uv": (2, (height + 1) // 2, (width + 1) // 2),
+            "colour": (2, 3, 4),
+            "memory": (self._remembers,),
+            "keep": (1,),
+        }
+        return Lanes([TorchLane(self._graph, device, shapes, self.info.largest_batch) for _ in range(LANES)])
+
+    def _close_device(self) -> None:
+        self._graph = None
+        torch.cuda.empty_cache()
+
+
+class TorchLane(Lane):
+    """Inputs of the largest batch on the device, and a captured graph for each count of pictures that has come."""
+
+    def __init__(
+        self, graph: PictureGraph, device: TorchDevice, shapes: dict[str, tuple[int, ...]], largest_batch: int
+    ) -> None:
+        super().__init__(device)
+        self._graph = graph
+        self._inputs = {
+            name: torch.zeros(
+                (largest_batch, *shapes[name]),
+                dtype=torch.uint8 if name in ("y", "uv") else torch.float32,
+                device=device.device,
+            )
+            for name in INPUTS
+        }
+        self._captured: dict[int, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
+        self._outputs: dict[str, Tensor] = {}
+
+    def send(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        with torch.cuda.stream(stream):
+            to = self._inputs[name][index]
+            to.copy_(torch.from_numpy(plane).view(to.shape), non_blocking=True)
+
+    def fetch(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        with torch.cuda.stream(stream):
+            made = self._outputs[name][index]
+            torch.from_numpy(plane).view(made.shape).copy_(made, non_blocking=True)
+
+    def recall(self, memory: Any, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        with torch.cuda.stream(stream):
+            self._inputs["memory"][index].copy_(memory[0], non_blocking=True)
+
+    def retain(self, memory: Any, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        with torch.cuda.stream(stream):
+            memory[0].copy_(self._outputs["memory_out"][index], non_blocking=True)
+
+    def run(self, count: int, stream: Any) -> None:
+        """See `Lane`. The first batch of a count is captured, which takes as long as some batches."""
+        with torch.cuda.stream(stream):
+            if count not in self._captured:
+                self._captured[count] = self._capture(count, stream)
+            graph, self._outputs = self._captured[count]
+            graph.replay()
+
+    def _capture(self, count: int, stream: Any) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
+        inputs = [self._inputs[name][:count] for name in INPUTS]
+        for _ in range(WARM_UP):
+            self._graph(*inputs)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            outputs = self._graph(*inputs)
+        return graph, dict(zip(OUTPUTS, outputs, strict=True))

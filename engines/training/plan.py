@@ -1,0 +1,193 @@
+"""`python -m engines.training.plan`: all that is trained, one job after the other, within some minutes of a GPU.
+
+    python -m engines.training.plan pack LOL PHOTOS DATA    # where the data is: a few files of 26 MB at most
+    python -m engines.training.plan train DATA OUT --minutes 25 --sitting 9    # where the GPU is, once for each sitting
+
+A job that is done is not done again, one that was interrupted goes on, and one for which the sitting has no time left
+is not begun. `OUT/JOB/` holds its checkpoint, weights in half precision and card; `OUT/plan.json` what is known of all
+jobs. Needs torch, numpy, Pillow, safetensors and msgspec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engines.cards import CARD, NUMBERS
+from engines.data.packs import VOLUME_BYTES, read_packs, write_packs
+from engines.data.pairs import Sample
+from engines.training.recipe import Recipe, read_recipe
+from engines.training.train import Budget, Trial, store, train, validate
+
+RESERVE_MINUTES = 0.5
+"""Of a sitting, for what a job does beside its steps."""
+
+TELL_EVERY = 1_000
+"""Steps between two lines."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run of the plan."""
+
+    name: str
+    recipe: str
+    share: float
+    """Of the plan's minutes."""
+    seed: int = 1
+    start: str | None = None
+    """The job whose weights it begins with."""
+
+
+ROWS = ("table2-unet", "table2-le", "table2-le-dr", "table2-le-dr-ff")
+
+JOBS = (
+    *(Job(f"paper-best-{seed}", "paper-best", 0.13, seed) for seed in (1, 2, 3)),
+    Job("field", "field", 0.16),
+    Job("field-finish", "field-finish", 0.05, seed=2, start="field"),
+    *(Job(row, row, 0.08) for row in ROWS),
+    Job("paper", "paper", 0.08),
+)
+"""In the order of their worth."""
+
+
+@dataclass
+class Clock:
+    """How long a job's steps take, without the scores in between."""
+
+    began: float
+    """When the first step began, moved on by all that is not a step."""
+    last: float = 0.0
+    first: int = 0
+    """The first step that was told: an interrupted job goes on later than at 1."""
+    step: int = 0
+
+    def report(self, step: int, share: float, parts: Mapping[str, float]) -> None:
+        """Count, and tell now and then; see `engines.training.train.Report`."""
+        self.first = self.first or step
+        self.step, self.last = step, time.monotonic()
+        if step % TELL_EVERY == 0:
+            values = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
+            print(f"  step {step}, {100 * share:.0f} %, {self.step_ms:.2f} ms a step: {values}", flush=True)
+
+    def scored(self) -> None:
+        """What passed since the last step was none."""
+        now = time.monotonic()
+        self.began, self.last = self.began + now - self.last, now
+
+    @property
+    def step_ms(self) -> float:
+        """Wall time of a step; reading the data onto a device and capturing graphs are in it."""
+        return 1e3 * (self.last - self.began) / max(1, self.step - self.first + 1)
+
+
+def run_plan(
+    sets: Mapping[str, Sequence[Sample]],
+    out: Path,
+    minutes: float,
+    sitting: float,
+    jobs: Iterable[Job] = JOBS,
+    steps: float = float("inf"),
+) -> None:
+    """Do what is not done yet, while this sitting of so many minutes lasts; `steps` ends every job early."""
+    deadline = time.monotonic() + 60 * sitting
+    for job in jobs:
+        folder, needed = out / job.name, job.share * minutes
+        if (folder / CARD).exists():
+            print(f"{job.name}: done before")
+        elif job.start is not None and not (out / job.start / CARD).exists():
+            print(f"{job.name}: waits for {job.start}")
+        elif time.monotonic() + 60 * (needed + RESERVE_MINUTES) > deadline:
+            print(f"{job.name}: needs {needed:.1f} minutes, more than this sitting has left")
+        else:
+            print(f"{job.name}: {needed:.1f} minutes at most", flush=True)
+            run_job(job, sets, out, Budget(minutes=needed, steps=steps))
+        write_summary(out)
+
+
+def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: Budget) -> None:
+    """Train one network and store it with its scores."""
+    recipe = msgspec.structs.replace(read_recipe(job.recipe), seed=job.seed)
+    folder = out / job.name
+    folder.mkdir(parents=True, exist_ok=True)
+    held_out: list[tuple[int, float]] = []
+    clock = Clock(time.monotonic())
+
+    def told(step: int, score: float) -> None:
+        clock.scored()
+        held_out.append((step, round(score, 3)))
+        print(f"  step {step}: {score:.3f} dB held out", flush=True)
+
+    start = out / job.start / NUMBERS if job.start else None
+    trial = Trial(sets["held_out"], told) if recipe.hold_out else None
+    network = train(
+        recipe, pairs(recipe, sets), budget, folder / "checkpoint.pt", clock.report, start=start, trial=trial
+    )
+    scores: dict[str, object] = {
+        "steps": clock.step,
+        "step_ms": round(clock.step_ms, 3),
+        "pictures_per_second": round(1e3 * recipe.batch / clock.step_ms, 1),
+    }
+    if recipe.hold_out:
+        scores["held_out_psnr_db"] = round(validate(network, sets["held_out"]), 3)
+        scores["held_out_on_the_way"] = held_out
+    store(copy.deepcopy(network).half(), recipe, folder, scores)
+
+
+def pairs(recipe: Recipe, sets: Mapping[str, Sequence[Sample]]) -> tuple[Sequence[Sample], ...]:
+    """LOL, night and day pairs; the held-out ones too where the recipe holds none out."""
+    lol = [*sets["lol"], *([] if recipe.hold_out else sets["held_out"])]
+    return lol, sets.get("night", ()), sets.get("day", ())
+
+
+def write_summary(out: Path) -> None:
+    """What the cards of all finished jobs say, as one file."""
+    cards = {path.parent.name: json.loads(path.read_bytes()) for path in sorted(out.glob(f"*/{CARD}"))}
+    summary = {name: {"scores": card["scores"], "recipe": card["recipe"]} for name, card in cards.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "plan.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def pack(lol: Path, photos: Path, data: Path, limit: int) -> None:
+    """Write all pairs as a few files."""
+    from engines.data.photos import read_samples  # needs PyAV, which a machine with a GPU may not have
+
+    (train_lol, night, day), held_out = read_samples(lol, photos, seed=1)
+    for path in write_packs({"lol": train_lol, "held_out": held_out, "night": night, "day": day}, data, limit):
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engines.training.plan", description=(__doc__ or "").partition("\n")[0]
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    packing = commands.add_parser("pack", help="write all training pairs as a few files")
+    for name in ("lol", "photos", "data"):
+        packing.add_argument(name, type=Path)
+    packing.add_argument("--limit", type=int, default=VOLUME_BYTES, help="bytes of a file at most")
+    training = commands.add_parser("train", help="train what is not trained yet")
+    for name in ("data", "out"):
+        training.add_argument(name, type=Path)
+    training.add_argument("--minutes", type=float, default=25, help="of the whole plan")
+    training.add_argument("--sitting", type=float, default=9, help="minutes of this call")
+    training.add_argument("--steps", type=float, default=float("inf"), help="end every job early, to rehearse")
+    training.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="these jobs alone")
+    given = parser.parse_args(arguments)
+    if given.command == "pack":
+        pack(given.lol, given.photos, given.data, given.limit)
+        return
+    chosen = [job for job in JOBS if given.only is None or job.name in given.only]
+    run_plan(read_packs(given.data), given.out, given.minutes, given.sitting, chosen, given.steps)
+
+
+if __name__ == "__main__":
+    main()

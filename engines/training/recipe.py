@@ -1,0 +1,134 @@
+"""What decides how a network is trained, as typed TOML files; the shipped ones are in `engines/training/recipes`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from engines.errors import EngineMismatch, EngineMissing
+from engines.network.config import CONFIGS, PARTS, Part
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that decides what comes out of training, but the data and the budget."""
+
+    network: str = "neid-live"
+    parts: tuple[Part, ...] = PARTS
+    """The boxes of figure 3 that the network has beyond a plain U-net; fewer are the rows of table 2."""
+    start: Literal["he", "paper"] = "he"
+    """Random numbers to begin with; see `engines.network.neid.STARTS`."""
+    batch: int = 4
+    crop: tuple[int, int] = (192, 288)
+    """Height and width of the small crops; whole pictures are used in the last `whole` of the run."""
+    whole: float = 0.3
+    turn: float = 0.25
+    """Share of the batches that are turned by a quarter."""
+    mixup: float = 0.0
+    """Share of the LOL batches in which every picture is blended with its neighbour."""
+    subsampled: bool = True
+    """Whether the small pictures pass through 8-bit 4:2:0, as all pictures do in use."""
+    learning_rate: float = 4e-4
+    warm_up_steps: int = 200
+    drops: tuple[tuple[float, float], ...] = ()
+    """(share of the budget, learning rate from there on), in order; without any the rate follows a cosine to 1e-6."""
+    weight_decay: float = 1e-4
+    """Of AdamW; at 0 it is Adam."""
+    steps: int | None = None
+    """Where the run ends if the budget does not end it before."""
+    clip: float = 1.0
+    ema: float = 0.999
+    huber_weight: float = 10.0
+    ssim_weight: float = 0.3
+    colour: Literal["chroma", "hue"] = "chroma"
+    """The colour loss: cosine of chroma vectors, or of hue and of saturation as equations 5 and 6 say it."""
+    chroma_weight: float = 0.05
+    """Of the colour loss, whichever it is."""
+    detail_weight: float = 1.0
+    detail_every: int = 2
+    """The detail branch, whose decoder costs as much as the light one, is supervised in every n-th step; 0: never."""
+    detail_target: Literal["scaled", "dark"] = "scaled"
+    """The dark picture, scaled to a normal brightness or as it is."""
+    exposure_free: float = 0.0
+    """Share of the Huber loss, 0 to 1, that is measured after scaling each picture to its target's mean; above 0 SSIM
+    is measured so, too. What is left teaches exposure, which would else be remembered scene by scene."""
+    mix: tuple[float, float, float] = (0.7, 0.2, 0.1)
+    """Shares of LOL, night and day batches."""
+    gain: float = 1.0
+    """LOL's dark pictures are made brighter or darker at random, by this factor at most: exposure must be seen in
+    the picture, not remembered with the scene."""
+    noise: float = 0.0
+    """Largest deviation of the noise that is added to the small pictures, in code values of 255; drawn for each."""
+    twins: float = 0.0
+    """Share of the batches that show half as many places, each of them twice: a little moved, with its own noise."""
+    steady_weight: float = 0.0
+    """Of the difference between what the network makes of two twins, see `engines.training.losses.steady`."""
+    hold_out: bool = True
+    """Whether some scenes of LOL are kept for choosing; False when nothing is left to be chosen."""
+    select: Literal["last", "best"] = "last"
+    """The averaged network at the end, or the one with the highest raw PSNR on the held-out scenes on the way."""
+    seed: int = 1
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each part of the loss, by name; what has none is not computed."""
+        weights = {
+            "huber": self.huber_weight * (1 - self.exposure_free),
+            "structure": self.huber_weight * self.exposure_free,
+            "ssim": self.ssim_weight,
+            "colour": self.chroma_weight,
+            "detail": self.detail_weight if "detail" in self.parts else 0.0,
+            "steady": self.steady_weight if self.twins > 0 else 0.0,
+        }
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+    def with_detail(self, step: int) -> bool:
+        """Whether the detail branch is supervised in this step."""
+        return "detail" in self.weights() and self.detail_every > 0 and step % self.detail_every == 0
+
+
+def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
+    """Linear warm-up by steps, then a cosine over the budget down to 1e-6, or the recipe's drops."""
+    warm = min(1.0, (step + 1) / max(1, recipe.warm_up_steps))
+    if recipe.drops:
+        rates = [rate for share, rate in recipe.drops if progress >= share]
+        return warm * (rates[-1] if rates else recipe.learning_rate)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return warm * (1e-6 + (recipe.learning_rate - 1e-6) * cosine)
+
+
+def read_recipe(name: str) -> Recipe:
+    """A shipped recipe by name, or one's own by the path of its TOML file; raises `EngineMismatch`."""
+    path = RECIPES / f"{name}.toml" if "/" not in name and (RECIPES / f"{name}.toml").is_file() else Path(name)
+    try:
+        recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
+        raise EngineMissing(f"no recipe {name!r}: give one of {shipped}, or a TOML file") from None
+    except msgspec.MsgspecError as error:
+        raise EngineMismatch(f"{path}: {error}") from error
+    if (wrong := _fault(recipe)) is not None:
+        raise EngineMismatch(f"{path}: {wrong}")
+    return recipe
+
+
+def _fault(recipe: Recipe) -> str | None:
+    """What is wrong with values that have the right type."""
+    if recipe.network not in CONFIGS:
+        return f"network is {recipe.network!r}; it must be one of {', '.join(CONFIGS)}"
+    if "fusing" in recipe.parts and "detail" not in recipe.parts:
+        return "parts has fusing without detail; fusing mixes in what the detail branch knows"
+    for name in ("whole", "turn", "mixup", "twins", "exposure_free"):
+        if not 0 <= (share := getattr(recipe, name)) <= 1:
+            return f"{name} is {share}; it must be from 0 to 1"
+    for name in ("noise", "steady_weight"):
+        if not 0 <= (value := getattr(recipe, name)) < math.inf:
+            return f"{name} is {value}; it must be a number from 0 on"
+    if recipe.twins > 0 and recipe.batch % 2:
+        return f"batch is {recipe.batch}; with twins it must be even"
+    if recipe.select == "best" and not recipe.hold_out:
+        return 'select is "best", which needs held-out scenes, and hold_out is false'
+    return None

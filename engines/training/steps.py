@@ -1,0 +1,138 @@
+"""One training step, written once for all devices; `EagerSteps` takes it on the CPU, `GraphSteps` on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines.data.pairs import Draw, Sample, batch, shared_region, subsample_chroma
+from engines.network.neid import Neid
+from engines.picture import cut, pad
+from engines.training import losses
+from engines.training.recipe import Recipe
+
+COLOUR_LOSSES: dict[str, losses.Loss] = {"chroma": losses.chroma, "hue": losses.hue_saturation}
+
+Window = tuple[slice, slice]
+"""Rows and columns of the large picture that SSIM looks at."""
+
+Region = tuple[Tensor, Tensor]
+"""Rows (N, h) and columns (N, w) of N large pictures, see `shared_region`."""
+
+
+class Steps(Protocol):
+    """Takes training steps on some device."""
+
+    def take(self, kind: int, chosen: Draw, step: int, rate: float, random: np.random.Generator) -> dict[str, float]:
+        """One step on pairs of this kind; returns the parts of the loss by name, where they are known by now."""
+        ...
+
+
+class EagerSteps:
+    """Steps on the CPU, one operation after the other."""
+
+    def __init__(
+        self, recipe: Recipe, network: Neid, optimiser: torch.optim.Optimizer, samples: Sequence[Sequence[Sample]]
+    ) -> None:
+        self._recipe, self._network, self._optimiser, self._samples = recipe, network, optimiser, samples
+
+    def take(self, kind: int, chosen: Draw, step: int, rate: float, random: np.random.Generator) -> dict[str, float]:
+        """See `Steps`."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        pictures = batch(self._samples[kind], chosen)
+        window = half_window(pictures[1], random)
+        region = shared_region(chosen.places, chosen) if chosen.twins else None
+        parts = train_step(
+            self._recipe, self._network, self._optimiser, pictures, window, self._recipe.with_detail(step), region
+        )
+        return {name: part.item() for name, part in parts.items()}
+
+
+def train_step(
+    recipe: Recipe,
+    network: Neid,
+    optimiser: torch.optim.Optimizer,
+    pictures: Iterable[Tensor],
+    window: Window,
+    with_detail: bool,
+    region: Region | None = None,
+) -> dict[str, Tensor]:
+    """One step on one batch [small, large, dark]; returns the parts of the loss by name, without their weights.
+
+    `region` is what twins share, in a batch of twins.
+    """
+    small, large, dark = (picture.contiguous(memory_format=torch.channels_last) for picture in pictures)
+    if recipe.subsampled:
+        small = subsample_chroma(small)
+    parts = loss_parts(recipe, network, small, large, dark if with_detail else None, window, region)
+    weights = recipe.weights()
+    total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+    optimiser.zero_grad(set_to_none=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+    optimiser.step()
+    return {name: part.detach() for name, part in parts.items()}
+
+
+def loss_parts(
+    recipe: Recipe,
+    network: Neid,
+    small: Tensor,
+    large: Tensor,
+    dark: Tensor | None,
+    window: Window,
+    region: Region | None = None,
+) -> dict[str, Tensor]:
+    """The parts of equation 7 for one batch, and more; the detail branch is supervised where `dark` is given."""
+    height, width = large.shape[-2:]
+    padded = pad(small, network.config.multiple)
+    parts = {}
+    with torch.autocast(small.device.type, torch.bfloat16, cache_enabled=False):
+        if dark is None:
+            bright = network(padded)
+        else:
+            bright, detail = network.forward_both(padded)
+    if dark is not None:
+        parts["detail"] = losses.detail_mse(cut(detail.float(), height, width), detail_target(recipe, dark))
+    bright = cut(bright.float(), height, width)
+    asked = recipe.weights()
+    shape = losses.scale_to_mean(bright, large) if "structure" in asked else bright
+    if "huber" in asked:
+        parts["huber"] = losses.huber(bright, large)
+    if "structure" in asked:
+        parts["structure"] = losses.huber(shape, large)
+    if "colour" in asked:
+        parts["colour"] = COLOUR_LOSSES[recipe.colour](bright, large)
+    if "ssim" in asked:
+        parts["ssim"] = 1 - losses.ssim(shape[(..., *window)].contiguous(), large[(..., *window)].contiguous())
+    if "steady" in asked and region is not None:
+        parts["steady"] = losses.steady(*twins(bright, region))
+    return parts
+
+
+def twins(pictures: Tensor, region: Region) -> tuple[Tensor, Tensor]:
+    """What pictures (N, 3, H, W) of a batch of twins both show, as the first (N/2, 3, h, w) and the second show it."""
+    rows, columns = region
+    same = pictures.take_along_dim(rows[:, None, :, None], 2).take_along_dim(columns[:, None, None, :], 3)
+    one, other = same.chunk(2)
+    return one, other
+
+
+def detail_target(recipe: Recipe, dark: Tensor) -> Tensor:
+    """What the detail branch should make of pictures (N, 3, H, W): the dark one, or the same at a mean of 0.4."""
+    if recipe.detail_target == "dark":
+        return dark
+    gain = 0.4 / dark.mean((1, 2, 3), keepdim=True).clamp_min(0.01)
+    return (gain * dark).clamp(0, 1)
+
+
+def half_window(large: Tensor, random: np.random.Generator) -> Window:
+    """A window of half the height and width, somewhere: SSIM of all would cost more than the network on a CPU."""
+    height, width = large.shape[-2:]
+    top, left = int(random.integers(height // 2)), int(random.integers(width // 2))
+    return slice(top, top + height // 2), slice(left, left + width // 2)

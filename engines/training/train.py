@@ -1,0 +1,249 @@
+"""Training from the first step to the stored weights; every pause can be resumed."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engines.cards import NUMBERS, Card, sha256, write_card
+from engines.checkpoint import load_network, save_network
+from engines.data.pairs import PHOTO_CROP, Draw, Sample, draw, small_sizes, subsample_chroma
+from engines.network.config import CONFIGS
+from engines.network.neid import STARTS, Neid
+from engines.picture import cut, pad
+from engines.training.graphs import GraphSteps
+from engines.training.recipe import Recipe, learning_rate
+from engines.training.recipe import read_recipe as read_recipe
+from engines.training.steps import EagerSteps, Steps
+
+SAVE_EVERY = {"cpu": 200, "cuda": 20_000}
+"""Steps between two checkpoints, by the kind of device."""
+
+TRY_EVERY = {"cpu": 500, "cuda": 2_000}
+"""Steps between two scores on held-out scenes."""
+
+WHOLE = (10_000, 10_000)
+"""A crop that no picture is larger than."""
+
+Report = Callable[[int, float, dict[str, float]], None]
+"""Called with the step, the share of the budget that is used up, and the parts of the loss."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When training ends, whichever comes first; counted over all sittings."""
+
+    minutes: float = math.inf
+    steps: float = math.inf
+
+    def share(self, step: int, seconds: float) -> float:
+        """How much of it is used up, 0 to 1."""
+        return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Held-out pairs that the averaged network is scored on, on the way and at the end."""
+
+    samples: Sequence[Sample]
+    told: Callable[[int, float], None] = lambda _step, _score: None
+    """Called with the step and the raw PSNR in dB."""
+
+
+def train(
+    recipe: Recipe,
+    samples: Sequence[Sequence[Sample]],
+    budget: Budget,
+    checkpoint: Path,
+    report: Report,
+    start: Path | None = None,
+    trial: Trial | None = None,
+    device: torch.device | None = None,
+) -> Neid:
+    """Train until the budget or the recipe's steps are used up; returns the averaged (EMA) network, on the CPU.
+
+    With `select = "best"` it is the average that scored best in the `trial`, which must then be given (`ValueError`).
+    `start` are stored numbers to begin with, in place of random ones.
+    `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `checkpoint` is written every `SAVE_EVERY`
+    steps; where it exists the run goes on from it, on whichever device. On a CPU a budget of steps makes a run
+    repeatable: it gives the same network, interrupted or not. `device` is a GPU where there is one.
+    """
+    if recipe.select == "best" and trial is None:
+        raise ValueError("the recipe selects the best network, but no held-out pairs were given to try it on")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    budget = replace(budget, steps=min(budget.steps, recipe.steps or math.inf))
+    run = Run.begin(recipe, start, device)
+    if checkpoint.exists():
+        run.load(checkpoint)
+    steps = open_steps(recipe, run, samples)
+    sizes = [small_sizes(some) for some in samples]
+    while (share := budget.share(run.step, run.seconds)) < 1:
+        started = time.monotonic()
+        random = np.random.default_rng((recipe.seed, run.step))
+        kind, chosen = choose(recipe, sizes, share, random)
+        parts = steps.take(kind, chosen, run.step, learning_rate(recipe, run.step, share), random)
+        run.follow(recipe.ema)
+        run.seconds += time.monotonic() - started
+        share = budget.share(run.step, run.seconds)
+        report(run.step, share, parts)
+        if trial is not None and (run.step % TRY_EVERY[device.type] == 0 or share >= 1):
+            run.attempt(trial)
+        if run.step % SAVE_EVERY[device.type] == 0 or share >= 1:
+            run.save(checkpoint)
+    return run.result(recipe)
+
+
+def choose(
+    recipe: Recipe, sizes: Sequence[Sequence[tuple[int, int]]], share: float, random: np.random.Generator
+) -> tuple[int, Draw]:
+    """The kind of pairs (0 LOL, 1 night, 2 day) of the next batch, and what to cut from them."""
+    kind = int(random.choice(len(sizes), p=recipe.mix))
+    options = {"turn": recipe.turn, "noise": recipe.noise, "twins": recipe.twins}
+    if kind:
+        return kind, draw(sizes[kind], PHOTO_CROP, recipe.batch, random, **options)
+    size = WHOLE if share >= 1 - recipe.whole else recipe.crop
+    return kind, draw(sizes[kind], size, recipe.batch, random, gain=recipe.gain, mixup=recipe.mixup, **options)
+
+
+def open_steps(recipe: Recipe, run: Run, samples: Sequence[Sequence[Sample]]) -> Steps:
+    """What takes the steps on the run's device."""
+    if run.device.type == "cuda":
+        return GraphSteps(recipe, run.network, run.optimiser, samples, run.device)
+    return EagerSteps(recipe, run.network, run.optimiser, samples)
+
+
+@dataclass
+class Run:
+    """Everything that a later sitting needs."""
+
+    network: Neid
+    optimiser: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    """The moving average of the network's numbers."""
+    device: torch.device
+    step: int = 0
+    seconds: float = 0.0
+    best: dict[str, Tensor] | None = None
+    """The average that scored best so far."""
+    best_score: float = -math.inf
+    best_step: int = 0
+
+    @classmethod
+    def begin(cls, recipe: Recipe, start: Path | None = None, device: torch.device | None = None) -> Self:
+        """A network that knows nothing yet, or what the stored numbers `start` hold, and its optimiser."""
+        device = device or torch.device("cpu")
+        config = replace(CONFIGS[recipe.network], parts=recipe.parts)
+        network = Neid(config, with_reconstruction=True)
+        STARTS[recipe.start](network, torch.Generator().manual_seed(recipe.seed))
+        if start is not None:
+            network.load_state_dict(load_network(start).state_dict(), strict=False)
+        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = torch.optim.AdamW(network.parameters(), **optimiser_options(recipe, device))
+        average = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        return cls(network, optimiser, average, device)
+
+    def follow(self, decay: float) -> None:
+        """Count a step, and let the average follow the network; faster at the beginning."""
+        self.step += 1
+        blend = 1 - min(decay, (1 + self.step) / (10 + self.step))
+        numbers = self.network.state_dict()
+        torch._foreach_lerp_(list(self.average.values()), [numbers[name] for name in self.average], blend)
+
+    def attempt(self, trial: Trial) -> None:
+        """Score the average, tell it, and keep the best."""
+        score = validate(self.averaged(self.average), trial.samples)
+        if score > self.best_score:
+            self.best = {name: value.clone() for name, value in self.average.items()}
+            self.best_score, self.best_step = score, self.step
+        trial.told(self.step, score)
+
+    def averaged(self, numbers: dict[str, Tensor]) -> Neid:
+        """A network of its own with these numbers, ready for inference."""
+        network = copy.deepcopy(self.network)
+        network.load_state_dict(numbers)
+        return network.eval()
+
+    def result(self, recipe: Recipe) -> Neid:
+        """The network that the recipe selects, on the CPU."""
+        best = self.best if recipe.select == "best" else None
+        return self.averaged(best or self.average).cpu()
+
+    def save(self, checkpoint: Path) -> None:
+        """Write it in one move."""
+        part = checkpoint.with_suffix(".part")
+        state = {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+        }
+        torch.save(state, part)
+        part.replace(checkpoint)
+
+    def load(self, checkpoint: Path) -> None:
+        """Go on from what was saved, on this device or on another."""
+        state = torch.load(checkpoint, weights_only=True, map_location=self.device)
+        self.network.load_state_dict(state["network"])
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimiser.param_groups]
+        self.optimiser.load_state_dict(state["optimiser"])
+        for group, own in zip(self.optimiser.param_groups, options, strict=True):
+            group.update(own)
+        self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
+        self.best = state.get("best")
+        self.best_score, self.best_step = state.get("best_score", -math.inf), state.get("best_step", 0)
+
+
+def optimiser_options(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """Of AdamW; a CUDA graph replays the optimiser too, and reads its learning rate from a tensor."""
+    options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if device.type == "cuda":
+        rate = torch.tensor(recipe.learning_rate, device=device)
+        options |= {"lr": rate, "capturable": True, "fused": True}
+    return options
+
+
+def validate(network: Neid, samples: Sequence[Sample]) -> float:
+    """Mean raw PSNR in dB over whole pictures, on the network's device."""
+    device = next(network.parameters()).device
+    scores = []
+    with torch.no_grad():
+        for sample in samples:
+            small, large = (
+                torch.from_numpy(picture.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+                for picture in (sample.small, sample.large)
+            )
+            height, width = large.shape[-2:]
+            padded = pad(subsample_chroma(small), network.config.multiple)
+            bright = cut(network(padded), height, width).clamp(0, 1)
+            scores.append(-10 * math.log10(functional.mse_loss(bright, large).item()))
+    return sum(scores) / len(scores)
+
+
+def store(network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object]) -> None:
+    """Write the numbers and a card that says how they came about; `export` adds the engine files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_network(network, folder / NUMBERS)
+    card = Card(
+        name=folder.name,
+        network=recipe.network,
+        files={},
+        recipe=msgspec.to_builtins(recipe),
+        scores=scores,
+        scored=sha256(folder / NUMBERS) if scores else "",
+    )
+    write_card(folder, card)

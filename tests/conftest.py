@@ -1,0 +1,18 @@
+"""What holds for all tests: those marked `gpu` need one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from engines.gpu import has_driver
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need a GPU where there is none; with NIGHTBRIDGE_REQUIRE_GPU=1, fail them."""
+    if item.get_closest_marker("gpu") is None or has_driver():
+        return
+    if os.environ.get("NIGHTBRIDGE_REQUIRE_GPU") == "1":
+        pytest.fail("no NVIDIA GPU here, and NIGHTBRIDGE_REQUIRE_GPU=1")
+    pytest.skip("no NVIDIA GPU here")

@@ -1,0 +1,237 @@
+"""A CUDA driver without a device, with pycuda's names: what is started asynchronously runs as late as it may.
+
+Streams are queues. Nothing in them runs until somebody synchronises, and then no more than is needed, in a random order
+of what CUDA would allow. A missing event shows as wrong data. Using the driver without a current context, or from a
+thread that leaves one behind, fails as it would there.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Error(Exception):
+    """As `pycuda.driver.Error`."""
+
+
+class Operation:
+    """Something in a stream."""
+
+    def __init__(self, work: Callable[[], None], waits_for: Operation | None = None) -> None:
+        self.work, self.waits_for, self.done = work, waits_for, False
+
+
+class event_flags:  # noqa: N801 - pycuda's name
+    DISABLE_TIMING, BLOCKING_SYNC = 2, 1
+
+
+class stream_flags:  # noqa: N801 - pycuda's name
+    NON_BLOCKING = 1
+
+
+class host_alloc_flags:  # noqa: N801 - pycuda's name
+    PORTABLE = 1
+
+
+class FakeCuda:
+    """Stands for the module `pycuda.driver`."""
+
+    Error = Error
+    event_flags, stream_flags, host_alloc_flags = event_flags, stream_flags, host_alloc_flags
+
+    def __init__(self, seed: int = 1) -> None:
+        self.allocations: dict[int, NDArray[np.uint8]] = {}
+        self.failure: Exception | None = None
+        """What every call raises from now on, as after the loss of the device."""
+        self.copied_pageable = 0
+        """Copies that were not from or to page-locked memory."""
+        self._random = random.Random(seed)
+        self._streams: list[Stream] = []
+        self._handles: dict[int, Any] = {}
+        self._stacks = threading.local()
+        self._lock = threading.RLock()
+        self._next = 1 << 20
+        self._locked: list[tuple[int, int]] = []
+        driver = self
+
+        class Context:
+            """As `pycuda.driver.Context`."""
+
+            @staticmethod
+            def pop() -> None:
+                driver.stack().pop()
+
+            def push(self) -> None:
+                driver.check(current=False)
+                driver.stack().append(self)
+
+            def detach(self) -> None: ...
+
+        self.Context = Context
+
+    def stack(self) -> list[Any]:
+        """The current contexts of this thread."""
+        if not hasattr(self._stacks, "contexts"):
+            self._stacks.contexts = []
+        return self._stacks.contexts  # type: ignore[no-any-return]
+
+    def check(self, current: bool = True) -> None:
+        if current and not self.stack():
+            raise Error("no context is current on this thread")
+        if self.failure is not None:
+            raise self.failure
+
+    def Device(self, number: int) -> FakeCuda:  # noqa: N802 - pycuda's name
+        assert number == 0
+        return self
+
+    def retain_primary_context(self) -> Any:
+        return self.Context()
+
+    def Stream(self, _flags: int) -> Stream:  # noqa: N802 - pycuda's name
+        self.check()
+        self._streams.append(stream := Stream(self))
+        self._handles[stream.handle] = stream
+        return stream
+
+    def Event(self, _flags: int) -> Event:  # noqa: N802 - pycuda's name
+        self.check()
+        event = Event(self)
+        self._handles[event.handle] = event
+        return event
+
+    def at(self, handle: int) -> Any:
+        """The stream or the event of a handle."""
+        return self._handles[handle]
+
+    def mem_alloc(self, octets: int) -> Allocation:
+        self.check()
+        with self._lock:
+            address, self._next = self._next, self._next + octets + 4096
+        self.allocations[address] = np.full(octets, 0xFF, np.uint8)  # as floats: not a number
+        return Allocation(self, address)
+
+    def to_device(self, array: NDArray[Any]) -> Allocation:
+        allocation = self.mem_alloc(array.nbytes)
+        self.device(int(allocation), array.nbytes)[:] = array.reshape(-1).view(np.uint8)
+        return allocation
+
+    def device(self, address: int, octets: int) -> NDArray[np.uint8]:
+        """A view of device memory; fails where it was freed or never allocated."""
+        for base, memory in self.allocations.items():
+            if base <= address and address + octets <= base + memory.size:
+                return memory[address - base : address - base + octets]
+        raise Error(f"illegal address {address}")
+
+    def pagelocked_empty(self, shape: tuple[int, ...], dtype: Any, mem_flags: int = 0) -> NDArray[Any]:
+        self.check()
+        assert mem_flags == host_alloc_flags.PORTABLE
+        array = np.zeros(shape, dtype)
+        self._locked.append((array.ctypes.data, array.nbytes))
+        return array
+
+    def is_locked(self, array: NDArray[Any]) -> bool:
+        start = array.ctypes.data
+        return any(base <= start and start + array.nbytes <= base + size for base, size in self._locked)
+
+    def memcpy_htod_async(self, to: int, array: NDArray[Any], stream: Stream) -> None:
+        self._copy(stream, array, lambda: self._write(to, array))
+
+    def memcpy_dtoh_async(self, array: NDArray[Any], source: int, stream: Stream) -> None:
+        def read() -> None:
+            array.reshape(-1).view(np.uint8)[:] = self.device(source, array.nbytes)
+
+        self._copy(stream, array, read)
+
+    def memcpy_dtod_async(self, to: int, source: int, octets: int, stream: Stream) -> None:
+        self.check()
+
+        def move() -> None:
+            self.device(to, octets)[:] = self.device(source, octets)
+
+        stream.add(Operation(move))
+
+    def _copy(self, stream: Stream, array: NDArray[Any], work: Callable[[], None]) -> None:
+        self.check()
+        assert array.flags.c_contiguous
+        self.copied_pageable += not self.is_locked(array)
+        stream.add(Operation(work))
+
+    def _write(self, to: int, array: NDArray[Any]) -> None:
+        self.device(to, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
+
+    def run_until(self, wanted: Operation | None) -> None:
+        """Run queues, in any allowed order, until an operation is done."""
+        self.check()
+        with self._lock:
+            while wanted is not None and not wanted.done:
+                ready = [stream for stream in self._streams if stream.is_ready()]
+                assert ready, "a deadlock: every stream waits for another"
+                self._random.choice(ready).step()
+
+
+class Allocation:
+    """Device memory, freed with its last reference."""
+
+    def __init__(self, driver: FakeCuda, address: int) -> None:
+        self._driver, self._address = driver, address
+
+    def __int__(self) -> int:
+        return self._address
+
+    def __del__(self) -> None:
+        self._driver.allocations.pop(self._address, None)
+
+
+class Stream:
+    """A queue of operations."""
+
+    def __init__(self, driver: FakeCuda) -> None:
+        self.queue: deque[Operation] = deque()
+        self.handle = id(self)
+        self._driver = driver
+
+    def add(self, operation: Operation) -> None:
+        with self._driver._lock:
+            self.queue.append(operation)
+
+    def is_ready(self) -> bool:
+        return bool(self.queue) and ((head := self.queue[0]).waits_for is None or head.waits_for.done)
+
+    def step(self) -> None:
+        operation = self.queue.popleft()
+        operation.work()
+        operation.done = True
+
+    def wait_for_event(self, event: Event) -> None:
+        self._driver.check()
+        self.add(Operation(lambda: None, event.recorded))
+
+    def synchronize(self) -> None:
+        self._driver.check()
+        self._driver.run_until(self.queue[-1] if self.queue else None)
+
+
+class Event:
+    """The place in a stream where it was last recorded; waiting for one that never was does not wait."""
+
+    def __init__(self, driver: FakeCuda) -> None:
+        self.recorded: Operation | None = None
+        self.handle = id(self)
+        self._driver = driver
+
+    def record(self, stream: Stream) -> None:
+        self._driver.check()
+        self.recorded = Operation(lambda: None)
+        stream.add(self.recorded)
+
+    def synchronize(self) -> None:
+        self._driver.check()
+        self._driver.run_until(self.recorded)

@@ -1,0 +1,138 @@
+"""TensorRT without a GPU, on the driver of `tests.fake_cuda`: what a plan computes is a function of this program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.tensorrt_library import Library
+from tests.fake_cuda import FakeCuda, Operation
+
+Arrays = dict[str, NDArray[Any]]
+Compute = Callable[[Arrays], Arrays]
+"""Inputs to outputs of one batch, by name."""
+
+
+class ILogger:
+    """As `tensorrt.ILogger`."""
+
+    class Severity:
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class FakeTensorRt:
+    """Stands for the module `tensorrt_rtx`; its plans are bytes that say a size, "64x48"."""
+
+    __name__ = "tensorrt_rtx"
+    ILogger = ILogger
+    TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
+    CudaGraphStrategy = SimpleNamespace(DISABLED=0, WHOLE_GRAPH_CAPTURE=1)
+
+    def __init__(self, driver: FakeCuda, compute: Compute, remembers: int = 4) -> None:
+        self.driver, self.compute, self.remembers = driver, compute, remembers
+        self.refuses = False
+        """Whether plans are refused."""
+        self.without_memory = False
+        """Whether there is too little memory for a context."""
+        self.compiled: list[bytes] = []
+        """What was given to runtime caches."""
+
+    @staticmethod
+    def nptype(kind: str) -> type:
+        return {"uint8": np.uint8, "float32": np.float32}[kind]
+
+    def Runtime(self, messages: Any) -> FakeTensorRt:  # noqa: N802 - TensorRT's name
+        self.messages = messages
+        self.driver.check()
+        return self
+
+    def deserialize_cuda_engine(self, data: bytes) -> FakePlan | None:
+        self.driver.check()
+        if self.refuses:
+            self.messages.log(ILogger.Severity.ERROR, "made for another GPU")
+            return None
+        width, height = map(int, data.decode().split("x"))
+        return FakePlan(self, width, height)
+
+    def library(self) -> Library:
+        return Library(self, "tensorrt_rtx", "1.6.1")
+
+
+class FakePlan:
+    """As `ICudaEngine`."""
+
+    def __init__(self, library: FakeTensorRt, width: int, height: int) -> None:
+        self.library = library
+        half = ((height + 1) // 2, (width + 1) // 2)
+        self.tensors: dict[str, tuple[int, str, tuple[int, ...]]] = {
+            "y": (1, "uint8", (1, height, width)),
+            "uv": (1, "uint8", (2, *half)),
+            "colour": (1, "float32", (2, 3, 4)),
+            "memory": (1, "float32", (library.remembers,)),
+            "keep": (1, "float32", (1,)),
+            "y_out": (2, "uint8", (1, 2 * height, 2 * width)),
+            "uv_out": (2, "uint8", (2, height, width)),
+            "memory_out": (2, "float32", (library.remembers,)),
+        }
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, number: int) -> str:
+        return list(self.tensors)[number]
+
+    def get_tensor_mode(self, name: str) -> int:
+        return self.tensors[name][0]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return self.tensors[name][1]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1, *self.tensors[name][2])
+
+    def create_runtime_config(self) -> Any:
+        cache = SimpleNamespace(serialize=lambda: b"compiled", deserialize=self.library.compiled.append)
+        return SimpleNamespace(create_runtime_cache=lambda: cache, set_runtime_cache=lambda _: None)
+
+    def create_execution_context(self, config: Any) -> FakeContext | None:
+        assert config.cuda_graph_strategy == FakeTensorRt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self.library.driver.check()
+        return None if self.library.without_memory else FakeContext(self)
+
+
+class FakeContext:
+    """As `IExecutionContext`: what it reads and writes is where the addresses say when it is started."""
+
+    def __init__(self, plan: FakePlan) -> None:
+        self._plan = plan
+        self._addresses: dict[str, int] = {}
+        self._count = 0
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert tuple(shape[1:]) == self._plan.tensors[name][2]
+        self._count = shape[0]
+        return True
+
+    def execute_async_v3(self, handle: int) -> bool:
+        library, count, addresses = self._plan.library, self._count, dict(self._addresses)
+        library.driver.check()
+
+        def view(name: str) -> NDArray[Any]:
+            _, kind, shape = self._plan.tensors[name]
+            array = np.dtype(kind)
+            octets = count * int(np.prod(shape)) * array.itemsize
+            return library.driver.device(addresses[name], octets).view(array).reshape(count, *shape)
+
+        def work() -> None:
+            inputs = {name: view(name).copy() for name, (mode, _, _) in self._plan.tensors.items() if mode == 1}
+            for name, array in library.compute(inputs).items():
+                view(name)[:] = array
+
+        library.driver.at(handle).add(Operation(work))
+        return True

@@ -1,0 +1,122 @@
+"""Steps as CUDA graphs, with a stand-in for CUDA where there is none: a capture computes, its first replay does not."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from unittest import mock
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from engines.data.pairs import Draw, draw, small_sizes
+from engines.training import graphs, train
+from engines.training.recipe import Recipe
+from engines.training.steps import EagerSteps
+from tests.test_train import sample
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(batch=2, crop=(32, 32), ssim_weight=0.0, exposure_free=0.5, mix=(1.0, 0.0, 0.0), clip=float("inf"))
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[mock.Mock]:
+    """The graphs that were captured."""
+    made: list[mock.Mock] = []
+
+    def graph() -> mock.Mock:
+        made.append(mock.Mock())
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    monkeypatch.setattr(torch.cuda, "Stream", mock.Mock())
+    monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_args, **_options: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    return made
+
+
+def draws(turns: list[float], **options: float) -> list[Draw]:
+    random = np.random.default_rng(5)
+    return [draw(small_sizes([sample()]), (32, 32), 2, random, turn=turn, gain=1.2, **options) for turn in turns]
+
+
+def steps_of(recipe: Recipe, *, as_graphs: bool) -> tuple[train.Run, graphs.GraphSteps | EagerSteps]:
+    run = train.Run.begin(recipe)
+    for group in run.optimiser.param_groups:
+        group["lr"] = torch.tensor(1.0)
+    samples = ([sample()], [], [])
+    if as_graphs:
+        return run, graphs.GraphSteps(recipe, run.network, run.optimiser, samples, CPU)
+    return run, EagerSteps(recipe, run.network, run.optimiser, samples)
+
+
+@pytest.mark.parametrize("options", [{}, {"noise": 3.0, "twins": 1.0}], ids=["plain", "steady"])
+def test_steps_on_a_gpu_learn_what_steps_on_the_cpu_learn(captured: list[mock.Mock], options: dict[str, float]) -> None:
+    networks = []
+    recipe = msgspec.structs.replace(RECIPE, steady_weight=1.0, **options)
+    for as_graphs in (False, True):
+        run, steps = steps_of(recipe, as_graphs=as_graphs)
+        for step, chosen in enumerate(draws([0.0] * 2 * (graphs.WARM_UP + 1), **options)):
+            parts = steps.take(0, chosen, step, 2**-10, np.random.default_rng(step))
+        assert parts.keys() >= {"huber", "structure", "colour", *(["steady"] if options else [])}
+        networks.append(run.network.state_dict())
+    for name, value in networks[0].items():
+        # rates are float32 on a device; a step that is left out moves every number by some 1e-3
+        assert value.sub(networks[1][name]).abs().mean() < 5e-5, name
+    assert len(captured) == 2  # with and without the detail branch
+
+
+def test_each_kind_of_step_is_captured_once_and_then_replayed(captured: list[mock.Mock]) -> None:
+    recipe = msgspec.structs.replace(RECIPE, detail_weight=0.0)
+    _, steps = steps_of(recipe, as_graphs=True)
+    for step, chosen in enumerate(draws([0.0, 1.0] * (graphs.WARM_UP + 3))):
+        steps.take(0, chosen, step, 1e-3, np.random.default_rng(step))
+    assert [graph.replay.call_count for graph in captured] == [3, 3]
+
+
+def test_twins_are_steps_of_their_own_and_each_graph_knows_where_its_noise_comes_from(
+    captured: list[mock.Mock],
+) -> None:
+    recipe = msgspec.structs.replace(RECIPE, detail_weight=0.0, noise=3.0, twins=0.5, steady_weight=1.0)
+    _, steps = steps_of(recipe, as_graphs=True)
+    count = graphs.WARM_UP + 2
+    for step, chosen in enumerate([*draws([0.0] * count, noise=3.0), *draws([0.0] * count, noise=3.0, twins=1.0)]):
+        steps.take(0, chosen, step, 1e-3, np.random.default_rng(step))
+    assert [graph.replay.call_count for graph in captured] == [2, 2]
+    assert [graph.register_generator_state.call_count for graph in captured] == [1, 1]
+
+
+def test_the_loss_is_looked_at_now_and_then_only(captured: list[mock.Mock]) -> None:
+    recipe = msgspec.structs.replace(RECIPE, detail_weight=0.0)
+    _, steps = steps_of(recipe, as_graphs=True)
+    told = [
+        steps.take(0, chosen, step, 1e-2, np.random.default_rng(step))["huber"]
+        for step, chosen in enumerate(draws([0.0] * 4), start=1)
+    ]
+    assert len(set(told)) == 1
+    (chosen,) = draws([0.0])
+    assert steps.take(0, chosen, graphs.READ_EVERY, 1e-2, np.random.default_rng(1))["huber"] != told[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_replay_draws_the_noise_of_its_own_seed() -> None:
+    device = torch.device("cuda")
+    (chosen,) = draws([0.0], noise=5.0)
+    deck, noise = graphs.Deck([sample()], device), torch.Generator(device)
+    places, light = chosen.places.to(device), chosen.light.to(device)
+    deck.batch(places, light, chosen, noise)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(noise)
+    with torch.cuda.graph(graph):
+        small, *_ = deck.batch(places, light, chosen, noise)
+    made = []
+    for seed in (1, 2, 1):
+        noise.manual_seed(seed)
+        graph.replay()
+        made.append(small.clone())
+    assert torch.equal(made[0], made[2])
+    assert not torch.equal(made[0], made[1])

@@ -1,0 +1,144 @@
+"""Photos made into what field cameras would send of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from engines.data import photos
+from engines.data.darken import Night, encode, gather
+from engines.data.lamps import POWER, lamps
+from engines.data.lol import Picture, double, halve
+from engines.data.pairs import Sample
+from engines.data.photos import day_samples, grey, night_samples, send, weather
+from engines.evaluation.scores import psnr
+from tests.test_train import scene
+
+WIDE = (8_000_000, 8_000_001)
+CLEAR = Night(exposure=1.0, photons=1e9, read_noise=0.0)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """No lamps, no infrared, a wide link; every day is damaged."""
+    for name in ("GREY", "LIT", "UNDAMAGED"):
+        monkeypatch.setattr(photos, name, 0.0)
+    monkeypatch.setattr(photos, "BIT_RATES", WIDE)
+    return monkeypatch
+
+
+def same(one: Sample, other: Sample) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("small", "large", "dark"))
+
+
+def test_a_night_is_dark_and_its_target_is_the_photo(plain: pytest.MonkeyPatch) -> None:
+    photo = scene(64, 96)
+    (night,) = night_samples([photo], 1, seed=1)
+    assert night.small.shape == (32, 48, 3)
+    assert night.small.mean() < 0.6 * photo.mean()
+    assert np.array_equal(night.large, photo)
+    assert night.dark.shape == photo.shape
+    assert night.dark.mean() == pytest.approx(night.small.mean(), rel=0.3, abs=4)
+
+
+def test_a_day_s_target_is_the_double_of_its_clean_small_picture(plain: pytest.MonkeyPatch) -> None:
+    photo = scene(128, 192)
+    for day in day_samples([photo], 4, seed=1):
+        assert day.small.shape == (64, 96, 3)
+        assert 0 < np.abs(day.small.astype(int) - halve(day.large)).mean() < 8
+        assert np.array_equal(day.dark, day.large)
+    plain.setattr(photos, "UNDAMAGED", 1.0)
+    for day in day_samples([photo], 4, seed=1):
+        assert np.array_equal(day.large, double(day.small))
+
+
+def test_samples_depend_on_the_seed_and_their_number_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "BIT_RATES", WIDE)
+    pictures = [scene(64, 96), scene(64, 96)[::-1].copy()]
+    for make in (night_samples, day_samples):
+        first, again, other = make(pictures, 4, 1), make(pictures, 6, 1), make(pictures, 4, 2)
+        assert all(same(a, b) for a, b in zip(first, again[:4], strict=True))
+        assert not any(same(a, b) for a, b in zip(first, other, strict=True))
+        assert not same(again[0], again[2])  # of the same photo
+
+
+def test_infrared_pairs_have_no_colour(plain: pytest.MonkeyPatch) -> None:
+    plain.setattr(photos, "GREY", 1.0)
+    plain.setattr(photos, "LIT", 1.0)
+    for sample in (*night_samples([scene()], 3, 1), *day_samples([scene()], 3, 1)):
+        for picture in (sample.small, sample.large, sample.dark):
+            assert (picture == picture[..., :1]).all()
+            assert picture.std() > 0
+
+
+def test_some_pairs_are_infrared_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "BIT_RATES", WIDE)
+    for make in (night_samples, day_samples):
+        shares = np.mean([np.ptp(sample.large, axis=2).max() == 0 for sample in make([scene(32, 48)], 60, 3)])
+        assert 0.03 < shares < 0.35
+
+
+def test_lamps_are_bright_in_the_night_and_in_its_target_and_nothing_else_is_changed(
+    plain: pytest.MonkeyPatch,
+) -> None:
+    photo = np.full((160, 256, 3), 90, np.uint8)
+    dark = night_samples([photo], 6, seed=4)
+    plain.setattr(photos, "LIT", 1.0)
+    for night, unlit in zip(night_samples([photo], 6, seed=4), dark, strict=True):
+        assert unlit.small.max() < 120
+        lamp = night.large.max(2) == 255
+        assert 0 < lamp.mean() < 0.1
+        inside = lamp.reshape(80, 2, 128, 2).all((1, 3))  # the whole of a small pixel
+        assert inside.any()
+        assert night.small.max(2)[inside].mean() > 200
+        assert night.dark.max(2)[lamp].min() > 230
+        assert np.median(night.large) == pytest.approx(90, abs=6)
+        assert (night.large >= photo).all()
+
+
+def test_lamps_outshine_the_sensor_and_their_glow_falls() -> None:
+    light = lamps(160, 256, np.random.default_rng(2))
+    assert light.dtype == np.float32
+    assert light.min() >= 0
+    assert light.max() > POWER[0]
+    assert 0 < np.quantile(light, 0.1) < np.median(light) < 0.2
+
+
+@pytest.mark.parametrize("hevc", [0.0, 1.0], ids=["h264", "hevc"])
+def test_a_link_damages_what_it_sends_and_a_thin_one_more(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], hevc: float
+) -> None:
+    monkeypatch.setattr(photos, "HEVC", hevc)
+    clean = np.kron(scene(96, 144), np.ones((2, 2, 1), np.uint8))
+    scores = []
+    for bit_rate in (800_000, 100_000):
+        monkeypatch.setattr(photos, "BIT_RATES", (bit_rate, bit_rate + 1))
+        arrived = [send(gather(clean, CLEAR), CLEAR, np.random.default_rng(seed)) for seed in range(3)]
+        scores.append(np.mean([psnr(picture, clean) for picture in arrived]))
+    assert 20 < scores[1] < scores[0] - 1 < 50
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_arrives_last_is_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "BIT_RATES", WIDE)
+    light = gather(scene(96, 144), CLEAR)
+    for seed in range(4):
+        arrived = send(light, CLEAR, np.random.default_rng(seed)).astype(int)
+        error = [np.abs(np.roll(arrived, move, axis=1) - encode(light)).mean() for move in (-1, 0, 1)]
+        assert error[1] == min(error)
+        assert error[1] < 3
+
+
+@pytest.mark.parametrize("level", [10, 90, 250])
+def test_no_weather_makes_a_night_of_a_day(level: int) -> None:
+    picture: Picture = np.full((8, 8, 3), level, np.uint8)
+    means = [weather(picture, np.random.default_rng(seed)).mean() for seed in range(20)]
+    assert min(means) >= photos.DAY_MEAN - 1
+    assert np.std(means) > 0 or level < photos.DAY_MEAN / 2
+
+
+def test_grey_keeps_brightness() -> None:
+    picture = np.full((2, 2, 3), (200, 100, 50), np.uint8)
+    assert (grey(picture) == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)).all()

@@ -1,0 +1,95 @@
+"""The plan of all training runs, and the files that its data travels in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from engines.cards import NUMBERS, Weights
+from engines.checkpoint import load_network
+from engines.data.packs import read_packs, write_packs
+from engines.data.pairs import Sample
+from engines.training import plan
+from engines.training.recipe import read_recipe
+
+TINY = {"network": "neid-live", "batch": 1, "crop": (32, 32)}
+
+
+def sample(seed: int, *, day: bool = False) -> Sample:
+    """Soft random pictures, 96x128 and half of that."""
+    coarse = np.random.default_rng(seed).integers(40, 220, (6, 8, 3), dtype=np.uint8)
+    large = coarse.repeat(16, 0).repeat(16, 1)
+    dark = large if day else large // 8
+    return Sample(small=np.ascontiguousarray(dark[::2, ::2]), large=large, dark=dark)
+
+
+@pytest.fixture
+def sets() -> dict[str, list[Sample]]:
+    return {"lol": [sample(1), sample(2)], "held_out": [sample(3)], "night": [sample(4)], "day": [sample(4, day=True)]}
+
+
+def test_packs_give_the_samples_back_and_no_file_is_too_large(tmp_path: Path, sets: dict[str, list[Sample]]) -> None:
+    files = write_packs(sets, tmp_path, limit=24_000)
+    assert len(files) > 1
+    assert max(path.stat().st_size for path in files) <= 24_000
+    back = read_packs(tmp_path)
+    assert {name: len(samples) for name, samples in back.items()} == {"lol": 2, "held_out": 1, "night": 1, "day": 1}
+    for name, samples in sets.items():
+        for theirs, ours in zip(back[name], samples, strict=True):
+            assert np.array_equal(theirs.small, ours.small)
+            for a, b in ((theirs.large, ours.large), (theirs.dark, ours.dark)):
+                assert np.square(a.astype(float) - b).mean() < 6.5  # 40 dB
+    assert back["day"][0].dark is back["day"][0].large
+
+
+def test_a_missing_pack_is_named(tmp_path: Path, sets: dict[str, list[Sample]]) -> None:
+    files = write_packs(sets, tmp_path, limit=24_000)
+    files[1].unlink()
+    with pytest.raises(FileNotFoundError, match=files[1].name):
+        read_packs(tmp_path)
+
+
+def test_the_plan_is_rehearsed_and_not_done_twice(
+    tmp_path: Path, sets: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "read_recipe", lambda name: msgspec.structs.replace(read_recipe(name), **TINY))
+    monkeypatch.setattr("engines.data.pairs.PHOTO_CROP", (32, 32))
+    monkeypatch.setattr("engines.training.train.PHOTO_CROP", (32, 32))
+    write_packs(sets, tmp_path / "data")
+    command = ["train", str(tmp_path / "data"), str(tmp_path / "out"), "--steps", "2", "--sitting", "99"]
+    plan.main(command)
+    summary = json.loads((tmp_path / "out" / "plan.json").read_bytes())
+    assert summary.keys() == {job.name for job in plan.JOBS}
+    assert all(job["scores"]["steps"] == 2 and job["scores"]["step_ms"] > 0 for job in summary.values())
+    assert "held_out_psnr_db" in summary["paper-best-2"]["scores"]
+    assert "held_out_psnr_db" not in summary["field-finish"]["scores"]
+    assert [summary[f"paper-best-{seed}"]["recipe"]["seed"] for seed in (1, 2, 3)] == [1, 2, 3]
+    numbers = Weights(tmp_path / "out" / "field").file(NUMBERS)
+    assert numbers.stat().st_size < 2.2 * sum(value.numel() for value in load_network(numbers).parameters())
+    capsys.readouterr()
+    plan.main(command)
+    assert capsys.readouterr().out.count("done before") == len(plan.JOBS)
+
+
+def test_a_job_that_the_sitting_has_no_time_for_is_not_begun(
+    tmp_path: Path, sets: dict[str, list[Sample]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan.run_plan(sets, tmp_path, minutes=100, sitting=1)
+    assert capsys.readouterr().out.count("more than this sitting has left") == len(plan.JOBS) - 1
+    assert json.loads((tmp_path / "plan.json").read_bytes()) == {}
+
+
+def test_the_plan_s_shares_are_the_whole() -> None:
+    assert sum(job.share for job in plan.JOBS) == pytest.approx(1)
+
+
+def test_the_plan_needs_nothing_that_a_bare_machine_with_a_gpu_lacks() -> None:
+    lacks = ["av", "onnx", "openvino", "pydantic", "zmq"]
+    code = f"import engines.training.plan, sys; print(sorted({{*{lacks}}} & {{*sys.modules}}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

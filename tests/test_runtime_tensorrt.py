@@ -1,0 +1,292 @@
+"""The TensorRT runtime on a driver without a device, which runs all as late, and in as odd an order, as it may."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from engines import runtime_tensorrt
+from engines.cards import NUMBERS, find_weights
+from engines.checkpoint import load_network
+from engines.colour import Colour
+from engines.door import EngineInfo, Slot
+from engines.errors import EngineError, EngineMismatch, EngineMissing
+from engines.gpu import NO_GPU, Gpu
+from engines.picture import PictureGraph
+from engines.runtime import EngineOptions, open_engine
+from engines.runtime_tensorrt import Cuda, TensorRtEngine
+from tests.fake_cuda import Error, FakeCuda
+from tests.fake_tensorrt import Arrays, FakeTensorRt
+from tests.test_runtimes import dusk
+
+SIZE = (16, 16)
+
+
+def counting(inputs: Arrays) -> Arrays:
+    """Doubles luma, adds what the feed's memory counted, and counts on; a picture that is not kept begins anew."""
+    counted = np.where(inputs["keep"] > 0, inputs["memory"], 0)
+    bright = inputs["y"].repeat(2, 2).repeat(2, 3) + counted[:, :1, None, None].astype(np.uint8)
+    height, width = inputs["y"].shape[2:]
+    uv = inputs["uv"].repeat(2, 2).repeat(2, 3)[:, :, :height, :width]
+    return {"y_out": bright, "uv_out": uv, "memory_out": counted + 1}
+
+
+@dataclass
+class Bench:
+    """An engine and what it stands on."""
+
+    engine: TensorRtEngine
+    driver: FakeCuda
+    library: FakeTensorRt
+    stored: list[bytes]
+
+
+class FakePlans:
+    """Stands for `engines.plans.Plans`."""
+
+    stored: list[bytes]
+
+    def __init__(self, *_: object) -> None: ...
+
+    def get(self, _: object, width: int, height: int, batch: int, precision: str) -> SimpleNamespace:
+        return SimpleNamespace(key=(width, height, batch, precision), data=f"{width}x{height}".encode())
+
+    def load_cache(self, _: object) -> bytes:
+        return b"compiled before"
+
+    def store_cache(self, _: object, data: bytes) -> None:
+        self.stored.append(data)
+
+
+@contextmanager
+def bench(monkeypatch: pytest.MonkeyPatch, seed: int = 1, slots: int = 24, remembers: int = 4) -> Iterator[Bench]:
+    driver = FakeCuda(seed)
+    library = FakeTensorRt(driver, counting, remembers)
+    FakePlans.stored = []
+    monkeypatch.setattr(runtime_tensorrt, "Plans", FakePlans)
+    monkeypatch.setattr(runtime_tensorrt, "CONFIGS", {"neid-live": SimpleNamespace(remembers=remembers)})
+    weights = find_weights("field")
+    info = EngineInfo("tensorrt", "test", "fp16", "field", weights.id, largest_batch=8)
+    cuda = Cuda(driver, library.library(), Gpu("test", "1"))
+    engine = TensorRtEngine(weights, info, cuda, EngineOptions(slots=slots))
+    with engine:
+        yield Bench(engine, driver, library, FakePlans.stored)
+    assert driver.stack() == []
+
+
+def filled(engine: TensorRtEngine, level: int) -> Slot:
+    slot = engine.acquire(*SIZE)
+    slot.y[:], slot.uv[:] = level, 128
+    return slot
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_slot_gets_its_own_picture_in_whatever_order_the_streams_run(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    batches = [1, 3, 2, 8, 1, 4, 5]
+    levels = np.arange(sum(batches)) * 5 + 10
+    with bench(monkeypatch, seed) as b:
+        slots = [filled(b.engine, int(level)) for level in levels]
+        start = 0
+        for count in batches:
+            b.engine.submit(slots[start : start + count])
+            start += count
+        for slot, level in zip(slots, levels, strict=True):
+            slot.wait()
+            assert (slot.y_out == level).all()
+            assert (slot.uv_out == 128).all()
+        assert b.driver.copied_pageable == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_slots_go_round_while_batches_are_under_way(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    with bench(monkeypatch, seed, slots=4) as b:
+        under_way: list[tuple[Slot, int]] = []
+        for level in range(10, 60):
+            if len(under_way) == 4:
+                slot, expected = under_way.pop(0)
+                slot.wait()
+                assert (slot.y_out == expected).all()
+                slot.release()
+            slot = filled(b.engine, level)
+            b.engine.submit([slot])
+            under_way.append((slot, level))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_feeds_memory_passes_from_picture_to_picture_without_waiting_for_the_host(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    with bench(monkeypatch, seed) as b:
+        one, two, slots = b.engine.remember(), b.engine.remember(), []
+        for number in range(6):
+            pair = [filled(b.engine, 100), filled(b.engine, 200)]
+            pair[0].memory, pair[1].memory = one, two if number % 2 else None
+            pair[0].keep = pair[1].keep = 0.9
+            b.engine.submit(pair)
+            slots.append(pair)
+        for number, (first, second) in enumerate(slots):
+            first.wait()
+            second.wait()
+            assert (first.y_out == 100 + number).all()
+            assert (second.y_out == (200 + number // 2 if number % 2 else 200)).all()
+
+
+def test_pictures_of_two_sizes_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(monkeypatch) as b:
+        small, large = filled(b.engine, 30), b.engine.acquire(33, 21)
+        large.y[:], large.uv[:] = 40, 90
+        b.engine.submit([small])
+        b.engine.submit([large])
+        for slot, level in ((large, 40), (small, 30)):
+            slot.wait()
+            assert (slot.y_out == level).all()
+        assert large.uv.shape == (2, 11, 17)
+        assert large.y_out.shape == (42, 66)
+
+
+def test_any_thread_may_use_it_and_none_keeps_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: list[object] = []
+    with bench(monkeypatch) as b:
+
+        def use(level: int) -> None:
+            for _ in range(5):
+                slot = filled(b.engine, level)
+                b.engine.submit([slot])
+                slot.wait()
+                if not (slot.y_out == level).all():
+                    wrong.append(level)
+                slot.release()
+            wrong.extend(b.driver.stack())
+
+        threads = [threading.Thread(target=use, args=(level,)) for level in (20, 60, 100, 140)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def test_a_lost_device_is_told_everywhere_and_leaves_no_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(monkeypatch) as b:
+        slot, waiting = filled(b.engine, 1), filled(b.engine, 2)
+        b.engine.submit([waiting])
+        b.driver.failure = Error("the device was lost")
+        for call in (lambda: b.engine.submit([slot]), waiting.wait, lambda: b.engine.acquire(32, 32)):
+            with pytest.raises(EngineError, match="tensorrt failed: the device was lost"):
+                call()
+            assert b.driver.stack() == []
+        b.driver.failure = None
+
+
+def test_a_plan_that_is_refused_is_told_in_the_words_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(monkeypatch) as b:
+        b.library.refuses = True
+        with pytest.raises(EngineError, match=r"TensorRT-RTX 1\.6\.1 refuses the plan for 16x16: made for another GPU"):
+            b.engine.acquire(*SIZE)
+
+
+def test_too_little_memory_for_a_context_is_told_and_the_size_can_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with bench(monkeypatch) as b:
+        b.library.without_memory = True
+        with pytest.raises(EngineError, match="too little GPU memory"):
+            b.engine.acquire(*SIZE)
+        b.library.without_memory = False
+        b.engine.acquire(*SIZE).release()
+
+
+def test_what_was_compiled_is_kept_for_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(monkeypatch) as b:
+        b.engine.prepare(*SIZE)
+        assert b.library.compiled == [b"compiled before"]
+        assert b.stored == []
+    assert b.stored == [b"compiled"]
+
+
+def test_leaving_frees_all_device_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(monkeypatch) as b:
+        memory = b.engine.remember()
+        slot = filled(b.engine, 7)
+        slot.memory, slot.keep = memory, 0.5
+        b.engine.submit([slot])
+        assert b.driver.allocations
+    gc.collect()
+    assert b.driver.allocations == {}
+
+
+def test_a_feed_that_ends_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(monkeypatch) as b:
+        slot = filled(b.engine, 7)
+        slot.memory = b.engine.remember()
+        b.engine.submit([slot])
+        slot.wait()
+        before = len(b.driver.allocations)
+        slot.memory = None
+        gc.collect()
+        assert len(b.driver.allocations) == before - 1
+
+
+def test_the_shipped_network_in_batches_equals_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = find_weights("field")
+    graph = PictureGraph(load_network(weights.file(NUMBERS))).eval()
+
+    def compute(inputs: Arrays) -> Arrays:
+        with torch.inference_mode():
+            order = ("y", "uv", "colour", "memory", "keep")
+            made = graph(*(torch.from_numpy(inputs[name]) for name in order))
+        return dict(zip(("y_out", "uv_out", "memory_out"), (part.numpy() for part in made), strict=True))
+
+    reference = open_engine("torch", "field", EngineOptions(cache=tmp_path))
+    with bench(monkeypatch, remembers=256) as b, reference:
+        b.library.compute = compute
+        memory, expected_memory, slots = b.engine.remember(), reference.remember(), []
+        for seed in range(3):
+            pair = [b.engine.acquire(50, 38) for _ in range(2)]
+            for slot in pair:
+                slot.y[:], slot.uv[:] = dusk(50, 38, seed)
+                slot.colour = Colour("bt709")
+            pair[0].memory, pair[0].keep = memory, 0.9
+            b.engine.submit(pair)
+            slots.append(pair)
+        for seed, (first, second) in enumerate(slots):
+            picture = dusk(50, 38, seed)
+            for slot, known in ((first, (expected_memory, 0.9)), (second, ())):
+                slot.wait()
+                y, uv = reference.enhance(*picture, Colour("bt709"), *known)
+                assert np.abs(slot.y_out.astype(int) - y).max() <= 1
+                assert np.abs(slot.uv_out.astype(int) - uv).max() <= 1
+
+
+# Opening
+
+
+def test_without_a_gpu_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_tensorrt, "find_gpu", lambda: NO_GPU)
+    monkeypatch.setattr(runtime_tensorrt, "import_tensorrt", lambda: None)
+    with pytest.raises(EngineMissing, match="needs an NVIDIA GPU and its driver; here is none"):
+        open_engine("tensorrt")
+
+
+def test_without_pycuda_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_tensorrt, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
+    monkeypatch.setattr(runtime_tensorrt, "import_tensorrt", lambda: None)
+    monkeypatch.setitem(__import__("sys").modules, "pycuda.driver", None)
+    with pytest.raises(EngineMissing, match=r"needs pycuda: pip install 'nightbridge\[nvidia\]'"):
+        open_engine("tensorrt")
+
+
+def test_a_precision_that_it_has_not_is_refused() -> None:
+    with pytest.raises(EngineMismatch, match="precision 'int8': TensorRT takes one of auto, fp16"):
+        open_engine("tensorrt", options=EngineOptions(precision="int8"))
