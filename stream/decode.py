@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from errno import EINVAL, ERANGE
 from fractions import Fraction
 from hashlib import sha256
 
 import av
 from av.packet import Packet
 from av.stream import Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from stream.errors import CodecError
 from stream.frame import CaptureClock, Frame, SourcePacket, State
+from stream.h264 import ReferenceCheck
+from stream.hardware import is_on_gpu, nvdec, trouble
 from stream.plain import PlainPictures, colour_of, is_neutral
+from stream.settings import DecoderChoice
 
 LONGEST_DELAY = 32
 """Access units after which a picture that has not come out never will: decoders reorder 16 at most."""
+PADDING = 1 << 18
+"""Pixels that FFmpeg may count in a picture on top of twice those that it shows: it adds borders to it."""
+GPU_FAILURES = (av.ExternalError, av.MemoryError)
+"""What NVDEC raises when the GPU does not work any more, other than for damaged pictures."""
+NO_MATRIX = 2
+"""Matrix coefficients of ITU-T H.273: unspecified."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,25 +56,31 @@ class AccessUnit:
     """Whether an access unit since the last key frame, in the order of decoding, was damaged."""
 
 
+class PictureTooLarge(CodecError):
+    """A picture larger than its feed may have; nothing of it was decoded."""
+
+
 class Decoder:
-    """Decodes one segment of a source, for one thread and on one core.
+    """Decodes one segment of a source, for one thread and on one core, or on a GPU.
 
     Decoding begins with the first intact key frame. A damaged picture is `concealed`, and those after it are
     `tainted` until the next key frame. Every access unit comes out as a frame or, after `flush` at the latest,
-    is counted in `lost`.
+    is counted in `lost`. What a GPU cannot decode, or fails on, is decoded on the CPU.
     """
 
-    def __init__(self, video: VideoStream) -> None:
-        """`video` must have no other decoder. Raises `CodecError` where its codec cannot be opened."""
+    def __init__(self, video: VideoStream, largest: int | None = None, choice: DecoderChoice = "software") -> None:
+        """`video` must have no other decoder; `largest` is the size up to which it is decoded, in pixels.
+
+        Raises `CodecError` where its codec cannot be opened, and `PictureTooLarge`.
+        """
         self.lost = 0
         """Access units that gave no picture, with those in front of the first key frame."""
-        self._context = video.codec_context
-        self._context.thread_count = 1  # with parallel slices FFmpeg hides damage
-        self._context.copy_opaque = True
-        try:
-            self._context.open(strict=False)
-        except av.FFmpegError as error:
-            raise CodecError(f"the decoder {self._context.name} does not open: {error.strerror}") from None
+        self._choice = choice
+        self._trouble: str | None = None
+        self._software = video.codec_context
+        self._largest = largest
+        self._context = self._open(self._chosen(video))
+        self._references = ReferenceCheck(self._context.extradata or b"") if self._context.name == "h264" else None
         self._pictures = PlainPictures()
         self._inside: set[int] = set()
         self._count = 0
@@ -74,6 +92,24 @@ class Decoder:
         self._grey = False
 
     @property
+    def name(self) -> str:
+        """What decodes, as it is told: FFmpeg's name of the decoder, and `on NVDEC` where the GPU does the work.
+
+        That is known once a frame has come.
+        """
+        return f"{self._context.name} on NVDEC" if is_on_gpu(self._context) else self._context.name
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the GPU does not decode although it was asked to, or does not any more, for people.
+
+        `auto` asks for nothing. What NVDEC does not take is known once a frame has come.
+        """
+        if self._trouble is None and self._choice == "nvdec" and not is_on_gpu(self._context):
+            return "NVDEC does not take pictures of this kind or size"
+        return self._trouble
+
+    @property
     def deinterlaces(self) -> bool:
         """Whether an interlaced picture has come; from then on there is one more picture of delay."""
         return self._pictures.interlaced
@@ -81,7 +117,7 @@ class Decoder:
     def decode(self, source: SourcePacket) -> list[Frame]:
         """The frames that this access unit completes, in the order in which they are shown.
 
-        Damage raises nothing: it is seen in the frames' `state` and in `lost`.
+        Damage raises nothing: it is seen in the frames' `state` and in `lost`. Raises `PictureTooLarge`.
         """
         packet = source.packet
         self._started = self._started or (packet.is_keyframe and not packet.is_corrupt)
@@ -94,17 +130,48 @@ class Decoder:
 
     def flush(self) -> list[Frame]:
         """The last frames; nothing can be decoded after it."""
-        frames = self._decode(None)
+        frames: list[Frame] = []
+        with suppress(PictureTooLarge):
+            frames += self._decode(None)
         with suppress(av.FFmpegError):
             frames += self._leave(self._pictures.flush())
         for number in list(self._inside):
             self._lose(number)
         return frames
 
+    def _chosen(self, video: VideoStream) -> VideoCodecContext:
+        """The decoder on the GPU where that is wanted and there is one, else the one on the CPU."""
+        if self._choice == "software":
+            return self._software
+        try:
+            return nvdec(video)
+        except CodecError as error:
+            self._trouble = str(error) if self._choice == "nvdec" else None
+            return self._software
+
+    def _open(self, context: VideoCodecContext) -> VideoCodecContext:
+        context.thread_count = 1  # with parallel slices FFmpeg hides damage
+        context.copy_opaque = True
+        self._refuse_large(context)
+        if self._largest is not None:
+            context.options["max_pixels"] = str(2 * self._largest + PADDING)  # looked at before memory is taken
+        try:
+            context.open(strict=False)
+        except av.FFmpegError as error:
+            raise CodecError(f"the decoder {context.name} does not open: {error.strerror}") from None
+        return context
+
+    def _leave_gpu(self, error: av.FFmpegError) -> None:
+        """Go on with the decoder on the CPU, from the next key frame; what the GPU still held is lost."""
+        self._trouble = trouble("NVDEC", error)
+        self._context = self._open(self._software)
+        self._started = False
+        for number in list(self._inside):
+            self._lose(number)
+
     def _enter(self, source: SourcePacket) -> AccessUnit:
         packet = source.packet
-        if packet.is_keyframe:
-            self._damage_in = False
+        self._damage_in = (self._misses_references(packet) or self._damage_in) and not packet.is_keyframe
         unit = AccessUnit(
             number=self._count,
             pts=packet.pts,
@@ -124,6 +191,15 @@ class Decoder:
         self._lose(unit.number - LONGEST_DELAY)
         return unit
 
+    def _misses_references(self, packet: Packet[Stream]) -> bool:
+        """Whether whole access units are missing in front of this one, as far as the codec tells."""
+        if self._references is None:
+            return False
+        missing = self._references.is_missing(bytes(packet))
+        if self._references.sequence_changed:  # FFmpeg keeps the colour of the one before, if the new one says none
+            self._context.colorspace, self._context.color_range = NO_MATRIX, ColorRange.UNSPECIFIED
+        return missing
+
     def _lose(self, number: int) -> None:
         """Count an access unit as lost if it has not come out."""
         if number in self._inside:
@@ -135,10 +211,25 @@ class Decoder:
         plain: list[VideoFrame] = []
         try:
             for picture in self._context.decode(packet):
+                self._refuse_large(self._context)
                 plain += self._pictures.add(picture)
-        except av.FFmpegError:
+        except av.FFmpegError as error:
             self._damage_in = True
+            if packet and packet.is_keyframe and not packet.is_corrupt:
+                self._refuse_large(self._context, error)
+            if isinstance(error, GPU_FAILURES) and is_on_gpu(self._context):
+                self._leave_gpu(error)
         return self._leave(plain)
+
+    def _refuse_large(self, context: VideoCodecContext, error: av.FFmpegError | None = None) -> None:
+        """Raise `PictureTooLarge` if that is what the codec has found, or why it failed."""
+        width, height = context.width, context.height
+        number = error.errno if error else None
+        unsaid = number == ERANGE or (number == EINVAL and not width)  # some codecs forget what was too large
+        if self._largest is None or not (unsaid or width * height > self._largest):
+            return
+        size = "too large" if unsaid else f"{width}x{height}, which is {width * height} pixels"
+        raise PictureTooLarge(f"its pictures are {size}: at most {self._largest} pixels are decoded")
 
     def _leave(self, pictures: list[VideoFrame]) -> list[Frame]:
         """Frames of plain pictures: one for an access unit, none for what FFmpeg made up for a missing one."""
@@ -164,6 +255,7 @@ class Decoder:
             capture_clock=unit.capture_clock,
             state=self._state(picture, unit),
             source_sha256=unit.sha256,
+            stamped=unit.pts is not None,
         )
 
     def _is_grey(self, picture: VideoFrame, unit: AccessUnit) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +19,7 @@ from av.video.reformatter import ColorRange
 from engines.colour import Colour, Matrix
 from stream.errors import CodecError
 from stream.frame import Plane
+from stream.hardware import NVENC, NVENC_ERRORS, nvenc_options, trouble
 from stream.settings import EncoderSettings
 
 ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}
@@ -30,6 +33,13 @@ NEVER = 1 << 30
 
 SVT_SPEEDS = {"ultrafast": 12, "superfast": 11, "veryfast": 10, "faster": 9, "fast": 8, "medium": 7}
 """SVT-AV1 numbers its presets."""
+
+ROW = 9
+"""Pictures in a row that tell a rate."""
+TICKS_KEPT = 2 * ROW
+"""Pictures whose times are remembered."""
+CLEARLY, FAR = Fraction(10, 9), Fraction(4, 3)
+"""How much another rate must differ to be planned with: when a key frame is due, and at once."""
 
 COLOUR_CODES: dict[Matrix, tuple[int, int, int]] = {"bt601": (6, 6, 6), "bt709": (1, 1, 1)}
 """Matrix, primaries and transfer as ITU-T H.273 numbers them; 6 is SMPTE 170M, which is BT.601."""
@@ -57,8 +67,9 @@ class Encoder:
 
     Quality is constant as long as that stays below the bit rate of the settings, which no stretch of video passes
     by more than a quarter of a second's worth (AV1 holds that bit rate, and its first key frame may pass it).
-    `rate` (frames a second) is what the encoder plans with; the real times are those of the pictures.
-    Raises `CodecError`.
+    `rate` (frames a second) is what the encoder plans with. Pictures that come at another one are planned for from
+    the next key frame on, and after a few if they come far faster, which may pass the bit rate for a moment.
+    Where the settings ask for a GPU that cannot encode, the CPU does. Raises `CodecError`.
     """
 
     def __init__(
@@ -74,10 +85,21 @@ class Encoder:
             raise CodecError(f"a picture of {width}x{height} cannot be encoded: both must be even")
         self.codec = settings.codec
         self.width, self.height, self.time_base = width, height, time_base
+        self.name = ""
+        """What encodes: FFmpeg's name of the encoder."""
+        self.trouble: str | None = None
+        """Why the GPU does not encode although it was asked to, for people; `auto` asks for nothing."""
+        self._settings, self._colour = settings, colour
+        self._try_gpu = settings.hardware != "none"
         self._clock = Clock(time_base, rate or USUAL_RATE, settings.key_interval)
         self._times: dict[int | None, int] = {}
         """Times as they came in, by the encoder's own, of the pictures inside."""
-        self._context: av.VideoCodecContext | None = self._open(settings, colour, rate or USUAL_RATE)
+        self._context: av.VideoCodecContext | None = self._open()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the GPU encodes."""
+        return self.name in NVENC.values()
 
     def __enter__(self) -> Self:
         return self
@@ -102,16 +124,23 @@ class Encoder:
         """
         picture = as_frame(y, u, v, self.width, self.height)
         tick, due = self._clock.tick(pts, key)
+        ready = self._plan_anew() if due and self._clock.plan() else []
         picture.pts, picture.time_base = tick, self.time_base
         picture.pict_type = PictureType.I if due else PictureType.NONE
         self._times[tick] = pts
-        return self._encode(picture)
+        return ready + self._encode(picture)
 
     def flush(self) -> list[EncodedPicture]:
         """The access units that were still inside; afterwards the encoder takes no more pictures."""
         pictures = self._encode(None)
         self._context = None
         return pictures
+
+    def _plan_anew(self) -> list[EncodedPicture]:
+        """What was still inside, while another encoder takes the place of this one: none learns another rate."""
+        ready = self.flush()
+        self._context = self._open()
+        return ready
 
     def _encode(self, picture: av.VideoFrame | None) -> list[EncodedPicture]:
         if self._context is None:
@@ -133,32 +162,47 @@ class Encoder:
             for packet in packets
         ]
 
-    def _open(self, settings: EncoderSettings, colour: Colour, rate: Fraction) -> av.VideoCodecContext:
+    def _open(self) -> av.VideoCodecContext:
+        """An encoder on the GPU where that is wanted and works, else one on the CPU."""
+        codec = self._settings.codec
+        if self._try_gpu:
+            try:
+                return self._opened(NVENC[codec], nvenc_options(self._settings))
+            except NVENC_ERRORS as error:
+                self._try_gpu = False
+                self.trouble = trouble(NVENC[codec], error) if self._settings.hardware == "nvenc" else None
         os.environ.setdefault("SVT_LOG", "1")  # errors only; its banner would fill the log
-        context = av.CodecContext.create(ENCODERS[settings.codec], "w")
+        try:
+            return self._opened(ENCODERS[codec], encoder_options(self._settings))
+        except av.FFmpegError as error:
+            raise CodecError(f"{ENCODERS[codec]} cannot encode {self.width}x{self.height}: {error.strerror}") from error
+
+    def _opened(self, name: str, options: dict[str, str]) -> av.VideoCodecContext:
+        """FFmpeg's encoder of this name; raises `av.FFmpegError`, and `NVENC_ERRORS` for one on the GPU."""
+        colour = self._colour
+        context = av.CodecContext.create(name, "w")
         assert isinstance(context, av.VideoCodecContext)
         context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
-        context.time_base, context.framerate = self.time_base, rate
-        context.thread_count = settings.threads
+        context.time_base, context.framerate = self.time_base, self._clock.rate
+        context.thread_count = self._settings.threads
         context.gop_size, context.max_b_frames = NEVER, 0
         context.colorspace, context.color_primaries, context.color_trc = COLOUR_CODES[colour.matrix]
         context.color_range = ColorRange.JPEG if colour.full_range else ColorRange.MPEG
-        context.options = encoder_options(settings)
-        try:
-            context.open()
-        except av.FFmpegError as error:
-            raise CodecError(
-                f"{ENCODERS[settings.codec]} cannot encode {self.width}x{self.height}: {error.strerror}"
-            ) from error
+        context.options = options
+        context.open()
+        self.name = name
         return context
 
 
 class Clock:
-    """The encoder's own time, which only grows, and when its next key frame is due. Pure."""
+    """The encoder's own time, which only grows, the rate that it plans with, and when a key frame is due. Pure."""
 
     def __init__(self, time_base: Fraction, rate: Fraction, key_interval: float) -> None:
-        self._step = max(1, round(1 / (rate * time_base)))
+        self.rate = rate
+        """Frames a second."""
+        self._base = time_base
         self._interval = round(Fraction(key_interval) / time_base)
+        self._ticks: deque[int] = deque(maxlen=TICKS_KEPT)
         self._shift = 0
         self._last: int | None = None
         self._key_at = 0
@@ -166,12 +210,38 @@ class Clock:
     def tick(self, pts: int, key: bool) -> tuple[int, bool]:
         """A picture's time on this clock, and whether it is to be a key frame."""
         if self._last is None or pts + self._shift <= self._last:
-            self._shift = (0 if self._last is None else self._last + self._step) - pts
+            step = max(1, round(1 / (self.rate * self._base)))
+            self._shift = (0 if self._last is None else self._last + step) - pts
             key = True
         self._last = pts + self._shift
-        if key or self._last - self._key_at >= self._interval:
+        self._ticks.append(self._last)
+        if key or self._last - self._key_at >= self._interval or self._rush():
             self._key_at, key = self._last, True
         return self._last, key
+
+    def plan(self) -> bool:
+        """Take on the rate at which pictures come; whether it is clearly another one than before.
+
+        Of uneven pictures the closest in a row count: too high a rate costs quality, too low a rate bandwidth.
+        """
+        ticks = list(self._ticks)
+        rows = [last - first for first, last in zip(ticks, ticks[ROW:], strict=False)]
+        if not rows:
+            return False
+        rate = self._rush() or ROW / (min(rows) * self._base)
+        if 1 / CLEARLY < rate / self.rate < CLEARLY:
+            return False
+        self.rate = rate
+        return True
+
+    def _rush(self) -> Fraction | None:
+        """The rate of the last few pictures, if they came far faster than planned: too soon for the bit rate."""
+        ticks = list(self._ticks)[-ROW - 1 :]
+        steps = sorted(later - earlier for earlier, later in pairwise(ticks))
+        if len(steps) < ROW:
+            return None
+        mean, most = (1 / (step * self._base) for step in (Fraction(sum(steps), ROW), steps[ROW * 3 // 4]))
+        return min(most, 2 * mean) if min(most, mean) > self.rate * FAR else None  # a heap alone is no rate
 
 
 def encoder_options(settings: EncoderSettings) -> dict[str, str]:

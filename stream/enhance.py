@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, TypeVar
 
-from engines.door import Engine, Slot
+from engines.door import Door, Slot
 from stream.frame import Frame
+from stream.metrics import DropReason
+from stream.recall import Recall
 
 NEUTRAL_CHROMA = 128
 
-DropReason = Literal["overload", "late", "stopped"]
-"""`overload`: newer frames came before the engine was free; `late`: past the age budget; `stopped`: at the end."""
+BYTES_PER_PIXEL = 160
+"""Memory that a feed takes for each pixel of its source's pictures, in decoder, engine, slots and encoder, rounded up
+from what was measured with OpenVINO."""
+
+Key = TypeVar("Key", bound=Hashable)
+"""What stands for a feed."""
 
 
 @dataclass(eq=False)
@@ -28,46 +34,58 @@ class Lane:
     waiting: deque[Frame] = field(default_factory=deque)
     in_flight: int = 0
     """Frames taken, whose slots are not yet given back."""
+    served: int = 0
+    """Pixels that the engine was given, counted so that lanes which were idle have no claim on the past."""
+    closed: bool = False
+    """Whether frames are dropped rather than taken in."""
 
 
-class Gather:
+class Gather(Generic[Key]):
     """Where frames wait for the engine: a short lane for each feed, read by one thread.
 
     A lane holds `LANE_LENGTH` frames and has at most `IN_FLIGHT` more in the engine and the encoder, which bounds
-    the memory of a feed. A slow feed or encoder fills only its own lane.
+    the memory of a feed. A slow feed or encoder fills only its own lane. When all want more than the engine can do,
+    each gets an equal share of its pixels, so that large pictures cost the feed that sends them.
     """
 
     LANE_LENGTH = 2
     IN_FLIGHT = 2
 
     def __init__(self) -> None:
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[Key, Lane] = {}
         self._changed = threading.Condition()
         self._closed = False
-        self.abandoned = False
-        """Whether what is under way is to be dropped, too."""
 
-    def open_lane(self, feed: str, lane: Lane) -> None:
+    def open_lane(self, feed: Key, lane: Lane) -> None:
         """Make a place for a feed."""
         with self._changed:
             self._lanes[feed] = lane
 
-    def put(self, feed: str, frame: Frame) -> None:
+    def close_lane(self, feed: Key) -> None:
+        """Take a feed's place away; see `drain`."""
+        with self._changed:
+            self._abandon(self._lanes.pop(feed))
+            self._changed.notify_all()
+
+    def put(self, feed: Key, frame: Frame) -> None:
         """Add a frame. Live: never blocks, a full lane drops its oldest frame. Else: waits for room."""
         with self._changed:
             lane = self._lanes[feed]
             if not lane.live:
-                self._changed.wait_for(lambda: len(lane.waiting) < self.LANE_LENGTH or self._closed)
-            if self._closed:
+                self._changed.wait_for(lambda: len(lane.waiting) < self.LANE_LENGTH or lane.closed or self._closed)
+            if lane.closed or self._closed:
                 lane.on_drop("stopped")
                 return
             if len(lane.waiting) >= self.LANE_LENGTH:
                 lane.waiting.popleft()
                 lane.on_drop("overload")
+            if is_idle(lane):
+                busy = [other.served for other in self._lanes.values() if not is_idle(other)]
+                lane.served = max(lane.served, min(busy, default=0))
             lane.waiting.append(frame)
             self._changed.notify_all()
 
-    def take(self, limit: int, now_ns: Callable[[], int]) -> list[tuple[str, Frame]]:
+    def take(self, limit: int, now_ns: Callable[[], int]) -> list[tuple[Key, Frame]]:
         """Up to `limit` frames of one size, one of each feed; waits for the first, for no other.
 
         Frames of live feeds past their age budget are dropped. Returns [] once closed and empty.
@@ -76,21 +94,22 @@ class Gather:
             while True:
                 self._changed.wait_for(lambda: any(map(self._is_ready, self._lanes.values())) or self._finished())
                 batch = self._batch(limit, now_ns())
+                self._changed.notify_all()
                 if batch or self._finished():
-                    self._changed.notify_all()
                     return batch
 
-    def done(self, feed: str) -> None:
+    def done(self, feed: Key) -> None:
         """A frame that was taken has left the encoder."""
         with self._changed:
-            self._lanes[feed].in_flight -= 1
-            self._changed.notify_all()
+            if feed in self._lanes:
+                self._lanes[feed].in_flight -= 1
+                self._changed.notify_all()
 
-    def drain(self, feed: str) -> None:
+    def drain(self, feed: Key) -> None:
         """Return when nothing of a feed waits here, or is in the engine or the encoder."""
         with self._changed:
             lane = self._lanes[feed]
-            self._changed.wait_for(lambda: not lane.waiting and not lane.in_flight)
+            self._changed.wait_for(lambda: is_idle(lane))
 
     def close(self) -> None:
         """No more frames; those that wait can still be taken."""
@@ -98,15 +117,18 @@ class Gather:
             self._closed = True
             self._changed.notify_all()
 
-    def abandon(self) -> None:
-        """Close, and drop what waits: nobody will take it."""
+    def abandon(self, feed: Key | None = None) -> None:
+        """Drop what waits, and all that is still to come, of one feed or of all."""
         with self._changed:
-            self._closed = self.abandoned = True
-            for lane in self._lanes.values():
-                while lane.waiting:
-                    lane.waiting.popleft()
-                    lane.on_drop("stopped")
+            for lane in self._lanes.values() if feed is None else [self._lanes[feed]]:
+                self._abandon(lane)
             self._changed.notify_all()
+
+    def _abandon(self, lane: Lane) -> None:
+        lane.closed = True
+        while lane.waiting:
+            lane.waiting.popleft()
+            lane.on_drop("stopped")
 
     def _finished(self) -> bool:
         return self._closed and not any(lane.waiting for lane in self._lanes.values())
@@ -114,17 +136,18 @@ class Gather:
     def _is_ready(self, lane: Lane) -> bool:
         return bool(lane.waiting) and lane.in_flight < self.IN_FLIGHT
 
-    def _batch(self, limit: int, now_ns: int) -> list[tuple[str, Frame]]:
-        batch: list[tuple[str, Frame]] = []
-        for feed, lane in list(self._lanes.items()):
+    def _batch(self, limit: int, now_ns: int) -> list[tuple[Key, Frame]]:
+        batch: list[tuple[Key, Frame]] = []
+        for feed, lane in sorted(self._lanes.items(), key=lambda item: item[1].served):
             self._drop_late(lane, now_ns)
             if not self._is_ready(lane) or len(batch) == limit:
                 continue
             if batch and size(lane.waiting[0]) != size(batch[0][1]):
                 continue
-            batch.append((feed, lane.waiting.popleft()))
+            frame = lane.waiting.popleft()
+            batch.append((feed, frame))
             lane.in_flight += 1
-            self._lanes[feed] = self._lanes.pop(feed)  # whoever was served goes to the end of the line
+            lane.served += frame.width * frame.height
         return batch
 
     @staticmethod
@@ -134,18 +157,28 @@ class Gather:
             lane.on_drop("late")
 
 
+def is_idle(lane: Lane) -> bool:
+    """Whether a lane wants nothing of the engine."""
+    return not (lane.waiting or lane.in_flight)
+
+
 def size(frame: Frame) -> tuple[int, int]:
     """Width and height, which all frames of a batch share."""
     return frame.width, frame.height
 
 
-def enhance(engine: Engine, frames: list[Frame]) -> list[Slot]:
-    """Start one batch: a submitted slot for each frame, to be waited for, read and released by the caller."""
+def enhance(engine: Door, frames: list[Frame], recalls: Sequence[Recall] = ()) -> list[Slot]:
+    """Start one batch: a submitted slot for each frame, to be waited for, read and released by the caller.
+
+    `recalls` are those of the frames' feeds; without any each picture stands alone.
+    """
     slots: list[Slot] = []
     try:
         for frame in frames:
             slots.append(engine.acquire(frame.width, frame.height))
             fill(slots[-1], frame)
+        for recall, slot, frame in zip(recalls, slots, frames, strict=False):
+            recall.lend(slot, frame)
         engine.submit(slots)
     except BaseException:
         for slot in slots:

@@ -2,7 +2,7 @@
 
 StreamError
  ├── SettingsError        what you wrote: the message names file, table, key, value and what is allowed
- ├── SourceError          the outside world
+ ├── SourceError          the outside world, with one word for the reason
  │    ├── SourceLost         it went away, refused or timed out: trying again can help
  │    └── SourceUnsupported  it holds nothing that can be relayed: trying again cannot help
  ├── CodecError           a decoder or an encoder that is asked for cannot work here
@@ -10,6 +10,21 @@ StreamError
 """
 
 from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Reason = Literal["refused", "unauthorised", "not found", "no video", "codec", "time-out", "lost", "address"]
+"""Why a source gives no packets:
+
+- `refused`: nobody listens there, or who listens does not want to talk, not with TLS or not over this transport
+- `unauthorised`: user name or password is missing or wrong
+- `not found`: no such host, path or file
+- `no video`: what comes holds no video, or is nothing that is known
+- `codec`: its video has a codec that is not known here
+- `time-out`: nothing came for too long
+- `lost`: it was there and ended
+- `address`: the address itself is malformed
+"""
 
 
 class StreamError(Exception):
@@ -23,6 +38,13 @@ class SettingsError(StreamError, ValueError):
 class SourceError(StreamError):
     """A source that gives no packets."""
 
+    usual: ClassVar[Reason] = "lost"
+
+    def __init__(self, message: str, *, reason: Reason | None = None) -> None:
+        """`message` is for people, in one line and without credentials; `reason` is for programs."""
+        super().__init__(message)
+        self.reason: Reason = reason or self.usual
+
 
 class SourceLost(SourceError):
     """A source that went away, refused or timed out."""
@@ -30,6 +52,8 @@ class SourceLost(SourceError):
 
 class SourceUnsupported(SourceError):
     """A source without a video stream that can be decoded."""
+
+    usual = "no video"
 
 
 class CodecError(StreamError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 from fractions import Fraction
 from queue import SimpleQueue
@@ -11,10 +13,15 @@ from typing import Literal
 
 from engines.door import Slot
 from engines.errors import EngineError
+from stream.backoff import Backoff
+from stream.enhance import Lane
 from stream.errors import StreamError
 from stream.frame import Frame
-from stream.metrics import FeedMeter
+from stream.metrics import FeedFigures, FeedMeter
+from stream.recall import Recall
 from stream.settings import FeedSettings
+from stream.source import Opener
+from stream.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +29,8 @@ TELL_SECONDS = 10.0
 """The shortest time between two lines about lost pictures of one feed: a line for each would flood the log."""
 
 FeedState = Literal["connecting", "live", "ended", "failed"]
+
+CodecStage = Literal["decoder", "encoder"]
 
 LEVELS: dict[FeedState, int] = {
     "connecting": logging.WARNING,
@@ -31,44 +40,92 @@ LEVELS: dict[FeedState, int] = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class Feed:
     """One feed; its stages share it."""
 
     name: str
     settings: FeedSettings
+    opener: Opener | None = None
+    """What opens the source, every time anew; None: what the address says."""
     meter: FeedMeter = field(default_factory=FeedMeter)
     state: FeedState = "connecting"
     reason: str | None = None
     """Why it is not live, for people; holds no password."""
     rate: Fraction | None = None
     """Frames a second, as the source says."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Ask the feed to end: what is decoded is still enhanced, encoded, flushed and published."""
+    lane: Lane = field(init=False)
+    recall: Recall = field(default_factory=Recall)
+    timeline: Timeline = field(default_factory=Timeline)
+    backoff: Backoff = field(default_factory=Backoff)
+    codecs: dict[CodecStage, str] = field(default_factory=dict)
+    """What decodes and what encodes, once that is known."""
     under_way: SimpleQueue[tuple[Frame, Slot] | None] = field(default_factory=SimpleQueue)
     """Submitted pictures in order, no more than a feed may have in the engine; None ends the feed."""
     _told: float | None = field(default=None, init=False, repr=False)
     """When lost pictures were last told; seconds of `time.monotonic`."""
+    _live_since: float | None = field(default=None, init=False, repr=False)
+    """Seconds of `time.monotonic`."""
+
+    def __post_init__(self) -> None:
+        self.lane = Lane(
+            live=self.settings.mode == "live",
+            age_budget_ns=int(self.settings.age_budget * 1e9),
+            on_drop=self.meter.drop,
+        )
+
+    @property
+    def speed(self) -> float | None:
+        """At which multiple of their own speed recordings are played; None: as fast as it goes."""
+        return self.settings.speed or (1.0 if self.settings.mode == "live" else None)
+
+    def seconds_live(self) -> float:
+        """How long the source has been giving packets without an end."""
+        return 0.0 if self._live_since is None else time.monotonic() - self._live_since
+
+    def figures(self) -> FeedFigures:
+        """All counts, at one moment."""
+        return self.meter.figures(len(self.lane.waiting), self.lane.in_flight, self.timeline.repairs)
 
     def turn(self, state: FeedState, error: Exception | None = None) -> None:
         """Take on a state, because of `error` if there is one; told unless both are as before."""
         reason = None if error is None else reason_of(error)
+        self._live_since = time.monotonic() if state == "live" else None
         if (state, reason) != (self.state, self.reason):
             words = state if reason is None else f"{state}: {reason}"
-            log.log(LEVELS[state], "feed %s: %s", self.name, words, exc_info=unexpected(error))
+            log.log(LEVELS[state], "feed %s: %s%s", self.name, words, place_of(error))
         self.state, self.reason = state, reason
+
+    def work_with(self, stage: CodecStage, codec: str, trouble: str | None = None) -> None:
+        """Note what decodes or encodes; told when it is another than before, with the trouble that led to it."""
+        if self.codecs.get(stage) == codec:
+            return
+        self.codecs[stage] = codec
+        level, why = (logging.WARNING, f", since {trouble}") if trouble else (logging.INFO, "")
+        log.log(level, "feed %s: the %s is %s%s", self.name, stage, codec, why)
 
     def tell(self, error: Exception) -> None:
         """Log why pictures are lost, unless that was done within `TELL_SECONDS`."""
         now = time.monotonic()
         if self._told is None or now - self._told >= TELL_SECONDS:
             self._told = now
-            log.error("feed %s: pictures are lost: %s", self.name, reason_of(error), exc_info=unexpected(error))
+            log.error("feed %s: pictures are lost: %s%s", self.name, reason_of(error), place_of(error))
 
 
 def reason_of(error: Exception) -> str:
     """What went wrong, for people; of an unexpected error its kind alone, since its words may hold anything."""
-    return f"unexpected {type(error).__name__}" if unexpected(error) else str(error)
+    return f"unexpected {type(error).__name__}" if is_unexpected(error) else str(error)
 
 
-def unexpected(error: Exception | None) -> Exception | None:
-    """The error itself if nothing foresees it: it is then told with its place in the program."""
-    return None if isinstance(error, StreamError | EngineError) else error
+def place_of(error: Exception | None) -> str:
+    """Where in the program an unexpected error was raised, below the line that tells it; nothing for any other."""
+    if error is None or not is_unexpected(error):
+        return ""
+    return "\n".join(["", *traceback.format_tb(error.__traceback__)]).rstrip()
+
+
+def is_unexpected(error: Exception) -> bool:
+    """Whether nothing foresees an error."""
+    return not isinstance(error, StreamError | EngineError)

@@ -48,6 +48,8 @@ class Frame:
     state: State
     source_sha256: bytes
     """32 bytes: of the access unit that this picture came from."""
+    stamped: bool = True
+    """Whether `pts` is the source's own; else it is reckoned from the pictures before."""
 
     def __post_init__(self) -> None:
         if self.picture.format.name not in ("yuv420p", "yuvj420p", "gray"):

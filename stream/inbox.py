@@ -13,59 +13,103 @@ from stream.wire import PICTURE_KINDS, Kind, Message
 Reason = Literal["late", "unread", "no key frame"]
 """Why a message is dropped: it came too late; its reader took too long; it needs a picture that isn't there."""
 
+ASK_INTERVAL_NS = 1_000_000_000
+"""Between two requests for a key frame of one feed: the relay makes no more than one a second, either."""
+
+PATIENCE_NS = 1_000_000_000
+"""How long nothing but late messages may come before the connection is to be made anew."""
+
+NEVER = 2**63
+
 
 class Inbox:
-    """Messages that wait for their reader; holds what came in within `max_age` seconds, never more."""
+    """Messages that wait for their reader: none of them is more than `max_age` seconds older than it could be.
 
-    def __init__(self, max_age: float) -> None:
+    With `max_age` None no age is too high, and whoever adds messages looks at `len()` first.
+    """
+
+    def __init__(self, max_age: float | None) -> None:
         self.received = 0
         self.lost = 0
         self.dropped: Counter[Reason] = Counter()
         self.states: Counter[str] = Counter()
-        self._max_age_ns = int(max_age * 1e9)
-        self._lateness = Lateness(self._max_age_ns)
+        self._max_age_ns = None if max_age is None else int(max_age * 1e9)
+        self._lateness = Lateness()
+        self._late_since_ns: int | None = None
+        self._is_read = True
+        """Whether there is a reader: for one that stands still no relay is to make key frames."""
         self._tracks: dict[tuple[str, Kind], Track] = {}
         self._waiting: deque[tuple[Message, int]] = deque()
+        """With the time until which each is worth reading."""
 
-    def add(self, message: Message, now_ns: int) -> None:
-        """Take in what has just come."""
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, message: Message, now_ns: int) -> bool:
+        """Take in what has just come; tells whether to ask the relay for a key frame of this message's topic."""
         header = message.header
         self.received += 1
         if message.kind == "video" and header.state is not None:
             self.states[header.state] += 1
         track = self._tracks.setdefault(address(message), Track(message.kind in PICTURE_KINDS))
-        self.lost += track.follow(header.relay, header.seq)
-        if self._lateness.is_late(header.relay, header.published_ns, now_ns):
+        self.lost += track.follow(header.relay, header.seq, now_ns)
+        best_before_ns = self._best_before(message, now_ns)
+        if best_before_ns < now_ns:
             self.dropped["late"] += 1
             track.cut()
         elif not track.takes(header.key):
             self.dropped["no key frame"] += 1
         else:
-            self._waiting.append((message, now_ns))
+            self._waiting.append((message, best_before_ns))
         self._drop_unread(now_ns)
+        return message.kind == "video" and self._is_read and track.asks(now_ns)
 
     def take(self, now_ns: int) -> Message | None:
         """The oldest message that is still worth reading."""
         self._drop_unread(now_ns)
+        self._is_read = True
         return self._waiting.popleft()[0] if self._waiting else None
 
+    def is_behind(self, now_ns: int) -> bool:
+        """Whether nothing but late messages has come for so long that what is on its way is better thrown away."""
+        return self._late_since_ns is not None and now_ns - self._late_since_ns > PATIENCE_NS
+
+    def begin_anew(self, now_ns: int) -> None:
+        """The connection is a new one, with nothing old on its way."""
+        self._lateness = Lateness()
+        self._late_since_ns = None
+        for track in self._tracks.values():
+            track.asked_ns = now_ns
+
+    def _best_before(self, message: Message, now_ns: int) -> int:
+        """Until when a message that has just come is worth reading; a time that is over where it is late."""
+        if self._max_age_ns is None:
+            return NEVER
+        late_ns = self._lateness.of(message.header.relay, message.header.published_ns, now_ns)
+        if late_ns <= self._max_age_ns:
+            self._late_since_ns = None
+        elif self._late_since_ns is None:
+            self._late_since_ns = now_ns
+        return now_ns + self._max_age_ns - late_ns
+
     def _drop_unread(self, now_ns: int) -> None:
-        while self._waiting and now_ns - self._waiting[0][1] > self._max_age_ns:
+        while self._waiting and self._waiting[0][1] < now_ns:
             self._drop_group(address(self._waiting[0][0]))
+            self._is_read = False
 
     def _drop_group(self, topic: tuple[str, Kind]) -> None:
         """Drop a topic's oldest message, and of pictures all up to the next key frame."""
         track = self._tracks[topic]
         kept: deque[tuple[Message, int]] = deque()
         first, keep = True, False
-        for message, came_ns in self._waiting:
+        for message, best_before_ns in self._waiting:
             if address(message) == topic and not keep:
                 keep = not first and (message.header.key or not track.pictures)
                 first = False
                 if not keep:
                     self.dropped["unread"] += 1
                     continue
-            kept.append((message, came_ns))
+            kept.append((message, best_before_ns))
         if not keep:
             track.cut()
         self._waiting = kept
@@ -82,17 +126,21 @@ class Track:
     def __init__(self, pictures: bool) -> None:
         self.pictures = pictures
         """Whether messages refer to earlier ones."""
+        self.asked_ns = 0
+        """When a key frame was last asked for; a new connection asks for one by itself."""
         self._broken = pictures
         """Whether the next message is of no use unless it is a key frame."""
         self._relay: str | None = None
         self._seq = -1
 
-    def follow(self, relay: str, seq: int) -> int:
+    def follow(self, relay: str, seq: int, now_ns: int) -> int:
         """How many messages were lost just before this one; a new relay starts anew."""
         expected, same = self._seq + 1, relay == self._relay
         self._relay, self._seq = relay, seq
         if not same or seq != expected:
             self.cut()
+        if not same:
+            self.asked_ns = now_ns
         return max(0, seq - expected) if same else 0
 
     def cut(self) -> None:
@@ -104,42 +152,34 @@ class Track:
         self._broken = self._broken and not key
         return not self._broken
 
+    def asks(self, now_ns: int) -> bool:
+        """Whether a key frame is missing and to be asked for now."""
+        if not self._broken or now_ns - self.asked_ns < ASK_INTERVAL_NS:
+            return False
+        self.asked_ns = now_ns
+        return True
+
 
 class Lateness:
-    """Tells messages that took much longer than the quickest ones, whatever two clocks say.
+    """Tells how much longer than the quickest one a message took, whatever two clocks say.
 
     Sender and receiver need not agree on the time: the smallest difference between coming and publishing stands
-    for "at once". Where everything has been late for `PATIENCE_NS` it is the link or a clock that has changed, and
-    that difference is measured anew.
+    for "at once".
     """
 
-    PATIENCE_NS = 2_000_000_000
     DRIFT = 0.001
     """By how much two clocks may run apart, in seconds a second."""
 
-    def __init__(self, limit_ns: int) -> None:
-        self._limit_ns = limit_ns
+    def __init__(self) -> None:
         self._relay: str | None = None
         self._least_ns = 0
         self._measured_ns = 0
-        self._late_since_ns: int | None = None
 
-    def is_late(self, relay: str, published_ns: int, now_ns: int) -> bool:
-        """Whether a message that has just come is more than the limit later than it could be."""
+    def of(self, relay: str, published_ns: int, now_ns: int) -> int:
+        """Nanoseconds by which a message that has just come is later than it could be."""
         taken_ns = now_ns - published_ns
         usual_ns = self._least_ns + int(self.DRIFT * (now_ns - self._measured_ns))
         if relay != self._relay or taken_ns <= usual_ns:
-            self._relay = relay
-            return self._measure(taken_ns, now_ns)
-        if taken_ns - usual_ns <= self._limit_ns:
-            self._late_since_ns = None
-            return False
-        if self._late_since_ns is None:
-            self._late_since_ns = now_ns
-        if now_ns - self._late_since_ns > self.PATIENCE_NS:
-            return self._measure(taken_ns, now_ns)
-        return True
-
-    def _measure(self, taken_ns: int, now_ns: int) -> bool:
-        self._least_ns, self._measured_ns, self._late_since_ns = taken_ns, now_ns, None
-        return False
+            self._relay, self._least_ns, self._measured_ns = relay, taken_ns, now_ns
+            return 0
+        return taken_ns - usual_ns

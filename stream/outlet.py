@@ -10,6 +10,7 @@ from fractions import Fraction
 from engines.colour import Colour
 from engines.door import Slot
 from stream.encode import EncodedPicture, Encoder
+from stream.errors import CodecError
 from stream.feed import Feed
 from stream.frame import Frame
 from stream.publish import Publisher
@@ -23,7 +24,7 @@ class Outlet:
     """Encodes and publishes one feed's pictures; for one thread. Nothing is raised here.
 
     An encoder that fails costs the pictures inside it and those of the next second: they are lost, the feed tells
-    why, and then a new encoder begins.
+    why, and then a new encoder begins; on the CPU, if it was one on a GPU that failed.
     """
 
     def __init__(self, feed: Feed, publisher: Publisher, model: str) -> None:
@@ -31,6 +32,7 @@ class Outlet:
         self._feed = feed
         self._publisher = publisher
         self._model = model
+        self._settings = feed.settings.encoder
         self._encoder: Encoder | None = None
         self._opened_for: tuple[int, int, Colour, Fraction] | None = None
         self._inside: deque[Frame] = deque()
@@ -55,11 +57,14 @@ class Outlet:
         self._inside.append(frame)
         try:
             if self._encoder is None:
-                self._encoder = Encoder(self._feed.settings.encoder, *wanted, self._feed.rate)
+                self._encoder = Encoder(self._settings, *wanted, self._feed.rate)
             key = self._publisher.take_join(self._feed.name)
             self._publish(self._encoder.encode(slot.y_out, slot.uv_out[0], slot.uv_out[1], frame.pts, key))
+            self._feed.work_with("encoder", self._encoder.name, self._encoder.trouble)
         except Exception as error:
             self._feed.tell(error)
+            if isinstance(error, CodecError) and self._encoder and self._encoder.on_gpu:
+                self._settings = self._settings.model_copy(update={"hardware": "none"})
             self._close()
             self._paused_until = time.monotonic() + PAUSE_SECONDS
 

@@ -1,4 +1,4 @@
-"""A recording's packets at the speed at which they were recorded."""
+"""A recording's packets at the speed at which they were recorded, or a multiple of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_GAP = 60.0
 """Seconds between two pictures; a larger step, or one back, means that the recorder's clock was set."""
 
 
-def paced(packets: Iterator[SourcePacket], stop: Event) -> Iterator[SourcePacket]:
+def paced(packets: Iterator[SourcePacket], stop: Event, speed: float = 1.0) -> Iterator[SourcePacket]:
     """Each packet when its decoding time has come, counted from the first; ends early when `stop` is set.
 
     Video sets the pace, by its durations where it has no times; other packets come along. All are then received, as
@@ -25,9 +25,9 @@ def paced(packets: Iterator[SourcePacket], stop: Event) -> Iterator[SourcePacket
         if packet.kind == "video":
             before, seconds = seconds, decode_seconds(packet, upcoming)
             if start is None or not 0 <= seconds - before <= LONGEST_GAP:
-                start = time.monotonic() - seconds
+                start = time.monotonic() - seconds / speed
             upcoming = seconds + duration_seconds(packet)
-            if stop.wait(max(0.0, start + seconds - time.monotonic())):
+            if stop.wait(max(0.0, start + seconds / speed - time.monotonic())):
                 return
         now = time.time_ns()
         captured = now if packet.capture_clock == "arrival" else packet.capture_ns

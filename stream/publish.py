@@ -7,19 +7,36 @@ import time
 from types import TracebackType
 from typing import Self
 
+import msgspec
 import zmq
 import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
 from stream.errors import WireError
 from stream.settings import CurveSettings, RelaySettings
-from stream.wire import Header, Kind, Numbering, encode_message, topic
+from stream.wire import Header, Kind, Numbering, Stamped, encode_message, topic
 
 LINGER_MS = 500
 """How long a closed publisher's last messages may still be on their way."""
 
-HEARTBEAT_MS, VIEWER_LOST_MS = 2_000, 10_000
-"""A viewer that has not answered for this long is cut off, and what waits for it is freed."""
+VIEWER_LOST = 10.0
+"""Seconds: a viewer whose machine has not taken anything for this long is cut off, and what waits for it is freed."""
+
+PATIENCE = 30.0
+"""Seconds that a lossless publisher waits for one viewer."""
+
+UNDER_WAY_MOST = 8
+"""Messages that wait for one viewer of a lossless publisher: it waits for room, so more would gain nothing."""
+
+ROOM_INTERVAL = 0.002
+VIEWER_INTERVAL = 0.02
+"""Seconds between two looks whether there is room, or a viewer: ZeroMQ's XPUB tells of neither."""
+
+EVENTS_AT_ONCE = 100
+"""Comings and goings of viewers that one call looks at: a flood of them must not hold up the pictures."""
+
+SUBSCRIPTIONS_KEPT = 10_000
+"""Different prefixes that are remembered; further ones bring no key frame."""
 
 JOIN_INTERVAL = 1.0
 """Seconds between key frames that a feed makes for new viewers."""
@@ -29,30 +46,36 @@ class Publisher:
     """Publishes all feeds of one run of the relay, at one endpoint. A context manager; any thread may call it.
 
     It never waits for a viewer: for each of them `high_water_mark` messages are kept, further ones are lost for that
-    viewer alone. `relay_id` must differ from run to run. Raises `WireError`.
+    viewer alone. They are to hold what all feeds publish at one moment: 64 are enough for pictures, source and data of
+    16 feeds, with fewer a healthy viewer of them all has holes. How old pictures get they don't decide: a viewer drops
+    the old ones itself.
+
+    With `lossless` it does wait: `publish` returns when every viewer has room, so that the slowest one sets the pace
+    of what it subscribed to. A viewer that takes nothing for `PATIENCE` seconds loses messages all the same.
+
+    `relay_id` must differ from run to run. Raises `WireError`.
     """
 
-    def __init__(self, settings: RelaySettings, relay_id: str) -> None:
+    def __init__(self, settings: RelaySettings, relay_id: str, lossless: bool = False) -> None:
         self._settings = settings
-        self._relay_id = relay_id
+        self.relay_id = relay_id
+        """Id of this run."""
+        self._lossless = lossless
         self._lock = threading.Lock()
+        """Held for moments only; the socket is used by whoever holds it."""
+        self._context: zmq.SyncContext | None = None
         self._socket: zmq.SyncSocket | None = None
         self._doorkeeper: ThreadAuthenticator | None = None
-        self._numbers: dict[bytes, Numbering] = {}
+        self._lines: dict[bytes, Line] = {}
         self._joins = Joins(JOIN_INTERVAL)
         self.endpoint = settings.endpoint
         """Where viewers connect; inside the `with` block with its real port."""
 
     def __enter__(self) -> Self:
-        context: zmq.SyncContext = zmq.Context.instance()
-        socket = context.socket(zmq.XPUB)
+        self._context = zmq.Context()  # of its own: its end waits until the last messages have left
+        socket = self._context.socket(zmq.XPUB)
         try:
-            socket.set(zmq.XPUB_VERBOSE, 1)  # tells of every viewer, not only of a topic's first
-            socket.set(zmq.SNDHWM, self._settings.high_water_mark)
-            socket.set(zmq.SNDBUF, self._settings.send_buffer)
-            socket.set(zmq.LINGER, LINGER_MS)
-            socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-            socket.set(zmq.HEARTBEAT_TIMEOUT, VIEWER_LOST_MS)
+            self._set_options(socket)
             self._doorkeeper = encrypt(socket, self._settings.curve)
             socket.bind(self._settings.endpoint)
         except zmq.ZMQError as error:
@@ -68,21 +91,31 @@ class Publisher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """End, from any thread: a `publish` that waits ends with `WireError`. The last messages still leave: they have
+        half a second, of a lossless publisher the settings' `stop_timeout`."""
         with self._lock:
             socket, self._socket = self._socket, None
-            if socket is not None:
-                self._close(socket)
+        if socket is None:
+            return
+        if self._lossless and kind is None and self.endpoint.startswith("ipc:"):
+            self._see_viewers_off(socket)
+        self._close(socket)
 
     def publish(self, feed: str, kind: Kind, header: Header, payload: bytes) -> int:
-        """Send one message and tell its `seq`; relay, feed, numbers and the time of publishing are added here."""
+        """Send one message and tell its `seq`; relay, feed, numbers and the time of publishing are added here.
+
+        A lossless publisher waits for room for it, except for a `status`, which is lost where there is none.
+        """
         name = topic(feed, kind)
         with self._lock:
-            socket = self._open_socket()
-            self._hear_viewers(socket)
-            numbers = self._numbers.setdefault(name, Numbering(kind))
-            stamped = numbers.stamp(header, self._relay_id, feed, time.time_ns())
-            socket.send_multipart(encode_message(name, stamped, payload), zmq.DONTWAIT)
-            return stamped.seq
+            self._open_socket()
+            line = self._lines.setdefault(name, Line(kind))
+        with line.turn:
+            stamped = line.numbers.stamp(header, self.relay_id, feed, time.time_ns())
+            end = time.monotonic() + PATIENCE
+            while not self._send(name, stamped, payload, lossy=time.monotonic() >= end) and kind != "status":
+                time.sleep(ROOM_INTERVAL)
+        return stamped.seq
 
     def take_join(self, feed: str) -> bool:
         """Whether the feed is to begin a key frame: True once after viewers have come, at most once a second."""
@@ -90,19 +123,75 @@ class Publisher:
             self._hear_viewers(self._open_socket())
             return self._joins.take(topic(feed, "video"), time.monotonic())
 
+    def wait_for_viewer(self, feed: str, timeout: float) -> bool:
+        """Whether somebody subscribes to anything of the feed, at once or within `timeout` seconds."""
+        end = time.monotonic() + timeout
+        while not self._has_viewer(feed):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(VIEWER_INTERVAL)
+        return True
+
+    def _has_viewer(self, feed: str) -> bool:
+        with self._lock:
+            self._hear_viewers(self._open_socket())
+            return self._joins.has_any(f"{feed}/".encode())
+
+    def _send(self, name: bytes, stamped: Stamped, payload: bytes, lossy: bool) -> bool:
+        """Send a message to all viewers; False, and to none of them, where one has no room and must not lose it."""
+        with self._lock:
+            socket = self._open_socket()
+            self._hear_viewers(socket)
+            if self._lossless:
+                stamped = msgspec.structs.replace(stamped, published_ns=time.time_ns())
+                socket.set(zmq.XPUB_NODROP, not lossy)
+            try:
+                socket.send_multipart(encode_message(name, stamped, payload), zmq.DONTWAIT)
+            except zmq.Again:
+                return False
+            return True
+
+    def _set_options(self, socket: zmq.SyncSocket) -> None:
+        socket.set(zmq.XPUB_VERBOSE, 1)  # tells of every viewer, not only of a topic's first
+        socket.set(zmq.SNDHWM, UNDER_WAY_MOST if self._lossless else self._settings.high_water_mark)
+        socket.set(zmq.SNDBUF, self._settings.send_buffer)
+        socket.set(zmq.LINGER, round(self._settings.stop_timeout * 1000) if self._lossless else LINGER_MS)
+        notice_lost_viewers(socket, PATIENCE if self._lossless else VIEWER_LOST)
+
     def _open_socket(self) -> zmq.SyncSocket:
         if self._socket is None:
             raise WireError("the publisher is closed: use it inside its `with` block")
         return self._socket
 
     def _hear_viewers(self, socket: zmq.SyncSocket) -> None:
-        while socket.poll(0):
+        for _ in range(EVENTS_AT_ONCE):
+            if not socket.poll(0):
+                return
             self._joins.add(socket.recv())
+
+    def _see_viewers_off(self, socket: zmq.SyncSocket) -> None:
+        """Give the viewers time to take what is in the kernel: when an ipc connection ends, libzmq throws that away
+        in a viewer that left its socket unread; over TCP it doesn't."""
+        end = time.monotonic() + self._settings.stop_timeout
+        while self._joins.has_any(b"") and time.monotonic() < end:
+            time.sleep(VIEWER_INTERVAL)
+            self._hear_viewers(socket)
 
     def _close(self, socket: zmq.SyncSocket) -> None:
         socket.close()
         if self._doorkeeper is not None:
             self._doorkeeper.stop()
+        if self._context is not None:
+            self._context.term()
+
+
+class Line:
+    """What a topic's messages queue up in."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.numbers = Numbering(kind)
+        self.turn = threading.Lock()
+        """Held by whoever numbers and sends a message."""
 
 
 class Joins:
@@ -120,9 +209,14 @@ class Joins:
         """Take what XPUB received: a byte 1 (comes) or 0 (has left) and the prefix; all else is ignored."""
         if event[:1] == b"\1":
             self._count += 1
-            self._subscribed[event[1:]] = self._count
+            if len(self._subscribed) < SUBSCRIPTIONS_KEPT or event[1:] in self._subscribed:
+                self._subscribed[event[1:]] = self._count
         elif event[:1] == b"\0":
             self._subscribed.pop(event[1:], None)
+
+    def has_any(self, beginning: bytes) -> bool:
+        """Whether somebody subscribes to any of the topics that begin like this."""
+        return any(prefix.startswith(beginning) or beginning.startswith(prefix) for prefix in self._subscribed)
 
     def take(self, topic: bytes, now: float) -> bool:
         """Whether somebody subscribed to the topic since this was last True; True once an interval at most."""
@@ -132,6 +226,18 @@ class Joins:
             return False
         self._taken[topic] = (latest, now)
         return True
+
+
+def notice_lost_viewers(socket: zmq.SyncSocket, seconds: float) -> None:
+    """Have a socket that is not bound yet cut off viewers whose machines have taken nothing for so long.
+
+    TCP sees to it. ZeroMQ's heartbeats would not: while a connection is full they aren't sent, and a viewer that
+    leaves its socket unread is aborted by them (github.com/zeromq/libzmq/issues/3937).
+    """
+    socket.set(zmq.TCP_MAXRT, round(seconds * 1000))
+    socket.set(zmq.TCP_KEEPALIVE, 1)
+    socket.set(zmq.TCP_KEEPALIVE_IDLE, max(1, round(seconds / 2)))
+    socket.set(zmq.TCP_KEEPALIVE_INTVL, 1)
 
 
 def encrypt(socket: zmq.SyncSocket, curve: CurveSettings) -> ThreadAuthenticator | None:

@@ -33,10 +33,13 @@ from stream.values import (
     Duration,
     Endpoint,
     FeedName,
+    HostPort,
+    Memory,
     ReadableFile,
     ReadableFolder,
     SetVariable,
     Weights,
+    amount,
     between,
     read_from,
     redact,
@@ -45,6 +48,7 @@ from stream.values import (
 __all__ = [
     "BitRate",
     "CurveSettings",
+    "DecoderChoice",
     "Duration",
     "EncoderSettings",
     "EngineSettings",
@@ -55,6 +59,9 @@ __all__ = [
     "load_settings",
     "redact",
 ]
+
+DecoderChoice = Literal["software", "nvdec", "auto"]
+"""What decodes: the CPU, an NVIDIA GPU, or the GPU where it can."""
 
 
 class Table(BaseModel):
@@ -88,6 +95,8 @@ class RelaySettings(Table):
     send_buffer: Annotated[int, between(1_024, 2**30)] = 65_536
     """Bytes, in the kernel, for each viewer."""
     stop_timeout: Duration = 2.0
+    metrics: HostPort | None = None
+    """Where `/metrics` and `/status` are served over HTTP; None: nowhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     curve: CurveSettings = CurveSettings()
 
@@ -95,7 +104,7 @@ class RelaySettings(Table):
 class EngineSettings(Table):
     """Which engine enhances the frames of all feeds."""
 
-    runtime: Literal["auto", "openvino", "torch"] = "auto"
+    runtime: Literal["auto", "tensorrt", "torch", "openvino"] = "auto"
     weights: Weights = "field"
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     batch: Annotated[int, between(1, 32)] = 8
@@ -110,6 +119,8 @@ class EncoderSettings(Table):
     """How enhanced pictures are encoded."""
 
     codec: Literal["h264", "hevc", "av1"] = "h264"
+    hardware: Literal["none", "nvenc", "auto"] = "none"
+    """NVIDIA GPU that encodes; `auto`: where it can. The CPU does where it cannot, and `nvenc` warns of that."""
     bit_rate: BitRate = 2_000_000
     """The most it may take."""
     preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium"] = "superfast"
@@ -121,6 +132,10 @@ class FeedDefaults(Table):
     """All that a feed may leave to `[defaults]`."""
 
     mode: Literal["live", "replay"] = "live"
+    speed: Annotated[float, amount(0.01, 100)] | None = None
+    """Of recordings, as a multiple of their own; None: as live in mode `live`, as fast as it goes in mode `replay`."""
+    transport: Literal["auto", "udp", "tcp"] = "auto"
+    """Of RTSP. `auto`: UDP, and TCP where no packets come."""
     username: str | None = None
     password_file: ReadableFile | None = None
     password_env: SetVariable | None = None
@@ -130,8 +145,13 @@ class FeedDefaults(Table):
     """Bytes asked from the kernel for UDP."""
     age_budget: Duration = 1.0
     """Older frames are dropped before the network."""
+    memory: Memory = 400_000_000
+    """Bytes that the feed's pictures may take between decoder and wire; a source whose pictures are too large for it
+    is not relayed."""
     publish_source: bool = True
     publish_data: bool = True
+    decoder: DecoderChoice = "software"
+    """The CPU does what the GPU cannot, and `nvdec` warns of that."""
     encoder: EncoderSettings = EncoderSettings()
 
     @model_validator(mode="after")

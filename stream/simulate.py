@@ -19,7 +19,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 
-from engines.darken import Night, darken
+from engines.data.darken import Night, darken
 from stream.datagrams import Datagrams, udp_address
 from stream.errors import CodecError, SourceUnsupported
 

@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from stream.errors import SourceUnsupported
-from stream.recording import open_recordings
-from stream.segment import Segment, SourceInfo
 from stream.settings import FeedSettings, redact
-from stream.udp import open_udp
+from stream.sources.recording import open_recordings
+from stream.sources.remote import RemoteOpener
+from stream.sources.segment import Segment, SourceInfo
+from stream.sources.udp import open_udp
 
 __all__ = ["Opener", "Segment", "Source", "SourceInfo", "open_source", "opener_of"]
 
@@ -34,7 +35,8 @@ class Source:
         self._segments.close()
 
     def segments(self) -> Iterator[Segment]:
-        """One segment after another: one for a live feed or a file, one for each file of a folder.
+        """One segment after another: for a file or a live feed one, and one more whenever a live feed's streams change;
+        for a folder one for each file.
 
         Asking for a segment opens it and closes the one before it. A segment's packets simply end; asking for
         the next one tells why, where that was too early: raises `SourceLost` where trying again can help, and
@@ -43,20 +45,35 @@ class Source:
         return self._segments
 
 
-def open_source(feed: FeedSettings, stop: threading.Event | None = None) -> Source:
+def open_source(feed: FeedSettings, stop: threading.Event | None = None, opener: Opener | None = None) -> Source:
     """The source at `feed.url`; nothing is opened before its first segment is asked for.
 
-    `stop`, which any thread may set, makes packets and segments end without an error, within a second. Raises
-    `SourceUnsupported` for a kind of address that is not known.
+    `stop`, which any thread may set, makes packets and segments end without an error, within a second. `opener` is
+    what `opener_of` gave for this feed, if it was opened before. Raises `SourceUnsupported` for a kind of address that
+    is not known.
     """
-    return Source(opener_of(feed.url)(feed, stop or threading.Event()))
+    return Source((opener or opener_of(feed))(feed, stop or threading.Event()))
 
 
-def opener_of(url: str) -> Opener:
-    """What opens addresses of this kind: the one place that knows all of them."""
-    openers: dict[str, Opener] = {"": open_recordings, "file": open_recordings, "udp": open_udp}
-    scheme = url.partition("://")[0].lower() if "://" in url else ""
+def opener_of(feed: FeedSettings) -> Opener:
+    """What opens a feed's address, again and again, and remembers what worked: one for each feed.
+
+    The one place that knows all kinds of addresses.
+    """
+    openers: dict[str, Callable[[], Opener]] = {
+        "": lambda: open_recordings,
+        "file": lambda: open_recordings,
+        "udp": lambda: open_udp,
+        "rtsp": RemoteOpener,
+        "rtsps": RemoteOpener,
+        "http": RemoteOpener,
+        "https": RemoteOpener,
+    }
+    scheme = feed.url.partition("://")[0].lower() if "://" in feed.url else ""
     if scheme not in openers:
         known = ", ".join(f"{name}://" for name in openers if name)
-        raise SourceUnsupported(f"{redact(url)}: must be a path, or begin with one of {known}")
-    return openers[scheme]
+        message = f"{redact(feed.url)}: must be a path, or begin with one of {known}"
+        raise SourceUnsupported(message, reason="address")
+    if scheme in ("", "file") and feed.url.lower().endswith(".sdp"):
+        return RemoteOpener()
+    return openers[scheme]()

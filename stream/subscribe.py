@@ -21,11 +21,19 @@ POLL_MS = 100
 """How often a receiver that hears nothing looks whether it is to end."""
 
 RECEIVE_BUFFER = 65_536
-RECEIVE_MESSAGES = 64
-"""In the kernel and in the socket: little, since what waits there is not fresh any more."""
+"""Bytes in the kernel: little, since what waits there is not fresh any more."""
+
+RECONNECT_MS, LONGEST_RECONNECT_MS = 100, 500
+"""Between two attempts to reach a relay that is not there."""
 
 HEARTBEAT_MS, RELAY_LOST_MS = 1_000, 5_000
 """A connection on which nothing came for this long is made anew, without end."""
+
+WAITING_MOST = 1_000
+"""Messages that wait for a reader who wants all of them, before the socket is left unread."""
+
+UNREAD_MOST = 8
+"""Messages in a socket that is left unread."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,15 @@ class ViewerKeys:
 class Subscriber:
     """Receives from one relay; an iterator of messages and a context manager, for one reader.
 
-    A thread of its own drains the socket all the time. Messages that came, or waited for the reader, more than
-    `max_age` seconds too late are dropped, pictures up to the next key frame. After a hole pictures begin again at
-    the next key frame; a relay that begins anew is no hole. `feed` None means all feeds. Raises `WireError`, at the
-    reader too: for an endpoint that cannot be used, and for messages that are none of wire version 1.
+    A thread of its own drains the socket all the time. Messages that are, by the way or by waiting for the reader,
+    more than `max_age` seconds older than they could be are dropped, pictures up to the next key frame. After a hole,
+    or what was dropped, the relay is asked for a key frame, once a second for each feed at most, and pictures begin
+    again with it; a relay that begins anew is no hole. Where everything is late for a second the connection is made
+    anew, so that what waits on a thin link is thrown away.
+
+    With `max_age` None nothing is too old: at most `WAITING_MOST` messages wait for the reader, then the socket is
+    read no faster than by him. `feed` None means all feeds. Raises `WireError`, at the reader too: for an endpoint
+    that cannot be used, and for messages that are none of wire version 1.
     """
 
     def __init__(
@@ -50,12 +63,13 @@ class Subscriber:
         endpoint: str,
         feed: str | None = None,
         kinds: Sequence[Kind] = ("video",),
-        max_age: float = 1.0,
+        max_age: float | None = 0.5,
         keys: ViewerKeys | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._prefixes = [topic(feed, kind) for kind in kinds] if feed else [b""]
         self._endings = tuple(f"/{kind}/".encode() for kind in kinds)
+        self._lossless = max_age is None
         self._keys = keys
         self._inbox = Inbox(max_age)
         self._changed = threading.Condition()
@@ -94,6 +108,7 @@ class Subscriber:
         with self._changed:
             while not self._closing.is_set():
                 if (message := self._inbox.take(time.monotonic_ns())) is not None:
+                    self._changed.notify_all()  # there is room again
                     return message
                 if self._failure is not None:
                     raise self._failure
@@ -131,11 +146,9 @@ class Subscriber:
         try:
             socket.set(zmq.LINGER, 0)
             socket.set(zmq.RCVBUF, RECEIVE_BUFFER)
-            socket.set(zmq.RCVHWM, RECEIVE_MESSAGES)
-            socket.set(zmq.RECONNECT_IVL, 100)
-            socket.set(zmq.RECONNECT_IVL_MAX, 2_000)
-            socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-            socket.set(zmq.HEARTBEAT_TIMEOUT, RELAY_LOST_MS)
+            socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+            socket.set(zmq.RECONNECT_IVL_MAX, LONGEST_RECONNECT_MS)
+            notice_lost_relay(socket, self._lossless)
             if self._keys is not None:
                 use_keys(socket, self._keys)
             for prefix in self._prefixes:
@@ -153,28 +166,74 @@ class Subscriber:
         return socket
 
     def _drain(self, socket: zmq.SyncSocket) -> None:
-        with socket:
-            while not self._closing.is_set():
-                if not socket.poll(POLL_MS):
-                    continue
-                try:
-                    self._add(socket.recv_multipart())
-                except Exception as error:  # the reader must not wait for what will never come
-                    self._fail(error)
+        try:
+            while True:
+                with socket:
+                    self._listen(socket)
+                if self._closing.is_set():
                     return
+                socket = self._connect()
+                with self._changed:
+                    self._inbox.begin_anew(time.monotonic_ns())
+        except Exception as error:  # the reader must not wait for what will never come
+            self._fail(error)
 
-    def _add(self, parts: list[bytes]) -> None:
-        if not parts[0].endswith(self._endings):  # of a kind that nobody asked for, or that version 1 got later
-            return
-        message = decode_message(parts)
+    def _listen(self, socket: zmq.SyncSocket) -> None:
+        """Receive until the subscriber is closed, or this connection gives nothing but what is too old."""
+        subscribed = set(self._prefixes)
+        while not self._closing.is_set():
+            self._wait_for_room()
+            if not socket.poll(POLL_MS):
+                continue
+            parts = socket.recv_multipart()
+            if not parts[0].endswith(self._endings):  # a kind nobody asked for, or that version 1 got later
+                continue
+            message, now_ns = decode_message(parts), time.monotonic_ns()
+            with self._changed:
+                key_frame_is_wanted = self._inbox.add(message, now_ns)
+                is_behind = self._inbox.is_behind(now_ns)
+                self._changed.notify_all()
+            if is_behind:
+                return
+            if key_frame_is_wanted:
+                ask_for_key_frame(socket, parts[0], subscribed)
+
+    def _wait_for_room(self) -> None:
         with self._changed:
-            self._inbox.add(message, time.monotonic_ns())
-            self._changed.notify_all()
+            while self._lossless and len(self._inbox) >= WAITING_MOST and not self._closing.is_set():
+                self._changed.wait()
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
             self._failure = error
             self._changed.notify_all()
+
+
+def ask_for_key_frame(socket: zmq.SyncSocket, topic: bytes, subscribed: set[bytes]) -> None:
+    """Subscribe to a topic once more, which is what makes the relay begin a key frame; nothing is missed meanwhile."""
+    socket.subscribe(topic)
+    if topic in subscribed:
+        socket.unsubscribe(topic)  # ZeroMQ counts: the first subscription stays
+    subscribed.add(topic)
+
+
+def notice_lost_relay(socket: zmq.SyncSocket, lossless: bool) -> None:
+    """Have a socket that is not connected yet find out when its relay is gone.
+
+    libzmq up to 4.3.5 takes a socket that is left unread for a dead connection, and its heartbeats then abort the
+    whole process (github.com/zeromq/libzmq/issues/3937). So only a socket that is never left unread, and has room for
+    all that comes, has heartbeats; for the other one the kernel asks.
+    """
+    if lossless:
+        socket.set(zmq.RCVHWM, UNREAD_MOST)
+        socket.set(zmq.TCP_KEEPALIVE, 1)
+        socket.set(zmq.TCP_KEEPALIVE_IDLE, RELAY_LOST_MS // 2_000)
+        socket.set(zmq.TCP_KEEPALIVE_INTVL, 1)
+        socket.set(zmq.TCP_KEEPALIVE_CNT, RELAY_LOST_MS // 2_000)
+    else:
+        socket.set(zmq.RCVHWM, 0)
+        socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, RELAY_LOST_MS)
 
 
 def use_keys(socket: zmq.SyncSocket, keys: ViewerKeys) -> None:

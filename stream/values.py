@@ -13,13 +13,15 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
-SCHEMES = ("file", "rtsp", "rtsps", "udp")
+SCHEMES = ("file", "http", "https", "rtsp", "rtsps", "udp")
 """Of the addresses that a source may have; a plain path has none."""
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60}
 _BIT_RATE = re.compile(r"(\d+(?:\.\d+)?)([kM])")
 _BITS = {"k": 1_000, "M": 1_000_000}
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)(MB|GB)")
+_BYTES = {"MB": 1_000_000, "GB": 1_000_000_000}
 _SECRET_PARAMETER = re.compile(r"((?:user|login|pass|pwd|token|secret|key|auth)[^=&?/]*=)[^&]*", re.IGNORECASE)
 
 _folder: ContextVar[Path | None] = ContextVar("_folder", default=None)
@@ -56,6 +58,17 @@ def between(low: int, high: int) -> BeforeValidator:
         if type(value) is int and low <= value <= high:
             return value
         raise ValueError(f"a whole number from {low} to {high}")
+
+    return BeforeValidator(check)
+
+
+def amount(low: float, high: float) -> BeforeValidator:
+    """A check for numbers from `low` to `high`, both included."""
+
+    def check(value: object) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+            return float(value)
+        raise ValueError(f"a number from {low:g} to {high:g}")
 
     return BeforeValidator(check)
 
@@ -104,6 +117,19 @@ def _bit_rate(bits: int) -> str | int:
     return bits
 
 
+def _bytes(value: object) -> int:
+    count = value if type(value) is int and _folder.get() is None else 0
+    if isinstance(value, str) and (match := _MEMORY.fullmatch(value)):
+        count = round(float(match[1]) * _BYTES[match[2]])
+    if 1_000_000 <= count <= 64_000_000_000:
+        return count
+    raise ValueError('an amount of memory such as "128MB" or "1.5GB", from 1MB to 64GB')
+
+
+def _memory(count: int) -> str:
+    return f"{count / _BYTES['MB']:.12g}MB"
+
+
 def _beside(path: Path) -> Path:
     folder = _folder.get()
     return path if folder is None else folder / path
@@ -134,6 +160,12 @@ def _address(url: str) -> str:
     return url if scheme else str(_beside(Path(url)))
 
 
+def _listenable(address: str) -> str:
+    if int(address.rpartition(":")[2]) > 65_535:
+        raise ValueError("HOST:PORT with a port from 0 to 65535")
+    return address
+
+
 def _variable(name: str) -> str:
     if not os.environ.get(name):
         raise ValueError("the name of an environment variable that is set")
@@ -151,6 +183,9 @@ Duration = Annotated[float, BeforeValidator(_seconds), PlainSerializer(_duration
 
 BitRate = Annotated[int, BeforeValidator(_bits), PlainSerializer(_bit_rate, when_used="json")]
 """Bits a second; written "800k" or "2M"."""
+
+Memory = Annotated[int, BeforeValidator(_bytes), PlainSerializer(_memory, when_used="json")]
+"""Bytes; written "128MB" or "1.5GB"."""
 
 Address = Annotated[str, AfterValidator(_address), PlainSerializer(redact, when_used="json")]
 """Where a source is, credentials and all; redacted in the JSON form."""
@@ -172,6 +207,12 @@ FeedName = Annotated[
         "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit",
     ),
 ]
+HostPort = Annotated[
+    str,
+    matching(r"([^\s:/\[\]]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}", 'HOST:PORT such as "127.0.0.1:9560"'),
+    AfterValidator(_listenable),
+]
+"""Where to listen; port 0 takes any free one."""
 Endpoint = Annotated[
     str,
     matching(

@@ -210,6 +210,26 @@ def klv_packet(number: int) -> bytes:
     return KLV_KEY + bytes([len(value)]) + value
 
 
+def joined(path: Path, *clips: Path) -> Path:
+    """One clip at `path` of the access units of several: times go on, and so do the counters of a transport stream."""
+    with av.open(str(path), "w") as container:
+        into: VideoStream | None = None
+        start = 0
+        for clip in clips:
+            with av.open(str(clip)) as source:
+                video = source.streams.video[0]
+                into = into or container.add_stream_from_template(video)
+                packets = [packet for packet in source.demux(video) if packet.size]
+                shift = start - min(packet.dts or 0 for packet in packets)
+                for packet in packets:
+                    packet.pts, packet.dts = (packet.pts or 0) + shift, (packet.dts or 0) + shift
+                    packet.stream = into
+                    container.mux(packet)
+                times = sorted(packet.pts or 0 for packet in packets)
+                start = 2 * times[-1] - times[-2]
+    return path
+
+
 def datagrams(path: Path) -> list[bytes]:
     """A transport stream, cut as it is sent."""
     data = path.read_bytes()

@@ -75,12 +75,14 @@ class Camera:
 
 
 @contextmanager
-def relay(run: str = "run-1", endpoint: str = "tcp://127.0.0.1:*", high_water_mark: int = 1000) -> Iterator[Publisher]:
+def relay(
+    run: str = "run-1", endpoint: str = "tcp://127.0.0.1:*", high_water_mark: int = 1000, lossless: bool = False
+) -> Iterator[Publisher]:
     """An open publisher, by default at a free port, which keeps enough for tests that publish faster than live.
 
     An address that a closed publisher leaves free in a moment is waited for.
     """
-    publisher = Publisher(RelaySettings(endpoint=endpoint, high_water_mark=high_water_mark), run)
+    publisher = Publisher(RelaySettings(endpoint=endpoint, high_water_mark=high_water_mark), run, lossless)
 
     def is_open() -> bool:
         try:

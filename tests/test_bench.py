@@ -26,6 +26,7 @@ from tools import bench_engine, bench_stream
 from tools.app import main
 bench_engine.ROUNDS = bench_stream.ROUNDS = 1
 bench_engine.PICTURES = 3
+bench_stream.JOINS, bench_stream.FURTHER_FEEDS = 2, 1
 main()
 """
 """The command with as few repetitions as can be: `python -c SHORT bench`."""
@@ -47,7 +48,10 @@ NUMBERS = {
     "view_age_p50_ms",
     "view_age_p95_ms",
     "view_age_p99_ms",
+    "join_p50_ms",
+    "join_p95_ms",
     "relay_memory_mb",
+    "feed_memory_mb",
 }
 
 

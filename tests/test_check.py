@@ -70,7 +70,7 @@ def test_wrong_settings_end_with_2_and_a_line_for_each_mistake(folder: Path) -> 
     done = nightbridge(folder, "check")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        'nightbridge: config.toml: [engine] runtime is "tensort"; it must be one of auto, openvino, torch',
+        'nightbridge: config.toml: [engine] runtime is "tensort"; it must be one of auto, tensorrt, torch, openvino',
         "nightbridge: config.toml: [defaults] read_timout is not a key; did you mean read_timeout?",
     ]
 

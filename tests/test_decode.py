@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from engines.colour import Colour
+from engines.colour import CENTRE, Colour
 from stream.decode import AccessUnit, Decoder
 from stream.errors import SourceLost
 from stream.frame import Frame, SourcePacket
@@ -125,6 +125,20 @@ def test_what_is_known_of_a_packet_stays_with_its_picture_although_pictures_are_
     assert {frame.capture_clock for frame in frames} == {"klv"}
 
 
+def test_a_missing_stamp_is_reckoned_from_the_picture_before_and_the_frame_says_so(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=10)
+    with open_source(FeedSettings(url=str(clip))) as source:
+        segment = next(source.segments())
+        decoder = Decoder(segment.video)
+        frames = []
+        for number, unit in enumerate(segment.packets()):
+            if number in (0, 4, 5):
+                unit.packet.pts = None
+            frames += decoder.decode(unit)
+    assert [frame.stamped for frame in frames] == [number not in (0, 4, 5) for number in range(10)]
+    assert [frame.pts for frame in frames] == [number * 3600 for number in range(10)]
+
+
 def test_a_picture_comes_out_with_its_own_access_unit_where_nothing_is_reordered(tmp_path: Path) -> None:
     for codec in ("libx264", "libx265", "mpeg4"):
         with open_source(FeedSettings(url=str(make_clip(tmp_path / "clip.ts", codec=codec, pictures=10)))) as source:
@@ -199,9 +213,9 @@ def test_rgb_becomes_what_its_colour_says(height: int, matrix: Literal["bt601", 
     rgb = np.full((height, 160, 3), (200, 40, 90), np.uint8)
     [plain] = PlainPictures().add(av.VideoFrame.from_ndarray(rgb, "rgb24"))
     colour = colour_of(plain)
-    codes = np.array([np.frombuffer(memoryview(plane), np.uint8)[0] for plane in plain.planes] + [1])
+    codes = np.array([np.frombuffer(memoryview(plane), np.uint8)[0] for plane in plain.planes])
     assert colour == Colour(matrix)
-    assert colour.coefficients()[0] @ codes * 255 == pytest.approx(np.array([200, 40, 90]), abs=2)
+    assert colour.coefficients()[0] @ [*(codes - CENTRE), 1] * 255 == pytest.approx(np.array([200, 40, 90]), abs=2)
 
 
 @pytest.mark.parametrize(

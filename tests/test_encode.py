@@ -125,6 +125,75 @@ def test_noise_stays_below_the_bit_rate(codec: str) -> None:
     assert 0.5 * 800_000 < after_a_second / (seconds - 1) < 1.15 * 800_000
 
 
+@codecs
+@pytest.mark.parametrize(("before", "after"), [(25, 50), (25, 100), (25, 30), (50, 5), (None, 60)])
+def test_noise_stays_below_the_bit_rate_when_the_rate_of_pictures_changes(
+    codec: str, before: int | None, after: int
+) -> None:
+    steps = [90_000 // (before or 25)] * 30 + [90_000 // after] * (5 * after)
+    times = [sum(steps[:index]) for index in range(len(steps))]
+    pool = [noise(index) for index in range(20)]
+    settings = EncoderSettings(codec=codec, bit_rate=800_000, key_interval=1.0)  # type: ignore[arg-type]
+    rate = Fraction(before) if before else None
+    with Encoder(settings, WIDTH, HEIGHT, Colour(), Fraction(1, 90000), rate) as encode:
+        batches = [encode.encode(*pool[index % 20], pts=pts) for index, pts in enumerate(times)]
+        assert [len(batch) for batch in batches] == [1] * len(times)
+    pictures = [picture for [picture] in batches]
+    assert [picture.pts for picture in pictures] == times
+    assert [frame.pts for frame in decode(pictures)] == times
+    settled = [picture for picture in pictures if picture.pts >= times[30] + 3 * 90_000]
+    seconds = len(settled) / after
+    assert 8 * sum(len(picture.payload) for picture in settled) / seconds < 1.15 * 800_000
+    assert 8 * sum(len(picture.payload) for picture in settled) / seconds > (0.4 if after == 5 else 0.8) * 800_000
+    assert most_waiting(pictures, 800_000) < (1.4 if codec == "av1" else 0.8)
+    keys = [picture.pts for picture in pictures if picture.key]
+    assert len(keys) <= times[-1] // 90_000 + 2, "at most one key frame more"
+
+
+def most_waiting(pictures: list[EncodedPicture], bit_rate: int) -> float:
+    """The longest wait, in seconds, in front of a link that carries `bit_rate`."""
+    waiting, longest, before = 0.0, 0.0, pictures[0].pts
+    for picture in pictures:
+        waiting = max(0.0, waiting - (picture.pts - before) / 90_000) + 8 * len(picture.payload) / bit_rate
+        longest, before = max(longest, waiting), picture.pts
+    return longest
+
+
+def test_pauses_and_pictures_that_come_in_heaps_begin_no_key_frames() -> None:
+    steps = [*[TICKS] * 30, 90_000, *[TICKS] * 10, *[1, 2 * TICKS - 1] * 20]
+    times = [sum(steps[:index]) for index in range(len(steps))]
+    with encoder(key_interval=60.0) as encode:
+        keys = [p.pts for index, pts in enumerate(times) for p in encode.encode(*planes(index), pts=pts) if p.key]
+    assert keys == [0]
+
+
+@pytest.mark.parametrize(
+    "change", [{"width": 256}, {"colour": Colour("bt709")}, {"colour": Colour("bt601", full_range=True)}], ids=str
+)
+@codecs
+def test_another_encoder_goes_on_in_the_same_stream_with_parameter_sets_of_its_own(
+    codec: str, change: dict[str, Any]
+) -> None:
+    pictures: list[EncodedPicture] = []
+    for index, changes in enumerate(({}, change, {})):
+        with encoder(codec=codec, **changes) as encode:
+            y, u, v = (np.resize(plane, (HEIGHT >> half, encode.width >> half)) for half, plane in enumerate_planes())
+            pictures += [p for n in range(4) for p in encode.encode(y, u, v, pts=(4 * index + n) * TICKS)]
+    assert [picture.key for picture in pictures] == [True, False, False, False] * 3
+    frames = decode(pictures)
+    assert [frame.width for frame in frames] == [WIDTH] * 4 + [change.get("width", WIDTH)] * 4 + [WIDTH] * 4
+    changed = change.get("colour", Colour())
+    assert [frame.colorspace for frame in frames[4:8]] == [1 if changed.matrix == "bt709" else 6] * 4
+    assert [frame.color_range for frame in frames[4:8]] == [2 if changed.full_range else 1] * 4
+    assert [frame.colorspace for frame in frames[8:]] == [6] * 4
+
+
+def enumerate_planes() -> list[tuple[int, NDArray[np.uint8]]]:
+    """Planes of a picture, each with how often its sides are halved."""
+    y, u, v = planes(3)
+    return [(0, y), (1, u), (1, v)]
+
+
 def test_a_still_picture_costs_far_less_than_the_bit_rate() -> None:
     with encoder(bit_rate=400_000) as encode:
         pictures = [p for index in range(50) for p in encode.encode(*planes(0), pts=index * TICKS)]

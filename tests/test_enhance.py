@@ -38,14 +38,14 @@ class Drops(list[str]):
         return Lane(live, age_budget_ns, self.append)
 
 
-def gather_of(**lanes: Lane) -> Gather:
-    gather = Gather()
+def gather_of(**lanes: Lane) -> Gather[str]:
+    gather: Gather[str] = Gather()
     for name, lane in lanes.items():
         gather.open_lane(name, lane)
     return gather
 
 
-def taken(gather: Gather, limit: int = 8, now_ns: int = 0) -> list[tuple[str, int]]:
+def taken(gather: Gather[str], limit: int = 8, now_ns: int = 0) -> list[tuple[str, int]]:
     return [(name, frame.pts) for name, frame in gather.take(limit, lambda: now_ns)]
 
 
@@ -160,6 +160,76 @@ def test_a_feed_is_drained_when_its_last_picture_has_left_the_encoder() -> None:
     gather.done("cam")
     waiter.join(timeout=5)
     assert drained.is_set()
+
+
+def test_a_feed_of_large_pictures_gets_no_more_of_the_engine_than_the_others() -> None:
+    gather = gather_of(small=Drops().lane(), huge=Drops().lane(), other=Drops().lane())
+    served = []
+    for pts in range(40):
+        gather.put("small", frame(pts))
+        gather.put("other", frame(pts))
+        gather.put("huge", frame(pts, width=320))
+        ((name, _),) = taken(gather, limit=1)
+        gather.done(name)
+        served.append(name)
+    assert served.count("huge") in (1, 2)
+    assert abs(served.count("small") - served.count("other")) <= 1
+
+
+def test_a_feed_that_was_silent_has_no_claim_on_the_time_before() -> None:
+    gather = gather_of(busy=Drops().lane(), silent=Drops().lane())
+    for pts in range(100):
+        gather.put("busy", frame(pts))
+        assert taken(gather) == [("busy", pts)]
+        gather.done("busy")
+    served = []
+    for pts in range(10):
+        gather.put("busy", frame(pts))
+        gather.put("silent", frame(pts))
+        ((name, _),) = taken(gather, limit=1)
+        gather.done(name)
+        served.append(name)
+    assert served.count("busy") >= 4
+
+
+def test_one_feed_can_be_abandoned_while_the_others_go_on() -> None:
+    drops, lane = Drops(), Drops().lane()
+    gather = gather_of(leaving=drops.lane(live=False), staying=lane)
+    gather.put("leaving", frame(1))
+    gather.put("staying", frame(2))
+    gather.abandon("leaving")
+    gather.put("leaving", frame(3))
+    gather.drain("leaving")
+    assert drops == ["stopped"] * 2
+    assert taken(gather) == [("staying", 2)]
+    gather.close_lane("leaving")
+    gather.put("staying", frame(4))
+    assert taken(gather) == [("staying", 4)]
+
+
+def test_a_feed_whose_last_frames_were_late_is_drained() -> None:
+    gather = gather_of(cam=Drops().lane(age_budget_ns=SECOND))
+    gather.put("cam", frame(1, received_ns=0))
+    drained = threading.Thread(target=gather.drain, args=("cam",))
+    drained.start()
+    threading.Thread(target=gather.take, args=(8, lambda: 2 * SECOND), daemon=True).start()
+    drained.join(timeout=5)
+    assert not drained.is_alive()
+    gather.close()
+
+
+def test_an_abandoned_feed_is_drained_when_its_pictures_have_left_the_engine() -> None:
+    gather = gather_of(cam=Drops().lane())
+    gather.put("cam", frame(1))
+    assert taken(gather) == [("cam", 1)]
+    gather.abandon("cam")
+    drained = threading.Thread(target=gather.drain, args=("cam",))
+    drained.start()
+    drained.join(timeout=0.1)
+    assert drained.is_alive()
+    gather.done("cam")
+    drained.join(timeout=5)
+    assert not drained.is_alive()
 
 
 class Poor(DoublingEngine):

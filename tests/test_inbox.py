@@ -1,5 +1,7 @@
 from itertools import count
 
+import pytest
+
 from stream.inbox import Inbox, Lateness
 from stream.wire import Header, Kind, Message, Numbering
 
@@ -165,23 +167,126 @@ def test_messages_held_up_on_their_way_are_dropped_until_a_fresh_key_frame() -> 
     assert inbox.lost == 43
 
 
-def test_a_clock_that_is_set_stops_the_picture_for_two_seconds_at_most() -> None:
-    lateness = Lateness(limit_ns=SECOND)
-    late = [lateness.is_late("run-1", place * FRAME, place * FRAME) for place in range(50)]
-    late += [lateness.is_late("run-1", place * FRAME, place * FRAME + 10 * SECOND) for place in range(50, 150)]
-    assert late == [False] * 50 + [True] * 51 + [False] * 49
+def test_waiting_on_the_way_and_for_the_reader_count_together() -> None:
+    inbox = Inbox(max_age=0.5)
+    messages = Feed(keys_every=1).take(2)
+    inbox.add(messages[0], 0)
+    inbox.add(messages[1], FRAME + 300_000_000)  # 0.3 s late
+    assert read_all(inbox, FRAME + 450_000_000) == [0, 1]
+    inbox = Inbox(max_age=0.5)
+    inbox.add(messages[0], 0)
+    inbox.add(messages[1], FRAME + 300_000_000)
+    assert read_all(inbox, FRAME + 510_000_000) == []
+    assert inbox.dropped == {"unread": 2}
+
+
+def test_where_everything_is_late_for_a_second_the_connection_is_to_be_made_anew() -> None:
+    inbox = Inbox(max_age=0.5)
+    messages = Feed(keys_every=1).take(80)
+    add_in_time(inbox, messages[:20])
+    behind = []
+    for message in messages[20:60]:  # the relay's clock was set, or the link became too thin
+        now = message.header.seq * FRAME + 10 * SECOND
+        inbox.add(message, now)
+        behind.append(inbox.is_behind(now))
+    assert behind == [False] * 26 + [True] * 14
+    inbox.begin_anew(now)
+    assert not inbox.is_behind(now)
+    read_all(inbox, now)
+    for message in messages[60:]:
+        inbox.add(message, message.header.seq * FRAME + 10 * SECOND)
+    assert read_all(inbox, 79 * FRAME + 10 * SECOND)[-1] == 79
+
+
+def test_one_fresh_message_is_enough_to_keep_the_connection() -> None:
+    inbox = Inbox(max_age=0.5)
+    messages = Feed(keys_every=1).take(100)
+    for message in messages:
+        late = 0 if message.header.seq % 20 == 0 else SECOND
+        now = message.header.seq * FRAME + late
+        inbox.add(message, now)
+        assert not inbox.is_behind(now)
+
+
+def test_a_hole_asks_for_a_key_frame_once_a_second_until_it_has_come() -> None:
+    inbox = Inbox(max_age=0.5)
+    asked = []
+    for message in Feed(keys_every=90).take(120):
+        number = message.header.seq
+        if number == 30:
+            continue
+        if inbox.add(message, number * FRAME):
+            asked.append(number)
+        inbox.take(number * FRAME)
+    assert asked == [31, 56, 81]
+
+
+def test_who_has_just_joined_or_found_a_new_relay_does_not_ask_again_at_once() -> None:
+    inbox = Inbox(max_age=0.5)
+    now = 0
+    for relay in ("run-1", "run-2"):
+        for message in Feed(relay, keys_every=1000).take(45)[20:]:
+            now += FRAME
+            assert not inbox.add(message, now), "subscribing has asked for one already"
+        now += FRAME
+    inbox.begin_anew(now)
+    assert not inbox.add(Feed("run-2", keys_every=1000).take(46)[45], now + FRAME)
+
+
+def test_late_messages_ask_for_a_key_frame_at_once() -> None:
+    inbox = Inbox(max_age=0.5)
+    messages = Feed(keys_every=1000).take(80)
+    add_in_time(inbox, messages[:40])
+    inbox.take(39 * FRAME)
+    assert [inbox.add(message, 80 * FRAME) for message in messages[40:60]] == [True] + [False] * 19
+
+
+def test_for_a_reader_that_stands_still_nobody_asks_until_it_reads_again() -> None:
+    inbox = Inbox(max_age=0.5)
+    feed = Feed(keys_every=1000)
+    messages = feed.take(200)
+    asked = [inbox.add(message, message.header.seq * FRAME) for message in messages]
+    assert not any(asked)
+    assert inbox.take(199 * FRAME) is None
+    assert inbox.add(feed.next(), 200 * FRAME)
+
+
+def test_only_the_relays_own_pictures_are_asked_for() -> None:
+    for kind in ("source", "data"):
+        inbox = Inbox(max_age=0.5)
+        messages = Feed(kind=kind, keys_every=1000).take(80)  # type: ignore[arg-type]
+        assert not any(inbox.add(message, message.header.seq * FRAME) for message in messages[:30] + messages[50:])
+
+
+def test_without_a_highest_age_nothing_is_too_old() -> None:
+    inbox = Inbox(max_age=None)
+    messages = Feed(keys_every=10).take(100)
+    for message in messages:
+        inbox.add(message, message.header.seq * SECOND)
+    assert len(inbox) == 100
+    assert not inbox.is_behind(100 * SECOND)
+    assert read_all(inbox, 1000 * SECOND) == list(range(100))
+    assert not inbox.dropped
+
+
+def test_without_a_highest_age_pictures_after_a_hole_wait_for_a_key_frame_all_the_same() -> None:
+    inbox = Inbox(max_age=None)
+    messages = Feed(keys_every=50).take(60)
+    asked = [inbox.add(message, message.header.seq * FRAME) for message in messages[:30] + messages[31:]]
+    assert read_all(inbox, 60 * FRAME) == [*range(30), *range(50, 60)]
+    assert asked.index(True) == 30
 
 
 def test_clocks_that_drift_apart_slowly_make_nothing_late() -> None:
-    lateness = Lateness(limit_ns=SECOND)
+    lateness = Lateness()
     hour = 3600 * 25
-    assert not any(
-        lateness.is_late("run-1", place * FRAME, int(place * FRAME * 1.0005)) for place in range(0, 2 * hour, 5)
-    )
+    assert not any(lateness.of("run-1", place * FRAME, int(place * FRAME * 1.0005)) for place in range(0, 2 * hour, 5))
 
 
-def test_a_link_slower_than_at_first_is_still_fresh_within_the_limit() -> None:
-    lateness = Lateness(limit_ns=SECOND)
-    assert not lateness.is_late("run-1", 0, 0)
-    assert not lateness.is_late("run-1", FRAME, FRAME + SECOND)
-    assert lateness.is_late("run-1", 2 * FRAME, 2 * FRAME + SECOND + 10_000_000)
+def test_lateness_is_what_a_message_took_longer_than_the_quickest() -> None:
+    lateness = Lateness()
+    assert lateness.of("run-1", 0, 7 * SECOND) == 0
+    assert lateness.of("run-1", FRAME, 7 * SECOND + FRAME) == 0
+    assert lateness.of("run-1", 2 * FRAME, 8 * SECOND + FRAME) == pytest.approx(SECOND - FRAME, rel=0.01)
+    assert lateness.of("run-1", 3 * FRAME, 6 * SECOND) == 0, "quicker than all before"
+    assert lateness.of("run-2", 4 * FRAME, 60 * SECOND) == 0, "another relay, another clock"

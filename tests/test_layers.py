@@ -40,4 +40,9 @@ def test_what_the_relay_runs_on_needs_no_torch() -> None:
         file.relative_to(ROOT).as_posix() for file in (ROOT / "engines").rglob("*.py") if "torch" in imports(file)
     }
     assert "engines/runtime_openvino.py" not in needs_torch
-    assert needs_torch.isdisjoint({f"engines/{name}.py" for name in ("door", "runtime", "cards", "colour", "lol")})
+    assert needs_torch.isdisjoint(
+        {
+            f"engines/{name}.py"
+            for name in ("door", "runtime", "fallback", "gpu", "cards", "colour", "data/lol", "data/darken")
+        }
+    )

@@ -5,6 +5,7 @@ import time
 from fractions import Fraction
 
 import av
+import pytest
 
 from stream.frame import SourcePacket
 from stream.pace import paced
@@ -63,3 +64,23 @@ def test_a_recorders_clock_that_is_set_neither_stops_the_feed_nor_lets_the_rest_
 def test_data_with_times_of_its_own_comes_along_with_the_pictures() -> None:
     packets = [packet(0), packet(HOUR, kind="data"), packet(40), packet(5, kind="data"), packet(80)]
     assert 0.08 <= seconds_of(packets) < 5
+
+
+class NoWait(threading.Event):
+    """Notes how long it would have waited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout or 0.0)
+        return False
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 4.0])
+def test_a_multiple_of_the_speed_divides_every_wait_even_after_the_clock_was_set(speed: float) -> None:
+    waits = NoWait()
+    times = [0, 40_000, 50_000, HOUR, HOUR + 40_000]
+    assert len(list(paced(iter([packet(time) for time in times]), waits, speed))) == 5
+    assert waits.seconds == pytest.approx([second / speed for second in (0, 40, 50, 0, 40)], abs=1)

@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
@@ -14,8 +14,8 @@ import av
 import numpy as np
 import pytest
 
-from engines.door import Engine
-from stream import pipeline
+from engines.door import Engine, Memory, Slot
+from stream import backoff, pipeline
 from stream.metrics import FeedFigures
 from stream.pipeline import Relay
 from stream.publish import Publisher
@@ -27,6 +27,7 @@ from tests.doubling import DoublingEngine
 from tests.waiting import wait_until
 
 DEADLINE = 30.0
+MISTAKE = "a mistake in the program"
 
 
 def settings(**feeds: FeedSettings) -> Settings:
@@ -190,7 +191,8 @@ def test_a_feed_that_cannot_be_opened_leaves_the_others_alone(tmp_path: Path) ->
     clip = make_clip(tmp_path / "clip.mp4", pictures=20)
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 100)
-    wanted = settings(good=recording(clip), broken=recording(broken), away=recording(tmp_path / "nowhere.mp4"))
+    away = recording(tmp_path / "nowhere.mp4")
+    wanted = settings(good=recording(clip), broken=recording(broken).model_copy(update={"mode": "live"}), away=away)
     with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher:
         with watched(publisher, "broken") as messages, Relay(wanted, engine, publisher) as relay:
             assert relay.wait(DEADLINE)
@@ -232,7 +234,7 @@ def test_a_damaged_feed_still_adds_up(tmp_path: Path) -> None:
         with (
             watched(publisher, "cam") as messages,
             Relay(wanted, engine, publisher) as relay,
-            UdpSender(clip, port, lost=range(20, 30)) as sender,
+            UdpSender(clip, port, bit_rate=as_filmed(clip, 75), lost=range(20, 30)) as sender,
         ):
             assert sender.wait(DEADLINE)
             wait_until(lambda: relay.feeds["cam"].meter.figures().published > 40, "pictures")
@@ -261,7 +263,8 @@ def assert_joined(messages: list[Message]) -> None:
 @pytest.mark.parametrize("mode", ["live", "replay"])
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.ts", "clip.mkv"])
 def test_a_picture_and_its_access_unit_have_the_same_times(tmp_path: Path, name: str, mode: str) -> None:
-    clip = make_clip(tmp_path / name, pictures=24, b_frames=2, creation_time="2026-03-01T20:00:00Z")
+    pictures = 75 if mode == "live" else 24  # live some may be late on a busy machine
+    clip = make_clip(tmp_path / name, pictures=pictures, b_frames=2, creation_time="2026-03-01T20:00:00Z")
     _, messages = replayed(DoublingEngine(), recording(clip).model_copy(update={"mode": mode}))
     assert_joined(messages)
 
@@ -274,7 +277,7 @@ def test_a_picture_over_udp_and_its_access_unit_have_the_same_times(tmp_path: Pa
         Publisher(wanted.relay, "run") as publisher,
         watched(publisher, "cam") as messages,
         Relay(wanted, engine, publisher) as relay,
-        UdpSender(clip, port_of(wanted)) as sender,
+        UdpSender(clip, port_of(wanted), bit_rate=as_filmed(clip, 60)) as sender,
     ):
         assert sender.wait(DEADLINE)
         wait_until(lambda: relay.feeds["cam"].meter.figures().published >= 30, "pictures")
@@ -303,18 +306,24 @@ class UnluckyPublisher(Publisher):
     def publish(self, feed: str, kind: Kind, header: Header, payload: bytes) -> int:
         if (feed, kind) == ("unlucky", self._kind) and self._left:
             self._left -= 1
-            raise ZeroDivisionError("a mistake in the program")
+            raise ZeroDivisionError(MISTAKE)
         return super().publish(feed, kind, header, payload)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(backoff, "SHORTEST", 0.02)
+    monkeypatch.setattr(backoff, "LONGEST", 0.02)
 
 
 def camera(**changes: object) -> Settings:
     feed = FeedSettings(url=f"udp://127.0.0.1:{free_port()}", **changes)  # type: ignore[arg-type]
     return settings(cam=feed)
+
+
+def as_filmed(clip: Path, pictures: int) -> int:
+    """The bit rate at which a clip takes as long to send as it took to film: faster, it would be an overload."""
+    return clip.stat().st_size * 8 * 25 // pictures
 
 
 def port_of(wanted: Settings) -> int:
@@ -334,7 +343,9 @@ def test_a_mistake_on_one_feeds_way_in_ends_that_feed_alone_and_is_told(
     assert (good.state, good.meter.figures().published) == ("ended", 20)
     assert (unlucky.state, unlucky.reason) == ("failed", "unexpected ZeroDivisionError")
     assert unlucky.meter.figures().under_way == 0
-    assert [record.exc_info is not None for record in caplog.records if record.levelname == "ERROR"] == [True]
+    (told,) = (record.getMessage() for record in caplog.records if record.levelname == "ERROR")
+    assert "publish_untouched" in told
+    assert MISTAKE not in told
 
 
 @pytest.mark.usefixtures("quick")
@@ -364,7 +375,7 @@ def test_a_mistake_in_the_stage_that_all_share_ends_the_relay_with_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def enhance(*arguments: object) -> None:
-        raise ZeroDivisionError("a mistake in the program")
+        raise ZeroDivisionError(MISTAKE)
 
     monkeypatch.setattr(pipeline, "enhance", enhance)
     clip = make_clip(tmp_path / "clip.mp4", pictures=20)
@@ -395,18 +406,41 @@ def test_a_size_that_the_engine_does_not_take_is_counted_told_once_and_no_troubl
 
 
 @pytest.mark.usefixtures("quick")
+class Noting(DoublingEngine):
+    """Notes which memory each picture was given, and the share of it that is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lent: list[tuple[Memory | None, float]] = []
+
+    def _start(self, slots: Sequence[Slot]) -> None:
+        super()._start(slots)
+        self.lent += [(slot.memory, slot.keep) for slot in slots]
+
+
+def test_every_feed_has_a_memory_of_its_own_for_all_its_pictures(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=20)
+    with Noting() as engine:
+        wanted = settings(one=recording(clip), two=recording(clip))
+        with Publisher(wanted.relay, "run") as publisher, Relay(wanted, engine, publisher) as relay:
+            assert relay.wait(DEADLINE)
+    by_memory = Counter(memory for memory, _ in engine.lent)
+    assert None not in by_memory
+    assert sorted(by_memory.values()) == [20, 20]
+    assert sorted(round(keep, 3) for _, keep in engine.lent)[2:] == [0.905] * 38  # 25 pictures a second
+
+
 def test_a_lost_camera_is_found_again_told_once_and_still_adds_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    wanted = camera(read_timeout=0.1, open_timeout=0.3)
-    clip = make_clip(tmp_path / "clip.ts", pictures=30)
+    wanted = camera(read_timeout=1.0, open_timeout=2.0)
+    clip = make_clip(tmp_path / "clip.ts", pictures=500)
     with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher:
         with watched(publisher, "cam") as messages, Relay(wanted, engine, publisher) as relay:
             feed, threads = relay.feeds["cam"], threading.active_count()
             for turn in range(1, 4):
-                with UdpSender(clip, port_of(wanted)) as sender:
-                    assert sender.wait(DEADLINE)
+                with UdpSender(clip, port_of(wanted), bit_rate=as_filmed(clip, 500)):
                     wait_until(lambda turn=turn: feed.meter.figures().published >= 20 * turn, "pictures")
                 wait_until(lambda: feed.state == "connecting", "the loss")
                 assert feed.reason

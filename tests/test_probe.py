@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from stream.errors import SourceLost, SourceUnsupported
 from stream.settings import FeedSettings
 from tests.clips import UdpSender, datagrams, free_port, make_clip
-from tools.probe import feed_at, probe, survey
+from tools.probe import probe, survey
 
 app = typer.Typer()
 app.command()(probe)
@@ -95,14 +96,39 @@ def test_what_is_printed_is_written_as_one_json_object(tmp_path: Path) -> None:
     assert lines["relay.height"] == "240"
 
 
-def test_an_address_that_is_none_is_wrong_use_and_shows_no_password() -> None:
-    with pytest.raises(typer.BadParameter, match="begins with one of") as refused:
-        feed_at("http://me:secret@host/live")
-    assert "secret" not in str(refused.value)
+@pytest.mark.parametrize("url", ["gopher://me:secret@host/live", "rtsp://me:secret@host:99999/", "udp://me:secret@h"])
+def test_an_address_that_is_none_is_wrong_use_and_shows_no_password(url: str) -> None:
+    ended = run_probe(url)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("nightbridge: ")
+    assert ended.stderr.count("\n") == 1
+    assert "must be" in ended.stderr
+    assert "secret" not in ended.stderr
+
+
+def test_a_password_file_that_is_none_is_wrong_use(tmp_path: Path) -> None:
+    ended = run_probe("rtsp://host/", "--password-file", str(tmp_path / "missing"))
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "a file that can be read" in ended.stderr
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "http", "https"])
+def test_nobody_who_listens_is_told_in_one_line_and_in_json(tmp_path: Path, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/cam"
+    ended = run_probe(url, "--json", str(tmp_path / "probe.json"))
+    assert (ended.returncode, ended.stderr) == (1, f"nightbridge: {url}: connection refused\n")
+    written = json.loads((tmp_path / "probe.json").read_text())
+    assert written == {"error": f"{url}: connection refused", "reason": "refused"}
 
 
 def test_what_is_wrong_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools", "probe", str(tmp_path / "missing.mp4")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    ended = run_probe(str(tmp_path / "missing.mp4"))
     assert ended.returncode == 1
     assert ended.stderr == f"nightbridge: {tmp_path / 'missing.mp4'}: no such file or folder\n"
+
+
+def run_probe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tools", "probe", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)

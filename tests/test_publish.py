@@ -1,17 +1,24 @@
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import zmq
 import zmq.auth
 
+from stream import publish
 from stream.errors import WireError
 from stream.publish import Joins, Publisher
 from stream.settings import CurveSettings, RelaySettings
+from stream.subscribe import Subscriber
 from stream.wire import Header, Kind, Message, decode_message
+from tests.live import Viewer
 from tests.published import relay
 from tests.waiting import DEADLINE, wait_until
 
@@ -213,6 +220,214 @@ def test_the_last_messages_still_arrive_after_the_publisher_has_closed() -> None
         assert [receive(socket).header.seq for _ in range(10)] == list(range(10))
 
 
+def test_a_stopped_viewer_that_takes_nothing_is_cut_off_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "VIEWER_LOST", 1.0)
+    with Publisher(ANYWHERE, "run-1") as publisher, Viewer(publisher.endpoint) as stopped:
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        stopped.process.send_signal(signal.SIGSTOP)
+
+        def is_forgotten() -> bool:
+            publisher.publish("pier", "video", Header(), bytes(50_000))
+            return not publisher.wait_for_viewer("pier", 0)
+
+        wait_until(is_forgotten, "cutting off the viewer")
+
+
+def test_a_viewer_is_waited_for() -> None:
+    with Publisher(ANYWHERE, "run-1") as publisher:
+        assert not publisher.wait_for_viewer("pier", 0)
+        start = time.monotonic()
+        assert not publisher.wait_for_viewer("pier", 0.1)
+        assert 0.1 <= time.monotonic() - start < DEADLINE
+        with viewer(publisher, b"pier/data/"):
+            assert publisher.wait_for_viewer("pier", DEADLINE)
+            assert not publisher.wait_for_viewer("quay", 0)
+            assert not publisher.take_join("pier"), "who wants data alone needs no key frame"
+        with viewer(publisher, b""):
+            assert publisher.wait_for_viewer("quay", DEADLINE)
+            assert publisher.take_join("quay"), "waiting for a viewer takes no key frame from it"
+        wait_until(lambda: not publisher.wait_for_viewer("quay", 0), "leaving")
+
+
+SLOW_READER = """
+import sys, time
+from stream.subscribe import Subscriber
+with Subscriber(sys.argv[1], "pier", ("video", "data"), max_age=None) as subscriber:
+    while (message := subscriber.receive(30)) is not None and message.payload != b"end":
+        time.sleep(0.0005)
+        print(message.kind, message.header.seq, flush=True)
+"""
+
+
+@contextmanager
+def slow_reader(publisher: Publisher) -> Iterator[subprocess.Popen[str]]:
+    """A reader in a process of its own, which prints what it gets."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", SLOW_READER, publisher.endpoint],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    try:
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        yield program
+    finally:
+        program.kill()
+        program.communicate()
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_a_lossless_publisher_loses_nothing_however_slow_its_reader(transport: str, tmp_path: Path) -> None:
+    settings = ANYWHERE if transport == "tcp" else RelaySettings(endpoint=f"ipc://{tmp_path}/wire")
+    with Publisher(settings, "run-1", lossless=True) as publisher, slow_reader(publisher) as reader:
+        waits = 0.0
+        for number in range(2_000):
+            before = time.monotonic()
+            publisher.publish("pier", "video", Header(key=number % 50 == 0), bytes(20_000))
+            publisher.publish("pier", "data", Header(), b"data")
+            waits = max(waits, time.monotonic() - before)
+        publisher.publish("pier", "data", Header(), b"end")
+        publisher.__exit__(None, None, None)
+        output, _ = reader.communicate(timeout=DEADLINE)
+    lines = output.splitlines()
+    for kind in ("video", "data"):
+        assert [line for line in lines if line.startswith(kind)] == [f"{kind} {seq}" for seq in range(2_000)]
+    assert waits > publish.ROOM_INTERVAL, "the publisher never had to wait: this test proves nothing"
+
+
+def wait_until_it_stands(sent: list[int]) -> None:
+    """Return once nothing more is added for a while."""
+    before = -1
+    while not sent or before != len(sent):
+        before = len(sent)
+        time.sleep(0.2)
+
+
+@contextmanager
+def full(prefix: bytes) -> Iterator[tuple[Publisher, SimpleQueue[int | WireError]]]:
+    """A lossless publisher in which another thread waits for a viewer that does not read; what becomes of it."""
+    told: SimpleQueue[int | WireError] = SimpleQueue()
+    settings = RelaySettings(endpoint="tcp://127.0.0.1:*", stop_timeout=0.1)
+    with (
+        Publisher(settings, "run-1", lossless=True) as publisher,
+        viewer(publisher, prefix, rcvhwm=1, rcvbuf=4096),
+    ):
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        sent: list[int] = []
+
+        def publish_until_the_end() -> None:
+            try:
+                while len(sent) < 2_000:
+                    sent.append(publisher.publish("pier", "video", Header(), bytes(100_000)))
+                told.put(len(sent))
+            except WireError as error:
+                told.put(error)
+
+        thread = threading.Thread(target=publish_until_the_end)
+        thread.start()
+        wait_until_it_stands(sent)
+        try:
+            yield publisher, told
+        finally:
+            publisher.__exit__(None, None, None)
+            thread.join()
+
+
+def test_a_lossless_publisher_that_waits_ends_when_it_is_closed() -> None:
+    with full(b"pier/video/") as (publisher, told):
+        start = time.monotonic()
+        publisher.__exit__(None, None, None)
+        error = told.get(timeout=DEADLINE)
+    assert isinstance(error, WireError)
+    assert "closed" in str(error)
+    assert time.monotonic() - start < DEADLINE
+
+
+def test_while_a_lossless_publisher_waits_for_one_feed_the_others_go_on() -> None:
+    with full(b"pier/video/") as (publisher, _), viewer(publisher, b"quay/") as other:
+        assert publisher.wait_for_viewer("quay", DEADLINE)
+        start = time.monotonic()
+        assert publisher.take_join("quay")
+        for number in range(100):
+            assert publisher.publish("quay", "video", Header(), bytes(1_000)) == number
+            assert receive(other).header.seq == number
+        assert time.monotonic() - start < 5.0
+
+
+def test_the_status_waits_for_nobody() -> None:
+    with full(b"pier/") as (publisher, _):
+        start = time.monotonic()
+        publisher.publish("pier", "status", Header(), b"")
+        assert time.monotonic() - start < 1.0
+
+
+def test_a_lossless_publisher_goes_on_when_the_reader_that_it_waits_for_is_killed() -> None:
+    with (
+        Publisher(ANYWHERE, "run-1", lossless=True) as publisher,
+        slow_reader(publisher) as stopped,
+        slow_reader(publisher) as reader,
+    ):
+        wait_until(
+            lambda: publisher.wait_for_viewer("pier", 0) and publisher._joins._count == 4, "both topics of both readers"
+        )
+        stopped.send_signal(signal.SIGSTOP)
+        sent: list[int] = []
+
+        def publish_all() -> None:
+            for number in range(600):
+                publisher.publish("pier", "video", Header(key=True), bytes(50_000))
+                sent.append(number)
+
+        thread = threading.Thread(target=publish_all)
+        thread.start()
+        wait_until_it_stands(sent)
+        assert len(sent) < 600, "it did not wait for the stopped reader"
+        stopped.kill()
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+        publisher.publish("pier", "data", Header(), b"end")
+        publisher.__exit__(None, None, None)
+        output, _ = reader.communicate(timeout=DEADLINE)
+    assert output.split()[1::2] == [str(seq) for seq in range(600)]
+
+
+def test_a_reader_that_takes_nothing_for_too_long_loses_messages_and_no_other_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publish, "PATIENCE", 0.5)
+    monkeypatch.setattr(publish, "notice_lost_viewers", lambda *_: None)  # as where ipc is the transport
+    with full(b"pier/video/") as (_, told):
+        assert told.get(timeout=DEADLINE) == 2_000
+
+
+PUBLISH_AND_END = """
+import sys, time
+from stream.publish import Publisher
+from stream.settings import RelaySettings
+from stream.wire import Header
+with Publisher(RelaySettings(endpoint="tcp://127.0.0.1:*"), "run", lossless=sys.argv[1] == "lossless") as publisher:
+    print(publisher.endpoint, flush=True)
+    publisher.wait_for_viewer("pier", 30)
+    for number in range(50):
+        publisher.publish("pier", "video", Header(key=True), bytes(100_000))
+"""
+
+
+@pytest.mark.parametrize("manner", ["live", "lossless"])
+def test_the_last_messages_leave_before_the_process_ends(manner: str) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", PUBLISH_AND_END, manner],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert program.stdout is not None
+    with program.stdout, Subscriber(program.stdout.readline().strip(), "pier", max_age=None) as subscriber:
+        seen = [message.header.seq for message in iter(lambda: subscriber.receive(1.0), None) if message]
+        assert program.wait(DEADLINE) == 0
+    assert seen == list(range(50))
+
+
 def test_opening_and_closing_leaves_nothing_behind() -> None:
     def descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
@@ -282,3 +497,13 @@ def test_key_files_that_are_no_keys_are_named(keys: Path) -> None:
     (keys / "guests" / "broken.key").write_text("nothing")
     with pytest.raises(WireError, match=r"broken\.key"):
         Publisher(encrypted(keys, guests=True), "run-1").__enter__()
+
+
+def test_a_flood_of_subscriptions_is_forgotten_rather_than_kept() -> None:
+    joins = Joins(interval=1.0)
+    joins.add(b"\1pier/video/")
+    for number in range(publish.SUBSCRIPTIONS_KEPT + 1000):
+        joins.add(b"\1" + str(number).encode())
+    assert len(joins._subscribed) == publish.SUBSCRIPTIONS_KEPT
+    joins.add(b"\1pier/video/")
+    assert joins.take(b"pier/video/", 0.0)

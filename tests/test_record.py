@@ -4,6 +4,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -333,3 +334,33 @@ def test_the_command_finishes_its_file_when_it_is_asked_to_stop(tmp_path: Path) 
     assert len(played(next(tmp_path.iterdir()))) == 25
     assert "pier-" in output
     assert "25 pictures" in output
+
+
+def test_a_recorder_that_stood_still_records_what_was_kept_for_it_however_old(tmp_path: Path) -> None:
+    with relay() as publisher:
+        camera = Camera(publisher)
+        program = subprocess.Popen(
+            [sys.executable, "-m", "tools", "record", publisher.endpoint, "pier", str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            camera.wait_for_viewer()
+            camera.show(25)
+            wait_until(lambda: any(count_packets(path) >= 10 for path in tmp_path.iterdir()), "a file")
+            program.send_signal(signal.SIGSTOP)
+            camera.show(50)
+            time.sleep(1.5)
+            program.send_signal(signal.SIGCONT)
+            camera.show(5)
+            wait_until(lambda: any(count_packets(path) >= 70 for path in tmp_path.iterdir()), "the rest")
+            program.terminate()
+            output, _ = program.communicate(timeout=DEADLINE)
+        finally:
+            program.kill()
+            program.communicate()
+            camera.close()
+    assert "80 pictures" in output
+    assert "dropped" not in output
+    assert len(played(next(tmp_path.iterdir()))) == 80

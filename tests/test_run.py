@@ -21,6 +21,7 @@ from stream.subscribe import Subscriber
 from stream.wire import Message, decode_status
 from tests.clips import UdpSender, free_port, make_clip
 from tests.waiting import wait_until
+from tools.run import Watch
 
 ROOT = Path(__file__).parents[1]
 NO_TORCH = "raise ImportError('torch must not be needed here')"
@@ -116,6 +117,69 @@ def test_a_feeds_status_comes_about_once_a_second(tmp_path: Path) -> None:
     ):
         times = [message.header.published_ns / 1e9 for message in messages(viewer, 4)]
     assert 0.9 <= median(np.diff(times)) <= 1.5
+
+
+def test_cameras_come_and_go_as_the_file_says_and_an_untouched_one_loses_no_frame(tmp_path: Path) -> None:
+    port = free_port()
+    clip = make_clip(tmp_path / "clip.ts", pictures=400, size=(176, 144), key_interval=400)
+    tape = make_clip(tmp_path / "tape.mp4", pictures=10, size=(176, 144))
+    kept = f'[feeds.kept]\nurl = "udp://127.0.0.1:{port}"\nmode = "replay"\nread_timeout = "30s"\n'
+    config, log = tmp_path / "config.toml", tmp_path / "log"
+
+    def write(feeds: str) -> None:
+        start, mark, _ = config.read_text().partition("[feeds")
+        (tmp_path / "new.toml").write_text(start + feeds if mark else start)
+        (tmp_path / "new.toml").replace(config)
+
+    with (
+        running(tmp_path, kept) as (relay, endpoint),
+        Subscriber(endpoint, "kept", ("video", "status"), max_age=3600) as viewer,
+    ):
+        messages(viewer, 1)  # it is subscribed
+        with UdpSender(clip, port, bit_rate=400_000) as camera:
+            came = messages(viewer, 10)
+            write(f'{kept}[feeds.tape]\nurl = "{tape}"\nmode = "replay"\n')
+            wait_until(lambda: "added tape" in log.read_text(), "the new feed")
+            wait_until(lambda: "feed tape: ended" in log.read_text(), "its end")
+            write(f"{kept}[feeds.tape]\nurl = 3\n")
+            wait_until(lambda: "the settings stay as they were" in log.read_text(), "the complaint")
+            write(kept)
+            wait_until(lambda: "removed tape" in log.read_text(), "the end of the new feed")
+            relay.send_signal(signal.SIGHUP)
+            wait_until(lambda: "no feed changed" in log.read_text(), "the answer to SIGHUP")
+            assert not camera.wait(0)
+            assert camera.wait(30)
+        last = time.monotonic()
+        while time.monotonic() - last < 2:
+            message = viewer.receive(2)
+            if message is not None and message.kind == "video":
+                last = time.monotonic()
+                came.append(message)
+    pictures = [message.header for message in came if message.kind == "video"]
+    assert [header.seq for header in pictures] == list(range(len(pictures)))
+    assert len(pictures) > 300
+    complaints = [line for line in log.read_text().splitlines() if "the settings stay" in line]
+    assert len(complaints) == 1
+    assert "[feeds.tape] url is 3" in complaints[0]
+
+
+def test_a_file_that_is_being_written_is_left_alone_until_it_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[relay]\n")
+    watch = Watch(path)
+    assert not watch.changed()
+    path.write_text("")
+    assert not watch.changed()
+    assert not watch.changed()
+    path.write_text("[relay]\n[feeds.a]\n")
+    assert not watch.changed()
+    path.write_text("[relay]\n[feeds.a]\n[feeds.b]\n")
+    assert not watch.changed()
+    assert watch.changed()
+    assert not watch.changed()
+    path.unlink()
+    assert not watch.changed()
+    assert not watch.changed()
 
 
 SIGNALS = """

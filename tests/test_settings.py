@@ -154,7 +154,7 @@ def test_variables_override_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [
-        ("ENGINE__RUNTIME", "tensort", 'is "tensort"; it must be one of auto, openvino, torch'),
+        ("ENGINE__RUNTIME", "tensort", 'is "tensort"; it must be one of auto, tensorrt, torch, openvino'),
         ("ENGINE__BATCH", "33", "is 33; it must be a whole number from 1 to 32"),
         ("ENGINE__RUNTINE", "x", "is not a key; did you mean NIGHTBRIDGE__ENGINE__RUNTIME?"),
         ("ENGINE", "x", 'is "x"; it must be a table'),
@@ -185,9 +185,9 @@ def test_a_feed_of_the_environment_alone_needs_a_url(tmp_path: Path, monkeypatch
 DURATION = 'a duration such as "500ms", "10s" or "2m", from 1ms to 30m'
 BIT_RATE = 'a bit rate such as "800k" or "2M", from 1k to 1000M'
 ENDPOINT = 'an endpoint such as "tcp://127.0.0.1:5560" or "ipc:///run/nightbridge"'
-ADDRESS = "a path, or an address that begins with one of file://, rtsp://, rtsps://, udp://"
+ADDRESS = "a path, or an address that begins with one of file://, http://, https://, rtsp://, rtsps://, udp://"
 NAME = "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit"
-RUNTIME = "one of auto, openvino, torch"
+RUNTIME = "one of auto, tensorrt, torch, openvino"
 ENGINE_KEYS = "runtime, weights, precision, batch, threads, cache"
 TABLES = "[relay], [engine], [defaults], [feeds]"
 
@@ -222,7 +222,19 @@ TABLES = "[relay], [engine], [defaults], [feeds]"
         ("[defaults]\nusername = 3", "[defaults] username is 3; it must be text"),
         ("[feeds.pier]", "[feeds.pier] url is missing"),
         ('[feeds.pier]\nurl = ""', f'[feeds.pier] url is ""; it must be {ADDRESS}'),
-        ('[feeds.pier]\nurl = "http://camera"', f'[feeds.pier] url is "http://camera"; it must be {ADDRESS}'),
+        ('[feeds.pier]\nurl = "srt://camera"', f'[feeds.pier] url is "srt://camera"; it must be {ADDRESS}'),
+        ('[relay]\nmetrics = "9560"', '[relay] metrics is "9560"; it must be HOST:PORT such as "127.0.0.1:9560"'),
+        ("[defaults]\nspeed = 0", "[defaults] speed is 0; it must be a number from 0.01 to 100"),
+        (
+            '[defaults]\nmemory = "9"',
+            '[defaults] memory is "9"; it must be an amount of memory such as "128MB" or "1.5GB", from 1MB to 64GB',
+        ),
+        ('[defaults]\ntransport = "quic"', '[defaults] transport is "quic"; it must be one of auto, udp, tcp'),
+        ('[defaults]\ndecoder = "cuda"', '[defaults] decoder is "cuda"; it must be one of software, nvdec, auto'),
+        (
+            '[feeds.pier]\nurl = "udp://:1"\nencoder.hardware = "nvdec"',
+            '[feeds.pier.encoder] hardware is "nvdec"; it must be one of none, nvenc, auto',
+        ),
         ('[feeds]\npier = "udp://:5000"', '[feeds] pier is "udp://:5000"; it must be a table'),
         ("[[feeds]]", "feeds is a list; it must be a table"),
         ('[feeds.Pier]\nurl = "a"', f"[feeds.Pier] is no name for a feed; it must be {NAME}"),

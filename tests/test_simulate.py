@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from engines.darken import Night
+from engines.data.darken import Night
 from stream.errors import SourceLost, SourceUnsupported
 from stream.simulate import Codec, NightCamera, Sent, simulate_night
 from tools import simulate as command

@@ -10,6 +10,7 @@ from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import av
 import numpy as np
@@ -17,10 +18,10 @@ import pytest
 
 from stream.errors import SourceLost, SourceUnsupported
 from stream.frame import SourcePacket
-from stream.segment import Segment
 from stream.settings import FeedSettings
 from stream.source import open_source
-from stream.udp import UdpAddress
+from stream.sources.segment import Segment
+from stream.sources.udp import UdpAddress
 from tests.clips import UdpSender, free_port, klv_packet, make_clip
 
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
@@ -240,9 +241,10 @@ def test_a_feed_that_never_sends_is_lost_after_the_open_timeout() -> None:
     with (
         nothing_left(),
         open_source(settings) as source,
-        pytest.raises(SourceLost, match=r"no packet for 0\.3 s"),
+        pytest.raises(SourceLost, match=r"no packet for 0\.3 s") as lost,
     ):
         next(source.segments())
+    assert lost.value.reason == "time-out"
     assert 0.3 <= time.monotonic() - began < 1.5
 
 
@@ -253,9 +255,10 @@ def test_a_port_with_something_else_than_mpeg_ts_is_told(tmp_path: Path) -> None
     with (
         UdpSender(noise, port, bit_rate=500_000),
         open_source(settings) as source,
-        pytest.raises(SourceLost, match=r"packets come, but no video for 0\.4 s"),
+        pytest.raises(SourceLost, match=r"packets come, but no video for 0\.4 s") as lost,
     ):
         next(source.segments())
+    assert lost.value.reason == "no video"
 
 
 def test_a_feed_without_video_may_have_some_the_next_time(tmp_path: Path) -> None:
@@ -313,18 +316,57 @@ def test_a_damaged_access_unit_of_a_feed_is_marked_and_its_neighbours_are_not(tm
     assert [n for n, packet in enumerate(packets) if packet.packet.is_corrupt] == [20]
 
 
-def test_a_feed_whose_video_moves_to_another_stream_is_lost_although_packets_come(tmp_path: Path) -> None:
-    """So that it is opened again, and found."""
-    before = make_clip(tmp_path / "before.ts", pictures=20).read_bytes()
-    after = make_clip(tmp_path / "after.ts", pictures=100, first_pid=0x200).read_bytes()
+@pytest.mark.parametrize(
+    "after",
+    [{"codec": "libx265"}, {"codec": "mpeg4"}, {"first_pid": 0x200}, {"codec": "libx265", "first_pid": 0x200}],
+    ids=str,
+)
+def test_a_feed_whose_video_changes_its_codec_or_place_goes_on_with_another_segment(
+    tmp_path: Path, after: dict[str, Any]
+) -> None:
+    """Without a loss: not one access unit of either is missing."""
     both, port = tmp_path / "both.ts", free_port()
-    both.write_bytes(before + after)
+    first = make_clip(tmp_path / "first.ts", pictures=20).read_bytes()
+    both.write_bytes(first + make_clip(tmp_path / "second.ts", pictures=30, **after).read_bytes())
+    with (
+        nothing_left(),
+        UdpSender(both, port, bit_rate=1_000_000) as sender,
+        open_source(feed(f"udp://127.0.0.1:{port}")) as source,
+    ):
+        segments = source.segments()
+        segment = next(segments)
+        kind = segment.info.codec, segment.video.id
+        assert pictures_of(list(segment.packets())) == list(range(20))
+        segment = next(segments)
+        assert (segment.info.codec, segment.video.id) != kind
+        then = list(segment.packets())
+        sent_ns = sender.sent_ns
+        with pytest.raises(SourceLost, match=r"no packet for 0\.5 s"):
+            next(segments)
+    assert pictures_of(then) == list(range(30))
+    assert then[0].packet.is_keyframe
+    arrived = [round((packet.capture_ns - sent_ns[len(first) // 1316]) / 1e6) for packet in then]
+    assert -5 <= arrived[0] <= 60
+    assert arrived == sorted(arrived)
+
+
+def test_a_data_stream_that_is_added_to_a_feed_is_found(tmp_path: Path) -> None:
+    both, port = tmp_path / "both.ts", free_port()
+    first = make_clip(tmp_path / "first.ts", pictures=20).read_bytes()
+    both.write_bytes(first + make_clip(tmp_path / "second.ts", pictures=30, klv=True).read_bytes())
+    with UdpSender(both, port, bit_rate=1_000_000), open_source(feed(f"udp://127.0.0.1:{port}")) as source:
+        segments = source.segments()
+        assert len(list(next(segments).packets())) == 20
+        assert len([packet for packet in next(segments).packets() if packet.kind == "data"]) == 30
+
+
+def test_a_feed_that_changes_its_size_goes_on_as_it_is(tmp_path: Path) -> None:
+    both, port = tmp_path / "both.ts", free_port()
+    first = make_clip(tmp_path / "first.ts", pictures=20).read_bytes()
+    both.write_bytes(first + make_clip(tmp_path / "second.ts", pictures=30, size=(320, 240)).read_bytes())
     with UdpSender(both, port, bit_rate=1_000_000):
-        packets, reason = read_until_lost(f"udp://127.0.0.1:{port}")
-        with open_source(feed(f"udp://127.0.0.1:{port}")) as source:
-            assert next(source.segments()).video.id == 0x200
-    assert pictures_of(packets) == list(range(20))
-    assert reason.endswith("packets come, but no video for 0.5 s")
+        packets, _ = read_until_lost(f"udp://127.0.0.1:{port}")
+    assert pictures_of(packets) == [*range(20), *range(30)]
 
 
 def test_a_reader_that_is_busy_for_longer_than_the_timeout_loses_nothing(tmp_path: Path) -> None:
@@ -344,8 +386,9 @@ def test_a_reader_that_is_busy_for_longer_than_the_timeout_loses_nothing(tmp_pat
 
 @pytest.mark.parametrize("url", ["udp://127.0.0.1", "udp://127.0.0.1:99999", "udp://h:1/x", "udp://h:1?fifo_size=9"])
 def test_an_address_without_meaning_is_refused_with_its_form(url: str) -> None:
-    with pytest.raises(SourceUnsupported, match=r"must be udp://HOST:PORT"):
+    with pytest.raises(SourceUnsupported, match=r"must be udp://HOST:PORT") as wrong:
         UdpAddress.of(url)
+    assert wrong.value.reason == "address"
 
 
 def test_an_address_that_cannot_be_listened_to_may_come_back() -> None:

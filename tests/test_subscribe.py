@@ -1,19 +1,22 @@
-import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import zmq
 import zmq.auth
 
+from stream import subscribe
 from stream.errors import WireError
 from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
-from stream.wire import Header
+from stream.wire import Header, Numbering, encode_message
+from tests.live import Live
 from tests.published import Camera, relay
 from tests.waiting import DEADLINE, wait_until
 
@@ -130,61 +133,159 @@ def test_what_the_publisher_could_not_keep_is_counted_as_lost_and_skipped_to_a_k
     assert subscriber.dropped == {"no key frame": 5}
 
 
-PROGRAM = """
-import sys
-from stream.subscribe import Subscriber
-with Subscriber(sys.argv[1], "pier", max_age=0.5) as subscriber:
-    for message in subscriber:
-        print(message.header.seq, message.header.key, flush=True)
+def test_a_reader_that_did_not_read_gets_fresh_pictures_within_a_moment() -> None:
+    with relay() as publisher, Subscriber(publisher.endpoint, "pier") as subscriber:
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        with Live(publisher) as feed:
+            assert subscriber.receive(DEADLINE) is not None
+            wait_until(lambda: subscriber.dropped.get("no key frame", 0) >= 25, "a second without a key frame")
+            assert len(feed.keys) == 1, "for a reader that stands still no key frame is made"
+            began = time.monotonic()
+            message = subscriber.receive(DEADLINE)
+            waited = time.monotonic() - began
+    assert message is not None
+    assert message.header.key
+    assert (time.time_ns() - message.header.published_ns) / 1e9 < 1.0
+    assert waited < 1.0
+
+
+@pytest.mark.parametrize("feed", ["pier", None])
+def test_a_key_frame_is_asked_for_by_subscribing_once_more_while_the_first_subscription_goes_on(
+    feed: str | None,
+) -> None:
+    context: zmq.SyncContext = zmq.Context.instance()
+    with context.socket(zmq.XPUB) as lossy:
+        lossy.set(zmq.XPUB_VERBOSE, 1)
+        lossy.set(zmq.RCVTIMEO, int(DEADLINE * 1000))
+        port = lossy.bind_to_random_port("tcp://127.0.0.1")
+        with Subscriber(f"tcp://127.0.0.1:{port}", feed) as subscriber:
+            assert lossy.recv() == (b"\1pier/video/" if feed else b"\1")
+            numbers = Numbering("video")
+
+            def send(key: bool = False) -> None:
+                stamped = numbers.stamp(Header(key=key), "run", "pier", time.time_ns())
+                lossy.send_multipart(encode_message(b"pier/video/", stamped, b""))
+
+            def is_asked_for() -> bool:
+                send()
+                return bool(lossy.poll(20))
+
+            for _ in range(2):
+                send(key=True)
+                assert subscriber.receive(DEADLINE) is not None
+                numbers._seq += 1  # a message is lost
+                wait_until(is_asked_for, "a request")
+                assert lossy.recv() == b"\1pier/video/"
+                assert not lossy.poll(50), "no subscription has ended"
+
+
+def test_one_lost_message_costs_a_round_trip_and_a_picture() -> None:
+    with relay() as publisher, Subscriber(publisher.endpoint, "pier") as subscriber:
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        with Live(publisher) as feed:
+            for _ in range(30):  # the relay makes one key frame a second, and the viewer has just joined
+                assert subscriber.receive(DEADLINE) is not None
+            with publisher._lock:
+                publisher._lines[b"pier/video/"].numbers._seq += 1
+            moment = time.monotonic()
+            while (message := subscriber.receive(DEADLINE)) is not None and not message.header.key:
+                assert subscriber.lost == 0, "pictures after the hole refer to what is missing"
+            waited = time.monotonic() - moment
+    assert message is not None
+    assert (subscriber.lost, len(feed.keys)) == (1, 2)
+    assert waited < 0.5
+
+
+def test_many_viewers_that_come_within_a_second_bring_one_key_frame_each_second_at_most() -> None:
+    with relay() as publisher, ExitStack() as stack, Live(publisher) as feed:
+        wait_until(lambda: feed.keys, "the feed")
+        viewers = [stack.enter_context(Subscriber(publisher.endpoint, "pier")) for _ in range(10)]
+        viewers += [stack.enter_context(Subscriber(publisher.endpoint)) for _ in range(10)]
+        first = [viewer.receive(DEADLINE) for viewer in viewers]
+        ended = time.monotonic()
+    assert all(message and message.header.key for message in first)
+    assert all(after - before >= 0.95 for before, after in pairwise(feed.keys[1:]))
+    assert len(feed.keys) - 1 <= 2 + (ended - feed.keys[0])
+
+
+def test_at_one_picture_a_second_the_next_picture_is_the_key_frame() -> None:
+    with relay() as publisher, Live(publisher, rate=1.0) as feed:
+        wait_until(lambda: feed.keys, "the first picture")
+        with Subscriber(publisher.endpoint, "pier") as subscriber:
+            message = subscriber.receive(DEADLINE)
+    assert message is not None
+    assert (message.header.seq, message.header.key) == (1, True)
+
+
+def test_with_no_highest_age_the_socket_is_read_only_as_fast_as_the_reader_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subscribe, "WAITING_MOST", 10)
+    with relay(lossless=True) as publisher, Subscriber(publisher.endpoint, "pier", max_age=None) as subscriber:
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        sent: list[int] = []
+
+        def publish() -> None:
+            for number in range(2_000):
+                publisher.publish("pier", "video", Header(key=number % 50 == 0), bytes(4_000))
+                sent.append(number)
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        wait_until(lambda: len(sent) > 20 and stands_still(sent), "the publisher's waiting")
+        assert len(sent) < 1_000
+        assert subscriber.received <= 11
+        numbers = [message.header.seq for message in iter(lambda: subscriber.receive(2.0), None) if message]
+        thread.join()
+    assert numbers == list(range(2_000))
+    assert (subscriber.lost, subscriber.dropped) == (0, {})
+
+
+PAUSING_READER = """
+import sys, time
+from stream import subscribe
+subscribe.HEARTBEAT_MS, subscribe.RELAY_LOST_MS, subscribe.WAITING_MOST = 200, 2_000, 5
+with subscribe.Subscriber(sys.argv[1], "pier", max_age=None) as subscriber:
+    subscriber.receive()
+    time.sleep(3)
+    while (message := subscriber.receive(2)) is not None:
+        pass
+    print(subscriber.received, subscriber.lost)
 """
 
 
-def test_a_viewer_that_was_stopped_shows_fresh_pictures_when_it_goes_on() -> None:
-    with relay(high_water_mark=16) as publisher:
-        camera = Camera(publisher)
+def test_a_reader_that_pauses_for_longer_than_a_relay_is_given_up_after_loses_nothing() -> None:
+    with relay(lossless=True) as publisher:
         program = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, publisher.endpoint],
+            [sys.executable, "-c", PAUSING_READER, publisher.endpoint],
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[1],
         )
-        assert program.stdout is not None
-        lines = program.stdout
         try:
-            camera.wait_for_viewer()
-            camera.show(5)
-            assert [lines.readline().split()[0] for _ in range(5)] == ["0", "1", "2", "3", "4"]
-            program.send_signal(signal.SIGSTOP)
-            stopped = time.monotonic()
-            while time.monotonic() - stopped < 1.5:  # longer than the age that the viewer allows
-                camera.show(2)
-                time.sleep(0.02)
-            fresh_from = camera.shown
-            program.send_signal(signal.SIGCONT)
-
-            shown: list[tuple[int, bool]] = []
-
-            def read() -> None:
-                for line in lines:
-                    number, key = line.split()
-                    shown.append((int(number), key == "True"))
-
-            reader = threading.Thread(target=read)
-            reader.start()
-
-            def caught_up() -> bool:
-                camera.show()
-                return bool(shown) and shown[-1][0] >= fresh_from
-
-            wait_until(caught_up, "a fresh picture")
+            assert publisher.wait_for_viewer("pier", DEADLINE)
+            for _ in range(500):
+                publisher.publish("pier", "video", Header(key=True), bytes(4_000))
+            output, _ = program.communicate(timeout=DEADLINE)
         finally:
             program.kill()
-            program.wait()
-        reader.join()
-        lines.close()
-    number, key = shown[0]
-    assert key
-    assert fresh_from - number < 50, "the first picture after the stall is seconds old"
+            program.communicate()
+    assert (program.returncode, output) == (0, "500 0\n")
+
+
+def stands_still(sent: list[int]) -> bool:
+    before = len(sent)
+    time.sleep(0.2)
+    return len(sent) == before
+
+
+def test_a_subscriber_that_nobody_reads_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscribe, "WAITING_MOST", 2)
+    with relay() as publisher, Subscriber(publisher.endpoint, "pier", max_age=None) as subscriber:
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        for _ in range(50):
+            publisher.publish("pier", "video", Header(key=True), b"")
+        wait_until(lambda: subscriber.received == 2, "a full inbox")
 
 
 def test_closing_from_another_thread_ends_the_readers_loop() -> None:

@@ -8,10 +8,12 @@ from urllib.parse import quote
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from stream.values import BitRate, Duration, read_from, redact
+from stream.values import BitRate, Duration, HostPort, Memory, read_from, redact
 
 DURATION = TypeAdapter(Duration)
 BIT_RATE = TypeAdapter(BitRate)
+MEMORY = TypeAdapter(Memory)
+HOST_PORT = TypeAdapter(HostPort)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,39 @@ def test_a_bit_rate_is_bits_a_second(text: object, bits: int) -> None:
 def test_what_is_no_bit_rate_is_refused(text: object) -> None:
     with pytest.raises(ValidationError, match='a bit rate such as "800k" or "2M"'):
         BIT_RATE.validate_python(text)
+
+
+@pytest.mark.parametrize(("text", "count"), [("128MB", 128_000_000), ("1.5GB", 1_500_000_000), (4_000_000, 4_000_000)])
+def test_memory_is_bytes(text: object, count: int) -> None:
+    assert MEMORY.validate_python(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "128", "128M", "128 MB", "0MB", "100GB", "much", 0, 2.5, True, None])
+def test_what_is_no_memory_is_refused(text: object) -> None:
+    with pytest.raises(ValidationError, match=r"an amount of memory .* from 1MB to 64GB"):
+        MEMORY.validate_python(text)
+
+
+@pytest.mark.parametrize("text", ["128MB", "1.5MB", "2000MB"])
+def test_memory_is_shown_in_megabytes(text: str) -> None:
+    assert MEMORY.dump_python(MEMORY.validate_python(text), mode="json") == text
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:9560", "localhost:0", "[::1]:65535"])
+def test_where_to_listen_is_a_host_and_a_port(text: str) -> None:
+    assert HOST_PORT.validate_python(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "9560", ":9560", "::1:9560", "http://localhost:9560", "a:123456", "a:-1", "a:٣"])
+def test_what_is_no_host_and_port_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match=r'HOST:PORT such as "127\.0\.0\.1:9560"'):
+        HOST_PORT.validate_python(text)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:65536", "[::1]:99999"])
+def test_a_port_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="HOST:PORT with a port from 0 to 65535"):
+        HOST_PORT.validate_python(text)
 
 
 @pytest.mark.parametrize("text", ["500ms", "10s", "2m", "90s", "1ms", "33.333ms", "30m"])

@@ -183,6 +183,27 @@ def test_figures_of_a_silent_feed_end_with_1() -> None:
     assert "no picture of feed pier" in done.stderr
 
 
+def test_a_feed_that_has_gone_silent_is_told_by_the_figures() -> None:
+    with relay() as publisher:
+        program = subprocess.Popen(
+            [sys.executable, "-m", "tools", "view", publisher.endpoint, "pier", "--stats"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert program.stdout is not None
+        try:
+            assert publisher.wait_for_viewer("pier", DEADLINE)
+            Camera(publisher).show(3)
+            silent = next(line for line in program.stdout if line.startswith("no picture for"))
+            program.terminate()
+            assert program.wait(DEADLINE) == 0
+        finally:
+            program.kill()
+            program.communicate()
+    assert silent in ("no picture for 2 s; lost 0\n", "no picture for 3 s; lost 0\n")
+
+
 @pytest.mark.parametrize(
     "words", [["--snapshot", "a.png", "--stats"], ["--json", "a.json"], ["--seconds", "-1"], ["--relay-key", __file__]]
 )
@@ -306,7 +327,10 @@ def test_a_picture_that_stands_still_gets_a_red_frame() -> None:
         camera.show()
         _, _, corner, _ = wait_for_screen(screens, lambda _: True)
         assert corner != [230, 30, 30]
-        wait_for_screen(screens, lambda shown: shown[2] == [230, 30, 30])
+        wait_for_screen(screens, lambda shown: shown[2] == [230, 30, 30] and "no picture for 2 s" in shown[3])
+        wait_for_screen(screens, lambda shown: "no picture for 3 s" in shown[3])
+        camera.show(2)
+        wait_for_screen(screens, lambda shown: shown[2] != [230, 30, 30] and "age p50" in shown[3])
 
 
 @pytest.mark.parametrize("key", ["K_q", "K_ESCAPE", None])

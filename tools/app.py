@@ -19,17 +19,19 @@ from stream.errors import SettingsError, StreamError
 from tools.bench import bench
 from tools.check import check
 from tools.demo import demo
+from tools.engine import engine
 from tools.enhance import enhance
 from tools.evaluate import evaluate
 from tools.export import export
 from tools.probe import probe
 from tools.record import record
+from tools.replay import replay
 from tools.run import run
 from tools.simulate import simulate
 from tools.train import train
 from tools.view import view
 
-COMMANDS = (run, check, probe, view, record, enhance, simulate, demo, train, evaluate, export, bench)
+COMMANDS = (run, check, probe, view, record, replay, enhance, simulate, demo, train, evaluate, export, bench)
 """In the order of the help; a command is called as its function is."""
 
 app = typer.Typer(
@@ -40,6 +42,7 @@ app = typer.Typer(
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(engine, name="engine")
 
 
 def _show_version(wanted: bool) -> None:

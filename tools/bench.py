@@ -15,14 +15,21 @@ def bench(
     size: Annotated[str, typer.Option(metavar="WxH", help="Of the camera's pictures.")] = "352x288",
     seconds: Annotated[float, typer.Option(min=2, help="Of the recording and of the live feed.")] = 20,
     weights: Annotated[str, typer.Option(help="Shipped weights, or a folder made by `export`.")] = "field",
-    runtime: Annotated[str, typer.Option(help="auto, openvino or torch.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="auto, tensorrt, torch or openvino.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")] = "auto",
+    gpu: Annotated[bool, typer.Option("--gpu", help="Measure an NVIDIA GPU: all sizes and runtimes.")] = False,
+    minutes: Annotated[float, typer.Option(min=1, help="How long `--gpu` may take, about.")] = 7,
     json: Annotated[Path | None, typer.Option(help="Write the figures as one JSON object.")] = None,
 ) -> None:
     """Measure engine, codecs, pipeline and a live feed on a simulated night camera, all in one run.
 
     Keep the machine free of other work meanwhile.
     """
+    if gpu:
+        from tools.bench_gpu import bench_gpu
+
+        bench_gpu(weights, minutes, json)
+        return
     from itertools import islice
     from tempfile import TemporaryDirectory
 

@@ -80,11 +80,13 @@ def onnxruntime_picture(frames: Sequence[Frame], weights: str, threads: int) -> 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     session = onnxruntime.InferenceSession(str(find_weights(weights).file("fp32.onnx")), options)
+    memory = np.zeros((1, session.get_inputs()[3].shape[1]), np.float32)
     inputs = []
     for frame in frames:
         y, *chroma = frame.planes()
         uv = np.stack(chroma)[None]
-        inputs.append({"y": y[None, None], "uv": uv, "colour": frame.colour.coefficients()[None]})
+        planes = {"y": y[None, None], "uv": uv, "colour": frame.colour.coefficients()[None]}
+        inputs.append(planes | {"memory": memory, "keep": np.zeros((1, 1), np.float32)})
     upcoming = cycle(inputs)
     return lambda: session.run(None, next(upcoming))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -14,7 +17,7 @@ from statistics import median
 import av
 import numpy as np
 
-from engines.darken import Night
+from engines.data.darken import Night
 from engines.door import Engine
 from stream.decode import Decoder
 from stream.encode import Encoder
@@ -22,7 +25,7 @@ from stream.enhance import enhance
 from stream.errors import StreamError
 from stream.frame import Frame, Plane
 from stream.pipeline import Relay
-from stream.publish import Publisher
+from stream.publish import JOIN_INTERVAL, Publisher
 from stream.settings import EncoderSettings, FeedSettings, RelaySettings, Settings
 from stream.simulate import Clip, at_rate, shrunk, simulate_night
 from stream.source import open_source
@@ -33,6 +36,12 @@ RATE = Fraction(25)
 BIT_RATE = 300_000
 START_SECONDS = 60.0
 """How long a relay may take to its first picture."""
+JOINS = 10
+"""How many viewers are timed from their beginning to their first picture."""
+TAPE_SECONDS = 30
+"""Of the recording that they see."""
+FURTHER_FEEDS = 3
+"""More feeds whose memory is measured."""
 KEPT = 125
 """Frames that engine and encoder are timed on alone: five seconds."""
 ROUNDS = 5
@@ -135,24 +144,16 @@ def live_figures(feed: Path, folder: Path, seconds: float, engine: Mapping[str, 
     """A relay of its own on a paced feed, and this process as its viewer, for some seconds after the first picture.
 
     `engine` are settings of the relay's `[engine]`. Figures: `live_fps`, `live_dropped`, `age_*` (capture to
-    published), `view_age_*` (capture to received here), `relay_memory_mb` (the most that was resident).
+    published), `view_age_*` (capture to received here), `join_*` (connecting a viewer to its first picture),
+    `relay_memory_mb` (the most that was resident), `feed_memory_mb` (what each further feed adds to that).
     """
-    config = folder / "bench.toml"
-    endpoint = f"ipc://{folder}/wire"
-    chosen = "\n".join(f'{key} = "{value}"' for key, value in engine.items())
-    config.write_text(
-        f'[relay]\nendpoint = "{endpoint}"\nlog_level = "warning"\n'
-        f"[engine]\n{chosen}\n"
-        f'[feeds.bench]\nurl = "{feed}"\nmode = "live"\n'
-    )
-    relay = subprocess.Popen([sys.executable, "-m", "tools", "run", str(config)])  # noqa: S603 - our own program
-    try:
-        with Subscriber(endpoint, "bench", ("video", "status")) as viewer:
+    with running_relay(feed, folder, 1, engine) as (relay, endpoint):
+        with Subscriber(endpoint, "bench0", ("video", "status")) as viewer:
             pictures, status = watch(viewer, seconds, lambda: relay.poll() is None)
-            memory = peak_memory_mb(relay.pid)
-    finally:
-        relay.terminate()
-        relay.wait()
+        memory = peak_memory_mb(relay.pid)
+    tape = repeated(feed, folder / "tape", math.ceil(TAPE_SECONDS / seconds))
+    with running_relay(tape, folder, 1, engine) as (relay, endpoint):
+        joins = [join_ms(endpoint) for _ in range(JOINS)]
     ages = [(message.header.published_ns - (message.header.capture_ns or 0)) / 1e6 for message, _ in pictures]
     view_ages = [(received_ns - (message.header.capture_ns or 0)) / 1e6 for message, received_ns in pictures]
     span = (pictures[-1][1] - pictures[0][1]) / 1e9
@@ -162,7 +163,61 @@ def live_figures(feed: Path, folder: Path, seconds: float, engine: Mapping[str, 
     }
     for name, values in (("age", ages), ("view_age", view_ages)):
         figures |= {f"{name}_p{p}_ms": float(np.percentile(values, p)) for p in (50, 95, 99)}
-    return {**figures, "relay_memory_mb": memory}
+    figures |= {f"join_p{p}_ms": float(np.percentile(joins, p)) for p in (50, 95)}
+    with running_relay(tape, folder, 1 + FURTHER_FEEDS, engine) as (relay, endpoint):
+        for number in range(1 + FURTHER_FEEDS):
+            with Subscriber(endpoint, f"bench{number}", ("video", "status")) as viewer:
+                watch(viewer, 1, lambda: relay.poll() is None)
+        further = (peak_memory_mb(relay.pid) - memory) / FURTHER_FEEDS
+    return {**figures, "relay_memory_mb": memory, "feed_memory_mb": further}
+
+
+def repeated(feed: Path, folder: Path, times: int) -> Path:
+    """A folder that plays a recording so many times, one after another."""
+    folder.mkdir()
+    for number in range(times):
+        shutil.copy(feed, folder / f"{number:03}{feed.suffix}")
+    return folder
+
+
+@contextmanager
+def running_relay(
+    feed: Path, folder: Path, count: int, engine: Mapping[str, str]
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A relay process with so many feeds, `bench0` and so on, all of one recording, and its endpoint."""
+    config = folder / "bench.toml"
+    endpoint = f"ipc://{folder}/wire{count}"
+    chosen = "\n".join(f'{key} = "{value}"' for key, value in engine.items())
+    feeds = "\n".join(f'[feeds.bench{number}]\nurl = "{feed}"\nmode = "live"' for number in range(count))
+    config.write_text(f'[relay]\nendpoint = "{endpoint}"\nlog_level = "warning"\n[engine]\n{chosen}\n{feeds}\n')
+    relay = subprocess.Popen([sys.executable, "-m", "tools", "run", str(config)])  # noqa: S603 - our own program
+    try:
+        yield relay, endpoint
+    finally:
+        relay.terminate()
+        relay.wait()
+
+
+def join_ms(endpoint: str) -> float:
+    """Milliseconds from a viewer's beginning to its first picture, in a group of pictures that has just begun.
+
+    Then the next key frame would be far away, but a new viewer gets one at once.
+    """
+    with Subscriber(endpoint, "bench0") as viewer:
+        first_picture(viewer)
+    time.sleep(JOIN_INTERVAL)
+    began = time.perf_counter()
+    with Subscriber(endpoint, "bench0") as viewer:
+        first_picture(viewer)
+        return 1000 * (time.perf_counter() - began)
+
+
+def first_picture(viewer: Subscriber) -> Message:
+    """The first picture that a viewer gets."""
+    message = viewer.receive(START_SECONDS)
+    if message is None:
+        raise StreamError(f"no picture within {START_SECONDS:g} s")
+    return message
 
 
 def watch(

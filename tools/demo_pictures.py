@@ -15,7 +15,7 @@ from av.video.frame import VideoFrame
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from engines.scores import psnr
+from engines.evaluation.scores import psnr
 from stream.simulate import Clip
 from stream.view import PictureDecoder, RgbPicture
 from stream.wire import Kind, Message

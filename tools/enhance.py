@@ -20,7 +20,7 @@ def enhance(
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="A file, or a folder for a folder.")],
     weights: Annotated[str, typer.Option(help="Shipped weights, or a folder made by `export`.")] = "field",
-    runtime: Annotated[str, typer.Option(help="auto, openvino or torch.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="auto, tensorrt, torch or openvino.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")] = "auto",
 ) -> None:
     """Light up and double IN, and write it to OUT; a folder's pictures become PNG files of the same names."""
@@ -75,9 +75,9 @@ def enhance_pictures(engine: Engine, jobs: list[tuple[Path, Path]]) -> None:
     from rich.console import Console
     from rich.progress import track
 
+    from engines.data.lol import read_picture
     from engines.errors import EngineError
-    from engines.evaluate import enhance_picture
-    from engines.lol import read_picture
+    from engines.evaluation.evaluate import enhance_picture
 
     console = Console(stderr=True)
     quiet = len(jobs) == 1 or not console.is_terminal
@@ -100,10 +100,10 @@ def enhance_video(engine: Engine, source: Path, target: Path) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from stream.convert import convert
+    from stream.files.convert import convert
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("enhancing", total=None)
-        count = convert(engine, source, target, lambda done, total: progress.update(task, completed=done, total=total))
-    print(f"{count} pictures to {target}")
+        task = progress.add_task("enhancing", total=source.stat().st_size)
+        done = convert(engine, source, target, lambda now: progress.update(task, completed=now.bytes_read))
+    print(f"{done.pictures} pictures to {target}")

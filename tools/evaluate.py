@@ -1,51 +1,250 @@
-"""`nightbridge evaluate`: scores on LOL by the half-size protocol."""
+"""`nightbridge evaluate`: how good an engine's pictures are, by day and by night, still and moving."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice, product
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+if TYPE_CHECKING:
+    from engines.door import Engine
+
+CLIP = Path(__file__).parent / "clip" / "day.mp4"
+"""The scene of `--steady`."""
+Split = Literal["eval15", "held-out", "our485"]
+Row = TypeVar("Row")
+Figures = Mapping[str, Any]
+"""What was measured, by name: numbers, texts, rows, or further figures."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One kind of measurement, row by row, so that its progress can be seen."""
+
+    name: str
+    total: int
+    rows: Callable[[Engine], Iterable[Any]]
+    summary: Callable[[list[Any]], dict[str, Any]]
+    """The figures of all rows."""
+
 
 def evaluate(
-    lol: Annotated[Path, typer.Option(help="Folder of LOL v1: `eval15/`, or `eval15.tar`.", exists=True)],
-    weights: Annotated[str, typer.Option(help="Shipped weights, or a folder made by `export`.")] = "field",
-    runtime: Annotated[str, typer.Option(help="auto, openvino or torch.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")] = "auto",
-    part: Annotated[str, typer.Option(help="eval15, or our485 for the training pictures.")] = "eval15",
+    lol: Annotated[
+        Path | None, typer.Option(help="Folder of LOL v1: scores against bright pictures.", exists=True)
+    ] = None,
+    split: Annotated[
+        Split, typer.Option("--split", "--part", help="Of LOL: eval15, held-out (our485, 660 to 699) or our485.")
+    ] = "eval15",
+    full_size: Annotated[bool, typer.Option("--full-size", help="LOL's whole pictures in, the output halved.")] = False,
+    daylight: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures by day, which should only be doubled.", exists=True, file_okay=False),
+    ] = None,
+    crf: Annotated[
+        int | None, typer.Option(help="Damage --daylight by libx264 at this rate factor.", min=0, max=51)
+    ] = None,
+    steady: Annotated[bool, typer.Option("--steady", help="Flicker on the shipped clip, darkened.")] = False,
+    clips: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A video by day, to be darkened and sent at 300 kbit/s; may be repeated.", exists=True, dir_okay=False
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of pictures without reference.", exists=True, file_okay=False)
+    ] = None,
+    contact_sheet: Annotated[
+        Path | None, typer.Option(help="Picture file: input, bicubic double and output of --folder.", dir_okay=False)
+    ] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="Shipped weights (field), or a folder made by `export`; may be repeated.")
+    ] = None,
+    runtime: Annotated[
+        list[str] | None, typer.Option(help="auto, tensorrt, torch or openvino; may be repeated.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="auto, fp32, bf16, fp16 or int8; may be repeated.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Pictures of each scene of --steady and --clips.", min=2)] = 100,
     json: Annotated[Path | None, typer.Option(help="Write all figures, a row for each picture.")] = None,
 ) -> None:
-    """Halve LOL's dark pictures, enhance them to full size through the engine's door, and compare."""
+    """Measure engines on LOL, by day, over time and on thin video; several are compared with one another.
+
+    Every picture passes the engine's door, as in the relay. Several --weights are taken as seeds of one recipe: their
+    mean and spread are told. For several runtimes or precisions the difference from the first is told.
+    """
+    from rich.console import Console
+
+    from tools.report import print_values, write_json
+
+    if (folder is None) != (contact_sheet is None):
+        raise typer.BadParameter("--folder and --contact-sheet belong together")
+    if crf is not None and daylight is None:
+        raise typer.BadParameter("--crf is for --daylight")
+    engines = list(product(weights or ["field"], runtime or ["auto"], precision or ["auto"]))
+    if contact_sheet is not None and len(engines) > 1:
+        raise typer.BadParameter("--contact-sheet shows one engine: name one of --weights, --runtime and --precision")
+    measures = [
+        *([lol_measure(lol, split, full_size)] if lol else []),
+        *([daylight_measure(daylight, crf)] if daylight else []),
+        *([steady_measure(frames)] if steady else []),
+        *([clips_measure(clips, frames)] if clips else []),
+        *([folder_measure(folder, contact_sheet)] if folder and contact_sheet else []),
+    ]
+    if not measures:
+        raise typer.BadParameter("nothing to measure: name --lol, --daylight, --steady, --clips or --folder")
+    results = [measured(*engine, measures) for engine in engines]
+    console = Console()
+    for result in results:
+        print_values(console, without_rows(result))
+    together = compared(results)
+    if together:
+        print_values(console, together)
+    write_json(json, {**shown_first(results[0]), "engines": results, **together})
+
+
+def shown_first(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The first engine and its scores on LOL, as keys of the whole: most calls ask for nothing else."""
+    about = {key: value for key, value in result.items() if not isinstance(value, dict)}
+    return {**about, **result.get("lol", {})}
+
+
+def lol_measure(folder: Path, split: Split, full_size: bool) -> Measure:
+    """Scores against LOL's bright pictures."""
+    from engines.evaluation.evaluate import FULL_SIZE, HALF_SIZE, read_split, summary
+    from engines.evaluation.evaluate import evaluate as scores_of
+
+    pairs = read_split(folder, split)
+    protocol = {"split": split, "protocol": FULL_SIZE if full_size else HALF_SIZE}
+    return Measure(
+        "lol", len(pairs), lambda engine: scores_of(engine, pairs, full_size), lambda rows: protocol | summary(rows)
+    )
+
+
+def daylight_measure(folder: Path, crf: int | None) -> Measure:
+    """Bright pictures, which should only be doubled."""
+    from engines.evaluation.daylight import BRIGHT, daylight, read_bright, summary
+    from tools.enhance import find_pictures
+
+    paths = find_pictures(folder)
+    pictures = list(read_bright(paths))
+    if not pictures:
+        raise typer.BadParameter(f"{folder} holds no picture by day: none has a mean of {BRIGHT} of 255 or more")
+    told = {"damage": "none" if crf is None else f"libx264 at CRF {crf}", "too_dark": len(paths) - len(pictures)}
+    return Measure(
+        "daylight", len(pictures), lambda engine: daylight(engine, pictures, crf), lambda rows: told | summary(rows)
+    )
+
+
+def steady_measure(frames: int) -> Measure:
+    """A still and a moving scene in the dark."""
+    from engines.evaluation.clips import read_clip
+    from engines.evaluation.steady import NOISE, moving_scene, still_scene
+
+    clean = list(islice(read_clip(CLIP), frames))
+
+    def scenes(engine: Engine) -> Iterator[tuple[str, dict[str, float]]]:
+        yield "still", still_scene(engine, clean[0], frames)
+        yield "moving", moving_scene(engine, clean)
+
+    return Measure("steady", 2, scenes, lambda rows: {"frames": len(clean), "noise": NOISE, **dict(rows)})
+
+
+def clips_measure(paths: Sequence[Path], frames: int) -> Measure:
+    """Videos darkened and sent thinly."""
+    from engines.evaluation.clips import score_clip, summary
+
+    return Measure(
+        "clips", len(paths), lambda engine: (score_clip(engine, path, frames=frames) for path in paths), summary
+    )
+
+
+def folder_measure(folder: Path, target: Path) -> Measure:
+    """Pictures without reference, for the eye."""
+    from engines.data.lol import read_picture
+    from engines.evaluation.sheet import SheetRow, contact_sheet, sheet_row
+    from tools.enhance import KNOWN, PICTURES, find_pictures
+
+    if target.suffix.lower() not in PICTURES:
+        raise typer.BadParameter(f"{target} is no picture; --contact-sheet must end in one of {KNOWN}")
+    paths = find_pictures(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def summary(rows: list[SheetRow]) -> dict[str, object]:
+        contact_sheet(f"{folder.name}: {len(rows)} pictures", rows).save(target)
+        means = [(row.mean_in, row.mean_out) for row in rows]
+        pictures = [
+            {"name": path.name, "mean_in": mean_in, "mean_out": mean_out}
+            for path, (mean_in, mean_out) in zip(paths, means, strict=True)
+        ]
+        return {"contact_sheet": str(target), "pictures": pictures}
+
+    return Measure(
+        "folder",
+        len(paths),
+        lambda engine: (sheet_row(engine, path.name, read_picture(path)) for path in paths),
+        summary,
+    )
+
+
+def measured(weights: str, runtime: str, precision: str, measures: Sequence[Measure]) -> dict[str, Any]:
+    """One engine's figures by the measures' names, with what the engine is."""
+    from engines.runtime import EngineOptions, open_engine
+
+    with open_engine(runtime, weights, EngineOptions(precision=precision)) as engine:
+        info = engine.info
+        about: dict[str, Any] = {
+            "weights": info.weights,
+            "weights_id": info.weights_id,
+            "runtime": info.runtime,
+            "precision": info.precision,
+        }
+        figures = {
+            measure.name: measure.summary(list(watched(measure.rows(engine), measure.name, measure.total)))
+            for measure in measures
+        }
+    return about | figures
+
+
+def compared(results: Sequence[Figures]) -> dict[str, object]:
+    """Mean and spread over weights where there are several, differences where runtimes or precisions are."""
+    from engines.evaluation.compare import difference, largest_difference, mean_and_spread
+
+    def kind(result: Figures) -> str:
+        return f"{result['runtime']} {result['precision']}"
+
+    by_kind = [(name, list(group)) for name, group in groupby(sorted(results, key=kind), key=kind)]
+    by_weights = [list(group) for _, group in groupby(results, key=lambda result: result["weights_id"])]
+    seeds = {name: mean_and_spread(group) for name, group in by_kind if len(group) > 1}
+    differences = []
+    for first, *others in by_weights:
+        for other in others:
+            row: dict[str, Any] = {"weights": first["weights"], "between": f"{kind(other)} and {kind(first)}"}
+            row |= difference(other, first)
+            if "lol" in first:
+                rows, references = (result["lol"]["pictures"] for result in (other, first))
+                row["lol.psnr_db_largest"] = largest_difference(rows, references, "psnr_db")
+            differences.append(row)
+    return ({"seeds": seeds} if seeds else {}) | ({"differences": differences} if differences else {})
+
+
+def without_rows(figures: Figures) -> dict[str, object]:
+    """The figures for people: no row for each picture."""
+    return {
+        key: without_rows(value) if isinstance(value, Mapping) else value
+        for key, value in figures.items()
+        if not isinstance(value, list)
+    }
+
+
+def watched(rows: Iterable[Row], name: str, total: int) -> Iterable[Row]:
+    """The rows, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
-    from engines.evaluate import evaluate as scores_of
-    from engines.evaluate import summary
-    from engines.lol import read_lol
-    from engines.runtime import EngineOptions, open_engine
-    from tools.report import print_values, write_json
-
     console = Console(stderr=True)
-    pairs = read_lol(lol, part)
-    with open_engine(runtime, weights, EngineOptions(precision=precision)) as engine:
-        progress = track(
-            scores_of(engine, pairs),
-            "evaluating",
-            total=len(pairs),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        figures = summary(list(progress))
-        rows = figures.pop("pictures")
-        values = {
-            "weights": engine.info.weights,
-            "weights_id": engine.info.weights_id,
-            "runtime": engine.info.runtime,
-            "precision": engine.info.precision,
-            "protocol": "half-size input, antialiased bicubic; raw PSNR; SSIM on RGB",
-            **figures,
-        }
-    print_values(Console(), values)
-    write_json(json, {**values, "pictures": rows})
+    return track(rows, name, total=total, console=console, transient=True, disable=not console.is_terminal)

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -15,31 +15,52 @@ from tools.report import print_values, write_json
 
 if TYPE_CHECKING:
     from stream.frame import Frame, SourcePacket
-    from stream.segment import Segment
     from stream.settings import FeedSettings
+    from stream.sources.segment import Segment
 
 
 def probe(
-    url: Annotated[str, typer.Argument(help="udp://HOST:PORT, a file, or a folder of recordings.")],
+    url: Annotated[
+        str, typer.Argument(help="rtsp://, rtsps://, udp://, http:// or https:// address, an SDP file, or recordings.")
+    ],
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write it there, as one JSON object.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Of video to look at.")] = 5,
+    username: Annotated[str | None, typer.Option(help="For the source; any characters.")] = None,
+    password_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Whose text is the password.")] = None,
+    transport: Annotated[Literal["auto", "udp", "tcp"], typer.Option(help="Of RTSP; auto: UDP, else TCP.")] = "auto",
 ) -> None:
     """Say what the source at URL holds and what the relay would do with it, or what is wrong with it."""
-    values = survey(feed_at(url), seconds)
+    from stream.errors import SettingsError, SourceError
+
+    try:
+        values = survey(feed_at(url, username, password_file, transport), seconds)
+    except SourceError as error:
+        write_json(json, {"error": str(error), "reason": error.reason})
+        if error.reason == "address":  # wrong use, like wrong settings
+            raise SettingsError(str(error)) from None
+        raise
     print_values(Console(), values)
     write_json(json, values)
 
 
-def feed_at(url: str) -> FeedSettings:
-    """A feed with all defaults; raises `typer.BadParameter` for what can be no address."""
+def feed_at(
+    url: str,
+    username: str | None = None,
+    password_file: Path | None = None,
+    transport: Literal["auto", "udp", "tcp"] = "auto",
+) -> FeedSettings:
+    """A feed with all other settings at their defaults; raises `SettingsError` for what cannot be one."""
     from pydantic import ValidationError
 
+    from stream.errors import SettingsError
     from stream.settings import FeedSettings, redact
 
     try:
-        return FeedSettings(url=url)
+        return FeedSettings(url=url, username=username, password_file=password_file, transport=transport)
     except ValidationError as error:
-        raise typer.BadParameter(f"{redact(url)!r}; must be {error.errors()[0]['ctx']['error']}") from None
+        mistake = error.errors()[0]
+        value = redact(url) if mistake["loc"] == ("url",) else password_file
+        raise SettingsError(f"{str(value)!r}; must be {mistake['ctx']['error']}") from None
 
 
 def survey(feed: FeedSettings, seconds: float) -> dict[str, object]:
@@ -56,7 +77,8 @@ def survey(feed: FeedSettings, seconds: float) -> dict[str, object]:
         if seen.picture is None:
             keys = sum(unit.key for unit in seen.units)
             raise SourceUnsupported(
-                f"{redact(feed.url)}: no picture in {len(seen.units)} access units, {keys} of them key frames"
+                f"{redact(feed.url)}: no picture in {len(seen.units)} access units, {keys} of them key frames",
+                reason="no video",
             )
         return {
             "source": redact(feed.url),
@@ -64,7 +86,7 @@ def survey(feed: FeedSettings, seconds: float) -> dict[str, object]:
             "video": video_values(segment, seen, seen.picture),
             "data": seen.data,
             "ignored": segment.info.ignored,
-            "relay": relay_values(feed, seen.picture),
+            "relay": relay_values(feed, seen.picture, seen.clock),
         }
 
 
@@ -88,6 +110,8 @@ class Sight:
     units: list[Unit] = field(default_factory=list)
     picture: Frame | None = None
     """The first one."""
+    clock: str = "arrival"
+    """Whose clock tells when pictures are captured, in the end."""
     states: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     interlaced: bool = False
@@ -121,6 +145,7 @@ def note(seen: Sight, frames: list[Frame]) -> None:
     """Add decoded frames to what was seen."""
     for frame in frames:
         seen.picture = seen.picture or frame
+        seen.clock = frame.capture_clock
         seen.states[frame.state] += 1
 
 
@@ -159,13 +184,13 @@ def video_values(segment: Segment, seen: Sight, picture: Frame) -> dict[str, obj
     }
 
 
-def relay_values(feed: FeedSettings, picture: Frame) -> dict[str, object]:
+def relay_values(feed: FeedSettings, picture: Frame, clock: str) -> dict[str, object]:
     """What the relay would make of it with the default settings."""
     from engines.door import SCALE
 
     return {
         "decoded_to": picture.picture.format.name,
-        "capture_clock": picture.capture_clock,
+        "capture_clock": clock,
         "width": SCALE * picture.width,
         "height": SCALE * picture.height,
         "codec": feed.encoder.codec,

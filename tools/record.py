@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from stream.record import Recorder
     from stream.subscribe import Subscriber
 
-PATIENCE = 10.0
-"""Seconds that messages wait for a busy disk before they are dropped."""
-
 
 def as_seconds(text: str) -> float:
     """Seconds of a duration such as 90s or 5m."""
@@ -48,7 +45,7 @@ def record(
     keys = viewer_keys(relay_key, secret_key)
     with (
         Recorder(folder, as_seconds(segment), kind) as recorder,
-        Subscriber(endpoint, feed, (kind, "data"), max_age=PATIENCE, keys=keys) as subscriber,
+        Subscriber(endpoint, feed, (kind, "data"), max_age=None, keys=keys) as subscriber,
         stopped_by_signals(subscriber.close),
     ):
         typer.echo(f"recording {feed} from {endpoint} into {folder}")

@@ -3,57 +3,110 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tools.signals import stopped_by_signals
+from tools.memory import bound_arenas
+from tools.signals import answering
+
+if TYPE_CHECKING:
+    from stream.pipeline import Relay
 
 log = logging.getLogger("nightbridge")
 
 STATUS_SECONDS = 1.0
-"""Between two messages of kind `status` of a feed."""
+"""Between two messages of kind `status` of a feed, and between two looks at the settings' file."""
 
 
 def run(config: Annotated[Path, typer.Argument(help="Settings.")] = Path("config.toml")) -> None:
-    """Relay every feed of CONFIG until SIGTERM or SIGINT; a clean stop flushes every encoder."""
-    from engines.runtime import EngineOptions, open_engine
+    """Relay every feed of CONFIG until SIGTERM or SIGINT; a clean stop flushes every encoder.
+
+    Cameras are added, removed and changed while it runs: CONFIG is read again when it changes, and on SIGHUP.
+    """
+    from engines.runtime import EngineOptions, open_with_fallback
     from stream.pipeline import Relay
     from stream.publish import Publisher
     from stream.settings import load_settings
 
+    bound_arenas()
+    watch = Watch(config)
     settings = load_settings(config)
     logging.getLogger().setLevel(settings.relay.log_level.upper())
-    stop = threading.Event()
+    stop, reload = threading.Event(), threading.Event()
     if not settings.feeds:
         log.warning("%s has no feeds: add a table [feeds.NAME] with a url", config)
     options = EngineOptions(
         precision=settings.engine.precision,
         threads=settings.engine.threads,
         cache=settings.engine.cache,
-        slots=Relay.slots(settings),
+        batch=settings.engine.batch,
     )
     with (
-        stopped_by_signals(stop.set),
-        open_engine(settings.engine.runtime, settings.engine.weights, options) as engine,
+        answering({signal.SIGINT: stop.set, signal.SIGTERM: stop.set, signal.SIGHUP: reload.set}),
+        open_with_fallback(settings.engine.runtime, settings.engine.weights, options) as engine,
         Publisher(settings.relay, uuid.uuid4().hex) as publisher,
     ):
-        log.info(
-            "engine: %s %s on %s, weights %s",
-            engine.info.runtime,
-            engine.info.precision,
-            engine.info.device,
-            engine.info.weights,
-        )
-        log.info("publishing %d feeds at %s", len(settings.feeds), publisher.endpoint)
-        with Relay(settings, engine, publisher) as relay:
+        with Relay(settings, engine, publisher) as relay, ExitStack() as served:
+            if settings.relay.metrics:
+                from stream.monitor.health import Health
+
+                health = served.enter_context(Health(settings.relay.metrics, relay))
+                log.info("metrics and status at http://%s", health.address)
+            log.info("publishing %d feeds at %s", len(settings.feeds), publisher.endpoint)
             while not stop.wait(STATUS_SECONDS) and relay.failure is None:
+                if watch.changed() or reload.is_set():
+                    reload.clear()
+                    read_again(config, relay)
                 relay.publish_status()
         relay.publish_status()
         for feed in relay.feeds.values():
-            log.info("feed %s: %s", feed.name, feed.meter.figures())
+            log.info("feed %s: %s", feed.name, feed.figures())
     if relay.failure is not None:
         raise relay.failure
+
+
+class Watch:
+    """Tells when a file has become another one, or has been written to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = self._seen = self._look()
+
+    def changed(self) -> bool:
+        """Whether the file is another than when this was last true, and the same as when it was last asked.
+
+        So one that is being written is left alone; one that is empty or away is, too: that is how writing begins.
+        """
+        before, self._seen = self._seen, self._look()
+        if self._seen is None or self._seen == self._known or self._seen != before:
+            return False
+        self._known = self._seen
+        return True
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return (found.st_ino, found.st_size, found.st_mtime_ns) if found.st_size else None
+
+
+def read_again(config: Path, relay: Relay) -> None:
+    """Apply what the file says now; settings that are wrong are told in one line, and the old ones stay."""
+    from stream.errors import SettingsError
+    from stream.settings import load_settings
+
+    try:
+        changes = relay.apply(load_settings(config))
+    except SettingsError as error:
+        log.error("the settings stay as they were: %s", "; ".join(str(error).splitlines()))
+        return
+    log.info("%s was read again: %s", config, changes)
+    if changes.need_restart:
+        log.warning("%s of %s takes effect at the next start", ", ".join(changes.need_restart), config)

@@ -1,26 +1,31 @@
-"""Ending a command from outside."""
+"""Ending a command from outside, or telling it something."""
 
 from __future__ import annotations
 
 import _thread
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 
-@contextmanager
-def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Inside the block SIGINT and SIGTERM call `stop` and nothing else, in a thread of its own.
+def stopped_by_signals(stop: Callable[[], None]) -> AbstractContextManager[None]:
+    """Inside the block SIGINT and SIGTERM call `stop` and nothing else, in a thread of its own."""
+    return answering({signal.SIGINT: stop, signal.SIGTERM: stop})
 
-    A handler runs in the middle of whatever the main thread does: if that held a lock which `stop` needs, both would
+
+@contextmanager
+def answering(calls: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    """Inside the block each of these signals makes its call and nothing else, in a thread of its own.
+
+    A handler runs in the middle of whatever the main thread does: if that held a lock which the call needs, both would
     wait for ever.
     """
 
     def answer(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        _thread.start_new_thread(stop, ())
+        _thread.start_new_thread(calls[signal.Signals(number)], ())
 
-    before = {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, answer) for number in calls}
     try:
         yield
     finally:

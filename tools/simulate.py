@@ -70,7 +70,7 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Of noise and loss; the same seed sends the same bytes.")] = 0,
 ) -> None:
     """Be a night camera: darken CLIP, add sensor noise, halve its size, send it to URL in real time."""
-    from engines.darken import Night
+    from engines.data.darken import Night
     from stream.simulate import NightCamera
 
     try:

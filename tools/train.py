@@ -19,14 +19,16 @@ def train(
     minutes: Annotated[float, typer.Option(min=0.01, help="Budget, over all sittings.")] = 120,
 ) -> None:
     """Train a network by a recipe for some minutes, score it on held-out scenes, and store its weights."""
+    from contextlib import ExitStack
+
     from rich.console import Console
-    from rich.progress import Progress
 
     from engines.errors import EngineMissing
+    from tools.train_progress import TrainProgress, open_log
 
     try:
-        from engines import train as training
-        from engines.pairs import read_samples
+        from engines.data.photos import read_samples
+        from engines.training import train as training
     except ImportError as error:
         raise EngineMissing(f"train needs the extra `train`: pip install 'nightbridge[train]' ({error})") from error
 
@@ -35,17 +37,25 @@ def train(
     console = Console(stderr=True)
     with console.status("reading pictures"):
         samples, held_out = read_samples(lol, photos, plan.seed, plan.hold_out)
-    with Progress(console=console) as progress:
-        task = progress.add_task("training", total=1.0)
-
-        def report(step: int, share: float, parts: dict[str, float]) -> None:
-            losses = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
-            progress.update(task, completed=share, description=f"step {step}: {losses}")
-
-        network = training.train(plan, samples, training.Budget(minutes), out / "checkpoint.pt", report, start)
+    with ExitStack() as stack:
+        log = open_log(out / "log", console)
+        if log is not None:
+            stack.callback(log[1])
+        progress = stack.enter_context(TrainProgress(console, plan.batch, log[0] if log else None))
+        network = training.train(
+            plan,
+            samples,
+            training.Budget(minutes),
+            out / "checkpoint.pt",
+            progress.report,
+            start,
+            training.Trial(held_out, progress.told) if plan.hold_out else None,
+        )
     scores: dict[str, object] = {}
     if plan.hold_out:
         scores["held_out_psnr_db"] = round(training.validate(network, held_out), 3)
         console.print(f"raw PSNR {scores['held_out_psnr_db']} dB on {len(held_out)} pictures of held-out scenes")
+    if progress.step_ms:
+        console.print(f"{progress.step_ms:.1f} ms a step, {progress.pictures_per_second:.1f} pictures/s")
     training.store(network, plan, out, scores)
     console.print(f"{out}: stored; `nightbridge export {out}` makes the files that runtimes open")

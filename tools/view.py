@@ -31,9 +31,6 @@ TURN_SECONDS = 0.05
 MOST_A_TURN = 8
 """Messages between two looks at the window, on a machine that cannot keep up."""
 
-STALE_SECONDS = 2.0
-"""A picture that has stood this long is not live any more."""
-
 AMBER, RED = (255, 176, 0), (230, 30, 30)
 """Frames around pictures that are damaged, and around old ones."""
 
@@ -162,24 +159,23 @@ def print_stats(wanted: Wanted, json: Path | None, span: Span, console: Console)
 
 
 def show_window(wanted: Wanted, span: Span) -> None:
-    """Show the newest picture, and tell by a coloured frame where it is damaged or old."""
+    """Show the newest picture, and tell by a coloured frame and the caption where it is damaged or old."""
     from stream.view import PictureDecoder
     from tools.window import Window
 
     decoder, figures = PictureDecoder(), Figures()
-    picture, came, was_stale = None, time.monotonic(), False
+    picture, told = None, 0
     with Window(f"nightbridge {wanted.endpoint}") as window, wanted.subscribe() as subscriber:
         for messages in turns(subscriber, span):
             pictures = []
             for message in messages:  # pictures need the ones before them: all are decoded, the newest is shown
                 figures.add(message)
                 pictures += decoder.decode(message)
-            if pictures:
-                picture, came = pictures[-1], time.monotonic()
-            is_stale = time.monotonic() - came > STALE_SECONDS
-            if picture is not None and (pictures or is_stale != was_stale):
-                window.show(decoder.rgb(picture), figures.line(subscriber), warning(figures.header, is_stale))
-            was_stale = is_stale
+            picture = pictures[-1] if pictures else picture
+            seconds = int(figures.silence()) if figures.is_stale() else 0
+            if picture is not None and (pictures or seconds != told):
+                window.show(decoder.rgb(picture), figures.line(subscriber), warning(figures.header, seconds > 0))
+            told = seconds
             if window.is_closed():
                 return
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 AGES_KEPT = 10_000
 
+STALE_SECONDS = 2.0
+"""A picture that has stood this long is not live any more."""
+
 
 @dataclass
 class Figures:
@@ -39,6 +42,14 @@ class Figures:
         if message.header.capture_ns is not None:
             self.ages_ms.append((time.time_ns() - message.header.capture_ns) / 1e6)
 
+    def silence(self) -> float:
+        """Seconds since the latest picture came; 0 before the first."""
+        return time.monotonic() - self.latest if self.pictures else 0.0
+
+    def is_stale(self) -> bool:
+        """Whether the latest picture has stood too long to be taken for live."""
+        return self.silence() > STALE_SECONDS
+
     def values(self, subscriber: Subscriber) -> dict[str, object]:
         """All figures; ages are None where no clock told, rates where there was one picture only."""
         seconds, lost = self.latest - self.began, subscriber.lost
@@ -64,9 +75,11 @@ class Figures:
         return float(np.percentile(self.ages_ms, percentile)) if self.ages_ms else None
 
     def line(self, subscriber: Subscriber) -> str:
-        """The main figures on one line."""
+        """The main figures on one line, or for how long no picture has come."""
         if not self.pictures:
             return "no picture yet"
+        if self.is_stale():
+            return f"no picture for {self.silence():.0f} s; lost {subscriber.lost}"
         age, late = self.age_ms(50) or 0, self.age_ms(95) or 0
         seconds = max(self.latest - self.began, 0.001)
         return (

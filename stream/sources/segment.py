@@ -24,6 +24,15 @@ log = logging.getLogger(__name__)
 
 LENGTH_PREFIXED = 1
 """First byte of parameter sets (avcC, hvcC) whose stream has lengths in place of start codes."""
+ONLY_FOR = {
+    "h264": "h264_redundant_pps",
+    "hevc": "hevc_mp4toannexb",
+    "mpeg2video": "mpeg2_metadata",
+    "mpeg4": "mpeg4_unpack_bframes",
+}
+"""By codec, a filter that does not open for another one: nothing else in PyAV tells what a stream has become."""
+FASTEST = 1_000
+"""Frames a second; what says more has only told its clock, such as 90 kHz."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +65,10 @@ class Segment:
         stop: threading.Event,
         *,
         recorded: bool,
-        clock: CaptureClock,
-        capture_ns: Callable[[Packet[Stream]], int],
+        clock: CaptureClock = "arrival",
+        capture_ns: Callable[[Packet[Stream]], int] | None = None,
     ) -> None:
-        """`name` is for errors; `capture_ns` says when the camera took what is in a packet.
+        """`name` is for errors; `capture_ns` says when the camera took what is in a packet, None: when it was read.
 
         Times are UTC, in nanoseconds since 1970. Raises `SourceUnsupported` without video that can be decoded.
         """
@@ -85,25 +94,39 @@ class Segment:
         """Frames a second, on average; None where the source does not say."""
         return self.info.rate
 
+    @property
+    def behind(self) -> int:
+        """Access units that were dropped since whoever reads was too slow."""
+        return 0
+
     def packets(self) -> Iterator[SourcePacket]:
         """Video and data packets in the order of the source, until it ends, fails (see `failure`) or is stopped.
 
         H.264 and HEVC come as Annex B with their parameter sets, however they are stored.
         """
         try:
-            for packet in self._container.demux(self.video, *self._container.streams.data):
+            for packet, received_ns in self.demuxed():
                 if self._stop.is_set():
                     return
                 if not packet.size:  # the demuxer's sign for the end of a stream
                     continue
                 if packet.stream is not self.video:
-                    yield self._source_packet(packet, "data")
+                    yield self._source_packet(packet, "data", received_ns)
                 elif unit := self._access_unit(packet):
-                    yield self._source_packet(unit, "video")
+                    yield self._source_packet(unit, "video", received_ns)
         except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
             return
         except av.FFmpegError as error:
             self.failure = error.strerror or str(error)
+
+    def demuxed(self) -> Iterator[tuple[Packet[Stream], int]]:
+        """Packets of the video and of the data streams, each with when it was read: UTC, nanoseconds since 1970."""
+        for packet in self._container.demux(self.video, *self._container.streams.data):
+            yield packet, time.time_ns()
+
+    def captured(self, packet: Packet[Stream], received_ns: int) -> tuple[int, CaptureClock]:
+        """When the camera took what is in a packet, UTC, nanoseconds since 1970, and whose clock says so."""
+        return self._capture_ns(packet) if self._capture_ns else received_ns, self.clock
 
     def _access_unit(self, packet: Packet[Stream]) -> Packet[Stream] | None:
         """The packet as Annex B and, if bytes are missing in it or in front of it, marked as corrupt.
@@ -125,14 +148,9 @@ class Segment:
         self._mark = early
         return packet
 
-    def _source_packet(self, packet: Packet[Stream], kind: Literal["video", "data"]) -> SourcePacket:
-        return SourcePacket(
-            packet=packet,
-            kind=kind,
-            received_ns=time.time_ns(),
-            capture_ns=self._capture_ns(packet),
-            capture_clock=self.clock,
-        )
+    def _source_packet(self, packet: Packet[Stream], kind: Literal["video", "data"], received_ns: int) -> SourcePacket:
+        capture_ns, clock = self.captured(packet, received_ns)
+        return SourcePacket(packet, kind, received_ns, capture_ns, clock)
 
 
 def video_stream(name: str, container: InputContainer) -> VideoStream:
@@ -140,9 +158,9 @@ def video_stream(name: str, container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if stream is None and not container.streams.video:
         held = ", ".join(map(label, container.streams)) or "nothing"
-        raise SourceUnsupported(f"{name}: no video in it; it holds {held}")
+        raise SourceUnsupported(f"{name}: no video in it; it holds {held}", reason="no video")
     if not isinstance(stream, VideoStream) or stream.codec_context is None:
-        raise SourceUnsupported(f"{name}: its video has a codec that is not known here")
+        raise SourceUnsupported(f"{name}: its video has a codec that is not known here", reason="codec")
     return stream
 
 
@@ -155,7 +173,7 @@ def describe(container: InputContainer, video: VideoStream) -> SourceInfo:
         width=context.width or None,
         height=context.height or None,
         pix_fmt=context.pix_fmt,
-        rate=video.average_rate or video.guessed_rate or None,
+        rate=next((rate for rate in (video.average_rate, video.guessed_rate) if rate and rate <= FASTEST), None),
         bit_rate=video.bit_rate or container.bit_rate or None,
         data=tuple(stream.name or "unknown" for stream in container.streams.data),
         ignored=tuple(label(stream) for stream in container.streams if stream is not video and stream.type != "data"),
@@ -176,3 +194,18 @@ def annex_b_filter(video: VideoStream) -> BitStreamFilterContext | None:
     unpack = BitStreamFilterContext(f"{codec}_mp4toannexb", video)
     context.extradata = None  # the decoder finds the parameter sets in the access units from now on
     return unpack
+
+
+def has_become_another(video: Stream) -> bool:
+    """Whether the demuxer has found another codec in a stream since it was opened; for the thread that demuxes.
+
+    FFmpeg's MPEG-TS demuxer goes on with other access units where the program map says so; the decoder cannot.
+    """
+    only = ONLY_FOR.get(video.name or "")
+    if only is None:
+        return False
+    try:
+        BitStreamFilterContext(only, video)
+    except av.FFmpegError:
+        return True
+    return False

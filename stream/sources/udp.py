@@ -23,8 +23,10 @@ from av.packet import Packet
 from av.stream import Stream
 
 from stream.errors import SourceLost, SourceUnsupported
-from stream.segment import Segment
 from stream.settings import FeedSettings, redact
+from stream.sources.failures import NOT_KNOWN, Failure, no_video_for, silence
+from stream.sources.programs import Programs
+from stream.sources.segment import Segment
 
 LARGEST_DATAGRAM = 65_536
 POLL_SECONDS = 0.1
@@ -39,24 +41,30 @@ log = logging.getLogger(__name__)
 
 
 def open_udp(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
-    """The one segment of a feed over UDP, which ends by `stop` or by raising `SourceLost`."""
-    name = redact(feed.url)
+    """The segments of a feed over UDP: another one whenever its streams change. Ends by `stop` or `SourceLost`."""
     with UdpReader(feed, stop) as reader:
-        try:
-            container = av.open(reader, "r", format="mpegts", options=probing(feed), metadata_errors="replace")
-        except av.FFmpegError as error:
-            if stop.is_set():
-                return
-            raise SourceLost(f"{name}: {reader.failure or error.strerror}") from None
+        yield from open_programs(feed, stop, reader)
+        while reader.go_on():
+            yield from open_programs(feed, stop, reader)
+
+
+def open_programs(feed: FeedSettings, stop: threading.Event, reader: UdpReader) -> Generator[Segment]:
+    """The one segment of a feed whose streams stay what they are; raises `SourceLost` for an early end."""
+    failure: Failure | None = None
+    try:
+        container = av.open(reader, "r", format="mpegts", options=probing(feed), metadata_errors="replace")
+    except av.FFmpegError as error:
+        failure = NOT_KNOWN if isinstance(error, av.InvalidDataError) else Failure(error.strerror or "?", "lost")
+    else:
         with container:
-            failure = reader.failure
-            if failure is None and not stop.is_set():
+            if reader.failure is None and not stop.is_set():
                 reader.opened()
-                segment = live_segment(name, container, stop, reader)
+                segment = live_segment(redact(feed.url), container, stop, reader)
                 yield segment
-                failure = reader.failure or segment.failure
-        if failure and not stop.is_set():
-            raise SourceLost(f"{name}: {failure}")
+                failure = Failure(segment.failure, "lost") if segment.failure else None
+    failure = reader.failure or failure
+    if failure and not stop.is_set() and not reader.changed:
+        raise SourceLost(f"{redact(feed.url)}: {failure.words}", reason=failure.reason)
 
 
 def live_segment(name: str, container: InputContainer, stop: threading.Event, reader: UdpReader) -> Segment:
@@ -64,7 +72,7 @@ def live_segment(name: str, container: InputContainer, stop: threading.Event, re
     try:
         return Segment(name, container, stop, recorded=False, clock="arrival", capture_ns=reader.arrival)
     except SourceUnsupported as error:
-        raise SourceLost(str(error)) from None
+        raise SourceLost(str(error), reason=error.reason) from None
 
 
 def probing(feed: FeedSettings) -> dict[str, str]:
@@ -101,26 +109,32 @@ class UdpAddress:
         except ValueError:
             port, options = None, {}
         if not port or parts.path.strip("/") or options.keys() - {"localaddr"}:
-            raise SourceUnsupported(f"{redact(url)}; must be udp://HOST:PORT, for multicast also ?localaddr=ADDRESS")
+            form = "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS"
+            raise SourceUnsupported(f"{redact(url)}: the address is malformed; must be {form}", reason="address")
         return cls(parts.hostname or "", port, options.get("localaddr", ""))
 
 
 class UdpReader:
     """A file for a demuxer to read from. A context manager; it reads in one thread, any thread may set `stop`.
 
-    Reading ends (`read` gives no bytes) when `stop` is set, when video is waited for too long, and when what comes
-    makes no stream that can be opened; `failure` then says which. Only waiting counts, not what others do meanwhile.
+    Reading ends (`read` gives no bytes) when `stop` is set; when video is waited for too long, or what comes makes no
+    stream that can be opened, which `failure` then says; and in front of the place where the streams of the feed change
+    (`changed`). Only waiting counts, not what others do meanwhile.
     """
 
     name = "udp"
 
     def __init__(self, feed: FeedSettings, stop: threading.Event) -> None:
         """Listens at once; raises `SourceLost` where the address cannot be used."""
-        self.failure: str | None = None
-        """Why reading ended; None while it goes on, and where it was stopped."""
+        self.failure: Failure | None = None
+        """Why reading ended; None while it goes on, where it was stopped and where the streams changed."""
+        self.changed = False
+        """Whether reading ended where the streams of the feed change."""
         self._stop = stop
         self._feed = feed
         self._rest = b""
+        self._programs = Programs()
+        self._following = b""  # what has come of the streams after the change
         self._position = 0
         self._arrivals: deque[tuple[int, int]] = deque(maxlen=ARRIVALS_KEPT)
         self._opened = False
@@ -130,7 +144,8 @@ class UdpReader:
         try:
             self._socket = listen(address, feed.receive_buffer)
         except OSError as error:
-            raise SourceLost(f"{redact(feed.url)}: cannot listen there: {error.strerror or error}") from None
+            words = f"{redact(feed.url)}: cannot listen there: {error.strerror or error}"
+            raise SourceLost(words, reason="refused") from None
 
     def __enter__(self) -> Self:
         return self
@@ -143,6 +158,18 @@ class UdpReader:
     def opened(self) -> None:
         """The demuxer knows the streams."""
         self._opened, self._waited = True, 0.0
+
+    def go_on(self) -> bool:
+        """Whether there is more to read, of streams that have changed: as from a file that begins anew."""
+        if not self.changed or self._stop.is_set():
+            return False
+        associations, self._programs = self._programs.associations, Programs()
+        self.changed = self._opened = False
+        self._waited = self._silent = 0.0
+        self._arrivals.clear()
+        self._position = 0
+        self._rest = self._accept(associations + self._following)
+        return True
 
     def arrival(self, packet: Packet[Stream]) -> int:
         """When the first byte of a packet came: UTC, nanoseconds since 1970."""
@@ -162,15 +189,23 @@ class UdpReader:
 
     def _receive(self) -> bytes:
         """One datagram, or no bytes at the end."""
-        while not self._stop.is_set() and self.failure is None:
+        while not self._stop.is_set() and self.failure is None and not self.changed:
             began = time.monotonic()
             datagram = self._poll()
             self._count_wait(time.monotonic() - began, heard=bool(datagram))
-            if datagram:
-                self._arrivals.append((self._position, time.time_ns()))
-                self._position += len(datagram)
-                return datagram
+            if datagram and (accepted := self._accept(datagram)):
+                return accepted
         return b""
+
+    def _accept(self, datagram: bytes) -> bytes:
+        """What is to be read of a datagram: all, unless the streams change in it."""
+        change = self._programs.change_in(datagram)
+        if change is not None:
+            self.changed, self._following = True, datagram[change:]
+            datagram = datagram[:change]
+        self._arrivals.append((self._position, time.time_ns()))
+        self._position += len(datagram)
+        return datagram
 
     def _poll(self) -> bytes:
         """One datagram, or no bytes where none came for a while."""
@@ -179,7 +214,7 @@ class UdpReader:
         except TimeoutError:
             return b""
         except OSError as error:
-            self.failure = error.strerror or str(error)
+            self.failure = Failure(error.strerror or str(error), "lost")
             return b""
 
     def _count_wait(self, seconds: float, heard: bool) -> None:
@@ -188,8 +223,7 @@ class UdpReader:
         self._silent = 0.0 if heard else self._silent + seconds
         limit = self._feed.read_timeout if self._opened else self._feed.open_timeout
         if self._waited > limit:
-            silent = self._silent > limit / 2
-            self.failure = f"no packet for {limit:g} s" if silent else f"packets come, but no video for {limit:g} s"
+            self.failure = silence(limit) if self._silent > limit / 2 else no_video_for(limit)
 
 
 def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:

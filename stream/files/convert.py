@@ -1,0 +1,324 @@
+"""A recording to a file: its pictures enhanced, its sound and data as they were.
+
+The pictures go into part files first, and are joined with the rest at the end; so work that is interrupted, even by
+a kill, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self, cast
+
+import av
+from av.container import OutputContainer
+from av.video.reformatter import ColorRange
+from av.video.stream import VideoStream
+
+from engines.door import SCALE, Engine, Slot
+from stream.decode import Decoder
+from stream.encode import COLOUR_CODES, USUAL_RATE, as_frame
+from stream.enhance import enhance
+from stream.errors import CodecError, SourceUnsupported, StreamError
+from stream.files.fileclock import FileClock
+from stream.files.join import ENCODER, SHIFT, companions, join
+from stream.files.parts import Job, Layout, Part, Parts
+from stream.frame import Frame
+from stream.recall import Recall
+from stream.sources.recording import RecordedSegment, open_recording
+
+log = logging.getLogger(__name__)
+
+OPTIONS = {"preset": "veryfast", "crf": "20"}
+"""A file has no thin link before it, so its quality is constant."""
+
+PART_PICTURES = 125
+"""In a part file: what a kill can cost. Each part begins with a key frame."""
+
+IN_FLIGHT = 3
+"""Pictures between decoder and file: in the engine, in front of it, in the encoder."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the work on a recording is."""
+
+    pictures: int
+    """In the file so far."""
+    bytes_read: int
+    """Of the recording."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a recording."""
+
+    pictures: int
+    lost: int
+    """Access units that gave no picture."""
+    resumed: int
+    """Pictures that an earlier call had made."""
+    complete: bool
+    """False where it was stopped."""
+
+
+class PartsOfSomethingElse(StreamError):
+    """Parts whose last picture is not in the recording."""
+
+
+def convert(
+    engine: Engine,
+    source: Path,
+    target: Path,
+    report: Callable[[Progress], None],
+    *,
+    stop: threading.Event | None = None,
+    keep_parts: bool = False,
+    from_start: bool = False,
+) -> Conversion:
+    """Enhance every picture of `source` into `target`, whose suffix says the container.
+
+    `target` appears when it is complete; an old one is replaced then. Sound, data, subtitles, chapters and metadata
+    are copied where the container can hold them, and else left out with a warning. What an interrupted call has left
+    is not done again; with `keep_parts` a call that is stopped, fails or is killed leaves its work, in the hidden
+    folder `.part-TARGET`; with `from_start` that of an earlier call is forgotten. `stop`, which any thread may set,
+    ends the work soon. Raises `SourceUnsupported`, `CodecError` and `EngineError`.
+    """
+    stop = stop or threading.Event()
+    if not source.is_file():
+        raise SourceUnsupported(f"{source}: no such file", reason="not found")
+    with Parts(target.with_name(f".part-{target.name}"), job_of(engine, source)) as parts:
+        useful = keep_parts
+        try:
+            if from_start:
+                parts.clear()
+            conversion = convert_with_parts(engine, source, target, parts, report, stop)
+            useful = keep_parts and not conversion.complete
+        except av.FFmpegError as error:
+            raise CodecError(f"{source} to {target}: {error.strerror}") from error
+        except SourceUnsupported:
+            useful = False
+            raise
+        finally:
+            if not (useful and parts.done):
+                parts.remove()
+    return conversion
+
+
+def convert_with_parts(
+    engine: Engine,
+    source: Path,
+    target: Path,
+    parts: Parts,
+    report: Callable[[Progress], None],
+    stop: threading.Event,
+) -> Conversion:
+    """See `convert`."""
+    others = companions(source, target, parts.folder)
+    for reason in others.left_out:
+        log.warning("%s", reason)
+    try:
+        conversion = enhance_rest(engine, source, parts, report, stop)
+    except PartsOfSomethingElse as error:
+        log.warning("%s: begun anew", error)
+        parts.clear()
+        conversion = enhance_rest(engine, source, parts, report, stop)
+    if conversion.complete:
+        whole = parts.folder / f"whole{target.suffix}"
+        join(source, parts, whole, others.kept)
+        whole.replace(target)
+    return conversion
+
+
+def job_of(engine: Engine, source: Path) -> Job:
+    """What makes parts fit together."""
+    found = source.stat()
+    return Job(
+        source=source.name,
+        size=found.st_size,
+        mtime_ns=found.st_mtime_ns,
+        model=f"{engine.info.weights_id} {engine.info.precision}",
+        encoder=f"{ENCODER} {OPTIONS} {PART_PICTURES} {av.__version__}",
+    )
+
+
+def enhance_rest(
+    engine: Engine, source: Path, parts: Parts, report: Callable[[Progress], None], stop: threading.Event
+) -> Conversion:
+    """All pictures that are in no part yet into parts: one is encoded while others are enhanced and decoded."""
+    if before := parts.pictures:
+        log.info("%s: going on after %d pictures", source, before)
+    with (
+        open_recording(source, stop) as segment,
+        PartWriter(parts, segment) as writer,
+        ThreadPoolExecutor(1, "nightbridge-encode") as encoding,
+    ):
+        under_way: deque[Future[int]] = deque()
+        recall = Recall()
+
+        def wait(limit: int) -> None:
+            while len(under_way) > limit:
+                report(Progress(under_way.popleft().result(), segment.bytes_read))
+
+        for frame, key in remaining_frames(segment, parts, writer.clock, stop):
+            check_size(segment, frame, parts)
+            [slot] = enhance(engine, [frame], [recall])
+            under_way.append(encoding.submit(writer.write, frame, slot, key))
+            wait(IN_FLIGHT - 1)
+        wait(0)
+        encoding.submit(writer.finish).result()
+    if segment.failure:
+        log.warning("%s ends early: %s", source, segment.failure)
+    if not parts.done and not stop.is_set():
+        raise SourceUnsupported(f"{source}: no picture in it can be decoded", reason="codec")
+    complete = not stop.is_set()
+    lost = segment.units + segment.unreadable - parts.pictures if complete else 0
+    return Conversion(parts.pictures, lost, before, complete)
+
+
+def remaining_frames(
+    segment: RecordedSegment, parts: Parts, clock: FileClock, stop: threading.Event
+) -> Iterator[tuple[Frame, int]]:
+    """Each frame that is in no part yet, with the access unit where decoding must begin to go on after it.
+
+    Raises `PartsOfSomethingElse`.
+    """
+    last = parts.done[-1] if parts.done else None
+    segment.first = last.key if last else 0
+    frames = numbered_frames(segment, stop)
+    if last:
+        for frame in frames:
+            if frame.received_ns == last.unit:
+                clock.go_on(last, frame.pts)
+                break
+        else:
+            if not stop.is_set():
+                raise PartsOfSomethingElse(f"{parts.folder}: what was done is not of this recording")
+    for frame in frames:
+        at = bisect_right(segment.keys, frame.received_ns) - 1
+        yield frame, segment.keys[max(0, at - 1)]  # with the group before: pictures may refer to it
+
+
+def numbered_frames(segment: RecordedSegment, stop: threading.Event) -> Iterator[Frame]:
+    """The frames of a recording; in place of the time when it was read, each has the number of its access unit."""
+    decoder = Decoder(segment.video)
+    for packet in segment.packets():
+        if packet.kind == "video":
+            yield from decoder.decode(replace(packet, received_ns=segment.units - 1))
+    if not stop.is_set():
+        yield from decoder.flush()
+
+
+def check_size(segment: RecordedSegment, frame: Frame, parts: Parts) -> None:
+    """The first frame decides what all are like; raises `SourceUnsupported` for one of another size."""
+    width, height = SCALE * frame.width, SCALE * frame.height
+    if parts.layout is None:
+        parts.begin(Layout(width, height, frame.colour.matrix, frame.colour.full_range))
+    elif (width, height) != (parts.layout.width, parts.layout.height):
+        raise SourceUnsupported(
+            f"{segment.file}: its pictures change their size, to {frame.width}x{frame.height}; a file holds one",
+            reason="codec",
+        )
+
+
+class PartWriter:
+    """Encodes enhanced pictures into parts. A context manager; leaving it drops the part that is not finished.
+
+    All calls are for one thread at a time; after one that raised, others do nothing.
+    """
+
+    def __init__(self, parts: Parts, segment: RecordedSegment) -> None:
+        self._parts = parts
+        self._video = segment.video
+        self._rate = segment.rate or USUAL_RATE
+        self.clock = FileClock(cast("Fraction", segment.video.time_base), self._rate)
+        self._pictures = 0
+        self._unit = self._key = 0
+        self._jump = parts.done[-1].jump if parts.done else 0
+        self._jumps: list[tuple[int, int]] = []
+        self._container: OutputContainer | None = None
+        self._failed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._container is not None:
+            self._container.close()
+
+    def write(self, frame: Frame, slot: Slot, key: int) -> int:
+        """Wait for the engine, encode its picture and give the slot back; tells how many pictures there are now.
+
+        The frame has the number of its access unit in place of `received_ns`; `key` is where to begin decoding.
+        """
+        try:
+            if not self._failed:
+                slot.wait()
+                self._write(frame, slot, key)
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            slot.release()
+        return self._parts.pictures + self._pictures
+
+    def finish(self) -> None:
+        """Make what was written a part, if there is anything."""
+        container = self._container
+        if container is None or self._failed:
+            return
+        container.mux(self._stream.encode(None))
+        container.close()
+        self._container = None
+        self._parts.add(
+            Part(
+                pictures=self._pictures,
+                size=self._parts.growing.stat().st_size,
+                unit=self._unit,
+                key=self._key,
+                placed=self.clock.placed,
+                last=self.clock.last,
+                jump=self.clock.jump,
+                jumps=self._jumps,
+            )
+        )
+        self._pictures, self._jumps = 0, []
+
+    def _write(self, frame: Frame, slot: Slot, key: int) -> None:
+        container = self._container or self._begin(frame.time_base)
+        picture = as_frame(slot.y_out, slot.uv_out[0], slot.uv_out[1], self._stream.width, self._stream.height)
+        picture.pts, picture.time_base = self.clock.place(frame.pts) + SHIFT, frame.time_base
+        container.mux(self._stream.encode(picture))
+        self._unit, self._key = frame.received_ns, key
+        if self.clock.jump != self._jump:
+            self._jump = self.clock.jump
+            self._jumps.append((self._unit, self._jump))
+        self._pictures += 1
+        if self._pictures == PART_PICTURES:
+            self.finish()
+
+    def _begin(self, time_base: Fraction) -> OutputContainer:
+        """The next part, which may hold any time exactly, whatever the new file can hold."""
+        layout = self._parts.layout
+        assert layout is not None
+        self._container = av.open(os.fspath(self._parts.growing), "w")
+        self._stream = cast("VideoStream", self._container.add_stream(ENCODER, rate=self._rate, options=OPTIONS))
+        self._stream.width, self._stream.height, self._stream.pix_fmt = layout.width, layout.height, "yuv420p"
+        context = self._stream.codec_context
+        context.flags |= av.codec.context.Flags.global_header
+        context.time_base = time_base
+        context.sample_aspect_ratio = self._video.sample_aspect_ratio or Fraction(0)
+        context.colorspace, context.color_primaries, context.color_trc = COLOUR_CODES[layout.matrix]
+        context.color_range = ColorRange.JPEG if layout.full_range else ColorRange.MPEG
+        return self._container

@@ -1,0 +1,68 @@
+"""The clock of a file: times that only grow, though the recorder's clock may have been set. Pure."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from stream.files.parts import Part
+from stream.pace import LONGEST_GAP
+
+LONGEST_STEP_BACK = 1
+"""Seconds; more means that the recorder's clock was set, less that single stamps are wrong."""
+
+
+class FileClock:
+    """When each picture of a recording is shown in a file, in ticks of the recording's video.
+
+    A stamp stays as it is, but for jumps: where the recorder's clock was set, the times go on without a gap.
+    """
+
+    def __init__(self, time_base: Fraction, rate: Fraction) -> None:
+        """`rate` is in pictures a second."""
+        self.placed = self.last = 0
+        """When the latest picture belongs, and when it is shown."""
+        self.jump = 0
+        """What is added to the recording's times."""
+        self._counted = 0  # what is added to stamps that are counted from where decoding began
+        self._begun = False
+        self._step = max(1, round(1 / (rate * time_base)))
+        self._gap = round(Fraction(LONGEST_GAP) / time_base)
+        self._back = round(Fraction(LONGEST_STEP_BACK) / time_base)
+
+    def go_on(self, part: Part, pts: int) -> None:
+        """Go on after a part, whose last picture has the stamp `pts` now."""
+        self.placed, self.last, self.jump, self._begun = part.placed, part.last, part.jump, True
+        self._counted = part.placed - part.jump - pts
+
+    def place(self, pts: int) -> int:
+        """When the next picture is shown, whose stamp is `pts`."""
+        placed = pts + self._counted + self.jump
+        if not self._begun:
+            self._begun, self.last = True, placed - 1
+        elif not self.last - self._back <= placed <= self.last + self._gap:
+            self.jump += self.last + self._step - placed
+            placed = self.last + self._step
+        self.placed = placed
+        self.last = max(placed, self.last + 1)
+        return self.last
+
+
+class Jumps:
+    """Where in a file belongs what is not video: the pictures alone tell when the recorder's clock was set."""
+
+    def __init__(self, jumps: list[tuple[int, Fraction]]) -> None:
+        """From which access unit on how many seconds are added to the recording's times."""
+        self._jumps = [(0, Fraction(0)), *jumps]
+        self._at = 0
+        self._now = Fraction(0)
+
+    def pass_picture(self, unit: int, seconds: Fraction) -> None:
+        """Access unit `unit`, with this time in the recording, has come in the order of the recording."""
+        while self._at + 1 < len(self._jumps) and self._jumps[self._at + 1][0] <= unit:
+            self._at += 1
+        self._now = seconds + self._jumps[self._at][1]
+
+    def of(self, seconds: Fraction) -> Fraction:
+        """What is added to the time of something that came now: it may be in front of a jump, or behind it."""
+        near = self._jumps[max(0, self._at - 1) : self._at + 2]
+        return min((jump for _, jump in near), key=lambda jump: abs(seconds + jump - self._now))

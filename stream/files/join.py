@@ -1,0 +1,205 @@
+"""Enhanced pictures and a recording's own sound, data, subtitles and chapters, joined in one file."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from operator import itemgetter
+from pathlib import Path
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import Discard, Stream
+from av.video.stream import VideoStream
+
+from stream.errors import CodecError
+from stream.files.fileclock import Jumps
+from stream.files.parts import Parts
+from stream.sources.recording import open_container
+from stream.sources.segment import label, video_stream
+
+ENCODER = "libx264"
+"""Of the enhanced pictures."""
+
+REORDERED = 2
+"""Pictures that are decoded before they are shown, at most: x264 with B-frames that refer to B-frames."""
+
+SHIFT = 1 << 40
+"""Ticks that are added to all times in parts, whose container shifts those below 0 as it likes."""
+
+NAMES = {"audio": "sound"}
+"""What a type of stream is called."""
+
+OF_THE_OLD_FILE = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
+"""Metadata that a new file has of its own."""
+
+OF_A_STREAM = {"creation_time", "handler_name", "language", "title"}
+"""Metadata of a stream that is kept."""
+
+Timed = tuple[float, "Packet[Stream]"]
+"""A packet behind the second in which it is to be decoded."""
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What a recording holds beside its pictures."""
+
+    kept: list[int]
+    """Indices of the streams that the new file can hold."""
+    left_out: list[str]
+    """Why others are not kept."""
+
+
+def companions(source: Path, target: Path, scratch: Path) -> Companions:
+    """What of `source` a file like `target` can hold; it is tried out in the folder `scratch`.
+
+    Raises `CodecError` where such a file cannot hold the enhanced video.
+    """
+    found = Companions([], [])
+    trial = scratch / f"trial{target.suffix}"
+    with open_container(source) as reader:
+        video = video_stream(str(source), reader)
+        try:
+            try_out(trial)
+            for stream in reader.streams:
+                if stream is video or stream.discard is Discard.all:
+                    continue
+                if reason := refusal(trial, stream):
+                    found.left_out.append(f"the {NAMES.get(stream.type, stream.type)} is left out: {reason}")
+                else:
+                    found.kept.append(stream.index)
+        finally:
+            trial.unlink(missing_ok=True)
+    return found
+
+
+def refusal(trial: Path, stream: Stream) -> str | None:
+    """Why a file like `trial` cannot hold a stream; None where it can."""
+    if stream.type == "video":
+        return "there is one video already"
+    try:
+        try_out(trial, stream)
+    except av.FFmpegError:  # some of which are ValueErrors, too
+        return f"{trial.suffix} cannot hold {label(stream)}"
+    except ValueError as error:  # "'webm' format does not support 'aac' codec"
+        return str(error)
+    return None
+
+
+def try_out(trial: Path, stream: Stream | None = None) -> None:
+    """Begin a file with the enhanced video, and with `stream`; raises what is wrong with that."""
+    with open_target(trial) as writer:
+        try:
+            writer.add_stream(ENCODER, rate=25, width=64, height=64)
+        except ValueError:
+            raise unfit(trial) from None
+        if stream is not None:
+            writer.add_stream_from_template(stream)
+        writer.start_encoding()
+
+
+def open_target(path: Path) -> OutputContainer:
+    """The container that the suffix of `path` says."""
+    try:
+        return av.open(str(path), "w")
+    except ValueError:
+        raise unfit(path) from None
+
+
+def unfit(path: Path) -> CodecError:
+    """The error of a suffix whose container holds no video, or none of ours."""
+    return CodecError(f"a video file cannot end in {path.suffix!r}; try .mp4 or .mkv")
+
+
+def join(source: Path, parts: Parts, target: Path, kept: list[int]) -> None:
+    """Write all parts and the streams `kept` of `source`, in sync, to `target`."""
+    with open_container(source) as reader, open_target(target) as writer:
+        video = video_stream(str(source), reader)
+        writer.metadata.update(
+            {key: value for key, value in reader.metadata.items() if key.lower() not in OF_THE_OLD_FILE}
+        )
+        writer.set_chapters(reader.chapters())
+        pictures = add_pictures(parts, writer, video)
+        copies = {index: add_copy(writer, reader.streams[index]) for index in kept}
+        time_base = video.time_base or Fraction(1)
+        jumps = Jumps([(unit, jump * time_base) for part in parts.done for unit, jump in part.jumps])
+        own = packets_of_parts(parts, pictures, time_base)
+        for _, packet in heapq.merge(own, copied_packets(reader, video, copies, jumps), key=itemgetter(0)):
+            writer.mux(packet)
+
+
+def add_pictures(parts: Parts, writer: OutputContainer, video: VideoStream) -> Stream:
+    """A stream for what is in the parts, which are all alike."""
+    with av.open(str(parts.paths()[0])) as part:
+        stream = writer.add_stream_from_template(part.streams.video[0])
+    describe(stream, video)
+    return stream
+
+
+def add_copy(writer: OutputContainer, stream: Stream) -> Stream:
+    """A stream for packets that stay as they are."""
+    copy = writer.add_stream_from_template(stream)
+    describe(copy, stream)
+    return copy
+
+
+def describe(stream: Stream, like: Stream) -> None:
+    """Take over what is said of a stream."""
+    for key, value in like.metadata.items():
+        if key.lower() in OF_A_STREAM:
+            stream.metadata[key] = value
+    stream.disposition = like.disposition
+
+
+def packets_of_parts(parts: Parts, stream: Stream, time_base: Fraction) -> Iterator[Timed]:
+    """All pictures, in ticks of `time_base`, with decoding times that grow over all parts."""
+    before: list[int] = []
+    for path in parts.paths():
+        with av.open(str(path)) as part:
+            packets = [packet for packet in part.demux(part.streams[0]) if packet.size]
+        for packet in packets:
+            packet.pts = round((packet.pts or 0) * packet.time_base / time_base) - SHIFT
+        times = sorted(packet.pts or 0 for packet in packets)
+        step = times[1] - times[0] if len(times) > 1 else 1
+        before = before or [times[0] - number * step for number in range(REORDERED, 0, -1)]
+        for packet, dts in zip(packets, before + times, strict=False):
+            packet.dts, packet.time_base, packet.stream = dts, time_base, stream
+            yield float(dts * time_base), packet
+        before = (before + times)[-REORDERED:]
+
+
+def copied_packets(
+    reader: InputContainer, video: VideoStream, copies: dict[int, Stream], jumps: Jumps
+) -> Iterator[Timed]:
+    """Packets of the streams in `copies`, placed as the pictures are, in the order of the recording."""
+    latest: dict[int, int] = {}
+    units = 0
+    for packet in demux(reader, video, copies):
+        stamp = packet.pts if packet.dts is None else packet.dts
+        if stamp is None or not packet.size:
+            continue
+        seconds = Fraction(stamp * packet.time_base)
+        index = packet.stream.index
+        if index == video.index:
+            jumps.pass_picture(units, seconds)
+            units += 1
+            continue
+        shift = round(jumps.of(seconds) / packet.time_base)
+        late = max(0, latest.get(index, stamp + shift - 1) + 1 - stamp - shift)  # no two have one time
+        packet.pts = (stamp if packet.pts is None else packet.pts) + shift + late
+        packet.dts = latest[index] = stamp + shift + late
+        packet.stream = copies[index]
+        yield float(packet.dts * packet.time_base), packet
+
+
+def demux(reader: InputContainer, video: VideoStream, copies: dict[int, Stream]) -> Iterator[Packet[Stream]]:
+    """The packets of these streams, up to where the recording can be read."""
+    try:
+        yield from reader.demux(video, *(reader.streams[index] for index in copies))
+    except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
+        return
+    except av.FFmpegError:  # told when the pictures were read
+        return

@@ -1,0 +1,191 @@
+"""Work on a file that is not finished: its pictures in part files, and a journal of them, which outlive a kill."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from engines.colour import Matrix
+from stream.errors import StreamError
+
+log = logging.getLogger(__name__)
+
+JOURNAL, GROWING = "journal", "growing.nut"
+
+
+class Job(msgspec.Struct, frozen=True, tag="job"):
+    """What is made of what: parts of another job are of no use."""
+
+    source: str
+    """Name of the recording."""
+    size: int
+    """In bytes."""
+    mtime_ns: int
+    model: str
+    encoder: str
+
+
+class Layout(msgspec.Struct, frozen=True, tag="layout"):
+    """What all pictures have in common: width and height of the enhanced ones, and their colours."""
+
+    width: int
+    height: int
+    matrix: Matrix
+    full_range: bool
+
+
+class Part(msgspec.Struct, frozen=True, tag="part"):
+    """One part file, and all that is needed to go on after it. Times are ticks of the recording's video."""
+
+    pictures: int
+    size: int
+    """In bytes."""
+    unit: int
+    """Number of the recording's access unit that the last picture came from."""
+    key: int
+    """Number of the access unit where decoding must begin, so that all pictures after the last one come out."""
+    placed: int
+    """When the last picture belongs to be shown."""
+    last: int
+    """When it is shown: later, where two pictures had one time."""
+    jump: int
+    """What the recorder's clock was set forward by until the last picture, to be added to the recording's times."""
+    jumps: list[tuple[int, int]]
+    """In this part: from which access unit on which jump."""
+
+
+Entry = Job | Layout | Part
+
+
+class Parts:
+    """The parts of one file, in a folder of their own. A context manager, which no two processes are in at a time.
+
+    What an earlier process has left of the same job is there again; all else is told and removed. Raises
+    `StreamError` where another process is at work, and `OSError`.
+    """
+
+    def __init__(self, folder: Path, job: Job) -> None:
+        self.folder = folder
+        self.layout: Layout | None = None
+        self.done: list[Part] = []
+        self.pictures = 0
+        """In all parts."""
+        self._job = job
+        self._journal: FileIO | None = None
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        journal = FileIO(self.folder / JOURNAL, "a+")
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._journal = journal
+            self._read()
+        except BlockingIOError:
+            journal.close()
+            raise StreamError(f"{self.folder}: another process is at work here") from None
+        except BaseException:
+            journal.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open_journal().close()
+
+    @property
+    def growing(self) -> Path:
+        """Where the next part is written; `add` makes it one."""
+        return self.folder / GROWING
+
+    def paths(self) -> list[Path]:
+        """Of all parts, in order."""
+        return [self._path(number) for number in range(len(self.done))]
+
+    def begin(self, layout: Layout) -> None:
+        """Settle what all parts have in common."""
+        self.layout = layout
+        self._note(layout)
+
+    def add(self, part: Part) -> None:
+        """What has grown is the next part: it is on the disk when this returns, and will be found after a kill."""
+        with self.growing.open("rb") as file:
+            os.fsync(file.fileno())
+        self.growing.replace(self._path(len(self.done)))
+        self._count(part)
+        self._note(part)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.layout, self.done, self.pictures = None, [], 0
+        self._open_journal().truncate(0)
+        self._note(self._job)
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder)
+
+    def _count(self, part: Part) -> None:
+        self.done.append(part)
+        self.pictures += part.pictures
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.nut"
+
+    def _open_journal(self) -> FileIO:
+        if self._journal is None:
+            raise ValueError("parts are used outside of their `with` block")
+        return self._journal
+
+    def _note(self, entry: Entry) -> None:
+        journal = self._open_journal()
+        journal.write(msgspec.json.encode(entry) + b"\n")
+        os.fsync(journal.fileno())
+
+    def _read(self) -> None:
+        """Take over what the journal tells, up to the first thing that is not as it says."""
+        journal = self._open_journal()
+        journal.seek(0)
+        lines = journal.read().splitlines(keepends=True)
+        good = sum(map(len, lines[: self._take_over(lines)]))
+        if not good:
+            if lines:
+                log.warning("%s: what was done is of another recording, or with other weights: begun anew", self.folder)
+            self.clear()
+        else:
+            journal.truncate(good)
+
+    def _take_over(self, lines: list[bytes]) -> int:
+        """How many lines can be relied on."""
+        for number, line in enumerate(lines):
+            entry = decoded(line)
+            match entry:
+                case Job() if number == 0 and entry == self._job:
+                    continue
+                case Layout() if number == 1:
+                    self.layout = entry
+                case Part() if number >= 2 and self._is_there(entry):
+                    self._count(entry)
+                case _:
+                    return number
+        return len(lines)
+
+    def _is_there(self, part: Part) -> bool:
+        path = self._path(len(self.done))
+        return path.is_file() and path.stat().st_size == part.size
+
+
+def decoded(line: bytes) -> Entry | None:
+    """The entry of a line; None where it is torn or damaged."""
+    try:
+        return msgspec.json.decode(line, type=Entry) if line.endswith(b"\n") else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

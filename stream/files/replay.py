@@ -1,0 +1,158 @@
+"""Recordings as one feed that can go on where it was: what is played, and a bookmark that outlives the process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+from platformdirs import user_state_path
+
+from stream.errors import SourceUnsupported
+from stream.settings import FeedSettings
+from stream.sources.recording import RecordedSegment, open_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a list of recordings."""
+
+    file: int
+    """Number of the recording."""
+    unit: int
+    """Number of the access unit in it, a key frame."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A recording that was begun."""
+
+    file: int
+    segment: RecordedSegment
+    units_before: int
+    """Access units that recordings before it have given."""
+
+
+class Playlist:
+    """Recordings, one after another: `open` is an opener for the relay. Other methods may be called from any thread."""
+
+    def __init__(self, files: Sequence[Path], start: Position | None = None) -> None:
+        self.files = files
+        self.sizes = [file.stat().st_size for file in files]
+        """In bytes."""
+        self.failed: dict[Path, str] = {}
+        """Recordings that could not be read to their end, with the reason."""
+        self._start = start or Position(0, 0)
+        self._opened: list[Opened] = []
+
+    def open(self, feed: FeedSettings, stop: threading.Event) -> Generator[RecordedSegment]:
+        """A segment for each recording. One that cannot be read is told, and the next one follows.
+
+        Raises `SourceUnsupported` where not one can be opened.
+        """
+        units = 0
+        for number in range(self._start.file, len(self.files)):
+            try:
+                for segment in open_file(self.files[number], feed, stop):
+                    segment.first = self._start.unit if number == self._start.file else 0
+                    self._opened.append(Opened(number, segment, units))
+                    yield segment
+                    units += given(segment)
+            except SourceUnsupported as error:
+                log.warning("%s", error)
+                self.failed[self.files[number]] = str(error)
+            if stop.is_set():
+                return
+        if not self._opened and self.failed:
+            raise SourceUnsupported("; ".join(self.failed.values()), reason="no video")
+
+    @property
+    def file(self) -> int:
+        """Number of the recording that is being played."""
+        return self._opened[-1].file if self._opened else self._start.file
+
+    @property
+    def bytes_read(self) -> int:
+        """Of all recordings, those before the start included."""
+        current = self._opened[-1].segment.bytes_read if self._opened else 0
+        return sum(self.sizes[: self.file]) + current
+
+    def position(self, finished: int) -> Position:
+        """Where to begin so that nothing is missed after the first `finished` access units that were given out."""
+        for opened in reversed(list(self._opened)):
+            unit = opened.segment.first + finished - opened.units_before
+            if at := bisect_right(opened.segment.keys, unit):
+                return Position(opened.file, opened.segment.keys[at - 1])
+        return self._start
+
+
+def given(segment: RecordedSegment) -> int:
+    """How many access units a recording has given so far; unreadable ones count, too."""
+    return max(0, segment.units - segment.first) + segment.unreadable
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What a bookmark's file says; the recording is told by its name, its size and when it was written."""
+
+    feed: str
+    file: str
+    size: int
+    mtime_ns: int
+    unit: int
+
+
+class Bookmark:
+    """Where a replay is, in a small file of the user's state folder. Nothing that is wrong with it stops a replay."""
+
+    def __init__(self, paths: Sequence[Path], feed: str) -> None:
+        """`paths` are as somebody named them: the same paths and feed have the same bookmark."""
+        named = "\0".join([feed, *(str(path.resolve()) for path in paths)])
+        self.path = user_state_path("nightbridge") / "replay" / f"{sha256(os.fsencode(named)).hexdigest()[:32]}.json"
+        self._feed = feed
+        self._told = False
+
+    def read(self, files: Sequence[Path]) -> Position | None:
+        """The position among these recordings; None where there is none that holds."""
+        try:
+            mark = msgspec.json.decode(self.path.read_bytes(), type=Mark)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("the remembered position is ignored, since it cannot be read: %s: %s", self.path, error)
+            return None
+        numbers = [number for number, file in enumerate(files) if self._mark(file, mark.unit) == mark]
+        if not numbers or mark.unit < 0:
+            log.warning("the remembered position is ignored, since %s is not as it was", mark.file)
+            return None
+        return Position(numbers[0], mark.unit)
+
+    def write(self, files: Sequence[Path], position: Position) -> None:
+        """Remember a position; where that cannot be done, it is told once."""
+        fresh = self.path.with_suffix(f".{os.getpid()}")
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh.write_bytes(msgspec.json.encode(self._mark(files[position.file], position.unit)))
+            fresh.replace(self.path)
+        except OSError as error:
+            if not self._told:
+                log.warning("the position cannot be remembered: %s: %s", self.path, error.strerror)
+            self._told = True
+
+    def remove(self) -> None:
+        """Forget the position."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("the position cannot be forgotten: %s: %s", self.path, error.strerror)
+
+    def _mark(self, file: Path, unit: int) -> Mark:
+        found = file.stat()
+        return Mark(self._feed, os.fsdecode(file.resolve()), found.st_size, found.st_mtime_ns, unit)

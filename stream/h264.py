@@ -1,0 +1,189 @@
+"""What H.264 access units (Annex B) say about loss: whether pictures are missing that the next ones refer to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Self
+
+START = b"\x00\x00\x01"
+SLICE, IDR_SLICE, SEQUENCE_SET, PICTURE_SET = 1, 5, 7, 8
+"""Types of NAL units."""
+SLICE_HEADER_BYTES = 40
+"""More than a slice header takes up to its `frame_num`."""
+SEQUENCE_SET_BYTES, PICTURE_SET_BYTES = 4096, 64
+"""More than parameter sets take up to what is read of them."""
+MOST_SEQUENCE_SETS, MOST_PICTURE_SETS = 32, 256
+"""What the standard allows in a stream; they are numbered from 0."""
+LONGEST_CODE = 31
+"""Zeros that a number of variable length begins with, at most."""
+MOST_NAL_UNITS = 64
+"""More than come in front of the first slice of a picture."""
+WITH_CHROMA_FORMAT = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}
+"""Profiles whose sequence parameter sets say their chroma format."""
+SEPARATE_PLANES = 3
+"""Chroma format 4:4:4, the one in which colour planes may be coded apart."""
+
+
+class ReferenceCheck:
+    """Looks at the access units of one stream, in the order of decoding, for holes in their `frame_num`.
+
+    It counts the pictures that others refer to, so a hole means that at least one of them is missing. Where as many
+    are lost as the count has values (16 at least), there is no hole to be seen.
+    """
+
+    def __init__(self, parameter_sets: bytes = b"") -> None:
+        """`parameter_sets` (Annex B) are those from outside the stream."""
+        self.sequence_changed = False
+        """Whether the last access unit has brought another sequence parameter set in place of one before."""
+        self._sequences: dict[int, Sequence] = {}
+        self._pictures: dict[int, int] = {}  # number of the sequence set by the number of the picture set
+        self._last: int | None = None  # `frame_num` of the last picture that others may refer to
+        self.is_missing(parameter_sets)
+
+    def is_missing(self, unit: bytes) -> bool:
+        """Whether pictures are missing in front of this access unit, since the last IDR picture or the last hole.
+
+        False where that cannot be told, since headers are damaged or parameter sets have not come.
+        """
+        self.sequence_changed = False
+        for kind, referred, body in islice(nal_units(unit), MOST_NAL_UNITS):
+            try:
+                if kind == SEQUENCE_SET:
+                    self._take(Sequence.of(body[:SEQUENCE_SET_BYTES].rstrip(b"\x00")))
+                elif kind == PICTURE_SET:
+                    bits = Bits(body[:PICTURE_SET_BYTES])
+                    picture, sequence = bits.count(MOST_PICTURE_SETS - 1), bits.count(MOST_SEQUENCE_SETS - 1)
+                    self._pictures[picture] = sequence
+                elif kind in (SLICE, IDR_SLICE):
+                    return self._check(kind == IDR_SLICE, referred, Bits(body[:SLICE_HEADER_BYTES]))
+            except (EOFError, KeyError):
+                continue
+        return False
+
+    def _take(self, sequence: Sequence) -> None:
+        self.sequence_changed = self._sequences.get(sequence.number, sequence) != sequence
+        self._sequences[sequence.number] = sequence
+
+    def _check(self, idr: bool, referred: bool, bits: Bits) -> bool:
+        """The same for the header of a picture's first slice; `referred`: others may refer to the picture."""
+        bits.count()  # first macroblock
+        bits.count()  # type of slice
+        sequence = self._sequences[self._pictures[bits.count()]]
+        bits.take(2 if sequence.separate_planes else 0)
+        number = bits.take(sequence.frame_num_bits)
+        last, before = self._last, (number - 1) % (1 << sequence.frame_num_bits)
+        if idr or last is None or sequence.gaps_allowed:
+            hole = False
+        elif number == last:  # the second field of a picture has the number of the first
+            hole = sequence.frames_only or not bits.take(1)
+        else:
+            hole = last != before
+        if referred or hole:
+            self._last = number if referred else before
+        return hole
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """What slice headers need to know of a sequence parameter set."""
+
+    number: int
+    frame_num_bits: int
+    separate_planes: bool
+    gaps_allowed: bool
+    """Whether pictures may be left out on purpose."""
+    frames_only: bool
+    body: bytes
+
+    @classmethod
+    def of(cls, body: bytes) -> Self:
+        """The set with this body; raises `EOFError` where it is cut off or holds what the standard forbids."""
+        bits = Bits(body)
+        profile = bits.take(8)
+        bits.take(16)  # constraints and level
+        number = bits.count(MOST_SEQUENCE_SETS - 1)
+        separate = profile in WITH_CHROMA_FORMAT and skip_colour(bits)
+        frame_num_bits = bits.count(12) + 4
+        skip_order_counts(bits)
+        bits.count()  # pictures that are kept to be referred to
+        gaps = bits.take(1) == 1
+        bits.count(), bits.count()  # size in macroblocks
+        return cls(number, frame_num_bits, separate, gaps, bits.take(1) == 1, body)
+
+
+class Bits:
+    """Reads the body of a NAL unit from its first bit on; raises `EOFError` at its end and at a number too large."""
+
+    def __init__(self, body: bytes) -> None:
+        plain = body.replace(b"\x00\x00\x03", b"\x00\x00")
+        self._value = int.from_bytes(plain, "big")
+        self._left = 8 * len(plain)
+
+    def take(self, count: int) -> int:
+        """The next `count` bits as a number."""
+        self._left -= count
+        if self._left < 0:
+            raise EOFError
+        return self._value >> self._left & ((1 << count) - 1)
+
+    def count(self, most: int | None = None) -> int:
+        """The next number of variable length: Exp-Golomb code, as 0, 1, 2 and so on, up to `most`."""
+        zeros = self._left - (self._value & ((1 << self._left) - 1)).bit_length()
+        if zeros > LONGEST_CODE:
+            raise EOFError
+        self.take(zeros)
+        number = self.take(zeros + 1) - 1
+        if most is not None and number > most:
+            raise EOFError
+        return number
+
+    def signed(self) -> int:
+        """The same for 0, 1, -1, 2, -2 and so on."""
+        code = self.count()
+        return (code + 1) // 2 if code % 2 else -(code // 2)
+
+
+def nal_units(unit: bytes) -> Iterator[tuple[int, bool, bytes]]:
+    """Type, whether it is of a picture that others may refer to, and body of each NAL unit."""
+    start = unit.find(START)
+    while 0 <= start < len(unit) - len(START):
+        end = unit.find(START, start + len(START))
+        head = unit[start + len(START)]
+        yield head & 31, head & 96 > 0, unit[start + len(START) + 1 : end if end >= 0 else None]
+        start = end
+
+
+def skip_colour(bits: Bits) -> bool:
+    """Read past chroma format, depths and scaling matrices; whether colour planes are coded apart."""
+    chroma_format = bits.count(SEPARATE_PLANES)
+    separate = chroma_format == SEPARATE_PLANES and bits.take(1) == 1
+    bits.count(6), bits.count(6)  # depths of luma and chroma
+    bits.take(1)  # lossless
+    if bits.take(1):
+        for index in range(12 if chroma_format == SEPARATE_PLANES else 8):
+            if bits.take(1):
+                skip_scaling_list(bits, 16 if index < 6 else 64)
+    return separate
+
+
+def skip_scaling_list(bits: Bits, size: int) -> None:
+    """Read past the scaling factors of one kind of block."""
+    last = following = 8
+    for _ in range(size):
+        if following:
+            following = (last + bits.signed()) % 256
+        last = following or last
+
+
+def skip_order_counts(bits: Bits) -> None:
+    """Read past how pictures say the order in which they are shown."""
+    kind = bits.count(2)
+    if kind == 0:
+        bits.count(12)
+    elif kind == 1:
+        bits.take(1)
+        bits.signed(), bits.signed()
+        for _ in range(bits.count(255)):
+            bits.signed()

@@ -1,0 +1,70 @@
+"""The way of one segment's pictures from packets to the engine's door: decoded, counted, placed in time, handed on."""
+
+from __future__ import annotations
+
+from engines.door import Door
+from engines.errors import EngineError
+from stream.decode import Decoder
+from stream.enhance import BYTES_PER_PIXEL, Gather, size
+from stream.feed import Feed
+from stream.frame import Frame, SourcePacket
+from stream.source import Segment
+
+
+class Intake:
+    """Takes in one segment of a feed; for one thread. Every access unit is handed on, or counted as gone."""
+
+    def __init__(self, feed: Feed, segment: Segment, engine: Door, gather: Gather[Feed]) -> None:
+        """May take seconds, where the engine has yet to be made ready for the segment's size."""
+        self._feed = feed
+        self._segment = segment
+        self._engine = engine
+        self._gather = gather
+        self._lost = self._behind = 0
+        self._size: tuple[int, int] | None = None
+        self._fits = False
+        largest = feed.settings.memory // BYTES_PER_PIXEL
+        width, height = segment.info.width or 0, segment.info.height or 0
+        if 0 < width * height <= largest:
+            self._prepare(width, height)
+        self._decoder = Decoder(segment.video, largest, feed.settings.decoder)
+        feed.timeline.begin(segment.recorded)
+
+    def take(self, packet: SourcePacket) -> None:
+        """Decode an access unit, and hand on the frames that it completes. Raises `CodecError`."""
+        self._feed.meter.receive()
+        self._hand_on(self._decoder.decode(packet))
+
+    def finish(self) -> None:
+        """Hand on the last frames, and count what came to nothing."""
+        self._hand_on(self._decoder.flush())
+        self._feed.meter.receive(self._segment.unreadable)
+        self._feed.meter.lose("undecodable", self._segment.unreadable)
+
+    def _hand_on(self, frames: list[Frame]) -> None:
+        self._count()
+        if frames:
+            self._feed.work_with("decoder", self._decoder.name, self._decoder.trouble)
+        for frame in frames:
+            if size(frame) != self._size:
+                self._prepare(*size(frame))
+            if self._fits:
+                self._gather.put(self._feed, self._feed.timeline.place(frame))
+            else:
+                self._feed.meter.lose("engine")
+
+    def _count(self) -> None:
+        behind, lost = self._segment.behind, self._decoder.lost  # another thread counts the first one
+        self._feed.meter.receive(behind - self._behind)
+        self._feed.meter.drop("behind", behind - self._behind)
+        self._feed.meter.lose("undecodable", lost - self._lost)
+        self._behind, self._lost = behind, lost
+
+    def _prepare(self, width: int, height: int) -> None:
+        """Make the engine ready for a new size here, where only this feed waits for it."""
+        self._size, self._fits = (width, height), True
+        try:
+            self._engine.prepare(width, height)
+        except EngineError as error:
+            self._feed.tell(error)
+            self._fits = False

@@ -1,0 +1,1 @@
+"""How a relay is doing, told over HTTP."""

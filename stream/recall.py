@@ -1,0 +1,31 @@
+"""What the engine remembers of one feed from picture to picture, so that its brightness does not flicker."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from engines.door import Memory, Slot, kept_after
+from stream.frame import Frame
+
+
+class Recall:
+    """Lends a feed's memory to the slots of its pictures, in their order; for one thread.
+
+    Begins anew when the size of the picture changes or time runs backwards. What came long ago counts little, and
+    nothing is kept across a cut, which the network sees by itself.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Memory | None = None
+        self._size = (0, 0)
+        self._shown = Fraction(0)  # seconds
+
+    def lend(self, slot: Slot, frame: Frame) -> None:
+        """Set the memory of a slot that holds `frame`."""
+        shown = frame.pts * frame.time_base
+        size, seconds = (frame.width, frame.height), float(shown - self._shown)
+        if self._memory is None or size != self._size or seconds < 0:
+            self._memory, seconds = slot.engine.remember(), math.inf
+        slot.memory, slot.keep = self._memory, kept_after(seconds)
+        self._size, self._shown = size, shown

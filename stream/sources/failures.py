@@ -1,0 +1,100 @@
+"""What FFmpeg's errors mean, in words and in one word."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import ssl
+import traceback
+from dataclasses import dataclass
+
+import av
+
+from stream.errors import Reason
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a source gives nothing, or nothing more."""
+
+    words: str
+    """For people; hold no credentials."""
+    reason: Reason
+
+
+NO_LOGIN = Failure("user name or password is missing or wrong", "unauthorised")
+NO_PLAY = Failure("the server has no video to play, or no place for one more", "no video")
+TLS_FAILED = Failure("the TLS connection fails", "refused")
+NO_TRANSPORT = Failure("the server does not offer this transport", "refused")
+NOT_KNOWN = Failure("what comes is nothing that is known", "no video")
+OTHER_CODEC = Failure("its video has another codec now", "lost")
+ENDED = Failure("the server ended the stream", "lost")
+
+MEANINGS: dict[type[Exception], Failure] = {
+    av.HTTPUnauthorizedError: NO_LOGIN,
+    av.HTTPForbiddenError: Failure("the server forbids it", "unauthorised"),
+    av.HTTPNotFoundError: Failure("not found: the server has nothing at this path", "not found"),
+    av.HTTPOtherClientError: NO_PLAY,
+    av.HTTPBadRequestError: Failure("the server does not understand the address", "refused"),
+    av.HTTPTooManyRequestsError: Failure("the server is asked too often", "refused"),
+    av.HTTPServerError: Failure("the server has an error of its own", "refused"),
+    av.ConnectionRefusedError: Failure("connection refused", "refused"),
+    av.ConnectionResetError: Failure("the server closed the connection", "lost"),
+    av.BrokenPipeError: Failure("the server closed the connection", "lost"),
+    av.EOFError: Failure("the server closed the connection", "lost"),
+    av.InvalidDataError: NOT_KNOWN,
+    av.DemuxerNotFoundError: NOT_KNOWN,
+    av.ProtocolNotFoundError: Failure("it leads to a kind of address that is not allowed", "refused"),
+    av.DecoderNotFoundError: Failure("its video has a codec that is not known here", "codec"),
+    socket.gaierror: Failure("no such host", "not found"),
+}
+NUMBERS: dict[int, Failure] = {
+    errno.EIO: NOT_KNOWN,
+    errno.EPROTONOSUPPORT: NO_TRANSPORT,
+    errno.EHOSTUNREACH: Failure("no way to the host", "refused"),
+    errno.ENETUNREACH: Failure("no way to the host", "refused"),
+    errno.EINVAL: Failure("it leads to an address that is not allowed, or is none", "refused"),
+}
+
+
+def failure_of(error: Exception, seconds: float, limit: float) -> Failure:
+    """What an error means that came after `seconds`, of something that may take `limit` seconds.
+
+    FFmpeg's RTSP client says "invalid data" where an answer did not come in time.
+    """
+    timed_out = isinstance(error, av.ExitError | av.TimeoutError | TimeoutError)
+    if timed_out or (isinstance(error, av.InvalidDataError) and seconds >= 0.95 * limit):
+        return silence(limit)
+    for kind, failure in MEANINGS.items():
+        if isinstance(error, kind):
+            return failure
+    if isinstance(error, av.FFmpegError):
+        return NUMBERS.get(error.errno or 0, Failure(error.strerror or type(error).__name__, "lost"))
+    place = "".join(traceback.format_tb(error.__traceback__))  # without words of the error, which may hold credentials
+    log.error("unexpected %s while a source was read:\n%s", type(error).__name__, place)
+    return Failure(f"unexpected {type(error).__name__}", "lost")
+
+
+def silence(seconds: float) -> Failure:
+    """Nothing came for so long."""
+    return Failure(f"no packet for {seconds:g} s", "time-out")
+
+
+def no_video_for(seconds: float) -> Failure:
+    """Something came for so long, but no video."""
+    return Failure(f"packets come, but no video for {seconds:g} s", "no video")
+
+
+def tls_works(host: str, port: int, timeout: float) -> bool:
+    """Whether somebody there speaks TLS; FFmpeg does not say."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection((host, port), timeout) as connection, context.wrap_socket(connection):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,88 @@
+"""What an MPEG transport stream says of itself: which programs it holds, and which streams they have."""
+
+from __future__ import annotations
+
+PACKET_BYTES = 188
+SYNC = 0x47
+ASSOCIATIONS_PID = 0
+"""Where the program association table (PAT) is; it tells where the map (PMT) of each program is."""
+ASSOCIATIONS, PROGRAM_MAP = 0x00, 0x02
+"""Identifiers of the two tables."""
+SOUND = {0x03, 0x04, 0x0F, 0x11, 0x81, 0x83, 0x84, 0x87}
+"""Stream types that come and go without any meaning for a feed."""
+
+Entries = tuple[tuple[int, int], ...]
+
+
+class Programs:
+    """Notices where the programs of a transport stream, or their pictures and data, are no more what they were. Pure.
+
+    A table that is larger than one transport packet is not looked at.
+    """
+
+    def __init__(self) -> None:
+        self.associations = b""
+        """The last transport packet with the program association table."""
+        self._known: dict[tuple[int, int], Entries] = {}  # by PID and number: maps may share a PID, a PAT have sections
+        self._maps: dict[int, set[int]] = {}  # numbers of the programs by the PID of their maps
+
+    def change_in(self, data: bytes) -> int | None:
+        """Where in `data`, whole transport packets, the first table begins that says something new, if there is one.
+
+        What the stream says at first is nothing new. Bytes that are no transport packets mean nothing.
+        """
+        for start in range(0, len(data) - PACKET_BYTES + 1, PACKET_BYTES):
+            packet = data[start : start + PACKET_BYTES]
+            pid = (packet[1] & 0x1F) << 8 | packet[2]
+            if packet[0] != SYNC or not (pid == ASSOCIATIONS_PID or pid in self._maps):
+                continue
+            said = section_of(packet, ASSOCIATIONS if pid == ASSOCIATIONS_PID else PROGRAM_MAP)
+            if said is None:
+                continue
+            number, entries = said
+            if pid == ASSOCIATIONS_PID:
+                self.associations = packet
+                for program, of_map in entries:
+                    self._maps.setdefault(of_map, set()).add(program)
+            elif number not in self._maps[pid]:
+                continue
+            if self._known.setdefault((pid, number), entries) != entries:
+                return start
+        return None
+
+
+def section_of(packet: bytes, table: int) -> tuple[int, Entries] | None:
+    """Of a PAT: number of the section, and program and PID of the map of each program in it.
+
+    Of a PMT: number of the program, and type and PID of each stream but sound. None for anything else.
+    """
+    damaged, begins, has_payload = packet[1] & 0x80, packet[1] & 0x40, packet[3] & 0x10
+    start = 4 + (1 + packet[4] if packet[3] & 0x20 else 0)
+    if damaged or not begins or not has_payload or start >= PACKET_BYTES:
+        return None
+    section = packet[start + 1 + packet[start] :]
+    if len(section) < 12 or section[0] != table or not section[5] & 1:  # not for now, but for later
+        return None
+    end = 3 + ((section[1] & 0x0F) << 8 | section[2]) - 4  # without the checksum
+    if end > len(section):
+        return None
+    if table == ASSOCIATIONS:
+        return section[6], programs(section[8:end])
+    return section[3] << 8 | section[4], streams(section[10:end])
+
+
+def programs(body: bytes) -> Entries:
+    """Number and PID of the map, of each program in the body of a PAT."""
+    rows = (body[at : at + 4] for at in range(0, len(body) - 3, 4))
+    return tuple((row[0] << 8 | row[1], (row[2] & 0x1F) << 8 | row[3]) for row in rows if row[0] or row[1])
+
+
+def streams(body: bytes) -> Entries:
+    """Type and PID of each stream but sound, in the body of a PMT from the length of its descriptors on."""
+    found = []
+    at = 2 + ((body[0] & 0x0F) << 8 | body[1]) if len(body) > 1 else len(body)
+    while at + 5 <= len(body):
+        if body[at] not in SOUND:
+            found.append((body[at], (body[at + 1] & 0x1F) << 8 | body[at + 2]))
+        at += 5 + ((body[at + 3] & 0x0F) << 8 | body[at + 4])
+    return tuple(found)

@@ -1,0 +1,258 @@
+"""A container that FFmpeg fetches over the network, opened, read and closed in a thread of its own.
+
+FFmpeg can block: in looking up a name, in opening, in reading. Only a thread of its own keeps that away from a feed,
+which must end within a second. A reader that is stuck is left behind, and ends when FFmpeg's time-out comes.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Stream
+
+from stream.sources.backlog import Arrival, Backlog
+from stream.sources.failures import (
+    ENDED,
+    OTHER_CODEC,
+    TLS_FAILED,
+    Failure,
+    failure_of,
+    no_video_for,
+    silence,
+    tls_works,
+)
+from stream.sources.segment import has_become_another
+
+POLL_SECONDS = 0.1
+"""The longest that a feed which is to stop still waits for a packet."""
+PARTING_SECONDS = 0.4
+"""The longest that a feed waits for its reader to end, before it leaves it behind."""
+KEYLESS_SECONDS = 60.0
+"""Without a key frame after which pictures are taken for others than they were: FFmpeg does not always notice."""
+AHEAD_BYTES = 8_000_000
+"""What a reader that may wait reads ahead of its feed, at most."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to open a source."""
+
+    name: str
+    """For the memory of what worked."""
+    file: str | bytes = field(repr=False)
+    """An address, credentials and all, or the content of a file."""
+    open_timeout: float
+    """Seconds; FFmpeg may take as much again to find out what the streams are."""
+    read_timeout: float
+    """Seconds without a packet after which FFmpeg gives up."""
+    silence: float
+    """Seconds without video after which the source is lost."""
+    options: dict[str, str] = field(default_factory=dict)
+    """For FFmpeg."""
+    format: str | None = None
+    host: tuple[str, int] | None = None
+    """Name and port; None where there is nothing to look up."""
+    tls: bool = False
+    polls: bool = False
+    """Whether FFmpeg can be asked again after `read_timeout`, as with RTP over UDP. Such readers are never stuck."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a reader that has given no packet is left behind: a little later than it should end."""
+        return self.open_timeout + (self.open_timeout + self.read_timeout if self.polls else 0) + POLL_SECONDS
+
+
+class Reader:
+    """Reads from its making on; for one feed's thread, which must `leave` it.
+
+    What was read and is too old is dropped (see `Backlog`), unless the container says that it is recorded: then the
+    reader waits instead. The container and its streams may be used until `leave`.
+    """
+
+    def __init__(self, way: Way, age_budget: float) -> None:
+        self.container: InputContainer | None = None
+        """What was opened; None before, and where that failed."""
+        self.failure: Failure | None = None
+        """Why there will be no more packets."""
+        self._way = way
+        self._backlog = Backlog(age_budget)
+        self._changed = threading.Condition()
+        self._left = False
+        self._recorded = False
+        self._heard_at = self._seen_at = time.monotonic()  # when the last packet came, and the last access unit
+        self._count = 0
+        self._thread = threading.Thread(target=self._run, name="nightbridge-reader", daemon=True)
+        self._thread.start()
+
+    @property
+    def behind(self) -> int:
+        """Access units that were dropped since they were not taken in time."""
+        return self._backlog.dropped
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._thread.is_alive()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether packets come as fast as they are taken, as from a file or a playlist."""
+        return self._recorded
+
+    def wait(self, stop: threading.Event) -> bool:
+        """Whether there is something to take, or a container without video; waits for it, as long as there is hope."""
+        end = time.monotonic() + self._way.patience
+        with self._changed:
+            while not (self._count or self._without_video() or self.failure or stop.is_set()):
+                if time.monotonic() > end:
+                    self.failure = silence(self._way.open_timeout)
+                self._changed.wait(POLL_SECONDS)
+            return bool(self._count or self._without_video()) and not stop.is_set()
+
+    def arrivals(self, stop: threading.Event) -> Iterator[tuple[Packet[Stream], int]]:
+        """Packets, each with when it was read, until the source ends (see `failure`) or `stop` is set."""
+        while not stop.is_set():
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._backlog) or self.failure, POLL_SECONDS)
+                arrival = self._backlog.take()
+                if not self.failure and (arrival is None or not (arrival.is_video or self._recorded)):
+                    self._watch()
+                if arrival is None and self.failure:
+                    return
+                if self._recorded:
+                    self._changed.notify_all()
+            if arrival is not None:
+                yield arrival.packet, arrival.received_ns
+
+    def leave(self) -> None:
+        """Ask it to end, and wait for that a moment; one that is `stuck` then ends and closes by itself."""
+        with self._changed:
+            self._left = True
+            self._backlog.clear()
+            self._changed.notify_all()
+        self._thread.join(PARTING_SECONDS)
+
+    def _watch(self) -> None:
+        now, limit = time.monotonic(), self._way.silence
+        if now - self._seen_at > limit:
+            heard = now - self._heard_at < limit / 2
+            self.failure = no_video_for(limit) if heard else silence(limit)
+
+    def _without_video(self) -> bool:
+        return self.container is not None and not self.container.streams.video
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        try:
+            container = self._open()
+        except Exception as error:
+            self._end(self._why_not_open(error, time.monotonic() - began))
+            return
+        with container:
+            try:
+                self._end(self._read(container))
+            except Exception as error:
+                self._end(failure_of(error, 0.0, self._way.silence))
+            with self._changed:
+                self._changed.wait_for(lambda: self._left)
+
+    def _open(self) -> InputContainer:
+        way = self._way
+        if way.host:
+            socket.getaddrinfo(*way.host, type=socket.SOCK_STREAM)  # FFmpeg does not say that a host is not known
+        return av.open(
+            BytesIO(way.file) if isinstance(way.file, bytes) else way.file,
+            "r",
+            format=way.format,
+            options=way.options,
+            metadata_errors="replace",
+            timeout=(way.open_timeout, way.read_timeout),
+        )
+
+    def _why_not_open(self, error: Exception, seconds: float) -> Failure:
+        way = self._way
+        unknown = isinstance(error, av.FFmpegError) and error.errno == errno.EIO
+        if unknown and way.tls and way.host and not tls_works(*way.host, way.open_timeout):
+            return TLS_FAILED
+        return failure_of(error, seconds, way.open_timeout)
+
+    def _read(self, container: InputContainer) -> Failure:
+        """Take in packets until the container ends or nobody wants them; gives why, or raises what FFmpeg does."""
+        wanted = choose(container)
+        with self._changed:
+            self.container = container
+            self._recorded = is_recorded(container)
+            if self._recorded:
+                self._backlog = Backlog(math.inf)
+            self._heard_at = self._seen_at = time.monotonic()
+            self._changed.notify_all()
+        while wanted and not self._left:
+            try:
+                return self._take_in(container, wanted)
+            except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
+                return ENDED
+            except av.ExitError:
+                silent = time.monotonic() - self._heard_at > self._way.silence
+                if not self._way.polls or not self._count or silent:
+                    raise
+        return ENDED
+
+    def _take_in(self, container: InputContainer, wanted: list[Stream]) -> Failure:
+        changeable = container.format.name in ("mpegts", "hls")
+        key_at = time.monotonic()
+        for packet in container.demux(wanted):
+            if self._left:
+                break
+            if packet.is_keyframe and packet.stream is wanted[0]:
+                key_at = time.monotonic()
+                if changeable and has_become_another(wanted[0]):
+                    return OTHER_CODEC
+            if changeable and time.monotonic() - key_at > KEYLESS_SECONDS:
+                return Failure(f"no key frame for {KEYLESS_SECONDS:g} s", "no video")
+            if packet.size:
+                self._add(packet)
+        return ENDED
+
+    def _add(self, packet: Packet[Stream]) -> None:
+        with self._changed:
+            if self._recorded:
+                self._changed.wait_for(lambda: self._left or self._backlog.bytes < AHEAD_BYTES)
+            if self._left:
+                return
+            arrival = Arrival(packet, packet.stream.type == "video", time.time_ns(), time.monotonic())
+            self._heard_at = arrival.at
+            if arrival.is_video:
+                self._seen_at = arrival.at
+                self._count += 1
+            self._backlog.add(arrival)
+            self._changed.notify_all()
+
+    def _end(self, failure: Failure) -> None:
+        with self._changed:
+            self.failure = self.failure or failure
+            self._changed.notify_all()
+
+
+def choose(container: InputContainer) -> list[Stream]:
+    """The streams that a feed wants, none without video; FFmpeg does not even fetch the others, where it can."""
+    video = container.streams.best("video")
+    wanted = [video, *container.streams.data] if video is not None else []
+    for stream in container.streams:
+        if stream not in wanted:
+            stream.discard = Discard.all
+    return wanted
+
+
+def is_recorded(container: InputContainer) -> bool:
+    """Whether a container can be read faster than its time passes: a playlist's segments, a file of known size."""
+    return container.format.name == "hls" or container.size > 0

@@ -1,0 +1,244 @@
+"""Recordings as sources: files, and folders with one recording after another."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Stream
+
+from stream.errors import SourceUnsupported
+from stream.frame import SourcePacket
+from stream.settings import FeedSettings
+from stream.sources.segment import Segment
+
+SUFFIXES = {".264", ".265", ".avi", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4"}
+SUFFIXES |= {".mpeg", ".mpg", ".mts", ".ts", ".webm"}
+"""Of the files that are played from a folder."""
+
+CLOCKS_SET_SINCE = 2000
+"""A recorder whose clock was never set writes a year such as 1904 or 1970 into its files."""
+
+NAMED_TIME = re.compile(r"-(\d{8}T\d{6}(?:\.\d{3})?Z)(?:-\d+)?$")
+"""The end of a name that says when the recording began, as `nightbridge record` writes it."""
+
+START_CODE = b"\x00\x00\x01"
+
+PARAMETER_SETS = {"h264": (0, 0x1F, (7, 8)), "hevc": (1, 0x3F, (32, 33, 34))}
+"""Where the first byte of a NAL unit says its type, by how many bits and which; and the types of parameter sets."""
+
+NANOSECONDS = 1_000_000_000
+
+log = logging.getLogger(__name__)
+
+
+class RecordedSegment(Segment):
+    """A recording, by the recorder's clock where the file or its name tells it.
+
+    It may be read from an access unit in its middle; these are counted from 0 in the order of the file.
+    """
+
+    def __init__(self, file: Path, container: InputContainer, stop: threading.Event) -> None:
+        began_ns = creation_ns(container.metadata)
+        if began_ns is None:
+            began_ns = named_ns(file)
+        super().__init__(
+            str(file),
+            container,
+            stop,
+            recorded=True,
+            clock="arrival" if began_ns is None else "recording",
+            capture_ns=now if began_ns is None else recorder_clock(began_ns - (container.start_time or 0) * 1000),
+        )
+        self.file = file
+        self.first = 0
+        """The access unit to begin with; no packet before it is given out."""
+        self.units = 0
+        """Access units that were read so far."""
+        self.keys: list[int] = []
+        """Numbers of the intact key frames that were given out."""
+        self.bytes_read = 0
+        """Of the file, up to the latest access unit."""
+
+    def packets(self) -> Iterator[SourcePacket]:
+        """See `Segment.packets`."""
+        headers = b""  # parameter sets that were stored apart, and are needed where reading begins in the middle
+        for source in super().packets():
+            if source.kind == "video":
+                if source.packet.is_keyframe and self.units < self.first:
+                    headers = parameter_sets(self.info.codec, bytes(source.packet)) or headers
+                elif headers and self.units == self.first:
+                    source = replace(source, packet=with_headers(headers, source.packet))
+                self._count(source.packet)
+            if self.units > self.first or not self.first:
+                yield source
+
+    def _count(self, packet: Packet[Stream]) -> None:
+        if packet.is_keyframe and not packet.is_corrupt and self.units >= self.first:
+            self.keys.append(self.units)
+        self.units += 1
+        self.bytes_read = max(self.bytes_read, packet.pos or 0)
+
+
+def parameter_sets(codec: str, unit: bytes) -> bytes:
+    """Those of an access unit of H.264 or HEVC (Annex B); of others nothing."""
+    if codec not in PARAMETER_SETS:
+        return b""
+    shift, mask, types = PARAMETER_SETS[codec]
+    _, *nal_units = unit.split(START_CODE)
+    return b"".join(START_CODE + nal for nal in nal_units if nal and nal[0] >> shift & mask in types)
+
+
+def with_headers(headers: bytes, packet: Packet[Stream]) -> Packet[Stream]:
+    """The packet behind these headers."""
+    whole: Packet[Stream] = Packet(headers + bytes(packet))
+    whole.stream, whole.time_base = packet.stream, packet.time_base
+    whole.pts, whole.dts, whole.duration = packet.pts, packet.dts, packet.duration
+    whole.is_keyframe, whole.is_corrupt = packet.is_keyframe, packet.is_corrupt
+    return whole
+
+
+def open_recordings(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
+    """A segment for the file at `feed.url`, or for each media file of that folder in the order of their names.
+
+    Raises `SourceUnsupported` for a file that cannot be read to its end. In a folder that is logged, and the next
+    file follows; only a folder in which no file can be opened raises it.
+    """
+    path = local_path(feed.url)
+    files = find_recordings([path])
+    if path.is_dir():
+        yield from play(str(path), files, feed, stop)
+    else:
+        yield from open_file(path, feed, stop)
+
+
+def play(name: str, files: Iterable[Path], feed: FeedSettings, stop: threading.Event) -> Generator[RecordedSegment]:
+    """A segment for each of the files; those that cannot be read are logged.
+
+    Raises `SourceUnsupported`, with `name` for all of them, where not one can be opened.
+    """
+    opened = seen = 0
+    for seen, file in enumerate(files, 1):  # noqa: B007
+        try:
+            for segment in open_file(file, feed, stop):
+                opened += 1
+                yield segment
+        except SourceUnsupported as error:
+            log.warning("%s", error)
+        if stop.is_set():
+            return
+    if not opened:
+        raise SourceUnsupported(f"{name}: no recording that can be read, in {seen} media files", reason="no video")
+
+
+def open_file(file: Path, feed: FeedSettings, stop: threading.Event) -> Generator[RecordedSegment]:
+    """The one segment of a file; raises `SourceUnsupported` where it cannot be read to its end."""
+    with open_recording(file, stop, (feed.open_timeout, feed.read_timeout)) as segment:
+        yield segment
+        if segment.failure:
+            raise SourceUnsupported(f"{file}: {segment.failure}", reason="no video")
+
+
+@contextmanager
+def open_recording(
+    file: Path, stop: threading.Event, timeouts: tuple[float, float] | None = None
+) -> Iterator[RecordedSegment]:
+    """The one segment of a file, inside the block; `timeouts` are for opening and for reading, in seconds.
+
+    Raises `SourceUnsupported` for a file that cannot be opened, or has no video.
+    """
+    with open_container(file, timeouts) as container:
+        yield RecordedSegment(file, container, stop)
+
+
+def open_container(file: Path, timeouts: tuple[float, float] | None = None) -> InputContainer:
+    """An opened file, from which nothing else is opened; raises `SourceUnsupported`."""
+    if not file.is_file():
+        raise SourceUnsupported(f"{file}: no such file or folder", reason="not found")
+    try:
+        return av.open(
+            str(file.absolute()),
+            "r",
+            options={"protocol_whitelist": "file"},
+            metadata_errors="replace",
+            timeout=timeouts,
+        )
+    except av.FFmpegError as error:
+        raise SourceUnsupported(f"{file}: {error.strerror}", reason="no video") from None
+
+
+def find_recordings(paths: Iterable[Path]) -> list[Path]:
+    """Each file, and in place of each folder its media files in the order of their names; none twice.
+
+    Raises `SourceUnsupported` for a path that is not there and for a folder without media files.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        files = sorted(file for file in path.iterdir() if is_recording(file)) if path.is_dir() else [path]
+        if not files:
+            raise SourceUnsupported(f"{path}: no recording that can be read, in 0 media files", reason="no video")
+        for file in files:
+            if not file.is_file():
+                raise SourceUnsupported(f"{file}: no such file or folder", reason="not found")
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def is_recording(file: Path) -> bool:
+    """Whether a file of a folder is played; hidden ones are not."""
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+
+
+def now(_: Packet[Stream]) -> int:
+    """UTC, nanoseconds since 1970: what is known of a packet without a recorder's clock."""
+    return time.time_ns()
+
+
+def recorder_clock(zero_ns: int) -> Callable[[Packet[Stream]], int]:
+    """When what is in a packet was recorded, where time stamp 0 means `zero_ns` (UTC, nanoseconds since 1970)."""
+
+    def capture_ns(packet: Packet[Stream]) -> int:
+        ticks = packet.pts if packet.pts is not None else packet.dts or 0
+        return zero_ns + int(ticks * NANOSECONDS * Fraction(packet.time_base))
+
+    return capture_ns
+
+
+def creation_ns(metadata: dict[str, str]) -> int | None:
+    """When a recording began, as its file says it: UTC, nanoseconds since 1970; None where it does not."""
+    return utc_ns(metadata.get("creation_time", ""))
+
+
+def named_ns(file: Path) -> int | None:
+    """When a recording began, as its name says it, since MPEG-TS cannot; see `creation_ns`."""
+    named = NAMED_TIME.search(file.stem)
+    return utc_ns(named[1]) if named else None
+
+
+def utc_ns(text: str) -> int | None:
+    """A time of ISO 8601 in nanoseconds since 1970; None for what is none, or was never set."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if moment.year < CLOCKS_SET_SINCE:
+        return None
+    since_1970 = moment.replace(tzinfo=moment.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since_1970.days * 86_400 + since_1970.seconds) * NANOSECONDS + since_1970.microseconds * 1000
+
+
+def local_path(url: str) -> Path:
+    """The path that a plain path or a file:// address names."""
+    return Path(unquote(urlsplit(url).path)) if url.lower().startswith("file://") else Path(url)

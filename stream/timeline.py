@@ -1,0 +1,151 @@
+"""One clock for a feed's whole life: times of pictures that only grow, whatever stamps its source gives."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from fractions import Fraction
+from math import floor
+from statistics import median_low
+
+from stream.frame import Frame
+
+JUMP = Fraction(5)
+"""Seconds, like all times here. A live stamp that is further ahead than this of the time that really passed is a jump.
+"""
+LONGEST_GAP = Fraction(60)
+"""Between two pictures of a recording, which says nothing of the time that really passed; more is a jump."""
+JITTER = Fraction(1, 2)
+"""By which pictures come early or late on a thin link: a key frame alone takes that long."""
+PERSISTS = 3
+"""Pictures in a row on a new line of stamps after which it is believed: one wild stamp alone moves nothing."""
+USUAL_STEP = Fraction(1, 25)
+"""Between pictures, until the feed has shown its own."""
+STEPS_KEPT = 9
+"""Steps between pictures that are remembered; the usual one is the middle one."""
+CLOCK_SET_BACK = 5_000_000_000
+"""Nanoseconds: no reordering of pictures makes arrivals go back so far; the machine's own clock was set."""
+WRAPS = (1 << 32, 1 << 33)
+"""Ticks after which the stamps of RTP and of MPEG-TS begin again at 0."""
+LARGEST_STAMP = 1 << 62
+"""Ticks; a feed that begins beyond has no room to go on."""
+
+
+class Timeline:
+    """Places the pictures of one feed on a clock that only grows, over all its segments. Pure; for one thread.
+
+    A good stamp stays as it is, apart from a shift that is 0 until a repair was lasting. What is no good (a jump, a
+    step back, a stand-still, a wrap, a missing stamp) is replaced: a picture comes one usual step after the one
+    before it, or later where the arrival of pictures says that more time has passed.
+    """
+
+    def __init__(self) -> None:
+        self.repairs = 0
+        """Stamps that were replaced: each one that is missing, stands still or is wild, and of a jump, a step back or
+        a wrap the first one. A segment that begins with a time of its own is no fault and no repair."""
+        self._recorded = False
+        self._begins = True
+        self._last: Fraction | None = None  # the picture before, as placed; seconds, like all that follows
+        self._shift = Fraction(0)  # from stamps that are believed to the clock
+        self._other = Fraction(0)  # the same for stamps that are not believed yet
+        self._others = 0  # pictures in a row that were on that line; 0: there is no such line
+        self._arrivals = Arrivals()
+        self._behind = Fraction(0)  # what the arrivals of pictures are ahead of the clock, where they are
+        self._anchor = (Fraction(0), Fraction(0))  # a picture as placed, and its arrival
+        self._since = 0  # pictures since the anchor
+        self._steps: deque[Fraction] = deque(maxlen=STEPS_KEPT)
+
+    def begin(self, recorded: bool) -> None:
+        """A new segment begins: its stamps may go on or begin anew. `recorded`: its pictures come at any speed."""
+        self._recorded = recorded
+        self._begins = True
+        self._others = 0
+
+    def place(self, frame: Frame) -> Frame:
+        """The next picture of the feed, in the order of showing, with `pts` after that of every picture before."""
+        self._behind += self._arrivals.add(frame.received_ns)
+        self._since += 1
+        self.repairs += not frame.stamped
+        placed = self._first(frame) if self._last is None else self._next(frame, self._last)
+        now = placed * frame.time_base
+        if self._last is not None:
+            self._behind = min(max(self._behind - (now - self._last), Fraction(0)), LONGEST_GAP)
+        self._last = now
+        return frame if placed == frame.pts else replace(frame, pts=placed)
+
+    def _first(self, frame: Frame) -> int:
+        """Where the feed's first picture belongs, in ticks: where its stamp says."""
+        placed = frame.pts
+        if abs(placed) >= LARGEST_STAMP:
+            placed = 0
+            self.repairs += 1
+        self._shift = (placed - frame.pts) * frame.time_base
+        self._anchor, self._since = (placed * frame.time_base, self._arrivals.now), 0
+        self._begins = not frame.stamped
+        return placed
+
+    def _next(self, frame: Frame, last: Fraction) -> int:
+        """Where a picture belongs, in ticks, that follows one placed at `last`."""
+        if not (frame.stamped or self._recorded):
+            return self._reckoned(last, frame.time_base)
+        base = frame.time_base
+        furthest = last + (LONGEST_GAP if self._recorded else self._behind + JUMP)
+        for wrap in (0, *WRAPS):
+            placed = frame.pts + round(self._shift / base) + wrap
+            if last < placed * base <= furthest:
+                self.repairs += wrap > 0
+                self._believe(self._shift + wrap * base, placed * base)
+                return placed
+        placed = frame.pts + round(self._other / base)
+        if not (self._others and last < placed * base <= furthest):
+            placed = self._reckoned(last, base)
+            self.repairs += frame.stamped and not self._begins
+            self._other, self._others = (placed - frame.pts) * base, 0
+        self._others += 1
+        if self._others == PERSISTS or self._begins:
+            self._believe(self._other, placed * base)
+        return placed
+
+    def _believe(self, shift: Fraction, placed: Fraction) -> None:
+        """Stamps are good with this shift; the picture that shows it belongs at `placed`."""
+        self._shift, self._others = shift, 0
+        if not self._begins:
+            self._measure(placed - self._anchor[0])
+        self._anchor, self._since, self._begins = (placed, self._arrivals.now), 0, False
+
+    def _reckoned(self, last: Fraction, base: Fraction) -> int:
+        """Where a picture belongs, in ticks, by the usual step and by its arrival alone; after `last` anyway.
+
+        Arrivals jitter: they decide only where they say otherwise by more than `JITTER`.
+        """
+        step = median_low(self._steps) if self._steps else USUAL_STEP
+        placed, arrived = self._anchor
+        late = placed + self._arrivals.now - arrived - last - step
+        if not self._recorded and abs(late) > JITTER:
+            step = step + late if late > 0 else step / 2
+            if self._since >= STEPS_KEPT:
+                self._measure(self._arrivals.now - arrived)
+                self._anchor, self._since = (last + step, self._arrivals.now), 0
+        return max(round((last + step) / base), floor(last / base) + 1)
+
+    def _measure(self, seconds: Fraction) -> None:
+        """Learn the usual step from the `seconds` since the anchor."""
+        self._steps.append(seconds / self._since)
+
+
+class Arrivals:
+    """A clock that only grows, read off the arrival of pictures, which are not in the order of showing."""
+
+    def __init__(self) -> None:
+        self.now = Fraction(0)
+        """Seconds since the first picture."""
+        self._latest_ns: int | None = None
+
+    def add(self, received_ns: int) -> Fraction:
+        """The seconds by which the clock goes on because of a picture's arrival (UTC, nanoseconds since 1970)."""
+        if self._latest_ns is None or received_ns < self._latest_ns - CLOCK_SET_BACK:
+            self._latest_ns = received_ns
+        passed = Fraction(max(0, received_ns - self._latest_ns), 1_000_000_000)
+        self._latest_ns = max(self._latest_ns, received_ns)
+        self.now += passed
+        return passed

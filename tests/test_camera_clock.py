@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import av
+import pytest
+from av.packet import Packet
+from av.stream import Stream
+
+from stream.frame import CaptureClock
+from stream.sources import camera_clock
+from stream.sources.camera_clock import CameraClock
+
+NOW = 1_795_361_400_000_000_000
+SECOND = 1_000_000_000
+
+Captured = Callable[..., tuple[float, CaptureClock]]
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> Captured:
+    """Asks one clock of packets at 90 kHz; times are seconds after `NOW`."""
+    clock = CameraClock("rtsp://camera/")
+    told: dict[int, int] = {}
+    monkeypatch.setattr(camera_clock, "reference_ns", lambda packet: told.pop(id(packet), None))
+
+    def ask(pts: int | None, received: float, says: float | None = None) -> tuple[float, CaptureClock]:
+        packet: Packet[Stream] = av.Packet(b"x")
+        packet.pts, packet.time_base = pts, Fraction(1, 90_000)
+        if says is not None:
+            told[id(packet)] = NOW + round(says * SECOND)
+        time_ns, by = clock.captured(packet, NOW + round(received * SECOND))
+        return (time_ns - NOW) / SECOND, by
+
+    return ask
+
+
+def test_arrival_counts_until_the_camera_tells_its_clock(captured: Captured) -> None:
+    assert captured(0, received=1) == (1, "arrival")
+    assert captured(90_000, received=2, says=1.75) == (1.75, "rtcp")
+
+
+def test_packets_about_which_it_says_nothing_follow_by_their_stamps(captured: Captured) -> None:
+    captured(90_000, received=2, says=1.75)
+    assert captured(90_000 + 3_600, received=2.5) == (1.79, "rtcp")
+    assert captured(90_000 - 3_600, received=2.6) == (1.71, "rtcp")
+    assert captured(None, received=2.7) == (2.7, "arrival")
+    assert captured(180_000, received=3, says=2.8) == (2.8, "rtcp")
+    assert captured(183_600, received=3) == (2.84, "rtcp")
+
+
+@pytest.mark.parametrize("off", [-11, 11, -56 * 365 * 86_400])
+def test_a_clock_that_is_far_off_is_told_once_and_never_believed_again(
+    captured: Captured, caplog: pytest.LogCaptureFixture, off: float
+) -> None:
+    assert captured(0, received=1, says=1 + off) == (1, "arrival")
+    assert captured(90_000, received=2, says=2 + off) == (2, "arrival")
+    assert captured(180_000, received=3, says=2.9) == (3, "arrival")
+    assert len(caplog.records) == 1
+    assert f"rtsp://camera/: the camera's clock is {off:+.0f} s off and not believed" in caplog.text
+
+
+def test_a_clock_that_is_a_little_off_is_believed(captured: Captured) -> None:
+    assert captured(0, received=1, says=-8) == (-8, "rtcp")
+    assert captured(90_000, received=2, says=11) == (11, "rtcp")

@@ -1,0 +1,153 @@
+"""`nightbridge engine` as a user meets it; plans are real ones, of a tiny network, built without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.tensorrt_library import import_tensorrt
+from tests.test_check import nightbridge
+from tests.test_plans import DOCUMENTED, doubling, store_doubling
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is made for x86-64 only")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Holds weights; what is built goes into `cache` in it."""
+    store_doubling(tmp_path / "doubling")
+    return tmp_path
+
+
+def engine(folder: Path, *words: str, **environment: str) -> tuple[int, list[str], str]:
+    """Exit code, lines and stderr of the command on a machine without a GPU."""
+    alone = {"NIGHTBRIDGE__ENGINE__CACHE": "cache", "CUDA_VISIBLE_DEVICES": ""}
+    done = nightbridge(folder, "engine", *words, **alone, **environment)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def build(folder: Path, *sizes: str) -> list[dict[str, Any]]:
+    """The plans of these sizes, as the command tells them to programs."""
+    words = [word for size in sizes for word in ("--size", size)]
+    code, _, told = engine(folder, "build", "--weights", "doubling", "--json", "told.json", *words)
+    assert code == 0, told
+    return list(json.loads((folder / "told.json").read_text())["plans"])
+
+
+def test_building_tells_size_bytes_time_and_where_the_plan_is(folder: Path) -> None:
+    words = ("build", "--weights", "doubling", "--size", "64x48", "--size", "51x37", "--batch", "3")
+    code, lines, told = engine(folder, *words, "--json", "told.json")
+    assert code == 0
+    form = re.compile(r"(\S+) (\d+x\d+): (\d+) bytes, built in [\d.]+ s: (\S+)")
+    found = [form.fullmatch(line) for line in lines]
+    assert [line and line[2] for line in found] == ["64x48", "51x37"]
+    plans = {path.relative_to(folder) for path in folder.glob("cache/tensorrt/*.plan")}
+    assert {Path(line[4]) for line in found if line} == plans
+    assert "no GPU here: this shows that plans can be built, but none of them will run" in told
+
+    values = json.loads((folder / "told.json").read_text())
+    assert values["usable"] is False
+    library = import_tensorrt()
+    for plan, line in zip(values["plans"], found, strict=True):
+        assert line
+        assert (plan["weights"], f"{plan['width']}x{plan['height']}") == (line[1], line[2])
+        assert (str(plan["bytes"]), plan["path"]) == (line[3], line[4])
+        assert (plan["batch"], plan["precision"], plan["built"]) == (3, "fp16", True)
+        assert (plan["library"], plan["version"]) == (library.name, library.version)
+        assert (plan["gpu"], plan["driver"]) == ("none", "none")
+        assert plan["seconds"] > 0
+
+    code, lines, _ = engine(folder, *words)
+    assert [re.sub(r"\d+ bytes", "", line) for line in lines] == [
+        f"{plan['weights']} {plan['width']}x{plan['height']}: , was there: {plan['path']}" for plan in values["plans"]
+    ]
+
+
+def test_plans_are_listed_newest_first_with_what_they_are_good_for(folder: Path) -> None:
+    paths = [folder / plan["path"] for plan in build(folder, "51x37", "64x48", "80x60")]
+    damaged = paths[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    for age, path in enumerate(paths):
+        os.utime(path, (1e9 - age, 1e9 - age))
+
+    code, lines, told = engine(folder, "list", "--json", "told.json")
+    assert (code, told) == (0, "")
+    *rows, last = lines
+    assert last == "3 plans in cache/tensorrt"
+    assert rows[0].startswith(damaged.name)
+    assert rows[0].endswith("it is damaged")
+    assert [re.findall(r"\d+x\d+", row) for row in rows[1:]] == [["64x48"], ["80x60"]]
+    library = import_tensorrt()
+    for row in rows[1:]:
+        assert row.startswith(str(folder / "doubling"))
+        assert f"  batch 1-8  fp16  {library}  no GPU  " in row
+        assert row.endswith("  built without a GPU, to test building only")
+
+    told = json.loads((folder / "told.json").read_text())
+    assert [plan["usable"] for plan in told["plans"]] == [False] * 3
+    assert [plan["why"] for plan in told["plans"]][:2] == ["it is damaged", rows[1].rpartition("  ")[2]]
+    assert told["plans"][1]["made"] == "2001-09-09T01:46:39+00:00"
+
+
+def test_without_plans_the_list_is_empty_and_makes_nothing(folder: Path) -> None:
+    assert engine(folder, "list", "--json", "told.json") == (0, ["0 plans in cache/tensorrt"], "")
+    assert json.loads((folder / "told.json").read_text()) == {"folder": "cache/tensorrt", "plans": []}
+    assert not (folder / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--size", "64"], "'64'; must be WIDTHxHEIGHT such as 352x288"),
+        (["--size", "64x48", "--size", "64x5000"], "size 64x5000: it must be 16x16 to 4096x4096"),
+        (["--size", "64x48", "--batch", "33"], "batch 33: it must be 1 to 32"),
+        (["--size", "64x48", "--runtime", "openvino"], "'openvino'"),
+        ([], "--size"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_built(folder: Path, words: list[str], told: str) -> None:
+    code, lines, error = engine(folder, "build", "--weights", "doubling", *words)
+    assert (code, lines) == (2, [])
+    assert told in " ".join(error.replace("│", " ").split())
+    assert not (folder / "cache").exists()
+
+
+def test_unknown_weights_are_told(folder: Path) -> None:
+    code, _, error = engine(folder, "build", "--weights", "feild", "--size", "64x48")
+    assert (code, error.count("\n")) == (1, 1)
+    assert error.startswith("nightbridge: no weights 'feild': give one of ")
+
+
+def test_a_file_that_the_library_cannot_read_is_one_line(folder: Path) -> None:
+    store_doubling(folder / "strange", doubling().replace(b"Resize", b"Desire"))
+    code, _, error = engine(folder, "build", "--weights", "strange", "--size", "64x48")
+    assert code == 1
+    assert re.fullmatch(r"nightbridge: TensorRT\S* \S+ cannot read the ONNX file: .*Desire.*", error.splitlines()[-1])
+
+
+def test_without_the_library_building_says_what_to_install_and_listing_still_works(folder: Path) -> None:
+    build(folder, "64x48")
+    hidden = folder / "hidden"
+    hidden.mkdir()
+    for name in ("tensorrt", "tensorrt_rtx"):
+        (hidden / f"{name}.py").write_text("raise ImportError('not here')")
+    path = f"{hidden}{os.pathsep}{Path(__file__).parents[1]}"
+    code, lines, error = engine(folder, "build", "--weights", "doubling", "--size", "64x48", PYTHONPATH=path)
+    assert (code, lines, error.count("\n")) == (1, [], 1)
+    assert error.startswith("nightbridge: no TensorRT here: pip install 'nightbridge[nvidia]'")
+    code, lines, _ = engine(folder, "list", PYTHONPATH=path)
+    assert (code, len(lines)) == (0, 2)
+
+
+def test_changed_weights_get_a_new_plan(folder: Path) -> None:
+    build(folder, "64x48")
+    store_doubling(folder / "doubling", doubling() + DOCUMENTED)
+    assert build(folder, "64x48")[0]["built"]
+    assert len(list(folder.glob("cache/tensorrt/*.plan"))) == 2

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+from stream.files.fileclock import FileClock, Jumps
+from stream.files.parts import Part
+
+MILLISECOND = Fraction(1, 1000)
+
+
+def placed(*stamps: int) -> list[int]:
+    """Of stamps in milliseconds, at 25 pictures a second."""
+    clock = FileClock(MILLISECOND, Fraction(25))
+    return [clock.place(stamp) for stamp in stamps]
+
+
+def test_good_stamps_stay_as_they_are() -> None:
+    assert placed(1400, 1440, 1480, 9000, 9033) == [1400, 1440, 1480, 9000, 9033]
+
+
+def test_two_pictures_never_have_one_time_and_the_rest_is_not_moved_by_it() -> None:
+    assert placed(0, 40, 40, 30, 120, 160) == [0, 40, 41, 42, 120, 160]
+
+
+def test_a_clock_that_is_set_back_or_far_forward_leaves_no_hole() -> None:
+    assert placed(5000, 5040, 0, 40, 80) == [5000, 5040, 5080, 5120, 5160]
+    assert placed(0, 40, 9_000_000, 9_000_040) == [0, 40, 80, 120]
+
+
+def test_one_wild_stamp_alone_moves_nothing() -> None:
+    assert placed(0, 40, 9_000_000, 120, 160) == [0, 40, 80, 120, 160]
+
+
+def test_it_goes_on_after_a_part_as_if_it_had_never_ended() -> None:
+    stamps = [5000, 5040, 0, 40, 40, 80, 120]
+    whole = FileClock(MILLISECOND, Fraction(25))
+    expected = [whole.place(stamp) for stamp in stamps]
+    first = FileClock(MILLISECOND, Fraction(25))
+    for stamp in stamps[:5]:
+        first.place(stamp)
+    part = Part(
+        pictures=5,
+        size=1,
+        unit=4,
+        key=0,
+        placed=first.placed,
+        last=first.last,
+        jump=first.jump,
+        jumps=[(2, first.jump)],
+    )
+    second = FileClock(MILLISECOND, Fraction(25))
+    second.go_on(part, stamps[4])
+    assert [second.place(stamp) for stamp in stamps[5:]] == expected[5:]
+    assert second.jump == whole.jump
+
+
+def test_stamps_that_are_counted_from_where_decoding_began_go_on_too() -> None:
+    part = Part(pictures=5, size=1, unit=4, key=3, placed=160, last=160, jump=0, jumps=[])
+    clock = FileClock(MILLISECOND, Fraction(25))
+    clock.go_on(part, 40)
+    assert [clock.place(80), clock.place(120)] == [200, 240]
+    assert clock.jump == 0
+
+
+def test_what_comes_around_a_jump_is_placed_with_the_pictures_that_it_belongs_to() -> None:
+    """The clock was set back by 100 seconds before access unit 50."""
+    jumps = Jumps([(50, Fraction(100))])
+    jumps.pass_picture(49, Fraction(102))
+    assert [jumps.of(Fraction(101)), jumps.of(Fraction(2))] == [0, 100]
+    jumps.pass_picture(50, Fraction(2))
+    assert [jumps.of(Fraction(101)), jumps.of(Fraction(2))] == [0, 100]

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from stream.errors import SourceUnsupported
+from stream.sources.recording import RecordedSegment, find_recordings, open_recording
+from tests.clips import make_clip, read_number
+
+BEGAN_NS = 1795361400_000_000_000
+"""2026-11-22T15:30:00Z."""
+OPEN_GROUPS = {"x264-params": "open-gop=1:keyint=10:min-keyint=10:scenecut=0"}
+
+
+def read(path: Path, first: int = 0) -> tuple[RecordedSegment, list[av.Packet]]:
+    with open_recording(path, threading.Event()) as segment:
+        segment.first = first
+        return segment, [source.packet for source in segment.packets() if source.kind == "video"]
+
+
+def decoded(packets: list[av.Packet], codec: str = "h264") -> list[int]:
+    """The numbers of their pictures, which are 80 lines high."""
+    decoder = av.CodecContext.create(codec, "r")
+    assert isinstance(decoder, av.VideoCodecContext)
+    frames = [frame for packet in packets for frame in decoder.decode(packet)] + decoder.decode(None)
+    return [read_number(frame.to_ndarray()[:80].astype(np.uint8)) for frame in frames]
+
+
+@pytest.mark.parametrize(("codec", "library"), [("h264", "libx264"), ("hevc", "libx265")])
+def test_the_middle_of_a_recording_can_be_decoded_alone(tmp_path: Path, codec: str, library: str) -> None:
+    clip = make_clip(tmp_path / "a.mp4", pictures=40, size=(96, 80), codec=library, key_interval=10)
+    whole, packets = read(clip)
+    assert (whole.units, whole.keys) == (40, [0, 10, 20, 30])
+    rest, behind = read(clip, 20)
+    assert (rest.units, rest.keys) == (40, [20, 30])
+    assert [packet.pts for packet in behind] == [packet.pts for packet in packets[20:]]
+    assert decoded(behind, codec) == list(range(20, 40))
+
+
+def test_parameter_sets_that_are_in_front_of_the_first_key_frame_alone_are_given_in_the_middle_too(
+    tmp_path: Path,
+) -> None:
+    clip = make_clip(tmp_path / "a.mkv", pictures=40, size=(96, 80), b_frames=2, options=OPEN_GROUPS)
+    whole, _ = read(clip)
+    _, behind = read(clip, whole.keys[2])
+    assert decoded(behind)[-10:] == list(range(30, 40))
+
+
+def test_a_name_that_says_when_it_began_is_the_clock_of_a_recording_that_says_nothing(tmp_path: Path) -> None:
+    for name, capture_ns in {
+        "pier-20261122T153000.250Z.ts": BEGAN_NS + 250_000_000,
+        "pier-20261122T153000Z-2.ts": BEGAN_NS,
+    }.items():
+        with open_recording(make_clip(tmp_path / name, pictures=2), threading.Event()) as segment:
+            first = next(segment.packets())
+        assert (first.capture_clock, first.capture_ns) == ("recording", capture_ns)
+    for name in ("pier-2026.ts", "pier-20261399T153000Z.ts"):
+        with open_recording(make_clip(tmp_path / name, pictures=2), threading.Event()) as segment:
+            assert next(segment.packets()).capture_clock == "arrival"
+
+
+def test_files_and_folders_are_found_in_order_and_none_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("b.mp4", "a.ts", ".part.mp4", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    (tmp_path / "z.mkv").write_bytes(b"")
+    paths = [tmp_path / "z.mkv", folder, folder / "b.mp4"]
+    assert find_recordings(paths) == [tmp_path / "z.mkv", folder / "a.ts", folder / "b.mp4"]
+    with pytest.raises(SourceUnsupported, match=r"y\.mkv: no such file or folder"):
+        find_recordings([tmp_path / "y.mkv"])

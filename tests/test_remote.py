@@ -1,0 +1,513 @@
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from stream.errors import SourceLost, SourceUnsupported
+from stream.settings import FeedSettings
+from stream.source import open_source, opener_of
+from stream.sources.remote import PLAYLIST_SECONDS, ways_to
+from tests.clips import free_port, make_clip
+from tests.impostors import (
+    Behaviour,
+    Impostor,
+    drips,
+    hangs_up,
+    is_mute,
+    never_ends_its_headers,
+    talks_nonsense,
+)
+from tests.reading import feed, nothing_left, numbers, read, readers, take, why_lost
+from tests.rtsp_server import make_certificate
+from tests.waiting import DEADLINE, wait_until
+
+PASSWORD = "p@ss:w/o#r?d%"
+PATIENCE = 1.0
+"""Seconds that a source may take to open, in these tests."""
+
+
+def impatient(url: str, **settings: object) -> FeedSettings:
+    return feed(url, open_timeout=PATIENCE, **settings)
+
+
+# Servers that are none
+
+
+@pytest.mark.parametrize("transport", ["auto", "udp", "tcp"])
+@pytest.mark.parametrize("behaviour", [is_mute, never_ends_its_headers, drips])
+def test_a_server_that_does_not_come_to_an_end_is_a_time_out(behaviour: Behaviour, transport: str) -> None:
+    with nothing_left(), Impostor(behaviour) as server:
+        began = time.monotonic()
+        lost = why_lost(impatient(f"rtsp://127.0.0.1:{server.port}/", transport=transport))
+        assert time.monotonic() - began < 3 * PATIENCE
+        wait_until(lambda: not readers(), "the end of the reader, although the server goes on")
+    assert lost.reason == "time-out"
+    assert "no packet for" in str(lost)
+
+
+@pytest.mark.parametrize("behaviour", [hangs_up, talks_nonsense])
+def test_a_server_that_is_none_is_told(behaviour: Behaviour) -> None:
+    with nothing_left(), Impostor(behaviour) as server:
+        lost = why_lost(impatient(f"rtsp://127.0.0.1:{server.port}/"))
+    assert lost.reason in ("no video", "lost", "time-out")
+
+
+def test_nobody_who_listens_is_told(unused_tcp_port: int) -> None:
+    for scheme in ("rtsp", "rtsps", "http", "https"):
+        with nothing_left():
+            lost = why_lost(impatient(f"{scheme}://127.0.0.1:{unused_tcp_port}/x"))
+        assert lost.reason == "refused", scheme
+        assert str(lost).endswith("connection refused"), scheme
+
+
+def test_a_host_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    lost = why_lost(impatient("rtsp://nobody.invalid/cam"))
+    assert (lost.reason, str(lost)) == ("not found", "rtsp://nobody.invalid/cam: no such host")
+
+
+@pytest.mark.parametrize("url", ["rtsp://", "rtsp:///x", "http://host:99999/", "rtsp://host:port/x", "rtsp://a b/x"])
+def test_an_address_without_meaning_is_told(url: str) -> None:
+    with (
+        pytest.raises(SourceUnsupported, match="the address is malformed; must be") as wrong,
+        open_source(feed(url)) as source,
+    ):
+        next(source.segments())
+    assert wrong.value.reason == "address"
+
+
+def test_a_password_file_that_is_gone_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("secret")
+    settings = feed("rtsp://127.0.0.1:9/x", password_file=file)
+    file.unlink()
+    lost = why_lost(settings)
+    assert lost.reason == "unauthorised"
+    assert "No such file" in str(lost)
+
+
+@pytest.mark.parametrize("password", ["p[w", "p]w", "p\u2100w", "p/?#w"])
+def test_a_raw_password_of_any_characters_is_no_mistake(unused_tcp_port: int, password: str) -> None:
+    lost = why_lost(impatient(f"http://admin:{password}@127.0.0.1:{unused_tcp_port}/a.mjpg"))
+    assert lost.reason == "refused"
+    assert password not in str(lost)
+
+
+@pytest.mark.parametrize(
+    ("url", "playlist"),
+    [
+        ("http://host/live.m3u8", True),
+        ("http://me:p?w[d@host:81/a/LIVE.M3U?x=1", True),
+        ("https://host/live.m3u8#a", True),
+        ("http://host/live.ts?next=a.m3u8", False),
+        ("http://me:a.m3u8@host/live.ts", False),
+        ("http://host.m3u8", False),
+    ],
+)
+def test_a_playlist_is_known_by_its_path_and_may_be_silent_for_longer(url: str, playlist: bool) -> None:
+    [way] = ways_to(feed(url))
+    assert way.silence == 0.5 + (PLAYLIST_SECONDS if playlist else 0)
+
+
+@pytest.fixture
+def unused_tcp_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+# Stopping, and readers that are stuck
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "http", "https"])
+def test_a_source_that_is_being_opened_is_stopped_within_a_second(scheme: str) -> None:
+    stop = threading.Event()
+    with Impostor(is_mute) as server:
+        settings = feed(f"{scheme}://127.0.0.1:{server.port}/x", open_timeout=5.0)
+        timer = threading.Timer(0.2, stop.set)
+        timer.start()
+        began = time.monotonic()
+        with open_source(settings, stop) as source:
+            assert list(source.segments()) == []
+        assert time.monotonic() - began < 1.2
+        timer.join()
+
+
+@pytest.fixture
+def hanging_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Looking up a name hangs until the event is set."""
+    release, look_up = threading.Event(), socket.getaddrinfo
+
+    def hang(*arguments: object, **named: object) -> object:
+        release.wait()
+        return look_up(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    yield release
+    release.set()
+
+
+def test_a_name_that_cannot_be_looked_up_does_not_keep_a_feed_from_stopping(hanging_names: threading.Event) -> None:
+    stop = threading.Event()
+    with nothing_left():
+        timer = threading.Timer(0.1, stop.set)
+        timer.start()
+        began = time.monotonic()
+        with open_source(feed("rtsp://camera/x", open_timeout=20.0), stop) as source:
+            assert list(source.segments()) == []
+        assert time.monotonic() - began < 1
+        hanging_names.set()
+        timer.join()
+
+
+def test_a_feed_leaves_one_stuck_reader_behind_at_most(hanging_names: threading.Event) -> None:
+    settings = feed("rtsp://camera/x", open_timeout=0.3, transport="tcp")
+    opener = opener_of(settings)
+    reasons = [why_lost(settings, opener) for _ in range(4)]
+    assert readers() == 1
+    assert [lost.reason for lost in reasons] == ["time-out"] * 4
+    assert str(reasons[-1]).endswith("the attempt before still hangs in the network")
+    hanging_names.set()
+    wait_until(lambda: not readers(), "the end of the reader")
+
+
+def test_a_program_ends_although_a_reader_is_stuck() -> None:
+    program = (
+        "import sys, threading; from stream.settings import FeedSettings; from stream.source import open_source\n"
+        "stop = threading.Event()\n"
+        "threading.Thread(target=lambda: sys.stdin.readline() and stop.set()).start()\n"
+        "with open_source(FeedSettings(url=sys.argv[1], open_timeout=60.0), stop) as source:\n"
+        "    assert list(source.segments()) == []\n"
+    )
+    asked = threading.Event()
+
+    def is_mute_when_asked(connection: socket.socket, stop: threading.Event) -> None:
+        connection.recv(4096)
+        asked.set()
+        stop.wait()
+
+    with Impostor(is_mute_when_asked) as server:
+        command = [sys.executable, "-c", program, f"rtsp://127.0.0.1:{server.port}/x"]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as running:
+            assert asked.wait(DEADLINE)
+            _, complaints = running.communicate(b"\n", timeout=20)
+    assert (running.returncode, complaints) == (0, b"")
+
+
+# HTTP
+
+
+Answer = Callable[[Any], None]
+
+
+class WebServer(http.server.ThreadingHTTPServer):
+    """Serves a folder and answers of its own at 127.0.0.1."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, answers: dict[str, Answer]) -> None:
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer = answers.get(self.path, http.server.SimpleHTTPRequestHandler.do_GET)
+                with suppress(OSError):  # of a client that has heard enough
+                    answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), lambda *args: Handler(*args, directory=str(folder)))
+        threading.Thread(target=self.serve_forever, args=(0.05,), name="web", daemon=True).start()
+
+    def url(self, path: str, scheme: str = "http") -> str:
+        return f"{scheme}://127.0.0.1:{self.server_port}{path}"
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+def send(handler: http.server.BaseHTTPRequestHandler, status: int, **headers: str) -> None:
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+
+
+def test_a_recording_over_http_is_read_to_its_end_and_opened_again(tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.ts", pictures=30)
+    with WebServer(tmp_path, {}) as server:
+        settings = feed(server.url("/clip.ts"))
+        with open_source(settings) as source:
+            segment = next(source.segments())
+            assert segment.recorded
+            assert len(take(segment, 100)) == 30
+            with pytest.raises(SourceLost, match="the server ended the stream"):
+                next(source.segments())
+        with open_source(settings.model_copy(update={"mode": "replay"})) as source:
+            assert [len(take(segment, 100)) for segment in source.segments()] == [30]
+
+
+def test_a_live_stream_over_http_is_not_paced(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=30).read_bytes()
+
+    def stream(handler: http.server.BaseHTTPRequestHandler) -> None:
+        send(handler, 200, Content_Type="video/mp2t")
+        handler.wfile.write(clip)
+        time.sleep(5)
+
+    with WebServer(tmp_path, {"/live": stream}) as server, open_source(feed(server.url("/live"))) as source:
+        segment = next(source.segments())
+        assert not segment.recorded
+        assert len(take(segment, 100)) >= 28
+        with pytest.raises(SourceLost, match=r"no packet for 0\.5 s") as lost:
+            next(source.segments())
+    assert lost.value.reason == "time-out"
+
+
+def test_video_that_stops_while_data_goes_on_is_noticed(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=400, klv=True).read_bytes()
+    packets = [clip[start : start + 188] for start in range(0, len(clip), 188)]
+    data_pid = 0x101
+
+    def stream(handler: http.server.BaseHTTPRequestHandler) -> None:
+        send(handler, 200, Content_Type="video/mp2t")
+        handler.wfile.write(b"".join(packets[: len(packets) // 10]))
+        for packet in packets[len(packets) // 10 :]:
+            if (packet[1] & 0x1F) << 8 | packet[2] == data_pid:
+                handler.wfile.write(packet)
+                time.sleep(0.01)
+
+    with WebServer(tmp_path, {"/live": stream}) as server, open_source(feed(server.url("/live"))) as source:
+        packets_read = list(next(source.segments()).packets())
+        with pytest.raises(SourceLost, match=r"packets come, but no video for 0\.5 s") as lost:
+            next(source.segments())
+    assert lost.value.reason == "no video"
+    assert sum(packet.kind == "data" for packet in packets_read) < 200, "long before the data ends"
+
+
+def changing(folder: Path, **after: Any) -> Answer:
+    """An answer whose video is something else after 20 pictures."""
+    first = make_clip(folder / "first.ts", pictures=20).read_bytes()
+    second = make_clip(folder / "second.ts", pictures=40, **after).read_bytes()
+
+    def stream(handler: http.server.BaseHTTPRequestHandler) -> None:
+        send(handler, 200, Content_Type="video/mp2t")
+        handler.wfile.write(first)
+        for start in range(0, len(second), 1316):
+            handler.wfile.write(second[start : start + 1316])
+            time.sleep(0.02)
+        time.sleep(5)
+
+    return stream
+
+
+@pytest.mark.parametrize("codec", ["libx265", "mpeg4"])
+def test_a_stream_over_http_whose_codec_changes_is_lost_at_once(tmp_path: Path, codec: str) -> None:
+    with (
+        WebServer(tmp_path, {"/live": changing(tmp_path, codec=codec)}) as server,
+        open_source(feed(server.url("/live"))) as source,
+    ):
+        assert 18 <= len(take(next(source.segments()), 100)) <= 20
+        with pytest.raises(SourceLost, match="its video has another codec now"):
+            next(source.segments())
+
+
+def test_a_stream_over_http_whose_video_moves_goes_on_and_its_reader_can_end(tmp_path: Path) -> None:
+    with WebServer(tmp_path, {"/live": changing(tmp_path, first_pid=0x200)}) as server:
+        with open_source(feed(server.url("/live"))) as source:
+            assert len(take(next(source.segments()), 50)) == 50
+        wait_until(lambda: not readers(), "the end of the reader")
+
+
+def test_pictures_of_a_webcam_have_the_times_at_which_they_came(tmp_path: Path) -> None:
+    """Motion JPEG over HTTP has no time stamps."""
+    with av.open(str(make_clip(tmp_path / "clip.mkv", codec="mjpeg", pix_fmt="yuvj420p", pictures=12))) as container:
+        pictures = [bytes(packet) for packet in container.demux() if packet.size]
+
+    def webcam(handler: http.server.BaseHTTPRequestHandler) -> None:
+        send(handler, 200, Content_Type="multipart/x-mixed-replace; boundary=frame")
+        for jpeg in pictures:
+            handler.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg))
+            handler.wfile.write(jpeg + b"\r\n")
+            time.sleep(0.05)
+
+    with WebServer(tmp_path, {"/webcam": webcam}) as server:
+        units = read(feed(server.url("/webcam")), 10)
+    assert [unit.packet.pts for unit in units] == [unit.received_ns // 1000 for unit in units]
+    assert {unit.packet.time_base.denominator for unit in units} == {1_000_000}
+
+
+def test_a_password_opens_a_stream_over_http(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=10).read_bytes()
+    expected = "Basic " + b64encode(f"watch:{PASSWORD}".encode()).decode()
+
+    def guarded(handler: http.server.BaseHTTPRequestHandler) -> None:
+        if handler.headers.get("Authorization") != expected:
+            send(handler, 401, WWW_Authenticate='Basic realm="camera"')
+            return
+        send(handler, 200, Content_Length=str(len(clip)))
+        handler.wfile.write(clip)
+
+    password = tmp_path / "password"
+    password.write_text(PASSWORD)
+    with WebServer(tmp_path, {"/cam": guarded}) as server:
+        assert why_lost(feed(server.url("/cam"))).reason == "unauthorised"
+        assert len(read(feed(server.url("/cam"), username="watch", password_file=password), 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(400, "refused"), (403, "unauthorised"), (404, "not found"), (500, "refused")]
+)
+def test_what_a_web_server_answers_is_told(tmp_path: Path, status: int, reason: str) -> None:
+    with WebServer(tmp_path, {"/cam": lambda handler: send(handler, status)}) as server:
+        assert why_lost(feed(server.url("/cam"))).reason == reason
+
+
+def test_a_web_page_is_no_video(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("<html>" + "hello " * 10_000)
+    with WebServer(tmp_path, {}) as server:
+        lost = why_lost(feed(server.url("/page.html")))
+    assert (lost.reason, str(lost)) == ("no video", f"{server.url('/page.html')}: what comes is nothing that is known")
+
+
+def test_a_stream_is_read_over_tls_and_a_server_without_it_is_told(tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.ts", pictures=10)
+    with WebServer(tmp_path, {}) as plain:
+        lost = why_lost(feed(plain.url("/clip.ts", "https")))
+        assert (lost.reason, lost.args[0].rpartition(": ")[2]) == ("refused", "the TLS connection fails")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(make_certificate(tmp_path))
+    with WebServer(tmp_path, {}) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        assert len(read(feed(server.url("/clip.ts", "https")), 5)) == 5
+
+
+@pytest.mark.parametrize("target", ["file:///{}/clip.ts", "udp://127.0.0.1:9", "concat:{}/clip.ts"])
+def test_a_redirection_leads_to_the_web_only(tmp_path: Path, target: str) -> None:
+    make_clip(tmp_path / "clip.ts", pictures=10)
+    location = target.format(tmp_path)
+    with WebServer(tmp_path, {"/cam": lambda handler: send(handler, 302, Location=location)}) as server:
+        lost = why_lost(impatient(server.url("/cam")))
+    assert lost.reason in ("refused", "lost", "no video", "not found")
+
+
+# HLS
+
+
+def make_playlist(folder: Path, *, segments: int = 4, ended: bool = False) -> Path:
+    """An HLS playlist and its segments of 0.4 s each."""
+    clip = make_clip(folder / "all.ts", pictures=10 * segments, key_interval=10)
+    made = folder / "live.m3u8"
+    options = {"hls_time": "0.4", "hls_list_size": "0", "hls_segment_filename": f"{folder}/part%d.ts"}
+    with av.open(str(clip)) as source, av.open(str(made), "w", format="hls", options=options) as playlist:
+        stream = playlist.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                playlist.mux(packet)
+    if not ended:
+        made.write_text(made.read_text().replace("#EXT-X-ENDLIST\n", ""))
+    return made
+
+
+def test_a_playlist_is_paced_and_begins_near_its_end(tmp_path: Path) -> None:
+    make_playlist(tmp_path)
+    with WebServer(tmp_path, {}) as server, open_source(feed(server.url("/live.m3u8"))) as source:
+        segment = next(source.segments())
+        assert segment.recorded
+        assert segment.info.container == "hls"
+        assert numbers(segment, 15)[0] == 20
+
+
+def test_a_playlist_cannot_read_files_of_this_machine(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "secret.ts", pictures=30)
+    (tmp_path / "live.m3u8").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{clip}\n#EXT-X-ENDLIST\n"
+    )
+    with WebServer(tmp_path, {}) as server:
+        lost = why_lost(impatient(server.url("/live.m3u8")))
+    assert lost.reason in ("refused", "lost", "no video", "time-out")
+
+
+# RTP by an SDP file
+
+
+def sdp_file(folder: Path, port: int) -> Path:
+    file = folder / "camera.sdp"
+    lines = ["v=0", "o=- 0 0 IN IP4 127.0.0.1", "s=camera", "c=IN IP4 127.0.0.1", "t=0 0"]
+    lines += [f"m=video {port} RTP/AVP 96", "a=rtpmap:96 H264/90000", "a=fmtp:96 packetization-mode=1"]
+    file.write_text("\r\n".join(lines) + "\r\n")
+    return file
+
+
+def send_rtp(clip: Path, port: int, stop: threading.Event) -> None:
+    """Send a clip as RTP, twice as fast as it is."""
+    with av.open(str(clip)) as source, av.open(f"rtp://127.0.0.1:{port}", "w", format="rtp") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size and not stop.wait(0.02):
+                packet.stream = stream
+                output.mux(packet)
+
+
+@pytest.fixture
+def rtp(tmp_path: Path) -> Iterator[Path]:
+    """An SDP file that describes what is being sent for two seconds."""
+    port, stop = free_port() & ~1, threading.Event()
+    clip = make_clip(tmp_path / "clip.ts", pictures=100, key_interval=10)
+    thread = threading.Thread(target=send_rtp, args=(clip, port, stop))
+    thread.start()
+    yield sdp_file(tmp_path, port)
+    stop.set()
+    thread.join()
+
+
+def test_rtp_is_read_by_its_sdp_file_until_it_stops(rtp: Path) -> None:
+    for url in (str(rtp), rtp.as_uri()):
+        with open_source(feed(url)) as source:
+            assert len(take(next(source.segments()), 15)) == 15
+    lost = why_lost(feed(rtp))
+    assert lost.reason == "time-out"
+
+
+@pytest.mark.parametrize(
+    ("media", "codec", "reason", "words"),
+    [
+        ("video", "FOO/90000", "codec", "its video has a codec that is not known here"),
+        ("audio", "OPUS/48000/2", "no video", "no video in it; it holds audio opus"),
+    ],
+)
+def test_rtp_that_cannot_be_relayed_is_told(rtp: Path, media: str, codec: str, reason: str, words: str) -> None:
+    rtp.write_text(rtp.read_text().replace("m=video", f"m={media}").replace("H264/90000", codec))
+    lost = why_lost(feed(rtp))
+    assert (lost.reason, str(lost)) == (reason, f"{rtp}: {words}")
+
+
+def test_rtp_that_never_comes_is_a_time_out(tmp_path: Path) -> None:
+    with nothing_left():
+        lost = why_lost(impatient(str(sdp_file(tmp_path, free_port() & ~1))))
+    assert (lost.reason, lost.args[0].rpartition(": ")[2]) == ("time-out", "no packet for 0.5 s")
+
+
+def test_an_sdp_file_that_is_none_is_told(tmp_path: Path) -> None:
+    assert why_lost(feed(tmp_path / "missing.sdp")).reason == "not found"
+    (tmp_path / "noise.sdp").write_bytes(os.urandom(5000))
+    assert why_lost(impatient(str(tmp_path / "noise.sdp"))).reason in ("no video", "lost")

@@ -1,0 +1,202 @@
+"""`nightbridge replay` as its users have it, to viewers: processes, kills, sockets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from stream.files.replay import Bookmark, Playlist, Position
+from stream.settings import FeedSettings
+from stream.subscribe import Subscriber
+from stream.wire import Message
+from tests.clips import klv_packet, make_clip, read_number
+from tests.replaying import Replay, finished, replay, result
+
+BEGAN_NS = 1795361400_000_000_000
+"""2026-11-22T15:30:00Z."""
+
+
+def pictures(messages: list[Message]) -> list[int]:
+    """The numbers of the pictures that these messages show."""
+    decoder = av.CodecContext.create("h264", "r")
+    assert isinstance(decoder, av.VideoCodecContext)
+    shown = [frame for message in messages for frame in decoder.decode(av.Packet(message.payload))]
+    shown += decoder.decode(None)
+    return [read_number(frame.to_ndarray()[: frame.height].astype(np.uint8)) for frame in shown]
+
+
+def collect(viewer: Subscriber, running: Replay, enough: Callable[[list[Message]], bool]) -> list[Message]:
+    """All messages until there are enough, or the replay has ended and nothing more comes."""
+    came: list[Message] = []
+    while not enough(came):
+        message = viewer.receive(1)
+        if message is not None:
+            came.append(message)
+        elif running.process.poll() is not None:
+            break
+    return came
+
+
+def of_kind(messages: list[Message], kind: str) -> list[Message]:
+    return [message for message in messages if message.kind == kind]
+
+
+def test_at_full_speed_a_slow_viewer_gets_everything_with_the_time_of_the_recording(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a-20261122T153000.000Z.ts", "b-20261122T153004Z.ts"):
+        make_clip(tmp_path / "in" / name, pictures=100, size=(96, 80), klv=True)
+    words = ("in", "--speed", "max", "--endpoint", "tcp://127.0.0.1:*", "--json", "done.json")
+    with replay(tmp_path, *words) as running:
+        endpoint = running.endpoint()
+        running.waits_for(lambda: "waiting for a viewer of replay" in running.said, "the wait")
+        pace = threading.Event()
+        with Subscriber(endpoint, "replay", ("video", "data"), max_age=None) as viewer:
+            came = collect(viewer, running, lambda came: pace.wait(0.005) or len(came) == 400)
+        assert running.code() == 0, running.said
+    shown, data = of_kind(came, "video"), of_kind(came, "data")
+    assert pictures(shown) == [*range(100), *range(100)]
+    assert [message.payload for message in data] == [klv_packet(number) for number in (*range(100), *range(100))]
+    assert {message.header.capture_clock for message in came} == {"recording"}
+    starts = [message.header.capture_ns for message in (shown[0], shown[100])]
+    assert starts == pytest.approx([BEGAN_NS, BEGAN_NS + 4_000_000_000], abs=1)
+    done = result(tmp_path)
+    assert (done["received"], done["published"], done["dropped"], done["lost"]) == (200, 200, {}, {})
+    assert done["complete"]
+
+
+def test_at_four_times_the_speed_it_takes_a_quarter_of_the_time(tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.mp4", pictures=101, size=(96, 80))
+    with replay(tmp_path, "a.mp4", "--speed", "4", "--endpoint", "tcp://127.0.0.1:*") as running:
+        with Subscriber(running.endpoint(), "replay", ("video",), max_age=None) as viewer:
+            shown = collect(viewer, running, lambda _: False)
+        assert running.code() == 0, running.said
+    first, last = shown[0].header, shown[-1].header
+    assert first.pts is not None
+    assert last.pts is not None
+    recorded = float((last.pts - first.pts) * first.time_base)
+    assert recorded > 3  # the viewer came in time to see most of it
+    assert recorded / 4 - 0.1 < (last.published_ns - first.published_ns) / 1e9 < recorded * 0.9
+
+
+def test_what_was_killed_goes_on_from_a_key_frame_and_the_viewer_misses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number, name in enumerate(("a.mp4", "b.mp4")):
+        make_clip(tmp_path / "in" / name, pictures=200 + number, size=(96, 80), key_interval=10, b_frames=2)
+    marks = tmp_path / "state" / "nightbridge" / "replay"
+    words = ("in", "--speed", "max", "--endpoint", "tcp://127.0.0.1:*", "--json", "done.json")
+
+    def remembered() -> bool:
+        return any('"unit":0' not in mark.read_text() for mark in marks.glob("*.json"))
+
+    with replay(tmp_path, *words, pictures=330) as first:
+        with Subscriber(first.endpoint(), "replay", ("video",), max_age=None) as viewer:
+            before = collect(viewer, first, lambda came: len(came) == 330 and remembered())
+        first.kill()
+    assert pictures(before) == [*range(200), *range(130)]
+    with replay(tmp_path, *words) as second:
+        with Subscriber(second.endpoint(), "replay", ("video",), max_age=None) as viewer:
+            after = collect(viewer, second, lambda _: False)
+        assert second.code() == 0, second.said
+    assert "going on in in/b.mp4, at picture" in second.said
+    seen = pictures(after)
+    assert seen == list(range(seen[0], 201))
+    assert 0 < seen[0] <= 130
+    assert seen[0] % 10 == 0
+    assert result(tmp_path)["went_on_from"] == {"file": "in/b.mp4", "picture": seen[0]}
+    assert not list(marks.iterdir())
+
+
+def test_a_position_can_be_forgotten_and_one_that_is_damaged_stops_nothing(tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.mp4", pictures=60, size=(96, 80), key_interval=5)
+    marks = tmp_path / "state" / "nightbridge" / "replay"
+    words = ("a.mp4", "--speed", "max", "--no-wait", "--endpoint", "tcp://127.0.0.1:*", "--json", "done.json")
+
+    def stop_in_the_middle() -> Path:
+        with replay(tmp_path, *words, pictures=50) as running:
+            running.waits_for(lambda: any('"unit":0' not in m.read_text() for m in marks.glob("*.json")), "a note")
+            running.kill()
+        (mark,) = marks.glob("*.json")
+        return mark
+
+    stop_in_the_middle()
+    assert finished(tmp_path, *words, "--from-start").code() == 0
+    assert (result(tmp_path)["went_on_from"], result(tmp_path)["published"]) == (None, 60)
+    stop_in_the_middle().write_text("{no mark")
+    damaged = finished(tmp_path, *words)
+    assert damaged.code() == 0
+    assert "the remembered position is ignored, since it cannot be read" in damaged.said
+    assert result(tmp_path)["published"] == 60
+    stop_in_the_middle()
+    os.utime(tmp_path / "a.mp4", ns=(0, 0))
+    foreign = finished(tmp_path, *words)
+    assert foreign.code() == 0
+    assert "a.mp4 is not as it was" in foreign.said
+    assert result(tmp_path)["published"] == 60
+
+
+def test_a_stop_while_it_plays_is_clean(tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.mp4", pictures=250, size=(96, 80))
+    with replay(tmp_path, "a.mp4", "--endpoint", "tcp://127.0.0.1:*", "--json", "done.json") as running:
+        with Subscriber(running.endpoint(), "replay", ("video",)) as viewer:
+            assert viewer.receive(10) is not None
+        running.process.send_signal(signal.SIGINT)
+        assert running.code() == 1
+    assert "the same command goes on from here" in running.said
+    assert "Traceback" not in running.said
+    done = result(tmp_path)
+    assert not done["complete"]
+    assert 0 < done["published"] == done["received"] < 250
+
+
+# Playlist and bookmark
+
+FEED = FeedSettings(url="a.mp4", mode="replay")
+
+
+def test_a_playlist_tells_the_key_frame_from_which_nothing_is_missed(tmp_path: Path) -> None:
+    files = [make_clip(tmp_path / f"{name}.ts", pictures=30, key_interval=10, size=(96, 80)) for name in "ab"]
+    playlist = Playlist(files)
+    for segment in playlist.open(FEED, threading.Event()):
+        assert len(list(segment.packets())) == 30
+    finished = {-5: (0, 0), 0: (0, 0), 9: (0, 0), 10: (0, 10), 29: (0, 20), 30: (1, 0), 41: (1, 10), 60: (1, 20)}
+    assert {done: playlist.position(done) for done in finished} == {
+        done: Position(*expected) for done, expected in finished.items()
+    }
+    assert playlist.bytes_read <= sum(playlist.sizes)
+    second = Playlist(files, Position(0, 20))
+    counts = [len(list(segment.packets())) for segment in second.open(FEED, threading.Event())]
+    assert counts == [10, 30]
+    assert [second.position(done) for done in (0, 9, 10, 25)] == [
+        Position(0, 20),
+        Position(0, 20),
+        Position(1, 0),
+        Position(1, 10),
+    ]
+
+
+def test_a_recording_that_is_gone_is_told_and_the_others_are_played(tmp_path: Path) -> None:
+    files = [make_clip(tmp_path / f"{name}.ts", pictures=3, size=(96, 80)) for name in "abc"]
+    playlist = Playlist(files)
+    files[1].unlink()
+    assert [len(list(segment.packets())) for segment in playlist.open(FEED, threading.Event())] == [3, 3]
+    assert list(playlist.failed) == [files[1]]
+
+
+def test_where_the_position_cannot_be_kept_it_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").write_text("no folder")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    clip = make_clip(tmp_path / "a.ts", pictures=3, size=(96, 80))
+    bookmark = Bookmark([clip], "replay")
+    for _ in range(3):
+        bookmark.write([clip], Position(0, 0))
+    assert len(caplog.messages) == 1
+    assert "the position cannot be remembered" in caplog.text

@@ -1,0 +1,169 @@
+"""`nightbridge replay --to` as its users have it: processes, kills, files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.clips import make_clip
+from tests.replaying import COMMAND, finished, names, numbers, packets, replay, result
+from tests.test_check import ROOT
+from tests.test_convert import with_sound
+from tools.app import app
+
+
+@pytest.fixture
+def mission(tmp_path: Path) -> Path:
+    """400 pictures with sound and KLV."""
+    clip = make_clip(tmp_path / "clip.ts", pictures=400, size=(96, 80), b_frames=2, klv=True)
+    return with_sound(clip, tmp_path / "mission.ts", "mp2")
+
+
+def test_what_was_killed_goes_on_where_it_was_and_the_file_is_whole(tmp_path: Path, mission: Path) -> None:
+    out, parts = tmp_path / "out" / "mission.ts", tmp_path / "out" / ".part-mission.ts"
+    words = (mission, "--to", "out", "--json", "done.json")
+    with replay(tmp_path, *words, pictures=300) as first:
+        first.waits_for(lambda: (parts / "000001.nut").exists(), "the second part")
+        first.waits_for(lambda: (parts / "growing.nut").exists(), "the third part")
+        first.process.send_signal(signal.SIGKILL)
+        first.code()
+    assert not out.exists()
+    second = finished(tmp_path, *words, pictures=150)  # which is enough for the rest alone
+    assert second.code() == 0, second.said
+    assert "going on after 250 pictures" in second.said
+    assert result(tmp_path)["files"][0]["pictures"] == 400
+    assert names(tmp_path / "out") == ["mission.ts"]
+    assert numbers(out) == list(range(400))
+    for kind in ("audio", "data"):
+        assert packets(out, kind) == packets(mission, kind)
+    assert len(packets(out, "data")) == 400
+    assert [time for time, _ in sorted(packets(out, "video"))] == [
+        time for time, _ in sorted(packets(mission, "video"))
+    ]
+    again = finished(tmp_path, *words, pictures=0)
+    assert (again.code(), result(tmp_path)["files"][0]["state"]) == (0, "there already")
+
+
+def test_a_signal_keeps_all_that_is_done(tmp_path: Path, mission: Path) -> None:
+    words = (mission, "--to", "out.mkv", "--json", "done.json")
+    with replay(tmp_path, *words, seconds=0.01) as first:
+        first.waits_for((tmp_path / ".part-out.mkv" / "growing.nut").exists, "the first part")
+        first.process.send_signal(signal.SIGTERM)
+        assert first.code() == 1
+    assert "the same command goes on from here" in first.said
+    assert "Traceback" not in first.said
+    [stopped] = result(tmp_path)["files"]
+    assert stopped["state"] == "stopped"
+    assert not (tmp_path / "out.mkv").exists()
+    second = finished(tmp_path, *words, pictures=400 - stopped["pictures"])
+    assert second.code() == 0, second.said
+    assert result(tmp_path)["files"][0]["resumed"] == stopped["pictures"]
+    assert numbers(tmp_path / "out.mkv") == list(range(400))
+    assert "the data is left out" in second.said
+
+
+def test_a_folder_becomes_files_of_the_same_names_and_a_bad_one_spoils_no_other(tmp_path: Path) -> None:
+    missions = tmp_path / "missions"
+    missions.mkdir()
+    for name in ("a.mp4", "b.m2ts", "d.avi"):
+        make_clip(missions / name, pictures=8, size=(96, 80), codec="mpeg4" if name == "d.avi" else "libx264")
+    (missions / "c.mkv").write_bytes(b"no recording")
+    (missions / "notes.txt").write_text("no recording")
+    done = finished(tmp_path, "missions", "--to", "out", "--json", "done.json")
+    assert done.code() == 1
+    assert "c.mkv: Invalid data found" in done.said
+    assert "24 pictures; of 4 recordings 3 done, 1 failed" in done.said
+    assert names(tmp_path / "out") == ["a.mp4", "b.ts", "d.mkv"]
+    assert [numbers(tmp_path / "out" / name) for name in ("a.mp4", "b.ts", "d.mkv")] == [list(range(8))] * 3
+    states = [outcome["state"] for outcome in result(tmp_path)["files"]]
+    assert (states, result(tmp_path)["complete"]) == (["done", "done", "failed", "done"], False)
+
+
+def test_a_finished_file_is_made_anew_where_its_recording_is_newer_or_somebody_says_so(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=5, size=(96, 80))
+    words = ("clip.mp4", "--to", "out", "--json", "done.json")
+    states = []
+    for further in ((), (), ("--from-start",)):
+        finished(tmp_path, *words, *further)
+        states.append(result(tmp_path)["files"][0]["state"])
+    out = tmp_path / "out" / "clip.mp4"
+    os.utime(clip, ns=(0, out.stat().st_mtime_ns + 1))
+    finished(tmp_path, *words)
+    states.append(result(tmp_path)["files"][0]["state"])
+    assert states == ["done", "there already", "done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["missing.mp4"], "'missing.mp4' does not exist"),
+        (["empty"], "empty: no recording that can be read, in 0 media files"),
+        (["a.mp4", "--to", "a.mp4"], "a.mp4 is a recording itself, which would be lost"),
+        (["in", "--to", "in"], "in/a.mp4 is a recording itself, which would be lost"),
+        (["in/a.mp4", "in/b.mp4", "--to", "out.mkv"], "out.mkv is one file, and there are 2 recordings"),
+        (["a.mp4", "in/a.mp4", "--to", "out"], "a.mp4 and in/a.mp4 would both become out/a.mp4"),
+        (["a.mp4", "--to", "notes.txt"], "notes.txt is no folder"),
+        (["a.mp4", "--to", "out", "--speed", "4"], "files are always made as fast as it goes"),
+        (["a.mp4", "--speed", "fast"], "'fast'; must be a number from 0.01 to 100, or max"),
+        (["a.mp4", "--speed", "nan"], "'nan'; must be a number from 0.01 to 100, or max"),
+        (["a.mp4", "--feed", "Pier/1"], "--feed 'Pier/1'; must be 1 to 64 of a-z, 0-9, _ and -"),
+        (["a.mp4", "--endpoint", "5560"], "'5560'; must be an endpoint such as"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_wrong_use_is_told_and_nothing_is_made(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    words: list[str],
+    reason: str,
+) -> None:
+    caplog.set_level(logging.INFO)  # which the command changes, and pytest sets back
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for folder in ("in", "empty"):
+        (tmp_path / folder).mkdir()
+    for name in ("a.mp4", "in/a.mp4", "in/b.mp4"):
+        make_clip(tmp_path / name, pictures=2, size=(96, 80))
+    (tmp_path / "notes.txt").write_text("no folder")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = CliRunner().invoke(app, ["replay", *words])
+    assert done.exit_code == 2
+    assert reason in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_terminal_shows_how_far_all_recordings_are(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        make_clip(tmp_path / name, pictures=30, size=(96, 80))
+    terminal, its_end = os.openpty()
+    command = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "replay", "a.mp4", "b.mp4", "--to", "out"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PICTURES": "60", "SECONDS": "0.02", "TERM": "xterm"},
+        stdout=subprocess.DEVNULL,
+        stderr=its_end,
+    )
+    os.close(its_end)
+    deadline = threading.Timer(30, command.kill)
+    deadline.start()
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:  # how a terminal ends on Linux
+        pass
+    deadline.cancel()
+    os.close(terminal)
+    assert command.wait() == 0
+    assert b"a.mp4" in shown
+    assert b"b.mp4" in shown
+    assert b" pictures" in shown

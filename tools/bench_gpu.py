@@ -1,0 +1,302 @@
+"""`nightbridge bench --gpu`: all that is worth knowing of an NVIDIA GPU, part by part, within some minutes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from rich.table import Table
+
+from engines.cards import CARD, SHIPPED, find_weights
+from engines.cores import available_cores
+from engines.door import Engine
+from engines.errors import EngineError, EngineMissing
+from engines.gpu import NO_GPU, find_gpu
+from engines.runtime import ON_CUDA, EngineOptions, open_engine
+from tools.report import plain, print_values, write_json
+
+PACKAGES = ("torch", "tensorrt", "tensorrt-rtx", "pycuda", "av", "numpy")
+TRY_SECONDS = 90.0
+"""How long a runtime may take to its first picture: TensorRT-RTX compiles."""
+TRY = """
+import sys
+from engines.runtime import EngineOptions, open_engine
+from tools.bench_gpu_checks import make_picture, through
+runtime, weights = sys.argv[1:]
+try:
+    with open_engine(runtime, weights, EngineOptions(cuda_only=True)) as engine:
+        through(engine, make_picture("dusk", (64, 48)))
+except Exception as error:
+    sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))
+"""
+"""One picture through a runtime, in a process of its own: a library that refuses a GPU can end its process."""
+TIMES_SHARE = 0.5
+"""Of all time: when it is over the relay begins, whatever is not timed yet."""
+TAPE_SECONDS, TAPE_COPIES = 20, 30
+"""Of the recording that each feed of the relay plays, and how often."""
+
+WIDTH = 150
+"""Columns of the printed tables, at least: a narrower terminal breaks their lines, and loses nothing."""
+
+Part = Callable[[], Iterator[Mapping[str, object]]]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Findings:
+    """Figures so far: the file holds them after each step, so that a run that is killed leaves what it measured."""
+
+    path: Path | None
+    seconds: float
+    """How long everything may take."""
+    figures: dict[str, object] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def time_left(self, share: float = 1.0) -> float:
+        """Seconds until this share of all time is over; below 0 afterwards."""
+        return self._began + share * self.seconds - time.monotonic()
+
+    def add(self, figures: Mapping[str, object]) -> None:
+        """Keep more figures."""
+        self.figures |= figures
+        write_json(self.path, self.figures)
+
+    def measure(self, name: str, part: Part) -> None:
+        """Keep what a part finds; where it fails, `NAME_failed` says why, and what it found before stays."""
+        began = time.monotonic()
+        try:
+            for figures in part():
+                self.add(figures)
+        except Exception as error:  # whatever it is: the other parts go on
+            log.debug("%s", name, exc_info=error)
+            self.add({f"{name}_failed": f"{type(error).__name__}: {error}"})
+        self.add({f"{name}_seconds": round(time.monotonic() - began, 1)})
+
+
+def bench_gpu(weights: str, minutes: float, path: Path | None) -> None:
+    """Measure everything, write `path` after each step, print it; raises `EngineMissing` where there is no GPU."""
+    if find_gpu() == NO_GPU:
+        raise EngineMissing("bench --gpu needs an NVIDIA GPU and its driver; here is none")
+    find_weights(weights)
+    findings = Findings(path, 60 * minutes)
+    console = Console(stderr=True)
+    with console.status("") as status:
+        status.update("looking around")
+        findings.measure("environment", environment)
+        status.update("trying the runtimes")
+        findings.measure("runtimes", lambda: runtimes(weights))
+        usable = [name for name in ON_CUDA if findings.figures.get(f"{name}_works")]
+        status.update("comparing with fp32 on the processor")
+        for runtime in usable:
+            findings.measure(f"{runtime}_checks", partial(checks, runtime, weights))
+        status.update("timing batches")
+        findings.measure("times", lambda: times(usable, weights, lambda: findings.time_left(TIMES_SHARE)))
+        status.update("comparing with a matrix product")
+        findings.measure("efficiency", lambda: efficiency(weights, findings.figures))
+        status.update("watching relays")
+        findings.measure("relay", lambda: relay(usable, weights, findings.time_left))
+    out = Console()
+    out.width = max(out.width, WIDTH)
+    print_findings(out, findings.figures)
+
+
+def environment() -> Iterator[Mapping[str, object]]:
+    """The machine, and what is installed on it."""
+    gpu = find_gpu()
+    yield {"gpu": gpu.name, "driver": gpu.driver, "cores": available_cores(), "python": platform.python_version()}
+    yield {f"{name.replace('-', '_')}_version": installed(name) for name in PACKAGES}
+    yield {f"weights_id_{name}": find_weights(name).id for name in shipped()}
+    if installed("torch") is None:
+        return
+    import torch
+
+    yield {"torch_cuda_version": torch.version.cuda}
+    major, minor = torch.cuda.get_device_capability()
+    yield {"compute_capability": f"{major}.{minor}", "gpu_memory_mb": torch.cuda.mem_get_info()[1] / 1e6}
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package; None where it is not."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def shipped() -> list[str]:
+    """Names of the shipped weights."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CARD}"))
+
+
+def runtimes(weights: str) -> Iterator[Mapping[str, object]]:
+    """`RUNTIME_works`, and `RUNTIME_missing`: why not."""
+    for runtime in ON_CUDA:
+        reason = why_not(runtime, weights)
+        yield {f"{runtime}_works": reason is None, f"{runtime}_missing": reason}
+
+
+def why_not(runtime: str, weights: str) -> str | None:
+    """Why a runtime cannot enhance a picture here, for people; None where it can."""
+    command = [sys.executable, "-c", TRY, runtime, weights]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TRY_SECONDS, check=False)  # noqa: S603 - our own program
+    except subprocess.TimeoutExpired:
+        return f"no picture within {TRY_SECONDS:g} s"
+    if done.returncode == 0:
+        return None
+    last = (done.stderr.strip().splitlines() or ["it does not say why"])[-1]
+    return last if done.returncode > 0 else f"it ended with signal {-done.returncode}: {last}"
+
+
+def checks(runtime: str, weights: str) -> Iterator[Mapping[str, object]]:
+    """Contract and parity of a runtime, for the chosen weights and all that are shipped."""
+    from tools.bench_gpu_checks import SIZES, Reference, contract, parity
+
+    for name in dict.fromkeys((weights, *shipped())):
+        found = find_weights(name)
+        with open_engine(runtime, name, EngineOptions(cuda_only=True)) as engine:
+            label = f"{runtime}_{engine.info.precision}_{found.card.name}"
+            yield {f"contract_{label}_{key}": value for key, value in contract(engine, SIZES).items()}
+            yield {f"parity_{label}_{key}": value for key, value in parity(engine, Reference(found), SIZES).items()}
+
+
+def times(usable: list[str], weights: str, time_left: Callable[[], float]) -> Iterator[Mapping[str, object]]:
+    """Times of all sizes and batches, as long as there is time."""
+    from tools.bench_gpu_times import BATCHES, SIZES, UNDER_WAY
+
+    options = EngineOptions(cuda_only=True, batch=max(BATCHES), slots=UNDER_WAY * max(BATCHES))
+    with ExitStack() as stack:
+        engines = {name: stack.enter_context(open_engine(name, weights, options)) for name in usable}
+        for size in SIZES:
+            yield from times_of_size(engines, size, BATCHES, time_left)
+            for engine in engines.values():
+                engine.allow(options.slots, 0)  # frees the size
+                engine.allow(options.slots, 1)
+
+
+def times_of_size(
+    engines: Mapping[str, Engine], size: tuple[int, int], counts: tuple[int, ...], time_left: Callable[[], float]
+) -> Iterator[Mapping[str, object]]:
+    """GPU memory of each engine for this size, then its times for each count of pictures in a batch."""
+    from tools.bench_gpu_times import memory_growth, times
+
+    where = f"{size[0]}x{size[1]}"
+    if time_left() > 0:
+        for name, engine in engines.items():
+            with suppress(EngineError):  # told with the times
+                yield {f"{name}_{where}_gpu_memory_mb": memory_growth(engine, size, max(counts), used_mb)}
+    for count in counts:
+        if time_left() <= 0:
+            yield {f"times_{where}_b{count}_left_out": "no time was left"}
+            continue
+        for name, figures in times(engines, size, count).items():
+            yield {f"{name}_{where}_b{count}_{key}": value for key, value in figures.items()}
+
+
+def efficiency(weights: str, figures: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
+    """Operations of a picture, the GPU's rate in a plain product, and the network's share of that."""
+    from tools.bench_gpu_matrix import flop, matrix_peak
+    from tools.bench_gpu_times import SIZES
+
+    needed = {f"{width}x{height}": flop(find_weights(weights), (width, height)) for width, height in SIZES}
+    yield {f"gflop_{size}": count / 1e9 for size, count in needed.items()}
+    peak, side = matrix_peak()
+    yield {"matrix_peak_tflops": peak / 1e12, "matrix_peak_side": side}
+    yield shares(figures, needed, peak)
+
+
+def shares(figures: Mapping[str, object], needed: Mapping[str, int], peak: float) -> dict[str, float]:
+    """For each network that was timed alone, `..._tflops` and `..._matrix_share`: of the rate `peak`."""
+    found: dict[str, float] = {}
+    for key, network_ms in figures.items():
+        if key.endswith("_network_ms") and isinstance(network_ms, float):
+            cell = key.removesuffix("_network_ms")
+            _, size, batch = cell.rsplit("_", 2)
+            rate = needed[size] * int(batch[1:]) / (network_ms / 1000)
+            found |= {f"{cell}_tflops": rate / 1e12, f"{cell}_matrix_share": rate / peak}
+    return found
+
+
+def relay(usable: list[str], weights: str, time_left: Callable[[], float]) -> Iterator[Mapping[str, object]]:
+    """How many feeds one relay carries with the better runtime that works."""
+    from tools.bench_gpu_relay import COUNTS, SIZE, codecs_figures, relay_figures
+    from tools.bench_stream import RATE, make_feed, repeated
+
+    if not usable:
+        raise EngineMissing("no runtime works on this GPU")
+    settings = {"runtime": usable[0], "weights": weights}
+    yield {"relay_runtime": usable[0], "relay_size": f"{SIZE[0]}x{SIZE[1]}", "relay_rate": float(RATE)}
+    with TemporaryDirectory(prefix="nightbridge-bench-") as name:
+        folder = Path(name)
+        feed = folder / "night.ts"
+        make_feed(Path(__file__).parent / "clip" / "day.mp4", feed, SIZE, int(TAPE_SECONDS * RATE))
+        with open_engine(usable[0], weights, EngineOptions(cuda_only=True)) as engine:
+            codecs = codecs_figures(feed, engine)
+        yield codecs
+        tape = repeated(feed, folder / "tape", TAPE_COPIES)
+        yield from relay_figures(tape, folder, settings, sum(codecs.values()), time_left, used_mb, COUNTS)
+
+
+def used_mb() -> float | None:
+    """MB of the GPU's memory that anybody has taken; None without torch on CUDA."""
+    try:
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+    except Exception:  # ImportError, or whatever torch says without CUDA
+        return None
+    return (total - free) / 1e6
+
+
+TIMES_COLUMNS = (
+    *("door_ms", "latency_ms", "network_ms", "upload_ms", "download_ms", "fps", "door_ratio"),
+    *("copies_hidden", "tflops", "matrix_share"),
+)
+RELAY_COLUMNS = (
+    *("fps", "age_p50_ms", "age_p95_ms", "age_p99_ms", "dropped", "lost"),
+    *("cores", "cpu_ms", "cpu_beside_codecs_ms", "gpu_memory_mb"),
+)
+
+
+def print_findings(console: Console, figures: Mapping[str, object]) -> None:
+    """Batches and relays as tables, all else as lines."""
+    tables = [
+        as_table("batch", "_door_ms", TIMES_COLUMNS, figures),
+        as_table("relay", "_cpu_ms", RELAY_COLUMNS, figures),
+    ]
+    shown = {key for _, keys in tables for key in keys}
+    print_values(console, {key: value for key, value in figures.items() if key not in shown})
+    for table, keys in tables:
+        if keys:
+            console.print(table)
+
+
+def as_table(title: str, mark: str, columns: tuple[str, ...], figures: Mapping[str, object]) -> tuple[Table, list[str]]:
+    """A row for every figure whose name ends with `mark`, and the names of the figures that are in the table."""
+    table = Table(title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    keys: list[str] = []
+    for row in [key.removesuffix(mark) for key in figures if key.endswith(mark)]:
+        names = [f"{row}_{column}" for column in columns]
+        keys += [name for name in names if name in figures]
+        table.add_row(row, *(as_cell(plain(figures.get(name))) for name in names))
+    return table, keys
+
+
+def as_cell(value: object) -> str:
+    """A figure with three digits that count; - where it is missing."""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return "-" if value is None else str(value)

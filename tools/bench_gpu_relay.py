@@ -1,0 +1,190 @@
+"""How many live feeds one relay carries: more and more of them, until pictures are dropped or grow old."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from engines.door import Engine
+from stream.errors import StreamError
+from stream.subscribe import Subscriber
+from stream.wire import Status, decode_status
+from tools.bench_stream import (
+    KEPT,
+    RATE,
+    START_SECONDS,
+    decode,
+    decode_alone,
+    encode_alone,
+    enhance_alone,
+    running_relay,
+)
+
+SIZE = (352, 288)
+COUNTS = (4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160)
+"""Feeds, one relay each."""
+WATCH_SECONDS = 8.0
+SETTLE_SECONDS = 4.0
+"""From the first picture of the last feed until it is watched: the engine sees new counts of pictures."""
+STEP_SECONDS = 30.0
+"""What one more relay may take with its start and its end; with less time left none is begun."""
+OLDEST_MS = 150.0
+"""Age that 95 of 100 pictures may have."""
+SLOWEST = 0.98
+"""Share of the cameras' pictures that must come out."""
+
+Figures = dict[str, float | int | str | None]
+
+
+@dataclass
+class Watched:
+    """What came from a relay while it was watched."""
+
+    ages_ms: list[float] = field(default_factory=list)
+    """Capture to published."""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of the relay, all its threads."""
+    first: dict[str, int] = field(default_factory=dict)
+    latest: dict[str, int] = field(default_factory=dict)
+    """By feed: the number of its first and its latest picture."""
+    before: dict[str, Status] = field(default_factory=dict)
+    after: dict[str, Status] = field(default_factory=dict)
+    """By feed: what it had done when the watch began, and at its end."""
+
+    @property
+    def pictures(self) -> int:
+        """How many the relay published, whether or not they came here."""
+        return sum(self.latest[feed] - self.first[feed] + 1 for feed in self.latest)
+
+    def counted(self, what: Callable[[Status], Mapping[str, int]]) -> int:
+        """How many more were dropped or lost at the end than at the beginning."""
+        return sum(sum(what(self.after[feed]).values()) - sum(what(self.before[feed]).values()) for feed in self.after)
+
+
+def relay_figures(
+    feed: Path,
+    folder: Path,
+    engine: Mapping[str, str],
+    codecs_ms: float,
+    time_left: Callable[[], float],
+    used_mb: Callable[[], float | None],
+    counts: Sequence[int],
+) -> Iterator[Figures]:
+    """Figures of one relay after another, with as many feeds as `counts` says, until one does not carry them.
+
+    `feed` is a recording, or a folder of them, that each feed plays at its own pace; `engine` are settings of the
+    relay's `[engine]`; `codecs_ms` is what decoding and encoding a picture cost alone. The last
+    figures say why it ended.
+    """
+    carried, limit = 0, "the most that is tried"
+    for count in counts:
+        if time_left() < STEP_SECONDS:
+            limit = "no time was left"
+            break
+        before = used_mb()
+        with running_relay(feed, folder, count, engine) as (relay, endpoint):
+            try:
+                seen = watch_all(relay, endpoint, count)
+            except StreamError as error:
+                limit = f"{count} feeds: {error}"
+                break
+            gpu_mb = used_mb()
+        figures = step_figures(seen, codecs_ms)
+        figures["gpu_memory_mb"] = None if before is None or gpu_mb is None else gpu_mb - before
+        yield {f"relay_{count}_feeds_{name}": value for name, value in figures.items()}
+        if (reason := why_too_many(figures, count)) is not None:
+            limit = f"{count} feeds: {reason}"
+            break
+        carried = count
+    yield {"relay_feeds": carried, "relay_limit": limit}
+
+
+def watch_all(relay: subprocess.Popen[bytes], endpoint: str, count: int) -> Watched:
+    """Everything that a relay publishes of all its feeds, for `WATCH_SECONDS`.
+
+    Raises `StreamError` where not every feed has a picture within `START_SECONDS`, or the relay ends.
+    """
+    with Subscriber(endpoint, None, ("video", "status"), max_age=None) as viewer:
+        settled = Watched()
+        listen(viewer, settled, relay, START_SECONDS, until=lambda: len(settled.first) == count)
+        if len(settled.first) < count:
+            raise StreamError(f"{len(settled.first)} of them had a picture within {START_SECONDS:g} s")
+        listen(viewer, settled, relay, SETTLE_SECONDS)
+        seen = Watched(before=dict(settled.after))
+        cpu, began = cpu_seconds(relay.pid), time.monotonic()
+        listen(viewer, seen, relay, WATCH_SECONDS)
+        seen.cpu_seconds, seen.seconds = cpu_seconds(relay.pid) - cpu, time.monotonic() - began
+    return seen
+
+
+def listen(
+    viewer: Subscriber,
+    seen: Watched,
+    relay: subprocess.Popen[bytes],
+    seconds: float,
+    until: Callable[[], bool] = lambda: False,
+) -> None:
+    """Note what comes for some seconds, or until something is so; raises `StreamError` where the relay ends."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not until():
+        if relay.poll() is not None:
+            raise StreamError(f"the relay ended with exit code {relay.returncode}")
+        message = viewer.receive(min(left, 0.5))
+        if message is None:
+            continue
+        header = message.header
+        if message.kind == "status":
+            seen.after[header.feed] = decode_status(message.payload)
+            seen.before.setdefault(header.feed, seen.after[header.feed])
+        else:
+            seen.first.setdefault(header.feed, header.seq)
+            seen.latest[header.feed] = header.seq
+            seen.ages_ms.append((header.published_ns - (header.capture_ns or 0)) / 1e6)
+
+
+def step_figures(seen: Watched, codecs_ms: float) -> Figures:
+    """What one relay did, see docs/benchmarks.md."""
+    cpu_ms = 1000 * seen.cpu_seconds / max(1, seen.pictures)
+    ages = {f"age_p{p}_ms": float(np.percentile(seen.ages_ms, p)) if seen.ages_ms else None for p in (50, 95, 99)}
+    return {
+        "fps": seen.pictures / seen.seconds,
+        **ages,
+        "dropped": seen.counted(lambda status: status.dropped),
+        "lost": seen.counted(lambda status: status.lost),
+        "cores": seen.cpu_seconds / seen.seconds,
+        "cpu_ms": cpu_ms,
+        "cpu_beside_codecs_ms": cpu_ms - codecs_ms,
+    }
+
+
+def why_too_many(figures: Figures, count: int) -> str | None:
+    """Why a relay does not carry so many feeds, for people; None where it does."""
+    age, fps, wanted = figures["age_p95_ms"], figures["fps"], float(count * RATE)
+    if figures["dropped"] or figures["lost"]:
+        return f"{figures['dropped']} pictures were dropped and {figures['lost']} lost"
+    if not isinstance(age, float) or age > OLDEST_MS:
+        return f"age_p95_ms is above {OLDEST_MS:g}"
+    if not isinstance(fps, float) or fps < SLOWEST * wanted:
+        return f"of {wanted:g} pictures a second fewer came out"
+    return None
+
+
+def codecs_figures(feed: Path, engine: Engine) -> dict[str, float]:
+    """CPU milliseconds of decoding a frame and of encoding a picture of twice the size, each alone."""
+    frames = list(islice(decode(feed), KEPT))
+    planes, _ = enhance_alone(engine, frames)
+    return {"relay_decode_ms": decode_alone(feed), "relay_encode_ms": encode_alone(planes, frames)}
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of the processor, that a process has used so far in all its threads (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,150 @@
+"""`nightbridge engine`: the plans that TensorRT runs, built before a relay needs them, and what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from engines.cards import Weights
+    from engines.plans import PlanFile, PlanKey
+
+NOT_FOR_USE = (
+    "no GPU here: this shows that plans can be built, but none of them will run; a machine with a GPU builds its own"
+)
+CACHE = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="NIGHTBRIDGE__ENGINE__CACHE",
+        file_okay=False,
+        help="As `cache` under [engine] in the settings.",
+        show_default="nightbridge in the user's cache folder",
+    ),
+]
+JSON = Annotated[Path | None, typer.Option("--json", help="Write what is told as one JSON object.")]
+
+engine = typer.Typer(no_args_is_help=True, help="Plans of TensorRT: build them before a relay needs them, list them.")
+
+
+@engine.command()
+def build(
+    size: Annotated[
+        list[str], typer.Option(metavar="WxH", help="Of the camera's pictures, such as 640x360; may be repeated.")
+    ],
+    weights: Annotated[
+        str, typer.Option(help="Shipped weights, a folder made by `export`, or all: every shipped one.")
+    ] = "field",
+    batch: Annotated[int, typer.Option(help="The largest; `batch` under [engine] in the settings.")] = 8,
+    runtime: Annotated[Literal["tensorrt"], typer.Option(help="OpenVINO needs no building.")] = "tensorrt",  # noqa: ARG001
+    cache: CACHE = None,
+    json: JSON = None,
+) -> None:
+    """Build plans for pictures of these sizes, or see that they are there."""
+    import time
+
+    from rich.console import Console
+
+    from engines.errors import EngineMismatch
+    from engines.gpu import NO_GPU, find_gpu
+    from engines.plans import Plans, check_fits
+    from engines.tensorrt_library import import_tensorrt
+    from tools.report import write_json
+    from tools.simulate import as_size
+
+    sizes = [as_size(text) for text in size]
+    try:
+        for width, height in sizes:
+            check_fits(width, height, batch)
+    except EngineMismatch as error:
+        raise typer.BadParameter(str(error)) from None
+    chosen = choose(weights)
+    gpu = find_gpu()
+    plans = Plans(import_tensorrt(), gpu, cache)
+    console, rows = Console(stderr=True), []
+    for found, (width, height) in product(chosen, sizes):
+        began = time.monotonic()
+        with console.status(f"building {found.card.name} for {width}x{height}"):
+            plan = plans.get(found, width, height, batch)
+        seconds = time.monotonic() - began
+        rows.append(about(plan.key, plan.path, len(plan.data)) | {"built": plan.built, "seconds": round(seconds, 3)})
+        done = f"built in {seconds:.1f} s" if plan.built else "was there"
+        print(
+            f"{plan.key.weights} {width}x{height}: {len(plan.data)} bytes, {done}: {plan.path or 'not kept'}",
+            flush=True,
+        )
+    if gpu == NO_GPU:
+        console.print(NOT_FOR_USE, markup=False, highlight=False, soft_wrap=True)
+    write_json(json, {"usable": gpu != NO_GPU, "plans": rows})
+
+
+@engine.command("list")
+def list_plans(cache: CACHE = None, json: JSON = None) -> None:
+    """Show all plans, the newest first, and which of them this machine uses with the present weights."""
+    from engines.errors import EngineMissing
+    from engines.gpu import find_gpu
+    from engines.plans import Plans
+    from engines.tensorrt_library import import_tensorrt
+    from tools.report import write_json
+
+    try:
+        library = import_tensorrt()
+    except EngineMissing:
+        library = None
+    plans = Plans(library, find_gpu(), cache)
+    files = plans.files()
+    for line in in_columns([texts(file) for file in files]):
+        print(line)
+    print(f"{len(files)} plans in {plans.folder}")
+    rows = [
+        about(file.key, file.path, file.bytes) | {"made": moment(file), "usable": not file.useless, "why": file.useless}
+        for file in files
+    ]
+    write_json(json, {"folder": plans.folder, "plans": rows})
+
+
+def choose(weights: str) -> list[Weights]:
+    """The weights of this name, or all that are shipped."""
+    from engines.cards import CARD, SHIPPED, find_weights
+
+    names = sorted(card.parent.name for card in SHIPPED.glob(f"*/{CARD}")) if weights == "all" else [weights]
+    return [find_weights(name) for name in names]
+
+
+def about(key: PlanKey | None, path: Path | None, size: int) -> dict[str, object]:
+    """A plan as values for programs."""
+    from msgspec import to_builtins
+
+    parts = to_builtins(key) if key else {}
+    return {"path": path, "bytes": size, **parts.pop("machine", {}), **parts}
+
+
+def texts(file: PlanFile) -> list[str]:
+    """A plan as columns for people."""
+    from engines.gpu import NO_GPU
+    from engines.tensorrt_library import TITLES
+
+    use = file.useless or "usable"
+    parts = [file.path.name, *[""] * 5]
+    if file.key:
+        key, machine = file.key, file.key.machine
+        gpu = "no GPU" if machine.gpu == NO_GPU.name else f"{machine.gpu}, driver {machine.driver}"
+        made_by = f"{TITLES.get(machine.library, machine.library)} {machine.version}"
+        parts = [key.weights, f"{key.width}x{key.height}", f"batch 1-{key.batch}", key.precision, made_by, gpu]
+    return [*parts, f"{file.bytes} bytes", moment(file), use]
+
+
+def moment(file: PlanFile) -> str:
+    """When it was made, in UTC."""
+    return datetime.fromtimestamp(file.made, UTC).isoformat(timespec="seconds")
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as lines whose columns stand under one another."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

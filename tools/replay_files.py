@@ -1,0 +1,181 @@
+"""The half of `replay` that makes files."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from tools.progress import Meter
+from tools.signals import stopped_by_signals
+
+if TYPE_CHECKING:
+    from engines.door import Engine
+    from stream.files.convert import Progress
+    from stream.settings import Settings
+
+log = logging.getLogger("nightbridge")
+
+KEPT = {".mkv": ".mkv", ".mov": ".mov", ".mp4": ".mp4", ".m4v": ".mp4", ".ts": ".ts", ".m2ts": ".ts", ".mts": ".ts"}
+"""What a recording's file becomes, by its suffix; others become Matroska, which holds nearly everything."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recording and the file that it becomes."""
+
+    source: Path
+    target: Path
+    size: int
+    """Of the recording, in bytes."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the file is there, is no older than the recording, and nobody has begun it anew."""
+        return (
+            self.target.is_file()
+            and self.target.stat().st_mtime_ns >= self.source.stat().st_mtime_ns
+            and not unfinished(self.target).exists()
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a recording."""
+
+    source: str
+    target: str
+    state: Literal["done", "there already", "stopped", "failed"]
+    pictures: int = 0
+    resumed: int = 0
+    """Pictures that an earlier call had made."""
+    lost: int = 0
+    """Access units that gave no picture."""
+    reason: str | None = None
+
+
+def unfinished(target: Path) -> Path:
+    """The folder with what is done of a file that is not finished."""
+    return target.with_name(f".part-{target.name}")
+
+
+def file_jobs(files: Sequence[Path], to: Path) -> list[Job]:
+    """The file that each recording becomes: in the folder `to`, or `to` itself."""
+    from stream.sources.recording import SUFFIXES
+
+    if to.suffix.lower() in SUFFIXES and not to.is_dir():
+        if len(files) > 1:
+            raise typer.BadParameter(f"{to} is one file, and there are {len(files)} recordings; --to must be a folder")
+        targets = [to]
+    elif to.exists() and not to.is_dir():
+        raise typer.BadParameter(f"{to} is no folder; --to must be one, or end like a video file")
+    else:
+        targets = [to / f"{file.stem}{KEPT.get(file.suffix.lower(), '.mkv')}" for file in files]
+    sources: dict[Path, Path] = {}
+    for file, target in zip(files, targets, strict=True):
+        if target in sources:
+            raise typer.BadParameter(f"{sources[target]} and {file} would both become {target}")
+        if target.exists() and any(target.samefile(other) for other in files):
+            raise typer.BadParameter(f"{target} is a recording itself, which would be lost; --to must be another place")
+        sources[target] = file
+    return [Job(file, target, file.stat().st_size) for target, file in sources.items()]
+
+
+def to_files(settings: Settings, jobs: Sequence[Job], from_start: bool) -> dict[str, object]:
+    """Make all files, and tell what became of them; one that fails leaves the others alone."""
+    from engines.runtime import EngineOptions, open_engine
+
+    stop = threading.Event()
+    outcomes: list[Outcome] = []
+    engine = settings.engine
+    options = EngineOptions(precision=engine.precision, threads=engine.threads, cache=engine.cache)
+    with (
+        stopped_by_signals(stop.set),
+        open_engine(engine.runtime, engine.weights, options) as opened,
+        Meter(sum(job.size for job in jobs)) as meter,
+    ):
+        work = Work(opened, stop, meter, from_start)
+        for job in jobs:
+            if stop.is_set():
+                break
+            outcomes.append(work.do(job))
+    return summary(outcomes, len(jobs))
+
+
+class Work:
+    """One recording after another."""
+
+    def __init__(self, engine: Engine, stop: threading.Event, meter: Meter, from_start: bool) -> None:
+        self._engine = engine
+        self._stop = stop
+        self._meter = meter
+        self._from_start = from_start
+        self._bytes = self._pictures = 0
+
+    def do(self, job: Job) -> Outcome:
+        """Make one file, unless it is there."""
+        from engines.errors import EngineError
+        from stream.errors import StreamError
+
+        source, target = str(job.source), str(job.target)
+        self._meter.update(job.source.name, self._bytes, self._pictures)
+        try:
+            if job.finished and not self._from_start:
+                log.info("%s is there already; --from-start makes it anew", job.target)
+                return Outcome(source, target, "there already")
+            outcome = self._make(job)
+        except (StreamError, EngineError) as error:
+            log.error("%s", error)
+            outcome = Outcome(source, target, "failed", reason=str(error))
+        finally:
+            self._bytes += job.size
+        self._pictures += outcome.pictures
+        return outcome
+
+    def _make(self, job: Job) -> Outcome:
+        from stream.files.convert import convert
+
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        done = convert(
+            self._engine,
+            job.source,
+            job.target,
+            self._reporter(job),
+            stop=self._stop,
+            keep_parts=True,
+            from_start=self._from_start,
+        )
+        state: Literal["done", "stopped"] = "done" if done.complete else "stopped"
+        return Outcome(str(job.source), str(job.target), state, done.pictures, done.resumed, done.lost)
+
+    def _reporter(self, job: Job) -> Callable[[Progress], None]:
+        before, pictures = self._bytes, self._pictures
+
+        def report(now: Progress) -> None:
+            self._meter.update(job.source.name, before + now.bytes_read, pictures + now.pictures)
+
+        return report
+
+
+def summary(outcomes: Sequence[Outcome], jobs: int) -> dict[str, object]:
+    """What became of all recordings, told to people and given back for programs."""
+    states = [outcome.state for outcome in outcomes]
+    pictures = sum(outcome.pictures for outcome in outcomes)
+    complete = len(outcomes) == jobs and not {"stopped", "failed"} & set(states)
+    counts = [
+        f"{states.count(state)} {state}" for state in ("done", "there already", "stopped", "failed") if state in states
+    ]
+    print(f"{pictures} pictures; of {jobs} recordings {', '.join(counts) or 'none begun'}")
+    if "stopped" in states or len(outcomes) < jobs:
+        print("the same command goes on from here")
+    return {
+        "files": [asdict(outcome) for outcome in outcomes],
+        "recordings": jobs,
+        "pictures": pictures,
+        "complete": complete,
+    }

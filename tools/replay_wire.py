@@ -1,0 +1,146 @@
+"""The half of `replay` that plays to viewers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from tools.progress import Meter
+from tools.signals import stopped_by_signals
+
+if TYPE_CHECKING:
+    from stream.feed import Feed
+    from stream.files.replay import Bookmark, Playlist
+    from stream.pipeline import Relay
+    from stream.publish import Publisher
+    from stream.settings import FeedSettings, Settings
+
+log = logging.getLogger("nightbridge")
+
+REMEMBER_SECONDS = 1.0
+"""Between two notes of the position, and between two messages of kind `status`."""
+
+LOOK_SECONDS = 0.2
+"""Between two looks whether to stop waiting for the first viewer."""
+
+UNSENT = 32
+"""Published pictures that may be lost with a process that is killed: they wait for a viewer, here or in the kernel."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """What is played."""
+
+    paths: Sequence[Path]
+    """As the user named them."""
+    files: Sequence[Path]
+    feed: str
+    speed: float | None
+    """A multiple of the recordings' own; None: as fast as it goes."""
+
+
+def feed_settings(settings: Settings, show: Show) -> FeedSettings:
+    """The settings of the feed that is played: the defaults, but for what a replay is."""
+    from pydantic import ValidationError
+
+    from stream.settings import Settings
+
+    table = {"url": show.files[0].absolute().as_uri(), "mode": "replay", "speed": show.speed}
+    try:
+        whole = Settings(defaults=settings.defaults, feeds={show.feed: table})  # type: ignore[dict-item]
+    except ValidationError as error:
+        reason = error.errors()[0].get("ctx", {}).get("error", error.errors()[0]["msg"])
+        raise typer.BadParameter(f"--feed {show.feed!r}; must be {reason}") from None
+    return whole.feeds[show.feed]
+
+
+def to_wire(settings: Settings, show: Show, *, wait: bool, from_start: bool) -> dict[str, object]:
+    """Play to viewers, and tell what became of it. At full speed the first viewer is waited for, if `wait`."""
+    from engines.runtime import EngineOptions, open_engine
+    from stream.files.replay import Bookmark, Playlist
+    from stream.pipeline import Relay
+    from stream.publish import Publisher
+
+    feed = feed_settings(settings, show)
+    bookmark = Bookmark(show.paths, show.feed)
+    if from_start:
+        bookmark.remove()
+    start = bookmark.read(show.files)
+    playlist = Playlist(show.files, start)
+    stop = threading.Event()
+    engine = settings.engine
+    options = EngineOptions(precision=engine.precision, threads=engine.threads, cache=engine.cache)
+    with (
+        stopped_by_signals(stop.set),
+        open_engine(engine.runtime, engine.weights, options) as opened,
+        Publisher(settings.relay, uuid.uuid4().hex, lossless=True) as publisher,
+    ):
+        log.info("publishing %s at %s", show.feed, publisher.endpoint)
+        if start:
+            log.info("going on in %s, at picture %d; --from-start forgets that", show.files[start.file], start.unit)
+        if wait and show.speed is None:
+            wait_for_viewer(publisher, show.feed, stop)
+        with Relay(settings.model_copy(update={"feeds": {}}), opened, publisher) as relay:
+            playing = relay.add(show.feed, feed, playlist.open)
+            complete = play(relay, playing, playlist, bookmark, stop)
+        relay.publish_status()
+    if relay.failure is not None:
+        raise relay.failure
+    told = summary(show, playing, playlist, complete and not playlist.failed)
+    began = {"file": str(show.files[start.file]), "picture": start.unit} if start else None
+    return told | {"went_on_from": began}
+
+
+def wait_for_viewer(publisher: Publisher, feed: str, stop: threading.Event) -> None:
+    """Return when somebody has subscribed to the feed, or `stop` is set."""
+    log.info("waiting for a viewer of %s; --no-wait begins at once", feed)
+    while not stop.is_set() and not publisher.wait_for_viewer(feed, LOOK_SECONDS):
+        pass
+
+
+def play(relay: Relay, feed: Feed, playlist: Playlist, bookmark: Bookmark, stop: threading.Event) -> bool:
+    """Wait for the end, and remember where the replay is; whether it has come to its own end."""
+
+    def remember() -> None:
+        figures = feed.figures()
+        finished = figures.published + sum(figures.lost.values())
+        bookmark.write(playlist.files, playlist.position(finished - UNSENT))
+        meter.update(playlist.files[playlist.file].name, playlist.bytes_read, figures.published)
+
+    ended = False
+    with Meter(sum(playlist.sizes)) as meter:
+        while not (ended or stop.is_set() or relay.failure):
+            ended = relay.wait(REMEMBER_SECONDS)
+            remember()
+            relay.publish_status()
+    complete = ended and not stop.is_set() and feed.state == "ended" and relay.failure is None
+    if complete:
+        bookmark.remove()
+    return complete
+
+
+def summary(show: Show, feed: Feed, playlist: Playlist, complete: bool) -> dict[str, object]:
+    """What became of the replay, told to people and given back for programs."""
+    figures = feed.figures()
+    print(f"feed {feed.name}: {figures}")
+    if feed.reason:
+        print(f"feed {feed.name}: {feed.state}: {feed.reason}")
+    elif not complete and not playlist.failed:
+        print("the same command goes on from here")
+    return {
+        "feed": show.feed,
+        "recordings": len(show.files),
+        "received": figures.received,
+        "published": figures.published,
+        "dropped": dict(figures.dropped),
+        "lost": dict(figures.lost),
+        "failed": {str(path): reason for path, reason in playlist.failed.items()},
+        "complete": complete,
+    }
