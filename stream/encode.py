@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -189,7 +191,8 @@ class Encoder:
         context.colorspace, context.color_primaries, context.color_trc = COLOUR_CODES[colour.matrix]
         context.color_range = ColorRange.JPEG if colour.full_range else ColorRange.MPEG
         context.options = options
-        context.open()
+        with usual_priority():
+            context.open()
         self.name = name
         return context
 
@@ -263,6 +266,24 @@ def encoder_options(settings: EncoderSettings) -> dict[str, str]:
                 "svtav1-params": f"{delay}:{buffer}:lp={min(settings.threads, 6)}",
             }
     return cap | own | {"preset": settings.preset, "tune": "zerolatency"}
+
+
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Afterwards no thread of this process is a real-time one, unless the calling thread was before.
+
+    SVT-AV1 run by root gives the thread that opens it the highest real-time priority, and with it all threads and
+    processes that this one begins later: they keep the whole machine waiting, up to a standstill.
+    """
+    before = os.sched_getscheduler(0)
+    try:
+        yield
+    finally:
+        if before == os.SCHED_OTHER:
+            for thread in Path("/proc/self/task").iterdir():
+                with suppress(OSError):  # ended meanwhile
+                    if os.sched_getscheduler(int(thread.name)) == os.SCHED_FIFO:
+                        os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 def as_frame(y: Plane, u: Plane, v: Plane, width: int, height: int) -> av.VideoFrame:

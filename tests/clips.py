@@ -24,6 +24,8 @@ from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from stream.encode import usual_priority
+
 Plane = NDArray[np.uint8]
 
 SQUARES = 4
@@ -144,7 +146,7 @@ def make_clip(
     that make it fast.
     """
     muxing = {"mpegts_start_pid": str(first_pid)} if first_pid else {}
-    with av.open(str(path), "w", options=muxing) as container:
+    with usual_priority(), av.open(str(path), "w", options=muxing) as container:
         if creation_time:
             container.metadata["creation_time"] = creation_time
         stream = add_video(container, codec, rate, options or {}, b_frames)

@@ -1,4 +1,6 @@
+import os
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -250,6 +252,15 @@ def test_several_threads_give_the_same_pictures() -> None:
 def test_every_codec_takes_every_preset(codec: str, preset: str) -> None:
     with encoder(codec=codec, preset=preset) as encode:
         assert len(encode.encode(*planes(0), pts=0)) == 1
+
+
+@codecs
+def test_no_thread_of_an_encoder_outranks_the_rest_of_the_machine(codec: str) -> None:
+    with encoder(codec=codec, threads=4) as encode:
+        encode.encode(*planes(0), pts=0)
+        threads = [int(thread.name) for thread in Path("/proc/self/task").iterdir()]
+        assert len(threads) > 1
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
 
 
 def test_a_size_that_cannot_be_encoded_is_refused_by_name() -> None:
