@@ -139,6 +139,8 @@ class FeedDefaults(Table):
     username: str | None = None
     password_file: ReadableFile | None = None
     password_env: SetVariable | None = None
+    tls_ca_file: ReadableFile | None = None
+    """Certificates (PEM) that vouch for the source's own, by rtsps:// and https://; None: its own is not checked."""
     open_timeout: Duration = 5.0
     read_timeout: Duration = 5.0
     receive_buffer: Annotated[int, between(4_096, 2**30)] = 1_048_576

@@ -151,13 +151,17 @@ class RtspServer:
         self._process = None
 
 
-def make_certificate(folder: Path) -> Path:
-    """A PEM file with a fresh key and a certificate that nobody vouches for; skips without openssl."""
+def make_certificate(folder: Path, host: str = "IP:127.0.0.1") -> Path:
+    """A PEM file with a fresh key and a certificate, made out to `host`, that nobody vouches for.
+
+    The certificate alone is beside it, as `certificate.pem`. Skips without openssl.
+    """
     if not shutil.which("openssl"):
         pytest.skip("openssl is not here")
     pem = folder / "server.pem"
     made = folder / "certificate.pem"
     request = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=camera"]
+    request += ["-addext", f"subjectAltName={host}"]
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", str(pem), "-out", str(made)]
     subprocess.run([*request, *key], check=True, capture_output=True)
     pem.write_text(pem.read_text() + made.read_text())

@@ -244,6 +244,14 @@ class WebServer(http.server.ThreadingHTTPServer):
         self.server_close()
 
 
+def over_tls(server: WebServer, certificate: Path) -> WebServer:
+    """The same, with a PEM file of a key and a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return server
+
+
 def send(handler: http.server.BaseHTTPRequestHandler, status: int, **headers: str) -> None:
     handler.send_response(status)
     for name, value in headers.items():
@@ -393,11 +401,40 @@ def test_a_stream_is_read_over_tls_and_a_server_without_it_is_told(tmp_path: Pat
     with WebServer(tmp_path, {}) as plain:
         lost = why_lost(feed(plain.url("/clip.ts", "https")))
         assert (lost.reason, lost.args[0].rpartition(": ")[2]) == ("refused", "the TLS connection fails")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(make_certificate(tmp_path))
-    with WebServer(tmp_path, {}) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
+    with over_tls(WebServer(tmp_path, {}), make_certificate(tmp_path)) as server:
         assert len(read(feed(server.url("/clip.ts", "https")), 5)) == 5
+
+
+def test_a_server_must_be_vouched_for_where_that_is_asked(tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.ts", pictures=10)
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    for folder in (ours, others):
+        folder.mkdir()
+        make_certificate(folder)
+    with over_tls(WebServer(tmp_path, {}), ours / "server.pem") as server:
+        url = server.url("/clip.ts", "https")
+        assert len(read(feed(url, tls_ca_file=ours / "certificate.pem"), 5)) == 5
+        lost = why_lost(feed(url, tls_ca_file=others / "certificate.pem"))
+    assert (lost.reason, str(lost)) == ("refused", f"{url}: its certificate is not trusted: self-signed certificate")
+
+
+def test_no_way_leads_round_the_check_of_certificates(tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.ts", pictures=50)
+    certificate = make_certificate(tmp_path)
+    with WebServer(tmp_path, {}) as plain:
+        elsewhere = plain.url("/clip.ts")
+        playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{elsewhere}\n#EXT-X-ENDLIST\n"
+        (tmp_path / "list.m3u8").write_text(playlist)
+        answers: dict[str, Answer] = {"/moved": lambda handler: send(handler, 302, Location=elsewhere)}
+        with over_tls(WebServer(tmp_path, answers), certificate) as server:
+            for path in ("/list.m3u8", "/moved"):
+                url = server.url(path, "https")
+                assert len(read(feed(url), 5)) == 5
+                lost = why_lost(feed(url, tls_ca_file=tmp_path / "certificate.pem"))
+                assert (lost.reason, str(lost).partition(": ")[2]) == (
+                    "refused",
+                    "it leads to a playlist, or to an address without TLS: tls_ca_file cannot be kept",
+                )
 
 
 @pytest.mark.parametrize("target", ["file:///{}/clip.ts", "udp://127.0.0.1:9", "concat:{}/clip.ts"])

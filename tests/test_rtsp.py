@@ -106,6 +106,26 @@ def test_a_camera_is_read_over_tls(tmp_path: Path) -> None:
         assert len(read(feed(server.url("/cam")), 5)) == 5
 
 
+def test_a_camera_that_nobody_vouches_for_is_not_read_where_somebody_should(tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir()
+    ours = make_certificate(tmp_path / "ours")
+    ca_file = make_certificate(tmp_path).with_name("certificate.pem")
+    with RtspServer({"/cam": camera()}, certificate=tmp_path / "server.pem") as server:
+        assert len(read(feed(server.url("/cam"), tls_ca_file=ca_file), 5)) == 5
+    with RtspServer({"/cam": camera()}, certificate=ours) as server:
+        lost = why_lost(feed(server.url("/cam"), tls_ca_file=ca_file))
+    assert lost.reason == "refused"
+    assert str(lost) == f"{server.url('/cam')}: its certificate is not trusted: self-signed certificate"
+
+
+def test_a_camera_whose_certificate_is_made_out_to_another_is_not_read(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path, "DNS:elsewhere.example")
+    with RtspServer({"/cam": camera()}, certificate=certificate) as server:
+        lost = why_lost(feed(server.url("/cam"), tls_ca_file=tmp_path / "certificate.pem"))
+    assert lost.reason == "refused"
+    assert "its certificate is not trusted: IP address mismatch" in str(lost)
+
+
 # Transport
 
 

@@ -8,6 +8,7 @@ import socket
 import ssl
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
 
@@ -30,6 +31,7 @@ NO_PLAY = Failure("the server has no video to play, or no place for one more", "
 TLS_FAILED = Failure("the TLS connection fails", "refused")
 NO_TRANSPORT = Failure("the server does not offer this transport", "refused")
 NOT_KNOWN = Failure("what comes is nothing that is known", "no video")
+NOT_CHECKED = Failure("it leads to a playlist, or to an address without TLS: tls_ca_file cannot be kept", "refused")
 OTHER_CODEC = Failure("its video has another codec now", "lost")
 ENDED = Failure("the server ended the stream", "lost")
 
@@ -88,13 +90,24 @@ def no_video_for(seconds: float) -> Failure:
     return Failure(f"packets come, but no video for {seconds:g} s", "no video")
 
 
-def tls_works(host: str, port: int, timeout: float) -> bool:
-    """Whether somebody there speaks TLS; FFmpeg does not say."""
+def tls_failure(host: str, port: int, ca_file: Path | None, timeout: float) -> Failure | None:
+    """Why there can be no TLS with a server, which FFmpeg does not say; None where there can be.
+
+    `ca_file` holds the certificates that must vouch for the server's; None: anybody may answer.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
     try:
-        with socket.create_connection((host, port), timeout) as connection, context.wrap_socket(connection):
-            return True
+        if ca_file:
+            context.load_verify_locations(ca_file)
+        else:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        with (
+            socket.create_connection((host, port), timeout) as connection,
+            context.wrap_socket(connection, server_hostname=host),
+        ):
+            return None
+    except ssl.SSLCertVerificationError as error:
+        return Failure(f"its certificate is not trusted: {error.verify_message.rstrip('.')}", "refused")
     except OSError:
-        return False
+        return TLS_FAILED

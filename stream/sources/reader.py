@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 
 import av
 from av.container import InputContainer
@@ -23,13 +24,13 @@ from av.stream import Discard, Stream
 from stream.sources.backlog import Arrival, Backlog
 from stream.sources.failures import (
     ENDED,
+    NOT_CHECKED,
     OTHER_CODEC,
-    TLS_FAILED,
     Failure,
     failure_of,
     no_video_for,
     silence,
-    tls_works,
+    tls_failure,
 )
 from stream.sources.segment import has_become_another
 
@@ -63,6 +64,8 @@ class Way:
     host: tuple[str, int] | None = None
     """Name and port; None where there is nothing to look up."""
     tls: bool = False
+    ca_file: Path | None = None
+    """What vouches for the other end of TLS; None: nothing."""
     polls: bool = False
     """Whether FFmpeg can be asked again after `read_timeout`, as with RTP over UDP. Such readers are never stuck."""
 
@@ -181,9 +184,13 @@ class Reader:
 
     def _why_not_open(self, error: Exception, seconds: float) -> Failure:
         way = self._way
-        unknown = isinstance(error, av.FFmpegError) and error.errno == errno.EIO
-        if unknown and way.tls and way.host and not tls_works(*way.host, way.open_timeout):
-            return TLS_FAILED
+        number = error.errno if isinstance(error, av.FFmpegError) else None
+        if number == errno.EIO and way.tls and way.host:
+            failure = tls_failure(*way.host, way.ca_file, way.open_timeout)
+            if failure:
+                return failure
+        if number == errno.EINVAL and way.tls and way.ca_file:
+            return NOT_CHECKED
         return failure_of(error, seconds, way.open_timeout)
 
     def _read(self, container: InputContainer) -> Failure:

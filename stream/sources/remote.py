@@ -1,6 +1,6 @@
 """Live sources that FFmpeg fetches over the network: RTSP, RTP by an SDP file, HTTP and HLS.
 
-TLS keeps others from listening; it does not prove who the camera is, since certificates are not checked.
+TLS keeps others from listening. It proves who the camera is only where `tls_ca_file` says who vouches for it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 from av.packet import Packet
 from av.stream import Stream
@@ -36,6 +37,12 @@ PLAYLIST = re.compile(r"[^/?#]+/[^?#]*\.m3u8?(?=[?#]|$)", re.IGNORECASE)
 
 RTP_PROBING = {"probesize": "32", "fpsprobesize": "0"}
 """Options that open RTP with its first packet: an SDP has said already what it is."""
+CHECKED = {
+    "protocol_whitelist": "https,tls,tcp",
+    "format_whitelist": "mpegts,mov,mp4,matroska,webm,flv,avi,ogg,mpeg,mpjpeg,mjpeg,h264,hevc,obu,ivf",
+}
+"""Options that leave no way round a check of certificates: no redirection to plain HTTP, no playlist, for whose parts
+FFmpeg checks nothing."""
 OTHERWISE_THE_SAME: frozenset[Reason] = frozenset({"unauthorised", "not found", "address"})
 """Reasons that no other way to open a source can change."""
 
@@ -162,12 +169,18 @@ def ways_to(feed: FeedSettings) -> list[Way]:
         silence=feed.read_timeout,
         options={
             "timeout": str(int(max(feed.open_timeout, feed.read_timeout) * 1_000_000)),  # of what PyAV does not end
-            "tls_verify": "0",  # nobody vouches for the certificates of cameras
+            **tls_options(feed.tls_ca_file),
         },
         host=(address.host, address.port),
         tls=address.scheme in ("rtsps", "https"),
+        ca_file=feed.tls_ca_file,
     )
     return rtsp_ways(feed, basis) if address.scheme.startswith("rtsp") else [http_way(feed, basis, address)]
+
+
+def tls_options(ca_file: Path | None) -> dict[str, str]:
+    """Options that let FFmpeg check a server's certificate, and its name, against those in a file; None: not at all."""
+    return {"tls_verify": "1", "ca_file": str(ca_file)} if ca_file else {"tls_verify": "0"}
 
 
 def rtsp_ways(feed: FeedSettings, basis: Way) -> list[Way]:
@@ -213,6 +226,7 @@ def http_way(feed: FeedSettings, basis: Way, address: RemoteAddress) -> Way:
         "rw_timeout": str(int(feed.read_timeout * 1_000_000)),
         "live_start_index": "-2",  # the last segment but one: as fresh as it gets without a stall
         "icy": "0",
+        **(CHECKED if basis.tls and basis.ca_file else {}),
         "merge_pmt_versions": "1",  # pictures that move to another place stay in the stream that PyAV knows; of others
         "seg_format_options": "merge_pmt_versions=1",  # it never says a word, and a reader would never end
     }
