@@ -106,8 +106,9 @@ def test_an_address_that_is_none_is_wrong_use_and_shows_no_password(url: str) ->
     assert "secret" not in ended.stderr
 
 
-def test_a_password_file_that_is_none_is_wrong_use(tmp_path: Path) -> None:
-    ended = run_probe("rtsp://host/", "--password-file", str(tmp_path / "missing"))
+@pytest.mark.parametrize("option", ["--password-file", "--tls-ca-file"])
+def test_a_file_that_is_none_is_wrong_use(tmp_path: Path, option: str) -> None:
+    ended = run_probe("rtsp://host/", option, str(tmp_path / "missing"))
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert "a file that can be read" in ended.stderr

@@ -28,12 +28,15 @@ def probe(
     username: Annotated[str | None, typer.Option(help="For the source; any characters.")] = None,
     password_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Whose text is the password.")] = None,
     transport: Annotated[Literal["auto", "udp", "tcp"], typer.Option(help="Of RTSP; auto: UDP, else TCP.")] = "auto",
+    tls_ca_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of certificates that must vouch for the source's.")
+    ] = None,
 ) -> None:
     """Say what the source at URL holds and what the relay would do with it, or what is wrong with it."""
     from stream.errors import SettingsError, SourceError
 
     try:
-        values = survey(feed_at(url, username, password_file, transport), seconds)
+        values = survey(feed_at(url, username, password_file, transport, tls_ca_file), seconds)
     except SourceError as error:
         write_json(json, {"error": str(error), "reason": error.reason})
         if error.reason == "address":  # wrong use, like wrong settings
@@ -48,6 +51,7 @@ def feed_at(
     username: str | None = None,
     password_file: Path | None = None,
     transport: Literal["auto", "udp", "tcp"] = "auto",
+    tls_ca_file: Path | None = None,
 ) -> FeedSettings:
     """A feed with all other settings at their defaults; raises `SettingsError` for what cannot be one."""
     from pydantic import ValidationError
@@ -56,10 +60,13 @@ def feed_at(
     from stream.settings import FeedSettings, redact
 
     try:
-        return FeedSettings(url=url, username=username, password_file=password_file, transport=transport)
+        return FeedSettings(
+            url=url, username=username, password_file=password_file, transport=transport, tls_ca_file=tls_ca_file
+        )
     except ValidationError as error:
         mistake = error.errors()[0]
-        value = redact(url) if mistake["loc"] == ("url",) else password_file
+        named = {"url": redact(url), "password_file": password_file, "tls_ca_file": tls_ca_file}
+        value = named.get(str(mistake["loc"][0]))
         raise SettingsError(f"{str(value)!r}; must be {mistake['ctx']['error']}") from None
 
 
