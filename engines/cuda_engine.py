@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -136,6 +137,16 @@ class CudaSlot(Slot):
         return {"y_out": self.y_out, "uv_out": self.uv_out}
 
 
+class Kept:
+    """A feed's memory on the device; when it ends, in whatever thread, that is left to be freed where it can be."""
+
+    def __init__(self, numbers: Any, dropped: list[Any]) -> None:
+        self.numbers, self._dropped = numbers, dropped
+
+    def __del__(self) -> None:
+        self._dropped.append(self.numbers)
+
+
 class CudaEngine(Engine):
     """An engine on one GPU; a subclass opens the device and makes lanes."""
 
@@ -145,7 +156,8 @@ class CudaEngine(Engine):
         self._starting = threading.Lock()  # batches enter the streams one after another
         self._streams: list[Stream] = []
         self._lanes: dict[Size, Lanes] = {}
-        self._memories: WeakKeyDictionary[Memory, Any] = WeakKeyDictionary()
+        self._memories: WeakKeyDictionary[Memory, Kept] = WeakKeyDictionary()
+        self._dropped: list[Any] = []  # what is freed when the device is current next
         self._nothing: Any = None
 
     @abstractmethod
@@ -173,21 +185,48 @@ class CudaEngine(Engine):
             self._streams = [device.stream() for _ in range(3)]
             self._nothing = device.copy(np.zeros((1, self._remembers), np.float32))
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._current():  # for the slots that are freed
+            self._settle()
+            super().__exit__(kind, error, trace)
+
+    def allow(self, slots: int, sizes: int) -> None:
+        """See `Door.allow`."""
+        with self._current():
+            super().allow(slots, sizes)
+
+    def _forget_sizes(self) -> None:
+        with self._current():
+            super()._forget_sizes()
+
+    def _settle(self) -> None:
+        """Wait for all that is under way."""
+        try:
+            for stream in self._streams:
+                stream.synchronize()
+        except Exception as error:  # of a device that was lost, say: all the same it must be given back
+            log.warning("%s at the end: %s", self.info.runtime, error)
+
     def _close(self) -> None:
         with self._current():
-            try:
-                for stream in self._streams:
-                    stream.synchronize()
-                for lanes in self._lanes.values():
-                    lanes.close()
-            except Exception as error:  # of a device that was lost, say: all the same it must be given back
-                log.warning("%s at the end: %s", self.info.runtime, error)
-            self._lanes.clear()
+            self._settle()
+            self._close_lanes()
             self._memories.clear()
+            self._dropped.clear()
             self._nothing = None
             self._streams = []
         self._device = None
         self._close_device()
+
+    def _close_lanes(self) -> None:
+        try:
+            for lanes in self._lanes.values():
+                lanes.close()
+        except Exception as error:
+            log.warning("%s at the end: %s", self.info.runtime, error)
+        self._lanes.clear()
 
     def _make(self, width: int, height: int) -> CudaSlot:
         with self._current() as device:
@@ -214,6 +253,7 @@ class CudaEngine(Engine):
     def _start(self, slots: Sequence[Slot]) -> None:
         ours = [slot for slot in slots if isinstance(slot, CudaSlot)]
         with self._starting, self._current() as device:
+            self._dropped.clear()
             lane = self._lanes[ours[0].width, ours[0].height].next()
             upload, compute, download = self._streams
             self._upload(lane, ours, upload)
@@ -275,8 +315,8 @@ class CudaEngine(Engine):
         if memory is None:
             return self._nothing
         if memory not in self._memories:
-            self._memories[memory] = device.copy(memory.turn()[0])
-        return self._memories[memory]
+            self._memories[memory] = Kept(device.copy(memory.turn()[0]), self._dropped)
+        return self._memories[memory].numbers
 
     def _finish(self, slot: Slot) -> None:
         assert isinstance(slot, CudaSlot)

@@ -248,12 +248,14 @@ class Engine(Door):
                 return slot
             self._made[size] = self._made.get(size, 0) + 1
             making = self._making.setdefault(size, threading.RLock())  # a size that takes long keeps no other waiting
-            self._forget_sizes()
         try:
-            with making, self._as_engine_error():
-                slot = self._make(width, height)
-                self._ready.add(size)
-                return slot
+            with self._as_engine_error():
+                with self._free:
+                    self._forget_sizes()
+                with making:
+                    slot = self._make(width, height)
+                    self._ready.add(size)
+                    return slot
         except BaseException:
             with self._free:
                 if self._opened:

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from engines.plans import FILES, Plans
 from engines.runtime import EngineOptions
 from engines.tensorrt_lanes import PlanLanes
 from engines.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
+
+NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING, which pycuda has no name for."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class PycudaDevice:
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
-        self._context = driver.Device(0).retain_primary_context()
+        self._context = primary_context(driver)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -53,7 +57,7 @@ class PycudaDevice:
 
     def stream(self) -> Any:
         """See `Device`."""
-        return self.driver.Stream(self.driver.stream_flags.NON_BLOCKING)
+        return self.driver.Stream(NON_BLOCKING)
 
     def event(self, *, sleeps: bool = False) -> Any:
         """See `Device`."""
@@ -67,11 +71,20 @@ class PycudaDevice:
 
     def copy(self, numbers: Numbers) -> Any:
         """See `Device`."""
-        return self.driver.to_device(numbers)
+        memory = self.driver.to_device(numbers)
+        copied = self.driver.Event()
+        copied.record()  # in the default stream, as the copy, for which streams that do not block would not wait
+        copied.synchronize()
+        return memory
 
-    def close(self) -> None:
-        """Give the context back."""
-        self._context.detach()
+
+@cache
+def primary_context(driver: Any) -> Any:
+    """The first GPU's primary context, held until the process ends, as torch holds it.
+
+    pycuda's `detach` would leave it on the thread's stack, and what is freed after it would be lost.
+    """
+    return driver.Device(0).retain_primary_context()
 
 
 class TensorRtEngine(CudaEngine):
@@ -106,7 +119,6 @@ class TensorRtEngine(CudaEngine):
         assert self._gpu is not None
         with self._gpu.current():
             self._runtime = None
-        self._gpu.close()
         self._gpu = None
 
 

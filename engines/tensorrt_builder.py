@@ -57,7 +57,8 @@ def _build(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{library} cannot build a plan: {_joined(errors)}")
-    return Built(bytes(plan), bytes(config.get_timing_cache().serialize()) if library.times_kernels else b"")
+    times = config.get_timing_cache() if library.times_kernels else None
+    return Built(bytes(plan), bytes(times.serialize()) if times else b"")
 
 
 def _profile(builder: Any, network: Any, size: tuple[int, int], batch: int) -> Any:

@@ -53,7 +53,8 @@ class PlanLanes(Lanes):
         """See `Lanes`."""
         if self._compiled is not None:
             plans, key = self._kept
-            plans.store_cache(key, bytes(self._compiled.serialize()))
+            if (compiled := self._compiled.serialize()) is not None:
+                plans.store_cache(key, bytes(compiled))
 
 
 class PlanLane(Lane):
@@ -111,6 +112,8 @@ def describe(plan: Any, library: Library) -> list[Tensor]:
     for number in range(plan.num_io_tensors):
         name = plan.get_tensor_name(number)
         shape = tuple(plan.get_tensor_shape(name))[1:]
+        if min(shape) < 1:
+            raise EngineError(f"the plan does not tell the size of {name}: {shape}")
         octets = math.prod(shape) * np.dtype(trt.nptype(plan.get_tensor_dtype(name))).itemsize
         tensors.append(Tensor(name, shape, octets, plan.get_tensor_mode(name) == trt.TensorIOMode.INPUT))
     return tensors

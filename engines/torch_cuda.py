@@ -95,7 +95,9 @@ class TorchCudaEngine(CudaEngine):
             "memory": (self._remembers,),
             "keep": (1,),
         }
-        return Lanes([TorchLane(self._graph, device, shapes, self.info.largest_batch) for _ in range(LANES)])
+        lanes = Lanes([TorchLane(self._graph, device, shapes, self.info.largest_batch) for _ in range(LANES)])
+        torch.cuda.current_stream().synchronize()  # what was filled there, other streams do not wait for
+        return lanes
 
     def _close_device(self) -> None:
         self._graph = None

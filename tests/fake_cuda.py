@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -32,10 +33,6 @@ class event_flags:  # noqa: N801 - pycuda's name
     DISABLE_TIMING, BLOCKING_SYNC = 2, 1
 
 
-class stream_flags:  # noqa: N801 - pycuda's name
-    NON_BLOCKING = 1
-
-
 class host_alloc_flags:  # noqa: N801 - pycuda's name
     PORTABLE = 1
 
@@ -44,7 +41,7 @@ class FakeCuda:
     """Stands for the module `pycuda.driver`."""
 
     Error = Error
-    event_flags, stream_flags, host_alloc_flags = event_flags, stream_flags, host_alloc_flags
+    event_flags, host_alloc_flags = event_flags, host_alloc_flags
 
     def __init__(self, seed: int = 1) -> None:
         self.allocations: dict[int, NDArray[np.uint8]] = {}
@@ -53,7 +50,10 @@ class FakeCuda:
         self.copied_pageable = 0
         """Copies that were not from or to page-locked memory."""
         self._random = random.Random(seed)
-        self._streams: list[Stream] = []
+        self.leaked = 0
+        """Memory whose last reference went where no context was current: pycuda does not free it then."""
+        self._default = Stream(self)
+        self._streams: list[Stream] = [self._default]
         self._handles: dict[int, Any] = {}
         self._stacks = threading.local()
         self._lock = threading.RLock()
@@ -71,8 +71,6 @@ class FakeCuda:
             def push(self) -> None:
                 driver.check(current=False)
                 driver.stack().append(self)
-
-            def detach(self) -> None: ...
 
         self.Context = Context
 
@@ -95,13 +93,14 @@ class FakeCuda:
     def retain_primary_context(self) -> Any:
         return self.Context()
 
-    def Stream(self, _flags: int) -> Stream:  # noqa: N802 - pycuda's name
+    def Stream(self, flags: int = 0) -> Stream:  # noqa: N802 - pycuda's name
         self.check()
+        assert flags == 1, "streams that wait for the default stream"
         self._streams.append(stream := Stream(self))
         self._handles[stream.handle] = stream
         return stream
 
-    def Event(self, _flags: int) -> Event:  # noqa: N802 - pycuda's name
+    def Event(self, _flags: int = 0) -> Event:  # noqa: N802 - pycuda's name
         self.check()
         event = Event(self)
         self._handles[event.handle] = event
@@ -119,8 +118,8 @@ class FakeCuda:
         return Allocation(self, address)
 
     def to_device(self, array: NDArray[Any]) -> Allocation:
-        allocation = self.mem_alloc(array.nbytes)
-        self.device(int(allocation), array.nbytes)[:] = array.reshape(-1).view(np.uint8)
+        allocation, numbers = self.mem_alloc(array.nbytes), array.copy()
+        self._default.add(Operation(lambda: self._write(int(allocation), numbers)))
         return allocation
 
     def device(self, address: int, octets: int) -> NDArray[np.uint8]:
@@ -134,8 +133,13 @@ class FakeCuda:
         self.check()
         assert mem_flags == host_alloc_flags.PORTABLE
         array = np.zeros(shape, dtype)
+        weakref.finalize(array, self.freed)
         self._locked.append((array.ctypes.data, array.nbytes))
         return array
+
+    def freed(self) -> None:
+        """Something is freed by whichever thread."""
+        self.leaked += not self.stack()
 
     def is_locked(self, array: NDArray[Any]) -> bool:
         start = array.ctypes.data
@@ -187,6 +191,7 @@ class Allocation:
         return self._address
 
     def __del__(self) -> None:
+        self._driver.freed()
         self._driver.allocations.pop(self._address, None)
 
 
@@ -227,10 +232,10 @@ class Event:
         self.handle = id(self)
         self._driver = driver
 
-    def record(self, stream: Stream) -> None:
+    def record(self, stream: Stream | None = None) -> None:
         self._driver.check()
         self.recorded = Operation(lambda: None)
-        stream.add(self.recorded)
+        (stream or self._driver._default).add(self.recorded)
 
     def synchronize(self) -> None:
         self._driver.check()

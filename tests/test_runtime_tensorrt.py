@@ -222,8 +222,8 @@ def test_leaving_frees_all_device_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         slot.memory, slot.keep = memory, 0.5
         b.engine.submit([slot])
         assert b.driver.allocations
+    assert b.driver.allocations == {}, "nothing outlives the block"
     gc.collect()
-    assert b.driver.allocations == {}
 
 
 def test_a_feed_that_ends_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,24 @@ def test_a_feed_that_ends_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> N
         before = len(b.driver.allocations)
         slot.memory = None
         gc.collect()
+        b.engine.submit([slot])
+        slot.wait()
         assert len(b.driver.allocations) == before - 1
+        assert not b.driver.leaked
+
+
+def test_all_that_is_given_up_is_freed_where_the_device_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(monkeypatch) as b:
+        slots = [b.engine.acquire(*SIZE) for _ in range(4)]
+        for slot in slots:
+            slot.release()
+        b.engine.acquire(32, 32).release()
+        del slots, slot
+        before = len(b.driver.allocations)
+        b.engine.allow(1, 1)
+        assert len(b.driver.allocations) < before, "a size was forgotten"
+        b.engine.acquire(*SIZE).release()
+    assert not b.driver.leaked
 
 
 def test_the_shipped_network_in_batches_equals_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
