@@ -30,6 +30,10 @@ ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}
 USUAL_RATE = Fraction(25)
 """Frames a second, where the source doesn't say."""
 
+SLOWEST = Fraction(1, 1000)
+FASTEST = {"h264": Fraction(1000), "hevc": Fraction(1000), "av1": Fraction(240)}
+"""Frames a second that an encoder can plan with."""
+
 NEVER = 1 << 30
 """Frames between key frames, for encoders that would count them: here time decides, not the count."""
 
@@ -185,7 +189,8 @@ class Encoder:
         context = av.CodecContext.create(name, "w")
         assert isinstance(context, av.VideoCodecContext)
         context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
-        context.time_base, context.framerate = self.time_base, self._clock.rate
+        rate = min(FASTEST[self.codec], max(SLOWEST, self._clock.rate)).limit_denominator(1001)  # fits FFmpeg's 32 bits
+        context.time_base, context.framerate = self.time_base, rate
         context.thread_count = self._settings.threads
         context.gop_size, context.max_b_frames = NEVER, 0
         context.colorspace, context.color_primaries, context.color_trc = COLOUR_CODES[colour.matrix]
@@ -279,7 +284,8 @@ def usual_priority() -> Iterator[None]:
     try:
         yield
     finally:
-        if before == os.SCHED_OTHER:
+        if before == os.SCHED_OTHER and os.sched_getscheduler(0) == os.SCHED_FIFO:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
             for thread in Path("/proc/self/task").iterdir():
                 with suppress(OSError):  # ended meanwhile
                     if os.sched_getscheduler(int(thread.name)) == os.SCHED_FIFO:

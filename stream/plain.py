@@ -76,11 +76,12 @@ class PlainPictures:
         colour = colour_of(picture)
         code_range = ColorRange.JPEG if colour.full_range else ColorRange.MPEG
         rgb = picture.format.is_rgb
-        matrix = Colorspace.ITU709 if colour.matrix == "bt709" else Colorspace.ITU601
+        matrix = Colorspace.ITU709 if colour.matrix == "bt709" else Colorspace.ITU601  # FFmpeg knows no others
         return self._reformatter.reformat(
             picture,
             format="gray" if is_grey(picture.format) else "yuv420p",
-            dst_colorspace=matrix if rgb else None,  # else the matrix stays as it is
+            src_colorspace=None if rgb else matrix,
+            dst_colorspace=matrix,
             src_color_range=None if rgb else code_range,
             dst_color_range=code_range,
             threads=1,

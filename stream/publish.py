@@ -32,8 +32,11 @@ ROOM_INTERVAL = 0.002
 VIEWER_INTERVAL = 0.02
 """Seconds between two looks whether there is room, or a viewer: ZeroMQ's XPUB tells of neither."""
 
-EVENTS_AT_ONCE = 100
-"""Comings and goings of viewers that one call looks at: a flood of them must not hold up the pictures."""
+EVENTS_SECONDS = 0.002
+"""How long one call looks at comings and goings of viewers: a flood of them must not hold up the pictures."""
+
+LONGEST_EVENT = 1024
+"""Bytes of what a viewer may send: it subscribes to topics and says nothing else."""
 
 SUBSCRIPTIONS_KEPT = 10_000
 """Different prefixes that are remembered; further ones bring no key frame."""
@@ -153,6 +156,7 @@ class Publisher:
 
     def _set_options(self, socket: zmq.SyncSocket) -> None:
         socket.set(zmq.XPUB_VERBOSE, 1)  # tells of every viewer, not only of a topic's first
+        socket.set(zmq.MAXMSGSIZE, LONGEST_EVENT)
         socket.set(zmq.SNDHWM, UNDER_WAY_MOST if self._lossless else self._settings.high_water_mark)
         socket.set(zmq.SNDBUF, self._settings.send_buffer)
         socket.set(zmq.LINGER, round(self._settings.stop_timeout * 1000) if self._lossless else LINGER_MS)
@@ -164,10 +168,11 @@ class Publisher:
         return self._socket
 
     def _hear_viewers(self, socket: zmq.SyncSocket) -> None:
-        for _ in range(EVENTS_AT_ONCE):
-            if not socket.poll(0):
-                return
+        end = time.monotonic() + EVENTS_SECONDS
+        while socket.poll(0):
             self._joins.add(socket.recv())
+            if time.monotonic() >= end:
+                return
 
     def _see_viewers_off(self, socket: zmq.SyncSocket) -> None:
         """Give the viewers time to take what is in the kernel: when an ipc connection ends, libzmq throws that away

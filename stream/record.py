@@ -111,7 +111,7 @@ class Recorder:
             segment = self._segment_for(group)
             for message in group:
                 self._count(message, segment.write(message))
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except (av.FFmpegError, OSError, OverflowError, ValueError) as error:
             self._abandon_segment()
             raise StreamError(f"cannot record into {self._folder}: {reason(error)}") from error
 
@@ -186,7 +186,7 @@ class SegmentFile:
         self._layout = layout
         self._start = decode_time(first)
         self._latest = self._start - layout.time_base
-        self._container = av.open(str(self.path), "w", format=container, container_options=OPTIONS)
+        self._container = av.open(str(self.path.absolute()), "w", format=container, container_options=OPTIONS)
         self._container.metadata.update({"title": first.feed, "creation_time": began.isoformat()})
         self._video = self._container.add_mux_stream(
             layout.codec, width=layout.width, height=layout.height, time_base=layout.time_base

@@ -180,7 +180,7 @@ class Clip:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._container = av.open(path)
+            self._container = av.open(path.absolute())
         except av.FFmpegError as error:
             raise SourceUnsupported(f"{path}: {error.strerror}") from error
         if not self._container.streams.video:

@@ -22,7 +22,10 @@ _BIT_RATE = re.compile(r"(\d+(?:\.\d+)?)([kM])")
 _BITS = {"k": 1_000, "M": 1_000_000}
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)(MB|GB)")
 _BYTES = {"MB": 1_000_000, "GB": 1_000_000_000}
-_SECRET_PARAMETER = re.compile(r"((?:user|login|pass|pwd|token|secret|key|auth)[^=&?/]*=)[^&]*", re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(
+    r"((?:usr|user|login|pass|psw|pwd|token|jwt|secret|key|auth|sig|credential)[^=&?/]*=|[?&](?:u|p|st)=)[^&]*",
+    re.IGNORECASE,
+)
 
 _folder: ContextVar[Path | None] = ContextVar("_folder", default=None)
 

@@ -41,6 +41,9 @@ class PictureDecoder:
         if self._context is None or self._opened_for != (header.relay, header.codec):
             self._context = open_decoder(header.codec or "unknown")
             self._opened_for = (header.relay, header.codec)
+        if not message.payload:  # FFmpeg would take it as the end of everything
+            self.undecodable += 1
+            return []
         packet = av.Packet(message.payload)
         packet.pts = header.pts
         packet.dts = header.pts if header.dts is None else header.dts

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -20,6 +20,13 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 PICTURE_KINDS: tuple[Kind, ...] = ("video", "source")
 """Their payloads refer to each other, from key frame to key frame."""
 
+Side = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+Ticks = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+Moment = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+"""What a header may say: more would not fit where a viewer puts it."""
+LARGEST_BASE = 2**31 - 1
+"""Of the two integers of a time base."""
+
 FEED_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 TOPIC = re.compile(rf"({FEED_NAME.pattern})/({'|'.join(KINDS)})/")
 
@@ -31,20 +38,20 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Decoding can begin with this picture."""
     codec: str | None = None
     """`h264`, `hevc` or `av1` for enhanced pictures; FFmpeg's name of the codec for all else."""
-    width: int | None = None
-    height: int | None = None
+    width: Side | None = None
+    height: Side | None = None
     """Of the picture, in pixels."""
-    pts: int | None = None
+    pts: Ticks | None = None
     """When to show it, in units of `time_base`."""
-    dts: int | None = None
+    dts: Ticks | None = None
     """When to decode it, in units of `time_base`, where that differs from `pts`."""
     time_base: Fraction | None = None
     """Seconds; two integers on the wire."""
-    capture_ns: int | None = None
+    capture_ns: Moment | None = None
     """UTC, nanoseconds since 1970: when the camera took the picture, as far as `capture_clock` knows."""
     capture_clock: str | None = None
     """`rtcp`, `klv`, `recording` or `arrival`."""
-    received_ns: int | None = None
+    received_ns: Moment | None = None
     """UTC, nanoseconds since 1970: when the relay read the packet."""
     state: str | None = None
     """`clean`, `concealed`, `tainted` or `stale`; anything else is not clean either."""
@@ -65,7 +72,7 @@ class Stamped(Header, frozen=True, kw_only=True, omit_defaults=True):
     feed: str
     seq: int
     """Number of the message on its topic, from 0, without holes unless messages were lost."""
-    published_ns: int
+    published_ns: Moment
     """UTC, nanoseconds since 1970."""
     gop: int | None = None
     """Number of the group of pictures, from 1; 0 before the first key frame."""
@@ -195,9 +202,9 @@ def _fraction_out(value: Any) -> tuple[int, int]:
 
 def _fraction_in(_: type, value: Any) -> Fraction:
     match value:
-        case [int(numerator), int(denominator)] if numerator > 0 and denominator > 0:
+        case [int(numerator), int(denominator)] if 0 < numerator <= LARGEST_BASE and 0 < denominator <= LARGEST_BASE:
             return Fraction(numerator, denominator)
-    raise ValueError(f"a time base is two positive integers, not {value!r}")
+    raise ValueError(f"a time base is two positive integers of 31 bits, not {value!r}")
 
 
 _header_encoder = msgspec.msgpack.Encoder(enc_hook=_fraction_out)

@@ -11,6 +11,7 @@ from typing import Self
 import av
 
 from tests.clips import datagrams
+from tests.waiting import CATCH_UP
 
 
 class LiveCamera:
@@ -41,6 +42,7 @@ class LiveCamera:
                 for data, due in zip(self._datagrams, self._times, strict=True):
                     if self._stop.wait(max(0.0, start + due - time.monotonic())):
                         return
+                    start = max(start, time.monotonic() - CATCH_UP - due)
                     sender.sendto(data, self._address)
                 start += self._times[-1] + 0.04
 

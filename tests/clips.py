@@ -25,6 +25,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from stream.encode import usual_priority
+from tests.waiting import CATCH_UP
 
 Plane = NDArray[np.uint8]
 
@@ -310,7 +311,7 @@ class UdpSender:
             for index in self._indices():
                 if self._stop.wait(max(0.0, due - time.monotonic())):
                     return
-                due += len(self._datagrams[index]) * 8 / self._bit_rate
+                due = max(due, time.monotonic() - CATCH_UP) + len(self._datagrams[index]) * 8 / self._bit_rate
                 if index not in self._lost:
                     self.sent_ns.append(time.time_ns())
                     sender.sendto(self._datagrams[index], self._address)

@@ -14,6 +14,7 @@ from typing import Self
 
 from stream.publish import Publisher
 from stream.wire import Header
+from tests.waiting import CATCH_UP
 
 VIEWER = """
 import sys, time
@@ -96,6 +97,7 @@ class Live:
         for number in count():
             if self._ended.wait(max(0.0, begun + number / self._rate - time.monotonic())):
                 return
+            begun = max(begun, time.monotonic() - CATCH_UP - number / self._rate)
             key = self._publisher.take_join("pier") or number == 0
             before = time.monotonic()
             self._publisher.publish("pier", "video", Header(key=key), self._payload)

@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 
 def feed(url: str | Path, **settings: object) -> FeedSettings:
     """A feed whose time-outs are short."""
-    return FeedSettings.model_validate({"url": str(url), "open_timeout": 5.0, "read_timeout": 0.5} | settings)
+    return FeedSettings.model_validate({"url": str(url), "open_timeout": 5.0, "read_timeout": 2.0} | settings)
 
 
 def open_files() -> int:

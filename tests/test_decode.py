@@ -42,7 +42,7 @@ class Decoded:
         self.units: list[SourcePacket] = []
         self.lost = 0
         self.deinterlaced = False
-        settings = FeedSettings(url=str(url), open_timeout=5.0, read_timeout=0.5)
+        settings = FeedSettings(url=str(url), open_timeout=5.0, read_timeout=2.0)
         with open_source(settings) as source:
             for segment in self.segments_of(source.segments()):
                 decoder = Decoder(segment.video)
@@ -106,6 +106,19 @@ def test_every_access_unit_becomes_its_own_picture(tmp_path: Path, name: str, cl
     for frame in decoded.frames:
         assert [plane.shape for plane in frame.planes()] == [(120, 160), (60, 80), (60, 80)]
         assert read_patches(*frame.planes()) == pytest.approx(np.array(PATCHES), abs=3)
+
+
+@pytest.mark.parametrize("matrix", [0, 2, 8, 10, 12, 14, 15])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv422p", "yuv444p"])
+def test_a_picture_whose_matrix_ffmpeg_cannot_convert_from_becomes_plain_all_the_same(
+    pix_fmt: str, matrix: int
+) -> None:
+    picture = av.VideoFrame(64, 48, pix_fmt)
+    for plane in picture.planes:
+        plane.update(bytes(plane.buffer_size))
+    picture.colorspace = matrix
+    [plain] = PlainPictures().add(picture)
+    assert (plain.format.name, plain.width, plain.height) == ("yuv420p", 64, 48)
 
 
 def test_what_is_known_of_a_packet_stays_with_its_picture_although_pictures_are_reordered(tmp_path: Path) -> None:

@@ -241,6 +241,21 @@ def test_a_picture_without_a_known_rate_or_time_base_of_frames_is_encoded_too() 
     assert 8 * sum(len(picture.payload) for picture in pictures) < 1.2 * 400_000 * 60 / 25
 
 
+def test_times_in_nanoseconds_are_planned_for_and_travel_unchanged() -> None:
+    times = [index * 100_000_000 + 1_000 * (index * 37 % 11) for index in range(60)]
+    with Encoder(EncoderSettings(), WIDTH, HEIGHT, Colour(), Fraction(1, 10**9), Fraction(25)) as encode:
+        pictures = [p for index, pts in enumerate(times) for p in encode.encode(*planes(index), pts=pts)]
+    assert [picture.pts for picture in pictures] == times
+
+
+@codecs
+@pytest.mark.parametrize("rate", [Fraction(1, 2**31 - 1), Fraction(1000)])
+def test_no_rate_is_too_low_or_too_high(codec: str, rate: Fraction) -> None:
+    settings = EncoderSettings(codec=codec)  # type: ignore[arg-type]
+    with Encoder(settings, WIDTH, HEIGHT, Colour(), Fraction(1, 90000), rate) as encode:
+        assert len([p for index in range(5) for p in encode.encode(*planes(index), pts=index * TICKS)]) == 5
+
+
 def test_several_threads_give_the_same_pictures() -> None:
     with encoder(threads=4) as encode:
         frames = decode([p for index in range(6) for p in encode.encode(*planes(index), pts=index * TICKS)])

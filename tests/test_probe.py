@@ -21,7 +21,7 @@ app.command()(probe)
 
 
 def found(url: str | Path, seconds: float = 5) -> dict[str, Any]:
-    return survey(FeedSettings(url=str(url), open_timeout=2.0, read_timeout=0.5), seconds)
+    return survey(FeedSettings(url=str(url), open_timeout=2.0, read_timeout=2.0), seconds)
 
 
 def test_a_recording_is_described_and_measured(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_live_feed_is_described_with_its_data_streams(tmp_path: Path) -> None:
 
 def test_a_feed_that_goes_silent_while_it_is_looked_at_is_lost(tmp_path: Path) -> None:
     clip, port = make_clip(tmp_path / "clip.ts", pictures=30), free_port()
-    with UdpSender(clip, port), pytest.raises(SourceLost, match=r"no packet for 0\.5 s"):
+    with UdpSender(clip, port), pytest.raises(SourceLost, match="no packet for 2 s"):
         found(f"udp://127.0.0.1:{port}")
 
 

@@ -1,4 +1,6 @@
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -497,6 +499,21 @@ def test_key_files_that_are_no_keys_are_named(keys: Path) -> None:
     (keys / "guests" / "broken.key").write_text("nothing")
     with pytest.raises(WireError, match=r"broken\.key"):
         Publisher(encrypted(keys, guests=True), "run-1").__enter__()
+
+
+def test_a_viewer_that_sends_more_than_a_subscription_is_cut_off() -> None:
+    with Publisher(ANYWHERE, "run-1") as publisher, viewer(publisher, b"pier/") as other:
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        host, _, port = publisher.endpoint.removeprefix("tcp://").partition(":")
+        with socket.create_connection((host, int(port)), DEADLINE) as rude:
+            rude.sendall(b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00NULL" + bytes(48))
+            ready = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", 3) + b"SUB"
+            rude.sendall(b"\x04" + bytes([len(ready)]) + ready)
+            rude.sendall(b"\x02" + struct.pack(">Q", 400_000_000) + bytes(1000))
+            while rude.recv(1 << 16):
+                pass
+        publisher.publish("pier", "video", Header(key=True), bytes(100_000))
+        assert len(receive(other).payload) == 100_000
 
 
 def test_a_flood_of_subscriptions_is_forgotten_rather_than_kept() -> None:

@@ -133,6 +133,19 @@ def test_a_segment_is_called_by_its_feed_and_the_capture_time_of_its_first_pictu
     ]
 
 
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [path] = record(Path("night 21:30"), list(pictures(3))).paths
+    assert len(played(path)) == 3
+
+
+def test_numbers_that_no_file_can_hold_end_the_recording_with_a_reason(tmp_path: Path) -> None:
+    first, second, *_ = list(pictures(3))
+    wild = changed(data(b"told", pts=2**62), time_base=Fraction(2**30, 1))
+    with pytest.raises(StreamError, match="cannot record into"):
+        record(tmp_path, [first, wild, second])
+
+
 def test_mp4_says_when_it_began(tmp_path: Path) -> None:
     [path] = record(tmp_path, pictures(3, "av1")).paths
     with av.open(str(path)) as container:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from stream.errors import SourceUnsupported
-from stream.sources.recording import RecordedSegment, find_recordings, open_recording
+from stream.sources.recording import RecordedSegment, find_recordings, open_recording, recorder_clock
 from tests.clips import make_clip, read_number
 
 BEGAN_NS = 1795361400_000_000_000
@@ -61,6 +62,64 @@ def test_a_name_that_says_when_it_began_is_the_clock_of_a_recording_that_says_no
     for name in ("pier-2026.ts", "pier-20261399T153000Z.ts"):
         with open_recording(make_clip(tmp_path / name, pictures=2), threading.Event()) as segment:
             assert next(segment.packets()).capture_clock == "arrival"
+
+
+def test_an_access_unit_of_zeros_is_counted_and_the_others_are_read(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=60)
+    with av.open(str(clip)) as container:
+        units = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    number, (place, size) = next((n, unit) for n, unit in enumerate(units) if n > 5 and unit[1] % 4 == 0)
+    data = bytearray(clip.read_bytes())
+    data[place : place + size] = bytes(size)
+    clip.write_bytes(data)
+    segment, packets = read(clip)
+    assert (segment.unreadable, len(packets)) == (1, 59)
+    assert all(packet.size for packet in packets)
+    assert packets[number].is_corrupt, "the one behind the hole"
+
+
+def test_a_file_with_damaged_parameter_sets_is_told(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=5)
+    data = bytearray(clip.read_bytes())
+    place = data.find(b"avcC")
+    data[place + 9 : place + 12] = b"\xff\xff\xff"
+    clip.write_bytes(data)
+    with (
+        pytest.raises(SourceUnsupported, match=r"clip\.mp4: its h264 cannot be read") as wrong,
+        open_recording(clip, threading.Event()),
+    ):
+        pass
+    assert wrong.value.reason == "codec"
+
+
+def test_a_stream_that_cannot_be_decoded_beside_the_video_is_named_and_ignored(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "plain.ts", pictures=10)
+    both = tmp_path / "both.ts"
+    with av.open(str(clip)) as reader, av.open(str(both), "w") as writer:
+        video = writer.add_stream_from_template(reader.streams.video[0])
+        text = writer.add_mux_stream("dvb_teletext")
+        text.time_base = Fraction(1, 90_000)
+        for packet in reader.demux(video=0):
+            if packet.size:
+                told = av.Packet(b"\x10\x02\x2c" + b"\xff" * 43)
+                told.pts = told.dts = round(packet.pts * packet.time_base * 90_000)
+                told.time_base, told.stream = Fraction(1, 90_000), text
+                packet.stream = video
+                writer.mux([packet, told])
+    segment, packets = read(both)
+    assert len(packets) == 10
+    assert segment.info.ignored == ("subtitle",)
+
+
+def test_a_wild_time_stamp_is_taken_as_recorded_with_the_one_before(tmp_path: Path) -> None:
+    clock = recorder_clock(BEGAN_NS)
+    packet = av.Packet(b"unit")
+    packet.time_base = Fraction(1, 1000)
+    told = []
+    for pts in (0, 40, 2**61, -(2**61), 120):
+        packet.pts = pts
+        told.append(clock(packet) - BEGAN_NS)
+    assert told == [0, 40_000_000, 40_000_000, 40_000_000, 120_000_000]
 
 
 def test_files_and_folders_are_found_in_order_and_none_twice(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_raw_password_of_any_characters_is_no_mistake(unused_tcp_port: int, pa
 )
 def test_a_playlist_is_known_by_its_path_and_may_be_silent_for_longer(url: str, playlist: bool) -> None:
     [way] = ways_to(feed(url))
-    assert way.silence == 0.5 + (PLAYLIST_SECONDS if playlist else 0)
+    assert way.silence == 2.0 + (PLAYLIST_SECONDS if playlist else 0)
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_a_live_stream_over_http_is_not_paced(tmp_path: Path) -> None:
         segment = next(source.segments())
         assert not segment.recorded
         assert len(take(segment, 100)) >= 28
-        with pytest.raises(SourceLost, match=r"no packet for 0\.5 s") as lost:
+        with pytest.raises(SourceLost, match=r"no packet for 2 s") as lost:
             next(source.segments())
     assert lost.value.reason == "time-out"
 
@@ -303,9 +303,12 @@ def test_video_that_stops_while_data_goes_on_is_noticed(tmp_path: Path) -> None:
                 handler.wfile.write(packet)
                 time.sleep(0.01)
 
-    with WebServer(tmp_path, {"/live": stream}) as server, open_source(feed(server.url("/live"))) as source:
+    with (
+        WebServer(tmp_path, {"/live": stream}) as server,
+        open_source(feed(server.url("/live"), read_timeout=0.5)) as source,
+    ):
         packets_read = list(next(source.segments()).packets())
-        with pytest.raises(SourceLost, match=r"packets come, but no video for 0\.5 s") as lost:
+        with pytest.raises(SourceLost, match=r"packets come, but no video for 0.5 s") as lost:
             next(source.segments())
     assert lost.value.reason == "no video"
     assert sum(packet.kind == "data" for packet in packets_read) < 200, "long before the data ends"
@@ -541,7 +544,7 @@ def test_rtp_that_cannot_be_relayed_is_told(rtp: Path, media: str, codec: str, r
 def test_rtp_that_never_comes_is_a_time_out(tmp_path: Path) -> None:
     with nothing_left():
         lost = why_lost(impatient(str(sdp_file(tmp_path, free_port() & ~1))))
-    assert (lost.reason, lost.args[0].rpartition(": ")[2]) == ("time-out", "no packet for 0.5 s")
+    assert (lost.reason, lost.args[0].rpartition(": ")[2]) == ("time-out", "no packet for 2 s")
 
 
 def test_an_sdp_file_that_is_none_is_told(tmp_path: Path) -> None:

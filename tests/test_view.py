@@ -101,6 +101,15 @@ def test_an_access_unit_that_cannot_be_decoded_is_counted_and_the_next_key_frame
     assert len(decoder.decode(good)) == 1
 
 
+def test_a_message_without_a_picture_is_counted_and_the_next_one_shown() -> None:
+    decoder = PictureDecoder()
+    good = one_colour(ORANGE, Colour())[0]
+    assert len(decoder.decode(good)) == 1
+    assert decoder.decode(message(b"", "h264")) == []
+    assert decoder.undecodable == 1
+    assert len(decoder.decode(good)) == 1
+
+
 def test_a_relay_that_begins_anew_with_another_codec_is_decoded() -> None:
     decoder = PictureDecoder()
     assert len(decoder.decode(one_colour(ORANGE, Colour(), "h264")[0])) == 1

@@ -102,6 +102,13 @@ def test_another_major_version_is_refused_by_its_number_whatever_else_it_holds()
         ({"time_base": [1]}, "time base is two positive integers"),
         ({"time_base": "1/25"}, "time base is two positive integers"),
         ({"source_sha256": 7}, "source_sha256"),
+        ({"time_base": [1, 2**40]}, "time base is two positive integers"),
+        ({"width": 0}, "width"),
+        ({"height": 70_000}, "height"),
+        ({"pts": 2**63}, "pts"),
+        ({"dts": -(2**63)}, "dts"),
+        ({"capture_ns": 2**63}, "capture_ns"),
+        ({"published_ns": -1}, "published_ns"),
         ({"feed": "quay"}, "says feed 'quay'"),
     ],
 )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 """Seconds that anything may take on a busy machine."""
+
+CATCH_UP = 0.04
+"""Seconds that a sender which was held up makes up for; more at once would be another feed than was filmed."""
 
 
 def wait_until(happened: Callable[[], object], what: str) -> None:

@@ -312,7 +312,7 @@ class PartWriter:
         """The next part, which may hold any time exactly, whatever the new file can hold."""
         layout = self._parts.layout
         assert layout is not None
-        self._container = av.open(os.fspath(self._parts.growing), "w")
+        self._container = av.open(os.fspath(self._parts.growing.absolute()), "w")
         self._stream = cast("VideoStream", self._container.add_stream(ENCODER, rate=self._rate, options=OPTIONS))
         self._stream.width, self._stream.height, self._stream.pix_fmt = layout.width, layout.height, "yuv420p"
         context = self._stream.codec_context

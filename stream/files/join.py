@@ -104,7 +104,7 @@ def try_out(trial: Path, stream: Stream | None = None) -> None:
 def open_target(path: Path) -> OutputContainer:
     """The container that the suffix of `path` says."""
     try:
-        return av.open(str(path), "w")
+        return av.open(str(path.absolute()), "w")
     except ValueError:
         raise unfit(path) from None
 
@@ -133,7 +133,7 @@ def join(source: Path, parts: Parts, target: Path, kept: list[int]) -> None:
 
 def add_pictures(parts: Parts, writer: OutputContainer, video: VideoStream) -> Stream:
     """A stream for what is in the parts, which are all alike."""
-    with av.open(str(parts.paths()[0])) as part:
+    with av.open(str(parts.paths()[0].absolute())) as part:
         stream = writer.add_stream_from_template(part.streams.video[0])
     describe(stream, video)
     return stream
@@ -158,7 +158,7 @@ def packets_of_parts(parts: Parts, stream: Stream, time_base: Fraction) -> Itera
     """All pictures, in ticks of `time_base`, with decoding times that grow over all parts."""
     before: list[int] = []
     for path in parts.paths():
-        with av.open(str(path)) as part:
+        with av.open(str(path.absolute())) as part:
             packets = [packet for packet in part.demux(part.streams[0]) if packet.size]
         for packet in packets:
             packet.pts = round((packet.pts or 0) * packet.time_base / time_base) - SHIFT

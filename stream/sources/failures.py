@@ -52,6 +52,7 @@ MEANINGS: dict[type[Exception], Failure] = {
     av.ProtocolNotFoundError: Failure("it leads to a kind of address that is not allowed", "refused"),
     av.DecoderNotFoundError: Failure("its video has a codec that is not known here", "codec"),
     socket.gaierror: Failure("no such host", "not found"),
+    UnicodeError: Failure("no such host", "not found"),  # of a name that has an empty or an overlong part
 }
 NUMBERS: dict[int, Failure] = {
     errno.EIO: NOT_KNOWN,

@@ -40,6 +40,7 @@ PARAMETER_SETS = {"h264": (0, 0x1F, (7, 8)), "hevc": (1, 0x3F, (32, 33, 34))}
 """Where the first byte of a NAL unit says its type, by how many bits and which; and the types of parameter sets."""
 
 NANOSECONDS = 1_000_000_000
+LONGEST_RECORDING = 366 * 86_400 * NANOSECONDS
 
 log = logging.getLogger(__name__)
 
@@ -207,11 +208,19 @@ def now(_: Packet[Stream]) -> int:
 
 
 def recorder_clock(zero_ns: int) -> Callable[[Packet[Stream]], int]:
-    """When what is in a packet was recorded, where time stamp 0 means `zero_ns` (UTC, nanoseconds since 1970)."""
+    """When what is in a packet was recorded, where time stamp 0 means `zero_ns` (UTC, nanoseconds since 1970).
+
+    A stamp that no recording is long enough for says nothing: what it stands on is taken as recorded with the last one.
+    """
+    last_ns = zero_ns
 
     def capture_ns(packet: Packet[Stream]) -> int:
+        nonlocal last_ns
         ticks = packet.pts if packet.pts is not None else packet.dts or 0
-        return zero_ns + int(ticks * NANOSECONDS * Fraction(packet.time_base))
+        since_zero = int(ticks * NANOSECONDS * Fraction(packet.time_base))
+        if abs(since_zero) <= LONGEST_RECORDING:
+            last_ns = zero_ns + since_zero
+        return last_ns
 
     return capture_ns
 

@@ -85,7 +85,7 @@ class Segment:
         self._container = container
         self._stop = stop
         self._capture_ns = capture_ns
-        self._annex_b = annex_b_filter(self.video)
+        self._annex_b = annex_b_filter(name, self.video)
         self._marks_early = container.format.name == "mpegts"
         self._mark = False  # the next access unit is damaged
 
@@ -137,16 +137,23 @@ class Segment:
             try:
                 [packet] = self._annex_b.filter(packet)
             except av.FFmpegError as error:
-                if not self.unreadable:
-                    log.warning("%s: an access unit cannot be read: %s", self._name, error.strerror)
-                self.unreadable += 1
-                self._mark = True
+                self._count_unreadable(error.strerror or str(error))
+                return None
+            if not packet.size:  # of zeros alone, as from a bad disk; FFmpeg would take it as the end of everything
+                self._count_unreadable("nothing is in it")
                 return None
             packet.stream = self.video
         early = packet.is_corrupt and self._marks_early
         packet.is_corrupt = self._mark or (packet.is_corrupt and not early)
         self._mark = early
         return packet
+
+    def _count_unreadable(self, why: str) -> None:
+        """Count an access unit that gives no packet, and mark the next one."""
+        if not self.unreadable:
+            log.warning("%s: an access unit cannot be read: %s", self._name, why)
+        self.unreadable += 1
+        self._mark = True
 
     def _source_packet(self, packet: Packet[Stream], kind: Literal["video", "data"], received_ns: int) -> SourcePacket:
         capture_ns, clock = self.captured(packet, received_ns)
@@ -181,17 +188,24 @@ def describe(container: InputContainer, video: VideoStream) -> SourceInfo:
 
 
 def label(stream: Stream) -> str:
-    """Type and codec of a stream, such as `audio mp2`."""
-    return f"{stream.type} {stream.name}" if stream.name else stream.type
+    """Type and codec of a stream, such as `audio mp2`; the type alone where FFmpeg cannot decode it."""
+    name = getattr(stream, "name", None)  # raises AttributeError without a decoder
+    return f"{stream.type} {name}" if name else stream.type
 
 
-def annex_b_filter(video: VideoStream) -> BitStreamFilterContext | None:
-    """What turns H.264 or HEVC with length prefixes into Annex B; None where nothing needs turning."""
+def annex_b_filter(name: str, video: VideoStream) -> BitStreamFilterContext | None:
+    """What turns H.264 or HEVC with length prefixes into Annex B; None where nothing needs turning.
+
+    Raises `SourceUnsupported` where the parameter sets that should come first are damaged.
+    """
     context = video.codec_context
     codec, parameters = context.codec.canonical_name, context.extradata or b""
     if codec not in ("h264", "hevc") or parameters[:1] != bytes([LENGTH_PREFIXED]):
         return None
-    unpack = BitStreamFilterContext(f"{codec}_mp4toannexb", video)
+    try:
+        unpack = BitStreamFilterContext(f"{codec}_mp4toannexb", video)
+    except av.FFmpegError as error:
+        raise SourceUnsupported(f"{name}: its {codec} cannot be read: {error.strerror}", reason="codec") from None
     context.extradata = None  # the decoder finds the parameter sets in the access units from now on
     return unpack
 

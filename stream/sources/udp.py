@@ -228,7 +228,10 @@ class UdpReader:
 
 def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:
     """A socket that receives what is sent to `address`; raises `OSError`."""
-    found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
+    except UnicodeError:  # of a name that has an empty or an overlong part
+        raise OSError("no such host") from None
     family, kind, protocol, _, local = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
