@@ -24,7 +24,7 @@ def test_three_hundred_reconnects_leave_no_memory_thread_or_file_behind() -> Non
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
