@@ -221,10 +221,11 @@ class CudaEngine(Engine):
         self._close_device()
 
     def _close_lanes(self) -> None:
+        """In a frame of its own, which ends with the last reference to them: before the device is given back."""
         try:
             for lanes in self._lanes.values():
                 lanes.close()
-        except Exception as error:
+        except Exception as error:  # as in `_settle`
             log.warning("%s at the end: %s", self.info.runtime, error)
         self._lanes.clear()
 
