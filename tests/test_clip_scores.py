@@ -7,7 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from engines.evaluation.clips import clip_rate, read_clip, score_clip, summary
+from engines.data.clips import clip_rate, read_clip
+from engines.evaluation.clips import score_clip, summary
 from tests.doubling import DoublingEngine
 from tests.test_flow import scene
 

@@ -31,6 +31,24 @@ def test_equal_pictures_cost_nothing(loss: losses.Loss) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_equal_black_grey_and_white_pictures_cost_nothing(loss: losses.Loss, level: float) -> None:
+    flat = torch.full((2, 3, 16, 16), level)
+    assert loss(flat, flat).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [losses.chroma, losses.hue_saturation], ids=["chroma", "hue_saturation"])
+def test_the_pull_of_colour_is_bounded_where_there_is_hardly_any(loss: losses.Loss) -> None:
+    slopes = []
+    for much in (1e-3, 1e-6):
+        prediction = (0.3 + much * picture(3)).requires_grad_()
+        loss(prediction, picture()).backward()
+        assert prediction.grad is not None
+        slopes.append(prediction.grad.norm().item())
+    assert slopes[1] < 5 * slopes[0]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
 def test_flat_black_grey_and_white_give_finite_gradients(loss: losses.Loss, level: float) -> None:
     prediction = torch.full((1, 3, 16, 16), level, requires_grad=True)
     loss(prediction, picture()[:1, :, :16, :16]).backward()

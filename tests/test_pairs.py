@@ -143,3 +143,14 @@ def test_chroma_of_training_pictures_is_that_of_a_video() -> None:
     spread = subsample_chroma(stripes)
     assert spread[0, 0, 0, 0] < 0.9
     assert spread[0, 0, 0, 1] > 0.1
+
+
+def test_pictures_of_several_sizes_give_one_batch_that_fits_the_smallest() -> None:
+    large = scene(96, 128)
+    wide, high = Sample(large[:60, :84], large[:60], large[:60]), Sample(large[:72, :71], large[:72], large[:72])
+    sizes = [wide.small.shape[:2], high.small.shape[:2]]
+    chosen = draw(sizes, (10_000, 10_000), 16, np.random.default_rng(3))
+    assert set(chosen.places[:, 0].tolist()) == {0, 1}
+    assert chosen.size == (60, 70)
+    ends = chosen.places[:, 1:3] + torch.tensor(chosen.size)
+    assert (ends <= torch.tensor(sizes)[chosen.places[:, 0]]).all()

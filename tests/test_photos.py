@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from engines.data import photos
 from engines.data.darken import Night, encode, gather
 from engines.data.lamps import POWER, lamps
 from engines.data.lol import Picture, double, halve
 from engines.data.pairs import Sample
-from engines.data.photos import day_samples, grey, night_samples, send, weather
+from engines.data.photos import day_samples, grey, night_samples, read_scenes, send, weather
 from engines.evaluation.scores import psnr
 from tests.test_train import scene
 
@@ -35,7 +38,7 @@ def same(one: Sample, other: Sample) -> bool:
 
 def test_a_night_is_dark_and_its_target_is_the_photo(plain: pytest.MonkeyPatch) -> None:
     photo = scene(64, 96)
-    (night,) = night_samples([photo], 1, seed=1)
+    (night,) = night_samples([photo[None]], 1, seed=1)
     assert night.small.shape == (32, 48, 3)
     assert night.small.mean() < 0.6 * photo.mean()
     assert np.array_equal(night.large, photo)
@@ -45,18 +48,18 @@ def test_a_night_is_dark_and_its_target_is_the_photo(plain: pytest.MonkeyPatch) 
 
 def test_a_day_s_target_is_the_double_of_its_clean_small_picture(plain: pytest.MonkeyPatch) -> None:
     photo = scene(128, 192)
-    for day in day_samples([photo], 4, seed=1):
+    for day in day_samples([photo[None]], 4, seed=1):
         assert day.small.shape == (64, 96, 3)
         assert 0 < np.abs(day.small.astype(int) - halve(day.large)).mean() < 8
         assert np.array_equal(day.dark, day.large)
     plain.setattr(photos, "UNDAMAGED", 1.0)
-    for day in day_samples([photo], 4, seed=1):
+    for day in day_samples([photo[None]], 4, seed=1):
         assert np.array_equal(day.large, double(day.small))
 
 
 def test_samples_depend_on_the_seed_and_their_number_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "BIT_RATES", WIDE)
-    pictures = [scene(64, 96), scene(64, 96)[::-1].copy()]
+    pictures = [scene(64, 96)[None], scene(64, 96)[None, ::-1].copy()]
     for make in (night_samples, day_samples):
         first, again, other = make(pictures, 4, 1), make(pictures, 6, 1), make(pictures, 4, 2)
         assert all(same(a, b) for a, b in zip(first, again[:4], strict=True))
@@ -67,7 +70,7 @@ def test_samples_depend_on_the_seed_and_their_number_alone(monkeypatch: pytest.M
 def test_infrared_pairs_have_no_colour(plain: pytest.MonkeyPatch) -> None:
     plain.setattr(photos, "GREY", 1.0)
     plain.setattr(photos, "LIT", 1.0)
-    for sample in (*night_samples([scene()], 3, 1), *day_samples([scene()], 3, 1)):
+    for sample in (*night_samples([scene()[None]], 3, 1), *day_samples([scene()[None]], 3, 1)):
         for picture in (sample.small, sample.large, sample.dark):
             assert (picture == picture[..., :1]).all()
             assert picture.std() > 0
@@ -76,7 +79,7 @@ def test_infrared_pairs_have_no_colour(plain: pytest.MonkeyPatch) -> None:
 def test_some_pairs_are_infrared_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "BIT_RATES", WIDE)
     for make in (night_samples, day_samples):
-        shares = np.mean([np.ptp(sample.large, axis=2).max() == 0 for sample in make([scene(32, 48)], 60, 3)])
+        shares = np.mean([np.ptp(sample.large, axis=2).max() == 0 for sample in make([scene(32, 48)[None]], 60, 3)])
         assert 0.03 < shares < 0.35
 
 
@@ -84,9 +87,9 @@ def test_lamps_are_bright_in_the_night_and_in_its_target_and_nothing_else_is_cha
     plain: pytest.MonkeyPatch,
 ) -> None:
     photo = np.full((160, 256, 3), 90, np.uint8)
-    dark = night_samples([photo], 6, seed=4)
+    dark = night_samples([photo[None]], 6, seed=4)
     plain.setattr(photos, "LIT", 1.0)
-    for night, unlit in zip(night_samples([photo], 6, seed=4), dark, strict=True):
+    for night, unlit in zip(night_samples([photo[None]], 6, seed=4), dark, strict=True):
         assert unlit.small.max() < 120
         lamp = night.large.max(2) == 255
         assert 0 < lamp.mean() < 0.1
@@ -115,7 +118,7 @@ def test_a_link_damages_what_it_sends_and_a_thin_one_more(
     scores = []
     for bit_rate in (800_000, 100_000):
         monkeypatch.setattr(photos, "BIT_RATES", (bit_rate, bit_rate + 1))
-        arrived = [send(gather(clean, CLEAR), CLEAR, np.random.default_rng(seed)) for seed in range(3)]
+        arrived = [send([gather(clean, CLEAR)], CLEAR, np.random.default_rng(seed)) for seed in range(3)]
         scores.append(np.mean([psnr(picture, clean) for picture in arrived]))
     assert 20 < scores[1] < scores[0] - 1 < 50
     assert capfd.readouterr() == ("", "")
@@ -125,7 +128,7 @@ def test_what_arrives_last_is_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "BIT_RATES", WIDE)
     light = gather(scene(96, 144), CLEAR)
     for seed in range(4):
-        arrived = send(light, CLEAR, np.random.default_rng(seed)).astype(int)
+        arrived = send([light], CLEAR, np.random.default_rng(seed)).astype(int)
         error = [np.abs(np.roll(arrived, move, axis=1) - encode(light)).mean() for move in (-1, 0, 1)]
         assert error[1] == min(error)
         assert error[1] < 3
@@ -142,3 +145,54 @@ def test_no_weather_makes_a_night_of_a_day(level: int) -> None:
 def test_grey_keeps_brightness() -> None:
     picture = np.full((2, 2, 3), (200, 100, 50), np.uint8)
     assert (grey(picture) == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)).all()
+
+
+def write_video(path: Path, pictures: Iterable[Picture]) -> None:
+    """480x320 in H.264 at 25 pictures a second, hardly damaged."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", 25, options={"crf": "4", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 480, 320, "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def moving(number: int) -> Picture:
+    """A bright square that goes to the right by 4 pixels each picture."""
+    picture = np.full((320, 480, 3), 120, np.uint8)
+    picture[100:150, 4 * number : 4 * number + 50] = 250
+    return picture
+
+
+def test_scenes_are_photos_and_bright_parts_of_videos_and_nothing_else(tmp_path: Path) -> None:
+    Image.fromarray(scene(500, 300)).save(tmp_path / "a.png")
+    Image.fromarray(scene(100, 100)).save(tmp_path / "b-small.png")
+    (tmp_path / "c.txt").write_text("no picture")
+    (tmp_path / "d").mkdir()
+    night, day = (np.full((320, 480, 3), level, np.uint8) for level in (30, 120))
+    write_video(tmp_path / "e.mp4", [*[day] * 100, *[night] * 100, *map(moving, range(20))])
+    photo, first, last = read_scenes(tmp_path)
+    assert photo.shape == (1, 288, 480, 3)
+    assert first.shape == last.shape == (8, 320, 480, 3)
+    assert np.ptp(first) < 8
+    columns = [np.argmax(picture[120, :, 0] > 200) for picture in last]
+    assert columns == [0, 4, 8, 12, 16, 20, 24, 28]
+
+
+def test_a_video_s_night_shows_its_own_movement_and_its_target_is_the_last_picture(plain: pytest.MonkeyPatch) -> None:
+    clip = np.stack([moving(number) for number in range(8)])
+    (night,), (day,) = night_samples([clip], 1, seed=1), day_samples([clip], 1, seed=1)
+    assert np.array_equal(night.large, clip[-1])
+    for small in (night.small, day.small):
+        row = small[62].mean(1)
+        assert row[16:38].mean() > 1.2 * row[60:].mean()  # the square is where the last picture has it,
+        assert row[:12].mean() < 1.1 * row[60:].mean()  # and no longer where the first had it
+
+
+def test_a_folder_without_scenes_and_a_broken_photo_are_told(tmp_path: Path) -> None:
+    Image.fromarray(scene(100, 100)).save(tmp_path / "small.png")
+    with pytest.raises(FileNotFoundError, match=r"no photo and no bright video of at least 448x288 pixels \(\.avi"):
+        read_scenes(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(OSError, match=r"broken\.png: not a picture"):
+        read_scenes(tmp_path)

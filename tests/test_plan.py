@@ -17,8 +17,9 @@ from engines.data.packs import read_packs, write_packs
 from engines.data.pairs import Sample
 from engines.training import plan
 from engines.training.recipe import read_recipe
+from engines.training.train import Budget
 
-TINY = {"network": "neid-live", "batch": 1, "crop": (32, 32)}
+TINY = {"network": "neid-live", "batch": 2, "crop": (32, 32)}
 
 
 def sample(seed: int, *, day: bool = False) -> Sample:
@@ -75,6 +76,27 @@ def test_the_plan_is_rehearsed_and_not_done_twice(
     capsys.readouterr()
     plan.main(command)
     assert capsys.readouterr().out.count("done before") == len(plan.JOBS)
+
+
+def test_a_job_that_was_killed_after_its_last_step_is_told_as_it_was(
+    tmp_path: Path, sets: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "read_recipe", lambda name: msgspec.structs.replace(read_recipe(name), **TINY))
+    (job,) = (job for job in plan.JOBS if job.name == "table2-unet")
+    plan.run_job(job, sets, tmp_path, Budget(steps=2))
+    told = Weights(tmp_path / job.name).card.scores
+    (tmp_path / job.name / "card.json").unlink()
+    plan.run_job(job, sets, tmp_path, Budget(steps=2))
+    again = Weights(tmp_path / job.name).card.scores
+    assert again == {name: told[name] for name in ("steps", "held_out_psnr_db", "held_out_on_the_way")}
+    assert again["steps"] == 2
+
+
+def test_the_held_out_scenes_are_trained_on_where_nothing_is_left_to_be_chosen(sets: dict[str, list[Sample]]) -> None:
+    lol, night, day = plan.pairs(read_recipe("field-finish"), sets)
+    assert [*lol] == [*sets["lol"], *sets["held_out"]]
+    assert (night, day) == (sets["night"], sets["day"])
+    assert [*plan.pairs(read_recipe("field"), sets)[0]] == sets["lol"]
 
 
 def test_a_job_that_the_sitting_has_no_time_for_is_not_begun(

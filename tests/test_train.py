@@ -11,13 +11,14 @@ from PIL import Image
 
 from engines.cards import NUMBERS, Weights
 from engines.checkpoint import load_network
-from engines.data.pairs import Sample, batch, shared_region, small_sizes
+from engines.data.pairs import Sample, batch, draw, shared_region, small_sizes
 from engines.errors import EngineMismatch, EngineMissing
 from engines.network.config import NEID_LIVE
 from engines.network.neid import Neid
 from engines.training import train as training
 from engines.training.recipe import RECIPES, Recipe, learning_rate, read_recipe
-from engines.training.steps import loss_parts, train_step
+from engines.training.steps import detail_target, loss_parts, train_step
+from tests.test_check import nightbridge
 
 
 def scene(height: int = 64, width: int = 96) -> np.ndarray:
@@ -38,8 +39,31 @@ def recipe(**changes: object) -> Recipe:
     return msgspec.structs.replace(Recipe(batch=1, crop=(32, 48), warm_up_steps=1, mix=(1.0, 0.0, 0.0)), **changes)
 
 
+CPU = torch.device("cpu")
+"""What these tests look at is the same on a machine with a GPU."""
 STEADY = {"batch": 2, "twins": 0.5, "noise": 3.0, "steady_weight": 1.0}
 """Half of the steps on twins, all of them with noise."""
+
+
+class Lamp:
+    """Stands for a network, and tells whether it is asked to compute in bfloat16."""
+
+    config = NEID_LIVE
+
+    def __call__(self, small: torch.Tensor) -> torch.Tensor:
+        self.bfloat16 = torch.is_autocast_enabled("cpu")
+        return torch.nn.functional.interpolate(small, scale_factor=2.0)
+
+
+@pytest.mark.parametrize(("processor", "bfloat16"), [("AVX2", False), ("AVX512", True)])
+def test_a_processor_without_avx512_does_not_imitate_bfloat16(
+    processor: str, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: processor)
+    network = Lamp()
+    small, large = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 32, 32)
+    loss_parts(recipe(), network, small, large, None, (slice(32), slice(32)))
+    assert network.bfloat16 is bfloat16
 
 
 @pytest.mark.parametrize("changes", [{}, STEADY], ids=["plain", "steady"])
@@ -51,6 +75,7 @@ def test_one_tiny_pair_is_learned(tmp_path: Path, changes: dict[str, float]) -> 
         training.Budget(steps=60),
         tmp_path / "checkpoint.pt",
         lambda _step, _share, parts: losses.append(parts["huber"]),
+        device=CPU,
     )
     assert losses[-1] < losses[0] / 4
     assert training.validate(network, [sample()]) > 16
@@ -70,7 +95,7 @@ def test_an_interrupted_run_gives_the_same_network_as_an_uninterrupted_one(
 
         budget = training.Budget(steps=6)
         pairs = ([sample()], [], [])
-        return training.train(recipe(**changes), pairs, budget, tmp_path / checkpoint, report), steps
+        return training.train(recipe(**changes), pairs, budget, tmp_path / checkpoint, report, device=CPU), steps
 
     with mock.patch.dict(training.SAVE_EVERY, cpu=2):
         whole, _ = run("whole.pt", 99)
@@ -132,7 +157,7 @@ def test_the_shipped_recipe_is_the_default_one_made_steady() -> None:
 
 def test_every_shipped_recipe_can_be_read() -> None:
     networks = {path.stem: read_recipe(path.stem).network for path in RECIPES.glob("*.toml")}
-    assert {networks.pop(name) for name in ("field", "field-second", "field-finish")} == {"neid-live"}
+    assert {networks.pop(name) for name in ("field", "field-second", "field-finish", "field-last")} == {"neid-live"}
     assert set(networks) >= {"paper", "paper-best", "table2-unet", "table2-le", "table2-le-dr", "table2-le-dr-ff"}
     assert set(networks.values()) == {"neid"}
 
@@ -158,7 +183,12 @@ def test_a_recipe_takes_steps_and_its_weights_are_stored(tmp_path: Path, name: s
     told: list[dict[str, float]] = []
     pairs = ([sample()], [], [])
     network = training.train(
-        small, pairs, training.Budget(steps=2), tmp_path / "c.pt", lambda _step, _share, parts: told.append(parts)
+        small,
+        pairs,
+        training.Budget(steps=2),
+        tmp_path / "c.pt",
+        lambda _step, _share, parts: told.append(parts),
+        device=CPU,
     )
     assert told[0].keys() == small.weights().keys()
     training.store(network, small, tmp_path / "mine", {})
@@ -177,7 +207,8 @@ def test_a_run_can_begin_with_stored_weights(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_a_gpu_goes_on_on_the_cpu(tmp_path: Path) -> None:
     def run(steps: int, checkpoint: Path) -> Neid:
-        return training.train(recipe(), ([sample()], [], []), training.Budget(steps=steps), checkpoint, lambda *_: None)
+        budget = training.Budget(steps=steps)
+        return training.train(recipe(), ([sample()], [], []), budget, checkpoint, lambda *_: None, device=CPU)
 
     run(1, tmp_path / "cpu.pt")
     state = torch.load(tmp_path / "cpu.pt", weights_only=True)
@@ -202,7 +233,8 @@ def test_the_best_average_is_kept_and_outlives_a_pause(tmp_path: Path) -> None:
     def run(steps: int) -> Neid:
         trial = training.Trial([sample()], lambda step, score: told.append((step, score)))
         budget = training.Budget(steps=steps)
-        return training.train(best, ([sample()], [], []), budget, tmp_path / "c.pt", lambda *_: None, trial=trial)
+        pairs = ([sample()], [], [])
+        return training.train(best, pairs, budget, tmp_path / "c.pt", lambda *_: None, trial=trial, device=CPU)
 
     with mock.patch.object(training, "validate", validate), mock.patch.dict(training.TRY_EVERY, cpu=2):
         run(5)
@@ -228,6 +260,131 @@ def test_a_checkpoint_of_before_best_was_kept_can_be_resumed(tmp_path: Path) -> 
     again = training.Run.begin(recipe())
     again.load(tmp_path / "old.pt")
     assert (again.step, again.best) == (1, None)
+
+
+def test_a_checkpoint_goes_on_with_nothing_but_what_it_was_begun_with(tmp_path: Path) -> None:
+    numbers = tmp_path / NUMBERS
+    training.store(Neid(NEID_LIVE, with_reconstruction=True), Recipe(), tmp_path, {})
+    begun = training.Run.begin(recipe(), numbers)
+    begun.save(tmp_path / "c.pt")
+    training.Run.begin(recipe(), numbers).load(tmp_path / "c.pt")
+    training.Run.begin(recipe()).load(tmp_path / "c.pt")  # the numbers need not be there any more
+    with pytest.raises(
+        EngineMismatch, match=r"c\.pt was begun with learning_rate = 0\.0004, and not with 0\.0003; give"
+    ):
+        training.Run.begin(recipe(learning_rate=3e-4), numbers).load(tmp_path / "c.pt")
+    training.store(Neid(NEID_LIVE, with_reconstruction=True), Recipe(), tmp_path, {})
+    with pytest.raises(EngineMismatch, match="begun with other numbers"):
+        training.Run.begin(recipe(), numbers).load(tmp_path / "c.pt")
+    training.Run.begin(recipe()).save(tmp_path / "c.pt")
+    with pytest.raises(EngineMismatch, match="begun with random numbers"):
+        training.Run.begin(recipe(), numbers).load(tmp_path / "c.pt")
+
+
+def test_engine_files_of_older_numbers_are_gone_when_new_ones_are_stored(tmp_path: Path) -> None:
+    for name in ("fp32.onnx", "int8.xml", "int8.bin"):
+        (tmp_path / name).write_bytes(b"of older numbers")
+    (tmp_path / "checkpoint.pt").write_bytes(b"kept")
+    training.store(Neid(NEID_LIVE), Recipe(), tmp_path, {})
+    assert Weights(tmp_path).card.files.keys() == {NUMBERS}
+    assert {path.name for path in tmp_path.iterdir()} == {NUMBERS, "card.json", "checkpoint.pt"}
+
+
+def test_the_network_learns_from_pictures_as_video_carries_them() -> None:
+    """Red and blue stripes of a pixel each, which 4:2:0 makes one purple: the network never sees them apart."""
+    seen: list[torch.Tensor] = []
+    stripes = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]).T.view(1, 3, 1, 2).repeat(1, 1, 32, 16)
+    for subsampled in (True, False):
+        run = training.Run.begin(recipe(subsampled=subsampled))
+        run.network.register_forward_pre_hook(lambda _network, given: seen.append(given[0]))
+        window = (slice(0, 24), slice(0, 24))
+        train_step(recipe(subsampled=subsampled), run.network, run.optimiser, [stripes, *[stripes] * 2], window, False)
+    colours = [(picture[:, 0] - picture[:, 2]).abs().max().item() for picture in seen]
+    assert colours[0] < 0.2 < colours[1]
+
+
+def test_no_step_is_longer_than_the_clip_allows() -> None:
+    norms = []
+    for clip in (1e-3, 1e9):
+        learning = recipe(clip=clip)
+        run = training.Run.begin(learning)
+        window = (slice(0, 24), slice(0, 24))
+        whole = batch([sample()], draw([(32, 48)], (32, 48), 1, np.random.default_rng(1)))
+        train_step(learning, run.network, run.optimiser, whole, window, True)
+        gradients = [parameter.grad for parameter in run.network.parameters() if parameter.grad is not None]
+        norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+    assert norms[0] == pytest.approx(1e-3, rel=1e-2)
+    assert norms[1] > 0.1
+
+
+def test_whole_pictures_come_at_the_end_and_crops_before() -> None:
+    sizes = [[(100, 150)], [], []]
+    learning = recipe(whole=0.25)
+    sides = [training.choose(learning, sizes, share, np.random.default_rng(1))[1].size for share in (0, 0.74, 0.75, 1)]
+    assert sides == [(32, 48), (32, 48), (100, 150), (100, 150)]
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
+    learning = recipe(learning_rate=4e-4, warm_up_steps=100)
+    rates = [learning_rate(learning, step, share) for step, share in ((0, 0), (49, 0), (99, 0), (999, 0.5), (1999, 1))]
+    assert rates == pytest.approx([4e-6, 2e-4, 4e-4, 2.005e-4, 1e-6], rel=1e-6)
+
+
+def test_the_detail_branch_is_shown_the_dark_picture_bright_enough_to_learn_from() -> None:
+    dark = torch.full((2, 3, 8, 8), 0.05)
+    assert detail_target(recipe(), dark).mean().item() == pytest.approx(0.4)
+    assert torch.equal(detail_target(recipe(detail_target="dark"), dark), dark)
+
+
+def write_lol(folder: Path) -> Path:
+    """Four pairs as LOL has them, one of them of a held-out scene."""
+    for side, picture in (("low", sample().dark), ("high", sample().large)):
+        (folder / "our485" / side).mkdir(parents=True)
+        for number in (1, 2, 3, 665):
+            Image.fromarray(picture).save(folder / "our485" / side / f"{number}.png")
+    return folder
+
+
+MINE = """
+network = "neid-live"
+batch = 2
+crop = [32, 32]
+mix = [1.0, 0.0, 0.0]
+"""
+
+
+def test_the_command_trains_by_a_recipe_goes_on_and_stores_weights(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(MINE)
+    lol = write_lol(tmp_path / "lol")
+    command = ("train", "mine.toml", "--lol", str(lol), "--steps")
+    first = nightbridge(tmp_path, *command, "2")
+    assert (first.returncode, first.stdout) == (0, ""), first.stderr
+    assert "raw PSNR" in first.stderr
+    assert "1 pictures of held-out scenes" in first.stderr
+    assert training.read_trials(tmp_path / "runs" / "mine" / "checkpoint.pt")[0] == 2
+    weights = Weights(tmp_path / "runs" / "mine")
+    assert weights.card.recipe["crop"] == [32, 32]
+    assert weights.card.scored == weights.id
+    again = nightbridge(tmp_path, *command, "3")
+    assert again.returncode == 0, again.stderr
+    steps, trials = training.read_trials(tmp_path / "runs" / "mine" / "checkpoint.pt")
+    assert (steps, [step for step, _ in trials]) == (3, [2, 3])
+    assert Weights(tmp_path / "runs" / "mine").id != weights.id
+
+
+def test_the_command_says_what_it_misses(tmp_path: Path) -> None:
+    lol = write_lol(tmp_path / "lol")
+    (tmp_path / "empty").mkdir()
+    for more, code, told in (
+        (("field",), 2, "give --photos"),
+        (("field", "--photos", "empty"), 1, "empty: no photo and no bright video of at least 448x288 pixels"),
+        (("feild",), 1, "no recipe 'feild': give one of field"),
+    ):
+        done = nightbridge(tmp_path, "train", *more, "--lol", str(lol), COLUMNS="200")
+        assert done.returncode == code, done.stderr
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
@@ -272,5 +429,4 @@ def test_captured_steps_learn_and_can_be_resumed_on_the_cpu(tmp_path: Path, chan
     )
     assert losses[-1] < losses[0] / 4
     assert training.validate(network, [sample()]) > 16
-    cpu = torch.device("cpu")
-    training.train(learning, pairs, training.Budget(steps=302), checkpoint, lambda *_: None, device=cpu)
+    training.train(learning, pairs, training.Budget(steps=302), checkpoint, lambda *_: None, device=CPU)

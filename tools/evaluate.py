@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from tools.report import JsonFile
+
 if TYPE_CHECKING:
     from engines.door import Engine
 
@@ -70,7 +72,7 @@ def evaluate(
         list[str] | None, typer.Option(help="auto, fp32, bf16, fp16 or int8; may be repeated.")
     ] = None,
     frames: Annotated[int, typer.Option(help="Pictures of each scene of --steady and --clips.", min=2)] = 100,
-    json: Annotated[Path | None, typer.Option(help="Write all figures, a row for each picture.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Measure engines on LOL, by day, over time and on thin video; several are compared with one another.
 
@@ -142,7 +144,7 @@ def daylight_measure(folder: Path, crf: int | None) -> Measure:
 
 def steady_measure(frames: int) -> Measure:
     """A still and a moving scene in the dark."""
-    from engines.evaluation.clips import read_clip
+    from engines.data.clips import read_clip
     from engines.evaluation.steady import NOISE, moving_scene, still_scene
 
     clean = list(islice(read_clip(CLIP), frames))
@@ -165,9 +167,10 @@ def clips_measure(paths: Sequence[Path], frames: int) -> Measure:
 
 def folder_measure(folder: Path, target: Path) -> Measure:
     """Pictures without reference, for the eye."""
+    from engines.data.kinds import PICTURES
     from engines.data.lol import read_picture
     from engines.evaluation.sheet import SheetRow, contact_sheet, sheet_row
-    from tools.enhance import KNOWN, PICTURES, find_pictures
+    from tools.enhance import KNOWN, find_pictures
 
     if target.suffix.lower() not in PICTURES:
         raise typer.BadParameter(f"{target} is no picture; --contact-sheet must end in one of {KNOWN}")

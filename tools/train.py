@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -9,16 +10,29 @@ import typer
 
 
 def train(
-    out: Annotated[Path, typer.Argument(help="Folder for the weights and the checkpoint; an old run there goes on.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or a shipped recipe such as field.")],
     lol: Annotated[Path, typer.Option(help="Folder of LOL v1: `our485/`, or its tar shards.", exists=True)],
-    photos: Annotated[Path, typer.Option(help="Folder of sharp photos by day, to be darkened.", exists=True)],
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="Folder of sharp photos and clips by day, to be darkened.", exists=True, file_okay=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the weights and the checkpoint; an old run there goes on.", show_default="runs/RECIPE"
+        ),
+    ] = None,
     start: Annotated[
         Path | None, typer.Option(help="weights.safetensors to begin with, in place of random ones.", exists=True)
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A shipped recipe, or a TOML file.")] = "field",
-    minutes: Annotated[float, typer.Option(min=0.01, help="Budget, over all sittings.")] = 120,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Budget, over all sittings.", show_default="120 without --steps")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="The same in steps; a run on a CPU can be repeated by it.")
+    ] = None,
 ) -> None:
-    """Train a network by a recipe for some minutes, score it on held-out scenes, and store its weights."""
+    """Train a network by a recipe within a budget, score it on held-out scenes, and store its weights."""
     from contextlib import ExitStack
 
     from rich.console import Console
@@ -33,10 +47,15 @@ def train(
         raise EngineMissing(f"train needs the extra `train`: pip install 'nightbridge[train]' ({error})") from error
 
     plan = training.read_recipe(recipe)
-    out.mkdir(parents=True, exist_ok=True)
+    if photos is None and any(plan.mix[1:]):
+        raise typer.BadParameter(f"recipe {recipe} mixes in nights and days: give --photos, a folder by day")
+    if minutes is None:
+        minutes = math.inf if steps else 120
+    out = out or Path("runs") / Path(recipe).stem
     console = Console(stderr=True)
     with console.status("reading pictures"):
-        samples, held_out = read_samples(lol, photos, plan.seed, plan.hold_out)
+        samples, held_out = read_samples(lol, photos if any(plan.mix[1:]) else None, plan.seed, plan.hold_out)
+    out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         log = open_log(out / "log", console)
         if log is not None:
@@ -45,7 +64,7 @@ def train(
         network = training.train(
             plan,
             samples,
-            training.Budget(minutes),
+            training.Budget(minutes, steps or math.inf),
             out / "checkpoint.pt",
             progress.report,
             start,

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from engines.data.kinds import PICTURES
+
 Picture = NDArray[np.uint8]
 """(H, W, 3) uint8 RGB."""
 
-SUFFIXES = {".png", ".webp", ".avif", ".jpg"}
 HELD_OUT = range(660, 700)
 """Numbers of `our485` kept for choosing; neighbours are one scene, so whole runs of numbers are held out."""
 OUTLIERS = frozenset({141, 142, 183, 237, 648})
@@ -41,7 +42,7 @@ def read_lol(folder: Path, part: str) -> list[Pair]:
     pictures: dict[tuple[str, int], Picture] = {}
     for name, data in _files(folder, part):
         path = Path(name)
-        if path.suffix.lower() in SUFFIXES and path.parent.name in ("low", "high") and path.stem.isdecimal():
+        if path.suffix.lower() in PICTURES and path.parent.name in ("low", "high") and path.stem.isdecimal():
             pictures[path.parent.name, int(path.stem)] = decode_picture(data, name)
     numbers = sorted(number for side, number in pictures if side == "low")
     if not numbers:

@@ -96,7 +96,7 @@ def draw(
     noise: float = 0.0,
     twins: float = 0.0,
 ) -> Draw:
-    """What to cut from pictures of these sizes: `count` crops with flips, as large as `size` where they can be.
+    """What to cut from pictures of these sizes: `count` crops with flips, as large as `size` where all can be.
 
     `turn` is the share of batches that are turned by a quarter, as whole batches, since all pictures of a batch need
     one shape; `gain` the largest factor of exposure, either way; `mixup` the share of batches with blended neighbours;
@@ -105,12 +105,12 @@ def draw(
     """
     if twins > 0 and random.random() < twins:
         return _twice(draw(sizes, size, count // 2, random, turn=turn, gain=gain, noise=noise), random)
+    indices = random.integers(len(sizes), size=count)
+    height, width = (np.minimum(size, np.min([sizes[index] for index in indices], axis=0)) // 2 * 2).tolist()
     places = []
-    for index in random.integers(len(sizes), size=count):
-        room_h, room_w = (max(0, has - wants) for has, wants in zip(sizes[index], size, strict=True))
-        top, left = random.integers(room_h + 1), random.integers(room_w + 1)
+    for index in indices:
+        top, left = random.integers(sizes[index][0] - height + 1), random.integers(sizes[index][1] - width + 1)
         places.append((index, top, left, *(random.random(2) < 0.5)))
-    height, width = (min(has, wants) for has, wants in zip(sizes[places[0][0]], size, strict=True))
     turned = bool(random.random() < turn)
     gains = np.exp(random.uniform(-np.log(gain), np.log(gain), count))
     mixed = mixup > 0 and bool(random.random() < mixup)

@@ -1,16 +1,20 @@
-"""Photos by day made into night and day pairs, as a field camera would send them; and all pairs that training mixes."""
+"""Scenes by day made into night and day pairs, as a field camera would send them; and all pairs that training mixes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.colour import Colour, to_planes, to_rgb
+from engines.data.clips import clip_rate, read_clip
 from engines.data.coded import Codec, at_bit_rate
 from engines.data.darken import DECODE, Night, encode, gather, record
+from engines.data.kinds import PICTURES, VIDEOS
 from engines.data.lamps import Light, between, lamps
 from engines.data.lol import Picture, double, halve, read_picture
 from engines.data.pairs import ALIGN, PHOTO_CROP, Sample, lol_samples
@@ -33,39 +37,50 @@ CLIP = (5, 8)
 PAN, SHAKE = 2.0, 1.0
 """Pixels of the small picture from one to the next: the steady part at most, and the deviation of the rest."""
 
+PART_SECONDS, PARTS = 4.0, 20
+"""Between two parts of a video, at least, and how many are taken of one at most."""
+PART = (384, 576)
+"""Height and width of a part: what is seen of larger videos, somewhere in the picture."""
+
 DAY_MEAN = 80
 """Mean code value, of 255, that a day has at least: what is darker could be a night as well."""
 INFRARED = Colour(full_range=True, grey=True)
 
+Scene = NDArray[np.uint8]
+"""(T, H, W, 3) uint8 RGB: one photo, or `CLIP[1]` pictures of a video, one after another."""
+
 
 def read_samples(
-    lol: Path, photos: Path, seed: int, hold_out: bool = True
+    lol: Path, photos: Path | None, seed: int, hold_out: bool = True
 ) -> tuple[tuple[list[Sample], ...], list[Sample]]:
-    """LOL, night and day samples for training, and LOL's held-out ones; without `hold_out` those are in both."""
+    """LOL, night and day samples for training, and LOL's held-out ones; without `hold_out` those are in both.
+
+    Without `photos` there are no nights and no days.
+    """
     train, held_out = lol_samples(lol)
     if not hold_out:
         train = train + held_out
-    pictures = read_photos(photos)
-    night = night_samples(pictures, 2 * len(pictures), seed)
-    day = day_samples(pictures, len(pictures), seed + 1)
+    scenes = read_scenes(photos) if photos else []
+    night = night_samples(scenes, 2 * len(scenes), seed)
+    day = day_samples(scenes, len(scenes), seed + 1)
     return (train, night, day), held_out
 
 
-def night_samples(photos: Sequence[Picture], count: int, seed: int) -> list[Sample]:
-    """Photos as field cameras would send them at night; sample n depends on its photo, `seed` and n alone."""
-    return [night_sample(photos[n % len(photos)], np.random.default_rng((seed, n))) for n in range(count)]
+def night_samples(scenes: Sequence[Scene], count: int, seed: int) -> list[Sample]:
+    """Scenes as field cameras would send them at night; sample n depends on its scene, `seed` and n alone."""
+    return [night_sample(scenes[n % len(scenes)], np.random.default_rng((seed, n))) for n in range(count)]
 
 
-def day_samples(photos: Sequence[Picture], count: int, seed: int) -> list[Sample]:
-    """Photos as field cameras would send them by day; sample n depends on its photo, `seed` and n alone."""
-    return [day_sample(photos[n % len(photos)], np.random.default_rng((seed, n))) for n in range(count)]
+def day_samples(scenes: Sequence[Scene], count: int, seed: int) -> list[Sample]:
+    """Scenes as field cameras would send them by day; sample n depends on its scene, `seed` and n alone."""
+    return [day_sample(scenes[n % len(scenes)], np.random.default_rng((seed, n))) for n in range(count)]
 
 
-def night_sample(photo: Picture, random: np.random.Generator) -> Sample:
-    """A photo halved, darkened, noisy and damaged; some have lamps, some no colour.
+def night_sample(scene: Scene, random: np.random.Generator) -> Sample:
+    """A scene halved, darkened, noisy and damaged; some have lamps, some no colour.
 
-    The target is the photo, and its lamps are in it as bright as the night camera sees them, no brighter: the dark
-    beside them is to become as visible as everything else.
+    The target is the scene's last picture, and its lamps are in it as bright as the night camera sees them, no
+    brighter: the dark beside them is to become as visible as everything else.
     """
     night = Night(
         exposure=between((0.004, 0.15), random),
@@ -73,51 +88,61 @@ def night_sample(photo: Picture, random: np.random.Generator) -> Sample:
         read_noise=between((1e-4, 2e-3), random),
         cast=(float(random.uniform(0.8, 1.25)), 1.0, float(random.uniform(0.8, 1.25))),
     )
-    scene, light, large = gather(photo, night), gather(halve(photo), night), photo
+    large: Picture = scene[-1]
+    full, lights = gather(large, night), [gather(halve(picture), night) for picture in scene]
     if random.random() < LIT:
-        shining = lamps(photo.shape[0], photo.shape[1], random)
-        scene, light, large = scene + shining, light + _halve_light(shining), encode(DECODE.take(photo) + shining)
-    return _some_grey(Sample(small=send(light, night, random), large=large, dark=encode(scene)), random)
+        shining = lamps(large.shape[0], large.shape[1], random)
+        small = _halve_light(shining)
+        full, lights, large = full + shining, [light + small for light in lights], encode(DECODE.take(large) + shining)
+    return _some_grey(Sample(small=send(lights, night, random), large=large, dark=encode(full)), random)
 
 
-def day_sample(photo: Picture, random: np.random.Generator) -> Sample:
-    """A photo halved, exposed as some weather would, noisy and damaged; some are neither, some have no colour.
+def day_sample(scene: Scene, random: np.random.Generator) -> Sample:
+    """A scene halved, exposed as some weather would, noisy and damaged; some are neither, some have no colour.
 
     The target is the bicubic double of the clean small picture, and not the sharp photo: daylight is to be left alone,
     and a network that sharpened it would change it. It is what `engines.evaluation.daylight` compares with, where the
     input is clean; noise and damage are not part of the target.
     """
-    small = weather(halve(photo), random)
+    pictures = weather(np.stack([halve(picture) for picture in scene]), random)
+    small = pictures[-1]
     large = double(small)
     if random.random() >= UNDAMAGED:
         camera = Night(exposure=1.0, photons=between((4_000, 100_000), random), read_noise=5e-4)
-        small = send(gather(small, camera), camera, random)
+        small = send([gather(picture, camera) for picture in pictures], camera, random)
     return _some_grey(Sample(small=small, large=large, dark=large), random)
 
 
 def weather(picture: Picture, random: np.random.Generator) -> Picture:
-    """A picture by day under other light: overcast, glaring, against the sun; its mean is `DAY_MEAN` or above."""
+    """Pictures by day under other light: overcast, glaring, against the sun; their mean is `DAY_MEAN` or above."""
     curve = np.linspace(0, 1, 256) ** between((0.8, 1.25), random)
     gain = max(between((0.75, 1.3), random), DAY_MEAN / 255 / max(curve[picture].mean(), 1e-3))
     codes: Picture = np.rint(255 * np.minimum(gain * curve, 1)).astype(np.uint8)
     return codes[picture]
 
 
-def send(light: Light, camera: Night, random: np.random.Generator) -> Picture:
-    """What arrives of the light (H, W, 3), even sides: the last picture of a short clip after a thin link.
+def send(lights: Sequence[Light], camera: Night, random: np.random.Generator) -> Picture:
+    """What arrives of the light of a scene, each (H, W, 3) with even sides: its last picture after a thin link.
 
-    The camera pans and shakes by whole pixels, and its noise is new in every picture, so that the last one, (H, W, 3)
+    The camera's noise is new in every picture, and a photo's camera pans and shakes, so that the last one, (H, W, 3)
     uint8 and in place, is predicted from others and carries their damage.
     """
+    height, width = lights[-1].shape[:2]
+    moving = _panned(lights[-1], random) if len(lights) == 1 else iter(lights)
+    clip = (record(light, camera, random) for light in moving)
+    codec: Codec = "hevc" if random.random() < HEVC else "h264"
+    *_, last = at_bit_rate(clip, round(between(BIT_RATES, random) * height * width / CIF), RATE, codec)
+    return last.rgb()
+
+
+def _panned(light: Light, random: np.random.Generator) -> Iterator[Light]:
+    """A short clip, moved by whole pixels, whose last picture is in place."""
     height, width = light.shape[:2]
     moves = random.uniform(-PAN, PAN, 2) + random.normal(0, SHAKE, (random.integers(CLIP[0], CLIP[1] + 1), 2))
     places = np.rint(moves.cumsum(0) - moves.sum(0)).astype(int)
     margin = int(np.abs(places).max())
     wide = np.pad(light, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
-    clip = (record(wide[y : y + height, x : x + width], camera, random) for y, x in margin + places)
-    codec: Codec = "hevc" if random.random() < HEVC else "h264"
-    *_, last = at_bit_rate(clip, round(between(BIT_RATES, random) * height * width / CIF), RATE, codec)
-    return last.rgb()
+    return (wide[y : y + height, x : x + width] for y, x in margin + places)
 
 
 def _halve_light(light: Light) -> Light:
@@ -139,14 +164,48 @@ def grey(picture: Picture) -> Picture:
     return to_rgb(*to_planes(picture, INFRARED), INFRARED)
 
 
-def read_photos(folder: Path) -> list[Picture]:
-    """Every picture of a folder that is large enough, lying, its sides cut to multiples of twice `ALIGN`."""
-    photos = []
+def read_scenes(folder: Path) -> list[Scene]:
+    """Every photo and parts of every video in a folder; other files are passed over.
+
+    Photos are laid on their side, and their sides cut to multiples of twice `ALIGN`; what is too small to train on is
+    left out, and so is what is dark in videos. Raises `FileNotFoundError` where nothing is left, and `OSError` by name
+    for a photo or a video that cannot be read.
+    """
+    scenes: list[Scene] = []
     for path in sorted(folder.iterdir()):
-        photo = read_picture(path)
-        if photo.shape[0] > photo.shape[1]:
-            photo = np.rot90(photo)
-        height, width = (side - side % (2 * ALIGN) for side in photo.shape[:2])
-        if height >= 2 * PHOTO_CROP[0] and width >= 2 * PHOTO_CROP[1]:
-            photos.append(np.ascontiguousarray(photo[:height, :width]))
-    return photos
+        if path.suffix.lower() in PICTURES:
+            photo = read_picture(path)
+            scenes += _fit((np.rot90(photo) if photo.shape[0] > photo.shape[1] else photo)[None])
+        elif path.suffix.lower() in VIDEOS:
+            scenes += _bright_parts(path)
+    if not scenes:
+        known, least = ", ".join(sorted(PICTURES | VIDEOS)), f"{2 * PHOTO_CROP[1]}x{2 * PHOTO_CROP[0]}"
+        raise FileNotFoundError(f"{folder}: no photo and no bright video of at least {least} pixels ({known})")
+    return scenes
+
+
+def _bright_parts(path: Path) -> Iterator[Scene]:
+    """Short parts of a video by day, evenly over its first `PARTS` times `PART_SECONDS`."""
+    every, part = max(CLIP[1], round(PART_SECONDS * clip_rate(path))), []
+    for number, picture in enumerate(islice(read_clip(path), PARTS * every)):
+        if number % every < CLIP[1]:
+            part.append(picture)
+        if len(part) == CLIP[1]:
+            if part[-1].mean() >= DAY_MEAN:
+                yield from _fit(_somewhere(np.stack(part), np.random.default_rng(number)))
+            part = []
+
+
+def _somewhere(scene: Scene, random: np.random.Generator) -> Scene:
+    """A part of it no larger than `PART`."""
+    height, width = np.minimum(PART, scene.shape[1:3])
+    top, left = random.integers(scene.shape[1] - height + 1), random.integers(scene.shape[2] - width + 1)
+    return scene[:, top : top + height, left : left + width]
+
+
+def _fit(scene: Scene) -> list[Scene]:
+    """The scene with sides that training can halve and cut; nothing where it is too small."""
+    height, width = (side - side % (2 * ALIGN) for side in scene.shape[1:3])
+    if height < 2 * PHOTO_CROP[0] or width < 2 * PHOTO_CROP[1]:
+        return []
+    return [np.ascontiguousarray(scene[:, :height, :width])]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from itertools import islice, tee
 from pathlib import Path
 
-import av
 import numpy as np
 
 from engines.colour import to_rgb
+from engines.data.clips import clip_rate, read_clip
 from engines.data.coded import CODED_COLOUR, at_bit_rate
 from engines.data.darken import Night, darken
-from engines.data.lol import Picture, double, halve
+from engines.data.lol import double, halve
 from engines.door import Engine, kept_after
 from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean
 
@@ -82,31 +80,3 @@ def summary(scores: list[ClipScore]) -> dict[str, object]:
     keys = [key for key in asdict(scores[0]) if key not in ("name", "frames")]
     means = {key: float(np.mean([getattr(score, key) for score in scores])) for key in keys}
     return {**means, "gain_db_lowest": min(score.gain_db for score in scores), "clips": [asdict(s) for s in scores]}
-
-
-def read_clip(path: Path) -> Iterator[Picture]:
-    """A video's pictures as (H, W, 3) uint8 RGB, sides cut to multiples of 4, so that their halves are even.
-
-    Raises `OSError` by name where the file has no video, or none that can be decoded.
-    """
-    empty = True
-    try:
-        with av.open(path) as container:
-            for frame in container.decode(video=0):
-                empty = False
-                picture = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-                height, width = (side - side % 4 for side in picture.shape[:2])
-                yield picture[:height, :width]
-    except (av.FFmpegError, IndexError) as error:
-        raise OSError(f"{path}: no video that can be decoded ({error})") from error
-    if empty:
-        raise OSError(f"{path}: no picture in its video")
-
-
-def clip_rate(path: Path) -> Fraction:
-    """Pictures a second; 25 where the file does not say."""
-    try:
-        with av.open(path) as container:
-            return Fraction(container.streams.video[0].average_rate or 25)
-    except (av.FFmpegError, IndexError) as error:
-        raise OSError(f"{path}: no video that can be decoded ({error})") from error

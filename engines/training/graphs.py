@@ -57,6 +57,10 @@ def _stack(pictures: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]], 
     return stack.to(device)
 
 
+KERNELS_TRIED = 3
+"""For each convolution and shape: trying all takes longer than a budget of minutes gets back."""
+
+
 @dataclass
 class Kind:
     """Steps that differ in numbers only."""
@@ -81,6 +85,7 @@ class GraphSteps:
     ) -> None:
         """The optimiser must be capturable, its learning rate a tensor on the device."""
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark_limit = KERNELS_TRIED
         self._recipe, self._network, self._optimiser, self._device = recipe, network, optimiser, device
         used = [share > 0 for share in recipe.mix]
         self._decks = [Deck(some, device) if use else None for some, use in zip(samples, used, strict=True)]

@@ -20,8 +20,10 @@ SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 FAINT = 0.05
 """The least divisor of a ratio of colours: below it the gradient would drown all others."""
-TINY = 1e-6
-"""Keeps the cosine of two empty channels at 1."""
+TINY = 1e-3
+"""Below this product of norms a cosine's distance falls to 0 with it: two empty channels are equal, and the gradient of
+nearly empty ones does not drown all others."""
+TINIEST = 1e-20
 
 
 def huber(prediction: Tensor, target: Tensor) -> Tensor:
@@ -40,9 +42,9 @@ def chroma(prediction: Tensor, target: Tensor) -> Tensor:
     Taken literally, the cosine of hue angles is mostly noise: a quarter of real pixels is nearly grey and red wraps.
     """
     a, b = _chroma_vectors(prediction), _chroma_vectors(target)
-    product = (a * b).sum((1, 2, 3))
-    norms = (a.square().sum((1, 2, 3)) * b.square().sum((1, 2, 3))).clamp_min(1e-8).sqrt()
-    return (1 - product / norms).mean()
+    product = (a * b).mean((1, 2, 3))
+    squares = a.square().mean((1, 2, 3)) * b.square().mean((1, 2, 3))
+    return 1 - _similarity(product, squares)
 
 
 def _chroma_vectors(picture: Tensor) -> Tensor:
@@ -88,8 +90,14 @@ def _saturation(picture: Tensor) -> Tensor:
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarity of the (H, W) of each picture, mean over pictures; 1 where both are zero everywhere."""
-    product, squares = (a * b).mean((1, 2)), a.square().mean((1, 2)) * b.square().mean((1, 2))
-    return ((product + TINY) / (squares + TINY**2).sqrt()).mean()
+    return _similarity((a * b).mean((1, 2)), a.square().mean((1, 2)) * b.square().mean((1, 2)))
+
+
+def _similarity(product: Tensor, squares: Tensor) -> Tensor:
+    """Of each picture's two vectors, from their product (N,) and the product of their squares (N,); mean over N."""
+    norms = (squares + TINIEST).sqrt()  # whose slope at zero would be infinite
+    least = norms.clamp_min(TINY)
+    return ((product + least - norms) / least).mean()
 
 
 def scale_to_mean(prediction: Tensor, target: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
 
 A job that is done is not done again, one that was interrupted goes on, and one for which the sitting has no time left
 is not begun. `OUT/JOB/` holds its checkpoint, weights in half precision and card; `OUT/plan.json` what is known of all
-jobs. Needs torch, numpy, Pillow, safetensors and msgspec.
+jobs. Needs torch, numpy, safetensors, msgspec, and Pillow with AVIF (11.3 or later).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engines.cards import CARD, NUMBERS
 from engines.data.packs import VOLUME_BYTES, read_packs, write_packs
 from engines.data.pairs import Sample
 from engines.training.recipe import Recipe, read_recipe
-from engines.training.train import Budget, Trial, store, train, validate
+from engines.training.train import Budget, Trial, read_trials, store, train, validate
 
 RESERVE_MINUTES = 0.5
 """Of a sitting, for what a job does beside its steps."""
@@ -66,7 +66,7 @@ class Clock:
     """When the first step began, moved on by all that is not a step."""
     last: float = 0.0
     first: int = 0
-    """The first step that was told: an interrupted job goes on later than at 1."""
+    """The first step that was told: an interrupted job goes on later than at 1. 0 where none was."""
     step: int = 0
 
     def report(self, step: int, share: float, parts: Mapping[str, float]) -> None:
@@ -75,7 +75,7 @@ class Clock:
         self.step, self.last = step, time.monotonic()
         if step % TELL_EVERY == 0:
             values = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
-            print(f"  step {step}, {100 * share:.0f} %, {self.step_ms:.2f} ms a step: {values}", flush=True)
+            print(f"  step {step}, {100 * share:.0f} %, {self.step_ms or 0:.2f} ms a step: {values}", flush=True)
 
     def scored(self) -> None:
         """What passed since the last step was none."""
@@ -83,9 +83,9 @@ class Clock:
         self.began, self.last = self.began + now - self.last, now
 
     @property
-    def step_ms(self) -> float:
-        """Wall time of a step; reading the data onto a device and capturing graphs are in it."""
-        return 1e3 * (self.last - self.began) / max(1, self.step - self.first + 1)
+    def step_ms(self) -> float | None:
+        """Wall time of a step; reading the data onto a device and capturing graphs are in it. None without a step."""
+        return 1e3 * (self.last - self.began) / (self.step - self.first + 1) if self.first else None
 
 
 def run_plan(
@@ -95,9 +95,13 @@ def run_plan(
     sitting: float,
     jobs: Iterable[Job] = JOBS,
     steps: float = float("inf"),
+    began: float | None = None,
 ) -> None:
-    """Do what is not done yet, while this sitting of so many minutes lasts; `steps` ends every job early."""
-    deadline = time.monotonic() + 60 * sitting
+    """Do what is not done yet, while this sitting of so many minutes lasts; `steps` ends every job early.
+
+    The sitting began at `began` on the monotonic clock, or now.
+    """
+    deadline = (time.monotonic() if began is None else began) + 60 * sitting
     for job in jobs:
         folder, needed = out / job.name, job.share * minutes
         if (folder / CARD).exists():
@@ -117,28 +121,25 @@ def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: B
     recipe = msgspec.structs.replace(read_recipe(job.recipe), seed=job.seed)
     folder = out / job.name
     folder.mkdir(parents=True, exist_ok=True)
-    held_out: list[tuple[int, float]] = []
     clock = Clock(time.monotonic())
 
     def told(step: int, score: float) -> None:
         clock.scored()
-        held_out.append((step, round(score, 3)))
         print(f"  step {step}: {score:.3f} dB held out", flush=True)
 
     start = out / job.start / NUMBERS if job.start else None
     trial = Trial(sets["held_out"], told) if recipe.hold_out else None
-    network = train(
-        recipe, pairs(recipe, sets), budget, folder / "checkpoint.pt", clock.report, start=start, trial=trial
-    )
-    scores: dict[str, object] = {
-        "steps": clock.step,
-        "step_ms": round(clock.step_ms, 3),
-        "pictures_per_second": round(1e3 * recipe.batch / clock.step_ms, 1),
-    }
+    checkpoint = folder / "checkpoint.pt"
+    network = train(recipe, pairs(recipe, sets), budget, checkpoint, clock.report, start=start, trial=trial).half()
+    steps, trials = read_trials(checkpoint)
+    scores: dict[str, object] = {"steps": steps}
+    if clock.step_ms:
+        scores["step_ms"] = round(clock.step_ms, 3)
+        scores["pictures_per_second"] = round(1e3 * recipe.batch / clock.step_ms, 1)
     if recipe.hold_out:
-        scores["held_out_psnr_db"] = round(validate(network, sets["held_out"]), 3)
-        scores["held_out_on_the_way"] = held_out
-    store(copy.deepcopy(network).half(), recipe, folder, scores)
+        scores["held_out_psnr_db"] = round(validate(copy.deepcopy(network).float(), sets["held_out"]), 3)
+        scores["held_out_on_the_way"] = [(step, round(score, 3)) for step, score in trials]
+    store(network, recipe, folder, scores)
 
 
 def pairs(recipe: Recipe, sets: Mapping[str, Sequence[Sample]]) -> tuple[Sequence[Sample], ...]:
@@ -181,12 +182,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training.add_argument("--sitting", type=float, default=9, help="minutes of this call")
     training.add_argument("--steps", type=float, default=float("inf"), help="end every job early, to rehearse")
     training.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="these jobs alone")
-    given = parser.parse_args(arguments)
+    given, began = parser.parse_args(arguments), time.monotonic()
     if given.command == "pack":
         pack(given.lol, given.photos, given.data, given.limit)
         return
     chosen = [job for job in JOBS if given.only is None or job.name in given.only]
-    run_plan(read_packs(given.data), given.out, given.minutes, given.sitting, chosen, given.steps)
+    run_plan(read_packs(given.data), given.out, given.minutes, given.sitting, chosen, given.steps, began)
 
 
 if __name__ == "__main__":

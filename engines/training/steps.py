@@ -92,7 +92,7 @@ def loss_parts(
     height, width = large.shape[-2:]
     padded = pad(small, network.config.multiple)
     parts = {}
-    with torch.autocast(small.device.type, torch.bfloat16, cache_enabled=False):
+    with torch.autocast(small.device.type, torch.bfloat16, has_bfloat16(small.device), cache_enabled=False):
         if dark is None:
             bright = network(padded)
         else:
@@ -113,6 +113,11 @@ def loss_parts(
     if "steady" in asked and region is not None:
         parts["steady"] = losses.steady(*twins(bright, region))
     return parts
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16; a processor without AVX-512 imitates it, fifty times slower."""
+    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def twins(pictures: Tensor, region: Region) -> tuple[Tensor, Tensor]:

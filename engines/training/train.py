@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engines.cards import NUMBERS, Card, sha256, write_card
+from engines.cards import KINDS, NUMBERS, Card, sha256, write_card
 from engines.checkpoint import load_network, save_network
 from engines.data.pairs import PHOTO_CROP, Draw, Sample, draw, small_sizes, subsample_chroma
+from engines.errors import EngineMismatch
 from engines.network.config import CONFIGS
 from engines.network.neid import STARTS, Neid
 from engines.picture import cut, pad
@@ -76,8 +77,10 @@ def train(
     With `select = "best"` it is the average that scored best in the `trial`, which must then be given (`ValueError`).
     `start` are stored numbers to begin with, in place of random ones.
     `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `checkpoint` is written every `SAVE_EVERY`
-    steps; where it exists the run goes on from it, on whichever device. On a CPU a budget of steps makes a run
-    repeatable: it gives the same network, interrupted or not. `device` is a GPU where there is one.
+    steps; where it exists the run goes on from it, on whichever device; `EngineMismatch` is raised if it was begun with
+    another recipe or another `start`. On a CPU a budget of steps makes a run repeatable: it gives the same network,
+    interrupted or not. One of minutes does not, since the learning rate follows the clock. `device` is a GPU where
+    there is one.
     """
     if recipe.select == "best" and trial is None:
         raise ValueError("the recipe selects the best network, but no held-out pairs were given to try it on")
@@ -138,6 +141,10 @@ class Run:
     """The average that scored best so far."""
     best_score: float = -math.inf
     best_step: int = 0
+    trials: list[tuple[int, float]] = field(default_factory=list)
+    """The step and the score of every attempt."""
+    origin: dict[str, object] = field(default_factory=dict)
+    """The recipe, and the SHA-256 of the numbers that it began with, as builtins."""
 
     @classmethod
     def begin(cls, recipe: Recipe, start: Path | None = None, device: torch.device | None = None) -> Self:
@@ -151,7 +158,8 @@ class Run:
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.AdamW(network.parameters(), **optimiser_options(recipe, device))
         average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        return cls(network, optimiser, average, device)
+        origin = {"recipe": msgspec.to_builtins(recipe), "start": sha256(start) if start else None}
+        return cls(network, optimiser, average, device, origin=origin)
 
     def follow(self, decay: float) -> None:
         """Count a step, and let the average follow the network; faster at the beginning."""
@@ -166,6 +174,7 @@ class Run:
         if score > self.best_score:
             self.best = {name: value.clone() for name, value in self.average.items()}
             self.best_score, self.best_step = score, self.step
+        self.trials.append((self.step, score))
         trial.told(self.step, score)
 
     def averaged(self, numbers: dict[str, Tensor]) -> Neid:
@@ -191,13 +200,17 @@ class Run:
             "best": self.best,
             "best_score": self.best_score,
             "best_step": self.best_step,
+            "trials": self.trials,
+            "origin": self.origin,
         }
         torch.save(state, part)
         part.replace(checkpoint)
 
     def load(self, checkpoint: Path) -> None:
-        """Go on from what was saved, on this device or on another."""
+        """Go on from what was saved, on this device or on another; raises `EngineMismatch` for another run's."""
         state = torch.load(checkpoint, weights_only=True, map_location=self.device)
+        if (wrong := _difference(state.get("origin"), self.origin)) is not None:
+            raise EngineMismatch(f"{checkpoint} was begun with {wrong}; give that again, or another folder")
         self.network.load_state_dict(state["network"])
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state["optimiser"])
@@ -206,6 +219,25 @@ class Run:
         self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
         self.best = state.get("best")
         self.best_score, self.best_step = state.get("best_score", -math.inf), state.get("best_step", 0)
+        self.trials, self.origin = state.get("trials", []), state.get("origin", self.origin)
+
+
+def read_trials(checkpoint: Path) -> tuple[int, list[tuple[int, float]]]:
+    """How many steps a run has taken, and the step and score of every attempt, over all its sittings."""
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    return state["step"], state["trials"]
+
+
+def _difference(saved: dict[str, Any] | None, own: dict[str, Any]) -> str | None:
+    """What a saved run began with where this one asks for something else; a `start` need not be given again."""
+    if saved is None:
+        return None  # a checkpoint of before this was saved
+    for name, value in own["recipe"].items():
+        if (was := saved["recipe"].get(name, value)) != value:
+            return f"{name} = {was}, and not with {value}"
+    if own["start"] not in (None, saved["start"]):
+        return "other numbers" if saved["start"] else "random numbers"
+    return None
 
 
 def optimiser_options(recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -235,8 +267,14 @@ def validate(network: Neid, samples: Sequence[Sample]) -> float:
 
 
 def store(network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object]) -> None:
-    """Write the numbers and a card that says how they came about; `export` adds the engine files."""
+    """Write the numbers and a card that says how they came about; `export` adds the engine files.
+
+    Engine files that are there were made from older numbers, and are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.suffix in KINDS and path.name != NUMBERS:
+            path.unlink()
     save_network(network, folder / NUMBERS)
     card = Card(
         name=folder.name,
