@@ -36,7 +36,7 @@ class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     scored: str = ""
     """SHA-256 of the stored numbers that the scores were measured with; those of others say nothing of these."""
     precision_loss_db: dict[str, float] = {}
-    """By precision: how much raw PSNR it loses against fp32, on the scenes of `engines.data.lol.HELD_OUT`."""
+    """By precision: how much raw PSNR it loses against fp32, on pictures of LOL that were not trained on."""
     limits: list[str] = []
     licence: str = ""
 
@@ -80,8 +80,12 @@ def find_weights(name: str) -> Weights:
         return Weights(folder)
     if Path(name).is_dir():
         return Weights(Path(name))
-    shipped = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CARD}"))
-    raise EngineMissing(f"no weights {name!r}: give one of {', '.join(shipped)}, or a folder made by `export`")
+    raise EngineMissing(f"no weights {name!r}: give one of {', '.join(shipped())}, or a folder made by `export`")
+
+
+def shipped() -> list[str]:
+    """Names of the weights that come with the program."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CARD}"))
 
 
 def write_card(folder: Path, card: Card) -> None:

@@ -23,6 +23,7 @@ from engines.quantise import export_int8
 INPUTS = ("y", "uv", "colour", "memory", "keep")
 OUTPUTS = ("y_out", "uv_out", "memory_out")
 OPSET = 18
+INT8 = ("int8.xml", "int8.bin")
 CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "nncf")
 """Loggers whose notes on every node of the graph are for those who make the exporters."""
 
@@ -101,16 +102,21 @@ def export_all(weights: Weights, calibration: Sequence[Path]) -> None:
     """Write every file that is made from the numbers beside them, and the digests into the card.
 
     `calibration` are picture files as cameras send them; without any no int8 is made, and an old one is removed,
-    since it would belong to other numbers.
+    since it would belong to other numbers. What the card tells of int8 goes where int8 is another one now.
     """
     pictures = [read_picture(path) for path in calibration]
     folder = weights.folder
     network = load_network(weights.file(NUMBERS))
     export_onnx(equalised(network, pictures) if pictures else network, folder / "fp32.onnx")  # int8 is made from it
     export_onnx(network, folder / "fp16.onnx", half=True)
-    for name in ("int8.xml", "int8.bin"):
+    for name in INT8:
         (folder / name).unlink(missing_ok=True)
     if pictures:
         with quiet():
             export_int8(folder / "fp32.onnx", folder / "int8.xml", pictures)
+    before = dict(weights.card.files)
     write_card(folder, weights.card)
+    if any(before.get(name) != weights.card.files.get(name) for name in INT8):
+        weights.card.precision_loss_db.pop("int8", None)
+        weights.card.scores.pop("int8", None)
+        write_card(folder, weights.card)

@@ -179,6 +179,20 @@ def test_an_old_int8_is_removed_where_there_is_nothing_to_calibrate_with(
     assert not list(folder.glob("int8*"))
 
 
+def test_what_was_measured_of_another_int8_is_told_no_more(tmp_path: Path, without_the_exporter: None) -> None:
+    folder = numbers_only(tmp_path / "small")
+    for name in ("int8.xml", "int8.bin"):
+        (folder / name).write_bytes(b"measured")
+    card = Weights(folder).card
+    card.precision_loss_db = {"bf16": 0.01, "int8": 0.02}
+    card.scores = {"bf16": {"psnr_db": 20.0}, "int8": {"psnr_db": 19.98}}
+    write_card(folder, card)
+    export.export_all(Weights(folder), [])
+    left = Weights(folder).card
+    assert left.precision_loss_db == {"bf16": 0.01}
+    assert left.scores == {"bf16": {"psnr_db": 20.0}}
+
+
 def test_a_calibration_picture_that_cannot_be_read_leaves_the_folder_as_it_was(
     tmp_path: Path, without_the_exporter: None
 ) -> None:

@@ -34,6 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     initialise(network, torch.Generator().manual_seed(1))
     with torch.no_grad():
         network.light.subpixels.weight.mul_(10)  # a beginner's picture is nearly flat
+        for name, numbers in network.named_parameters():
+            if name.endswith("bias"):
+                numbers.fill_(0.02)  # NNCF corrects no zeros
     export_onnx(network, folder / "fp32.onnx")
     with quiet():
         night = [picture(0.1, seed) for seed in range(9)]
@@ -77,6 +80,35 @@ def test_all_convolutions_but_those_at_the_ends_and_of_fusing_are_int8(int8: ope
     assert {forward[0], forward[1], forward[-1]} <= set(kept)
     assert [node for node in both if list(node.input(1).get_shape())[2:] == [1, 1] and is_int8(node)] == []
     assert [node for node in both if node.get_type_name() != "Convolution" and is_int8(node)] == []
+
+
+def test_weights_leave_room_for_processors_that_add_in_16_bits(int8: openvino.Model) -> None:
+    stored = [
+        source.get_data()
+        for node in convolutions(int8)
+        for source in above(node, 1)
+        if source.get_output_element_type(0) == openvino.Type.i8
+    ]
+    assert 60 < max(int(np.abs(numbers.astype(int)).max()) for numbers in stored) <= 64
+
+
+def biases(model: openvino.Model) -> list[np.ndarray[Any, Any]]:
+    """What is added to every convolution, in the order in which they are computed."""
+    after = [
+        port.get_node()
+        for node in convolutions(model)
+        if node.get_type_name() == "Convolution"
+        for port in node.output(0).get_target_inputs()
+        if port.get_node().get_type_name() == "Add"
+    ]
+    return [node.input_value(1).get_node().get_data().ravel() for node in after]
+
+
+def test_biases_are_corrected_for_what_rounding_adds(folder: Path, int8: openvino.Model) -> None:
+    graph = openvino.convert_model(folder / "fp32.onnx")
+    changed = [not np.array_equal(*both) for both in zip(biases(int8), biases(graph), strict=True)]
+    quantised = [is_int8(node) for node in convolutions(int8) if node.get_type_name() == "Convolution"]
+    assert changed == quantised
 
 
 def test_colours_and_memory_stay_in_float(int8: openvino.Model) -> None:

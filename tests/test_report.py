@@ -56,6 +56,14 @@ def test_an_old_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"/dev/full'$"):
+        write_json(Path("/dev/full"), {"a": 1})
+    (tmp_path / "closed").write_text("")
+    with pytest.raises(OSError, match=r"closed/report\.json'$"):
+        write_json(tmp_path / "closed" / "report.json", {"a": 1})
+
+
 def test_a_pipe_gets_the_object_and_stays_a_pipe(tmp_path: Path) -> None:
     write_json(Path("/dev/null"), {"a": 1})
     assert Path("/dev/null").is_char_device()
