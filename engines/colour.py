@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -31,25 +32,30 @@ class Colour:
         """(2, 3, 4) float32: [0] takes code values to RGB in [0, 1], [1] takes (R, G, B, 1) back to code values.
 
         [0] is multiplied with (Y - 16, U - 128, V - 128, 1), see `CENTRE`: without it half precisions lose dark colours
-        among large numbers that cancel.
+        among large numbers that cancel. The array is the caller's.
         """
-        red, blue = LUMA[self.matrix]
-        to_yuv = np.array(
-            [
-                [red, 1 - red - blue, blue],
-                np.array([-red, red + blue - 1, 1 - blue]) / (2 * (1 - blue)),
-                np.array([1 - red, red + blue - 1, -blue]) / (2 * (1 - red)),
-            ]
-        )
-        to_rgb = np.linalg.inv(to_yuv)
-        if self.grey:
-            to_yuv[1:] = 0
-            to_rgb[:, 1:] = 0
-        scale = np.array([255, 255, 255]) if self.full_range else np.array([219, 224, 224])
-        offset = np.array([0 if self.full_range else 16, 128, 128])
-        decode = np.column_stack((to_rgb / scale, (to_rgb / scale) @ (CENTRE - offset)))
-        encode = np.column_stack((to_yuv * scale[:, None], offset))
-        return np.stack((decode, encode)).astype(np.float32)
+        return _coefficients(self).copy()
+
+
+@cache
+def _coefficients(colour: Colour) -> NDArray[np.float32]:
+    red, blue = LUMA[colour.matrix]
+    to_yuv = np.array(
+        [
+            [red, 1 - red - blue, blue],
+            np.array([-red, red + blue - 1, 1 - blue]) / (2 * (1 - blue)),
+            np.array([1 - red, red + blue - 1, -blue]) / (2 * (1 - red)),
+        ]
+    )
+    to_rgb = np.linalg.inv(to_yuv)
+    if colour.grey:
+        to_yuv[1:] = 0
+        to_rgb[:, 1:] = 0
+    scale = np.array([255, 255, 255]) if colour.full_range else np.array([219, 224, 224])
+    offset = np.array([0 if colour.full_range else 16, 128, 128])
+    decode = np.column_stack((to_rgb / scale, (to_rgb / scale) @ (CENTRE - offset)))
+    encode = np.column_stack((to_yuv * scale[:, None], offset))
+    return np.stack((decode, encode)).astype(np.float32)
 
 
 def to_planes(picture: NDArray[np.uint8], colour: Colour) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

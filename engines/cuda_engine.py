@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +31,9 @@ from engines.errors import EngineError
 
 LANES = 3
 """Batches of one size that are under way at once: one is uploaded, one computed, one downloaded."""
+
+USUAL_BATCH = 8
+"""As in the default settings."""
 
 Size = tuple[int, int]
 
@@ -113,8 +117,26 @@ class Lanes:
         self._lanes.append(lane := self._lanes.pop(0))
         return lane
 
+    def warm_up(self, counts: Sequence[int], stream: Stream) -> None:
+        """Let every lane see every count of pictures, on whatever is in its memory: kernels are compiled, graphs
+        captured and memory taken now, and not while pictures wait. `stream` is nobody else's.
+
+        Twice each: TensorRT-RTX may capture the graph of a count when that comes again.
+        """
+        for count in counts:
+            for lane in self._lanes:
+                lane.run(count, stream)
+                lane.run(count, stream)
+            stream.synchronize()
+        self.keep()
+
+    def keep(self) -> None:
+        """Keep what was compiled for the next time."""
+
     def close(self) -> None:
-        """Keep what is worth it, before the device memory is freed."""
+        """Keep what is worth it, and free the device memory."""
+        self.keep()
+        self._lanes.clear()
 
 
 @dataclass
@@ -154,7 +176,9 @@ class CudaEngine(Engine):
         super().__init__(info, slots)
         self._device: Device | None = None
         self._starting = threading.Lock()  # batches enter the streams one after another
+        self._warming = threading.Lock()
         self._streams: list[Stream] = []
+        self._warm_up_stream: Any = None
         self._lanes: dict[Size, Lanes] = {}
         self._memories: WeakKeyDictionary[Memory, Kept] = WeakKeyDictionary()
         self._dropped: list[Any] = []  # what is freed when the device is current next
@@ -182,7 +206,7 @@ class CudaEngine(Engine):
     def _open(self) -> None:
         self._device = self._open_device()
         with self._current() as device:
-            self._streams = [device.stream() for _ in range(3)]
+            *self._streams, self._warm_up_stream = [device.stream() for _ in range(4)]
             self._nothing = device.copy(np.zeros((1, self._remembers), np.float32))
 
     def __exit__(
@@ -217,6 +241,7 @@ class CudaEngine(Engine):
             self._dropped.clear()
             self._nothing = None
             self._streams = []
+            self._warm_up_stream = None
         self._device = None
         self._close_device()
 
@@ -232,7 +257,7 @@ class CudaEngine(Engine):
     def _make(self, width: int, height: int) -> CudaSlot:
         with self._current() as device:
             if (width, height) not in self._lanes:
-                self._lanes[width, height] = self._make_lanes(device, width, height)
+                self._make_ready(device, width, height)
             return CudaSlot(
                 width=width,
                 height=height,
@@ -246,10 +271,24 @@ class CudaEngine(Engine):
                 done=device.event(sleeps=True),
             )
 
+    def _make_ready(self, device: Device, width: int, height: int) -> None:
+        """One size after another: they share a stream, and a capture takes in whatever comes along its stream."""
+        with self._warming:
+            lanes: Lanes | None = None
+            try:
+                lanes = self._make_lanes(device, width, height)
+                lanes.warm_up(counts_to_see(self.info.largest_batch), self._warm_up_stream)
+            except Exception as error:
+                lanes = None
+                free_frames(error)
+                raise
+            self._lanes[width, height] = lanes
+
     def _forget(self, width: int, height: int) -> None:
         with self._current():
-            self._lanes[width, height].close()
-            del self._lanes[width, height]
+            if (lanes := self._lanes.pop((width, height), None)) is not None:  # none where it was never ready
+                lanes.close()
+                del lanes  # while the device is current
 
     def _start(self, slots: Sequence[Slot]) -> None:
         ours = [slot for slot in slots if isinstance(slot, CudaSlot)]
@@ -267,7 +306,7 @@ class CudaEngine(Engine):
         For measuring: no other batch may be under way. The slots' output planes are written.
         """
         ours = [slot for slot in slots if isinstance(slot, CudaSlot)]
-        with self._starting, self._current() as device:
+        with self._as_engine_error(), self._starting, self._current() as device:
             lane = self._lanes[ours[0].width, ours[0].height].next()
             upload, compute, download = self._streams
             self._upload(lane, ours, upload)
@@ -323,6 +362,22 @@ class CudaEngine(Engine):
         assert isinstance(slot, CudaSlot)
         with self._current():
             slot.done.synchronize()
+
+
+def free_frames(error: BaseException) -> None:
+    """Let go of what the frames of an error hold, device memory above all, while the device is still current."""
+    for each in (error, error.__cause__, error.__context__):
+        if each is not None:
+            traceback.clear_frames(each.__traceback__)
+
+
+def counts_to_see(largest_batch: int) -> list[int]:
+    """The counts of pictures that a size is made ready for, the largest first, since it needs the most memory.
+
+    All up to `USUAL_BATCH`, and of the others the powers of two; the rest are made ready when they first come.
+    """
+    powers = {2**power for power in range(largest_batch.bit_length())}
+    return sorted({*range(1, min(USUAL_BATCH, largest_batch) + 1), *powers, largest_batch}, reverse=True)
 
 
 def mean_seconds(start: Callable[[], None], stream: Stream, times: int) -> float:

@@ -56,7 +56,7 @@ class PictureGraph(nn.Module):
         bright_y, bright_uv = self.unfold(subpixels.clamp(0, 1), colour[:, 1], SCALE * fold)
         bright_y = cut(bright_y, SCALE * height, SCALE * width)
         bright_uv = bright_uv[..., MARGIN : MARGIN + height, MARGIN : MARGIN + width]
-        return bright_y.to(torch.uint8), bright_uv.to(torch.uint8), memory_out
+        return bright_y.to(torch.uint8).contiguous(), bright_uv.to(torch.uint8).contiguous(), memory_out
 
     def pad(self, y: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
         """Repeat the border of both planes, see `padding`."""

@@ -57,6 +57,8 @@ class PlanKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     height: int
     batch: int
     """The largest; all from 1 on are in the plan."""
+    capability: str = ""
+    """What was built for, see `engines.tensorrt_builder.capabilities`."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,16 @@ class Plans:
             batch=batch,
         )
 
-    def get(self, weights: Weights, width: int, height: int, batch: int, precision: str = "fp16") -> Plan:
+    def get(
+        self, weights: Weights, width: int, height: int, batch: int, precision: str = "fp16", capability: str = ""
+    ) -> Plan:
         """A plan for pictures of this size in batches of 1 to `batch`, kept or built.
 
         Raises `EngineMismatch` for what no engine takes, `EngineMissing` where a file or a GPU is missing,
         `EngineError` where the library cannot build it or the cache folder is not this user's, and `OSError` where
         there can be no such folder.
         """
-        key = self.key(weights, width, height, batch, precision)
+        key = msgspec.structs.replace(self.key(weights, width, height, batch, precision), capability=capability)
         kept = self._cache.get(PLAN, key, lambda: self._build(key, weights.folder / FILES[precision]))
         return Plan(key, kept.data, kept.path, kept.made)
 
@@ -159,7 +163,7 @@ class Plans:
             raise EngineMismatch(f"{path} was changed while it was read")
         log.info("building a plan of %s for %dx%d", key.weights, key.width, key.height)
         known = self._cache.load(TIMING, key.machine) or b""
-        built = build_plan(self._library, onnx, key.width, key.height, key.batch, known)
+        built = build_plan(self._library, onnx, key.width, key.height, key.batch, known, key.capability)
         if built.timing:
             self._cache.store(TIMING, key.machine, built.timing)
         return built.plan

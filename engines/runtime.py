@@ -21,6 +21,8 @@ RUNTIMES = {
     "openvino": "engines.runtime_openvino",
 }
 """By the name that settings use, in the order of `auto`; a runtime's module is imported only when it is tried."""
+PRECISIONS = {"tensorrt": ("fp16",), "torch": ("fp32", "fp16"), "openvino": ("fp32", "bf16", "int8")}
+"""What each runtime can be asked for besides `auto`; torch has fp16 on CUDA alone."""
 ON_CUDA = ("tensorrt", "torch")
 """What `auto` tries only where there is an NVIDIA driver with a GPU: importing them costs seconds and memory."""
 

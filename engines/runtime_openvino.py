@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from engines.runtime import EngineOptions
 DEVICE = "CPU"
 ACCEPTABLE_LOSS_DB = 0.15
 """`auto` takes a faster precision only where the picture loses no more than this against fp32."""
-FASTEST_FIRST = ("bf16", "int8")
-"""Where the processor has bfloat16, int8 is no faster: docs/benchmarks.md."""
+CPU_INFO = Path("/proc/cpuinfo")
+"""Where Linux tells of the processor."""
 FILES = {"fp32": "fp32.onnx", "bf16": "fp32.onnx", "int8": "int8.xml"}
 """The file that each precision reads; bf16 is a way of computing the fp32 file."""
 
@@ -169,7 +170,7 @@ def choose_precision(weights: Weights, core: openvino.Core, asked: str) -> str:
         return asked
     losses = {"bf16": 0.0, **weights.card.precision_loss_db}  # int8 must have been measured
     usable = {"bf16": has_bf16(core), "int8": weights.has(FILES["int8"])}
-    for precision in FASTEST_FIRST:
+    for precision in ("bf16", "int8") if has_matrix_unit(CPU_INFO) else ("int8", "bf16"):
         if usable[precision] and losses.get(precision, np.inf) <= ACCEPTABLE_LOSS_DB:
             return precision
     return "fp32"
@@ -178,6 +179,14 @@ def choose_precision(weights: Weights, core: openvino.Core, asked: str) -> str:
 def has_bf16(core: openvino.Core) -> bool:
     """Whether the processor computes in bfloat16."""
     return "BF16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+
+
+def has_matrix_unit(info: Path) -> bool:
+    """Whether the processor has Intel's AMX, with which int8 is no faster than bf16; see docs/benchmarks.md."""
+    try:
+        return "amx_bf16" in info.read_text(encoding="ascii", errors="replace")
+    except OSError:  # not Linux
+        return False
 
 
 def read_model(core: openvino.Core, weights: Weights, precision: str) -> openvino.Model:

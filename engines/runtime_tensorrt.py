@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from engines.door import EngineInfo, Numbers
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.gpu import NO_GPU, Gpu, find_gpu
 from engines.network.config import CONFIGS
-from engines.plans import FILES, Plans
+from engines.plans import FILES, Plan, Plans
 from engines.runtime import EngineOptions
+from engines.tensorrt_builder import capabilities
 from engines.tensorrt_lanes import PlanLanes
 from engines.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
+
+log = logging.getLogger(__name__)
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING, which pycuda has no name for."""
@@ -106,14 +110,32 @@ class TensorRtEngine(CudaEngine):
         return self._gpu
 
     def _make_lanes(self, device: Device, width: int, height: int) -> PlanLanes:
-        kept = self._plans.get(self._weights, width, height, self.info.largest_batch, self.info.precision)
-        with collected_errors(self._cuda.library) as errors:
-            plan = self._runtime.deserialize_cuda_engine(kept.data)
-        if plan is None:
-            why = "; ".join(errors) or "it does not say why"
-            raise EngineError(f"{self._cuda.library} refuses the plan for {width}x{height}: {why}")
         assert isinstance(device, PycudaDevice)
-        return PlanLanes(plan, self._cuda.library, device, self.info.largest_batch, (self._plans, kept.key))
+        library, batch, refusals = self._cuda.library, self.info.largest_batch, []
+        for capability in capabilities(library):
+            try:
+                with collected_errors(library) as told:
+                    kept = self._plans.get(self._weights, width, height, batch, self.info.precision, capability)
+                    lanes = PlanLanes(self._load(kept), library, device, batch, (self._plans, kept.key))
+                    lanes.warm_up([1], device.stream())  # a GPU may refuse its code as late as this
+            except (EngineMissing, EngineMismatch):
+                raise
+            except Exception as error:  # pycuda and TensorRT have errors of their own
+                words = [str(error), *(word for word in dict.fromkeys(told) if word not in str(error))]
+                refusals.append(f"{capability or 'as usual'}: {'; '.join(words)}")
+                continue
+            if refusals:
+                log.warning("%s takes a plan built for %s (%s)", self.info.device, capability, "; ".join(refusals))
+            return lanes
+        raise EngineError(f"{library} runs no plan for {width}x{height} here: {'; '.join(refusals)}")
+
+    def _load(self, plan: Plan) -> Any:
+        """TensorRT's engine of a plan; raises `EngineError` in the library's own words."""
+        with collected_errors(self._cuda.library) as errors:
+            loaded = self._runtime.deserialize_cuda_engine(plan.data)
+        if loaded is None:
+            raise EngineError(f"the plan is refused: {'; '.join(errors) or 'it does not say why'}")
+        return loaded
 
     def _close_device(self) -> None:
         assert self._gpu is not None

@@ -37,24 +37,32 @@ class PlanLanes(Lanes):
     def __init__(
         self, plan: Any, library: Library, device: PycudaDevice, largest_batch: int, kept: tuple[Plans, PlanKey]
     ) -> None:
-        self._kept, self._compiled, config = kept, None, None
+        self._kept, self._compiled, self._config = kept, None, None
         if not library.times_kernels:
-            config = plan.create_runtime_config()
-            config.cuda_graph_strategy = library.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            trt = library.module
+            self._config = config = plan.create_runtime_config()
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER  # the usual one compiles while pictures come
+            config.dynamic_shapes_kernel_specialization_strategy = eager
             self._compiled = config.create_runtime_cache()
             plans, key = kept
             if before := plans.load_cache(key):
                 self._compiled.deserialize(before)  # one that does not fit is refused, and made anew
             config.set_runtime_cache(self._compiled)
         tensors = describe(plan, library)
-        super().__init__([PlanLane(plan, config, tensors, device, largest_batch) for _ in range(LANES)])
+        super().__init__([PlanLane(plan, self._config, tensors, device, largest_batch) for _ in range(LANES)])
 
-    def close(self) -> None:
+    def keep(self) -> None:
         """See `Lanes`."""
         if self._compiled is not None:
             plans, key = self._kept
             if (compiled := self._compiled.serialize()) is not None:
                 plans.store_cache(key, bytes(compiled))
+
+    def close(self) -> None:
+        """See `Lanes`. The contexts end before what they were made with."""
+        super().close()
+        self._config = self._compiled = None
 
 
 class PlanLane(Lane):

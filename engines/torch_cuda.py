@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,8 @@ from engines.runtime import EngineOptions
 
 WARM_UP = 3
 """Runs before a capture, in which libraries choose their kernels and take their memory."""
+CAPTURING = threading.Lock()
+"""torch captures one graph at a time in a process."""
 
 
 class Stream(torch.cuda.Stream):
@@ -79,6 +82,7 @@ class TorchCudaEngine(CudaEngine):
         self._graph: PictureGraph | None = None
 
     def _open_device(self) -> Device:
+        torch.backends.cudnn.benchmark = True  # each size and count is seen once, before pictures wait for it
         network = load_network(self._weights.file(NUMBERS))
         graph = PictureGraph(HalfNetwork(network) if self.info.precision == "fp16" else network)
         self._graph = graph.eval().to(self._gpu.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -120,6 +124,7 @@ class TorchLane(Lane):
             )
             for name in INPUTS
         }
+        self._pool = torch.cuda.graph_pool_handle()  # of all graphs, since one runs at a time
         self._captured: dict[int, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
         self._outputs: dict[str, Tensor] = {}
 
@@ -146,7 +151,7 @@ class TorchLane(Lane):
             memory[0].copy_(self._outputs["memory_out"][index], non_blocking=True)
 
     def run(self, count: int, stream: Any) -> None:
-        """See `Lane`. The first batch of a count is captured, which takes as long as some batches."""
+        """See `Lane`. A count is captured when it first comes, which takes as long as some batches."""
         with torch.cuda.stream(stream):
             if count not in self._captured:
                 self._captured[count] = self._capture(count, stream)
@@ -155,10 +160,11 @@ class TorchLane(Lane):
 
     def _capture(self, count: int, stream: Any) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
         inputs = [self._inputs[name][:count] for name in INPUTS]
-        for _ in range(WARM_UP):
-            self._graph(*inputs)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            outputs = self._graph(*inputs)
+        with CAPTURING:
+            for _ in range(WARM_UP):
+                self._graph(*inputs)
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                outputs = self._graph(*inputs)
         return graph, dict(zip(OUTPUTS, outputs, strict=True))

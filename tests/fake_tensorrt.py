@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.tensorrt_library import Library
-from tests.fake_cuda import FakeCuda, Operation
+from tests.fake_cuda import Error, FakeCuda, Operation
 
 Arrays = dict[str, NDArray[Any]]
 Compute = Callable[[Arrays], Arrays]
@@ -25,17 +25,22 @@ class ILogger:
 
 
 class FakeTensorRt:
-    """Stands for the module `tensorrt_rtx`; its plans are bytes that say a size, "64x48"."""
+    """Stands for the module `tensorrt_rtx`; its plans are bytes that say size and capability, "64x48@"."""
 
     __name__ = "tensorrt_rtx"
     ILogger = ILogger
     TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
     CudaGraphStrategy = SimpleNamespace(DISABLED=0, WHOLE_GRAPH_CAPTURE=1)
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY=0, EAGER=1, NONE=2)
 
     def __init__(self, driver: FakeCuda, compute: Compute, remembers: int = 4) -> None:
         self.driver, self.compute, self.remembers = driver, compute, remembers
-        self.refuses = False
-        """Whether plans are refused."""
+        self.refuses: set[str] = set()
+        """The capabilities of plans that are refused when they are loaded."""
+        self.cannot_run: set[str] = set()
+        """Of those that are refused when they are run."""
+        self.faulty: set[str] = set()
+        """Of those whose kernels fail, which is told when the stream is waited for, and by CUDA."""
         self.without_memory = False
         """Whether there is too little memory for a context."""
         self.compiled: list[bytes] = []
@@ -52,11 +57,12 @@ class FakeTensorRt:
 
     def deserialize_cuda_engine(self, data: bytes) -> FakePlan | None:
         self.driver.check()
-        if self.refuses:
+        size, _, capability = data.decode().partition("@")
+        if capability in self.refuses:
             self.messages.log(ILogger.Severity.ERROR, "made for another GPU")
             return None
-        width, height = map(int, data.decode().split("x"))
-        return FakePlan(self, width, height)
+        width, height = map(int, size.split("x"))
+        return FakePlan(self, width, height, capability)
 
     def library(self) -> Library:
         return Library(self, "tensorrt_rtx", "1.6.1")
@@ -65,8 +71,8 @@ class FakeTensorRt:
 class FakePlan:
     """As `ICudaEngine`."""
 
-    def __init__(self, library: FakeTensorRt, width: int, height: int) -> None:
-        self.library = library
+    def __init__(self, library: FakeTensorRt, width: int, height: int, capability: str) -> None:
+        self.library, self.capability = library, capability
         half = ((height + 1) // 2, (width + 1) // 2)
         self.tensors: dict[str, tuple[int, str, tuple[int, ...]]] = {
             "y": (1, "uint8", (1, height, width)),
@@ -98,6 +104,8 @@ class FakePlan:
 
     def create_execution_context(self, config: Any) -> FakeContext | None:
         assert config.cuda_graph_strategy == FakeTensorRt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        eager = FakeTensorRt.DynamicShapesKernelSpecializationStrategy.EAGER
+        assert config.dynamic_shapes_kernel_specialization_strategy == eager
         self.library.driver.check()
         return None if self.library.without_memory else FakeContext(self)
 
@@ -122,6 +130,8 @@ class FakeContext:
     def execute_async_v3(self, handle: int) -> bool:
         library, count, addresses = self._plan.library, self._count, dict(self._addresses)
         library.driver.check()
+        if self._plan.capability in library.cannot_run:
+            return False
 
         def view(name: str) -> NDArray[Any]:
             _, kind, shape = self._plan.tensors[name]
@@ -130,6 +140,9 @@ class FakeContext:
             return library.driver.device(addresses[name], octets).view(array).reshape(count, *shape)
 
         def work() -> None:
+            if self._plan.capability in library.faulty:
+                library.driver.at(handle).queue.clear()
+                raise Error("cuStreamSynchronize failed: invalid device function")
             inputs = {name: view(name).copy() for name, (mode, _, _) in self._plan.tensors.items() if mode == 1}
             for name, array in library.compute(inputs).items():
                 view(name)[:] = array

@@ -16,7 +16,7 @@ from engines.runtime import EngineOptions
 from tests.clips import make_clip
 from tests.test_check import ROOT, nightbridge
 from tools import bench_engine
-from tools.bench_engine import engine_figures
+from tools.bench_engine import engine_figures, onnxruntime_picture
 from tools.bench_stream import decode
 
 pytest.importorskip("onnxruntime", reason="the engine is compared with ONNX Runtime, of the extra `dev`")
@@ -104,4 +104,8 @@ def test_a_precision_that_the_weights_do_not_have_is_left_out(tmp_path: Path, mo
 def test_a_size_that_no_camera_sends_is_refused(tmp_path: Path, size: str) -> None:
     done = nightbridge(tmp_path, "bench", "--size", size)
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"size {size}; both sides must be even, at least 16" in done.stderr
+    assert f"size {size}; both sides must be even, from 16 to 4096" in done.stderr
+
+
+def test_weights_without_fp32_are_not_compared_with_onnx_runtime() -> None:
+    assert onnxruntime_picture([], "paper", threads=1) is None

@@ -19,7 +19,7 @@ from torch import nn
 from engines.cards import NUMBERS, find_weights
 from engines.checkpoint import load_network
 from engines.door import Engine
-from engines.errors import EngineError
+from engines.errors import EngineError, EngineMismatch
 from engines.gpu import Gpu, has_driver
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
@@ -30,7 +30,7 @@ from tests.test_runtime_tensorrt import bench, counting
 from tools import bench_gpu, bench_gpu_checks, bench_gpu_matrix, bench_gpu_relay, bench_gpu_times
 from tools.bench_gpu import Findings, print_findings, shares, why_not
 from tools.bench_gpu_checks import Reference, contract, difference, make_picture, parity
-from tools.bench_gpu_matrix import flop, matrix_peak
+from tools.bench_gpu_matrix import flop, matrix_peak, product_rate
 from tools.bench_gpu_relay import Watched, relay_figures, step_figures, why_too_many
 from tools.bench_gpu_times import hidden, memory_growth, times
 
@@ -48,6 +48,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_gpu_times, "BATCHES", (1, 2))
     monkeypatch.setattr(bench_gpu_matrix, "SIDES", (32,))
     monkeypatch.setattr(bench_gpu_relay, "COUNTS", (1,))
+    monkeypatch.setattr(bench_gpu_relay, "TRIES", 1)
     monkeypatch.setattr(bench_gpu_relay, "SETTLE_SECONDS", 1.2)
     monkeypatch.setattr(bench_gpu_relay, "WATCH_SECONDS", 2.5)
     monkeypatch.setattr(bench_gpu_relay, "STEP_SECONDS", 0)
@@ -77,6 +78,12 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "nightbridge: bench --gpu needs an NVIDIA GPU and its driver; here is none\n"
     assert not (tmp_path / "gpu.json").exists()
+
+
+def test_a_runtime_without_a_gpu_is_not_measured_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
+    with pytest.raises(EngineMismatch, match="runtime 'openvino': bench --gpu measures one of auto, tensorrt, torch"):
+        bench_gpu.bench_gpu("field", 1, None, "openvino")
 
 
 @pytest.mark.usefixtures("short")
@@ -298,6 +305,51 @@ def test_an_engine_that_fails_is_told_and_the_others_are_timed(
     assert isinstance(found["torch_32x32_b1_door_ms"], float)
 
 
+def test_a_runner_that_fails_between_its_turns_ends_no_other(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
+    with bench(monkeypatch) as good, bench(monkeypatch) as bad:
+        started = 0
+
+        def compute(inputs: Arrays) -> Arrays:
+            nonlocal started
+            if len(inputs["y"]) == 2:
+                started += 1
+                if started > 12:
+                    raise MemoryError("no memory is left")
+            return counting(inputs)
+
+        bad.library.compute = compute
+        found = times({"bad": bad.engine, "good": good.engine}, (32, 32), 2)
+        bad.library.compute = counting
+    assert "no memory is left" in str(found["bad"]["failed"])
+    assert found["good"].keys() == DOOR | ALONE
+
+
+def test_other_weights_are_timed_at_one_size(monkeypatch: pytest.MonkeyPatch, short: None, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_gpu_times, "OTHERS_SIZE", (32, 32))
+    monkeypatch.setattr(bench_gpu_times, "OTHERS_BATCHES", (1, 2))
+
+    def openvino(runtime: str, weights: str, options: EngineOptions) -> Engine:
+        if runtime == "tensorrt":
+            raise EngineError("refused")
+        return open_engine("openvino", weights, EngineOptions(cache=tmp_path, slots=options.slots))
+
+    monkeypatch.setattr(bench_gpu, "open_engine", openvino)
+    found: dict[str, object] = {}
+    for figures in bench_gpu.times_of_others(["tensorrt", "torch"], "field"):
+        found |= figures
+    assert found.pop("times_tensorrt_field_failed") == "refused"
+    assert found.keys() == {f"torch_field_32x32_b{count}_{name}" for count in (1, 2) for name in DOOR}
+
+
+def test_weights_that_cannot_be_opened_are_told_and_the_others_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Engine:
+        raise EngineError("refused")
+
+    monkeypatch.setattr(bench_gpu, "open_engine", refuse)
+    found = list(bench_gpu.checks("torch", "field"))
+    assert found == [{f"checks_torch_{name}_failed": "refused"} for name in ("field", "paper")]
+
+
 def test_a_batch_that_fails_gives_its_slots_back(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
     with bench(monkeypatch, slots=4) as b:
         b.engine.prepare(32, 32)
@@ -321,8 +373,8 @@ def test_the_parts_of_a_batch_alone_run_as_often_as_asked_and_the_pictures_are_r
         return counting(inputs)
 
     with bench(monkeypatch) as b:
-        b.library.compute = compute
         slots = [b.engine.acquire(32, 32) for _ in range(3)]
+        b.library.compute = compute
         for level, slot in enumerate(slots, 10):
             slot.y[:], slot.uv[:] = level, 128
         seconds = b.engine.seconds_alone(slots, times=4)
@@ -399,10 +451,11 @@ def test_operations_are_those_of_all_convolutions_and_of_the_way_back_to_planes(
     assert flop(weights, (64, 48)) == counted + 2 * folded * 48 * 24
 
 
-def test_the_peak_is_the_best_of_the_sides() -> None:
-    rate, side = matrix_peak("cpu", torch.float32, (16, 128))
-    assert side == 128
-    assert rate > 0
+def test_the_peak_is_the_best_of_the_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert product_rate("cpu", torch.float32, 16) > 0
+    rates = {16: 1e9, 64: 3e9, 128: 2e9}
+    monkeypatch.setattr(bench_gpu_matrix, "product_rate", lambda _device, _kind, side: rates[side])
+    assert matrix_peak("cpu", torch.float32, (16, 64, 128)) == (3e9, 64)
 
 
 def test_the_share_of_the_peak_is_by_network_time_and_batch() -> None:
@@ -412,6 +465,14 @@ def test_the_share_of_the_peak_is_by_network_time_and_batch() -> None:
         "tensorrt_64x48_b8_tflops": pytest.approx(4.0),
         "tensorrt_64x48_b8_matrix_share": pytest.approx(0.5),
     }
+
+
+def test_the_share_of_other_weights_is_by_their_own_operations() -> None:
+    figures = {"torch_64x48_b8_network_ms": 2.0, "torch_paper_64x48_b8_network_ms": 4.0}
+    found = shares(figures, {"64x48": 10**9, "paper_64x48": 5 * 10**9}, peak=1e13)
+    assert found["torch_64x48_b8_tflops"] == pytest.approx(4.0)
+    assert found["torch_paper_64x48_b8_tflops"] == pytest.approx(10.0)
+    assert found["torch_paper_64x48_b8_matrix_share"] == pytest.approx(1.0)
 
 
 # Relay
@@ -425,8 +486,35 @@ def test_without_time_no_relay_is_begun(tmp_path: Path) -> None:
 @pytest.mark.skipif(has_driver(), reason="here is a GPU")
 def test_a_relay_that_ends_is_told(tmp_path: Path) -> None:
     settings = {"runtime": "tensorrt"}
-    found = list(relay_figures(tmp_path, tmp_path, settings, 1.0, lambda: 99.0, lambda: None, (1, 4)))
-    assert found == [{"relay_feeds": 0, "relay_limit": "1 feeds: the relay ended with exit code 1"}]
+    found = list(relay_figures(tmp_path, tmp_path, settings, 1.0, lambda: 99.0, lambda: None, (1,)))
+    limit = "1 feeds: the relay ended with exit code 1"
+    assert found == [{"relay_1_feeds_tries": tries} for tries in (1, 2)] + [{"relay_feeds": 0, "relay_limit": limit}]
+
+
+@pytest.mark.parametrize(
+    ("carries", "slips", "tried", "limit"),
+    [
+        (1000, 0, [32, 64, 128], "the most that is tried"),
+        (70, 0, [32, 64, 128, 128], "128 feeds: too many"),
+        (10, 0, [32, 32, 16, 16, 8], "16 feeds: too many"),
+        (0, 0, [32, 32, 16, 16, 8, 8], "8 feeds: too many"),
+        (70, 1, [32, 32, 64, 128, 128], "128 feeds: too many"),
+    ],
+    ids=["all", "some", "few", "none", "one slip"],
+)
+def test_relays_are_tried_from_the_middle_up_or_down_and_a_slip_is_forgiven(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, carries: int, slips: int, tried: list[int], limit: str
+) -> None:
+    begun: list[int] = []
+
+    def one_relay(_feed: Path, _folder: Path, count: int, *_: object) -> tuple[bench_gpu_relay.Figures, str]:
+        begun.append(count)
+        return {"fps": 1.0}, "" if count <= carries and len(begun) > slips else "too many"
+
+    monkeypatch.setattr(bench_gpu_relay, "one_relay", one_relay)
+    *_, last = relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 99.0, lambda: None, (8, 16, 32, 64, 128))
+    assert begun == tried
+    assert last == {"relay_feeds": max((count for count in tried if count <= carries), default=0), "relay_limit": limit}
 
 
 def a_status(**counts: int) -> Status:

@@ -21,7 +21,7 @@ from engines.cards import NUMBERS, SHIPPED, Card, Weights, write_card
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.gpu import NO_GPU, Gpu, find_gpu, has_driver
 from engines.plans import Machine, PlanKey, Plans
-from engines.tensorrt_builder import build_plan
+from engines.tensorrt_builder import build_plan, make_profile
 from engines.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
 from tests.test_check import ROOT
 
@@ -103,6 +103,24 @@ def test_every_shipped_file_becomes_a_plan(library: Library, file: Path, size: t
     assert built.timing == b""
 
 
+def test_a_plan_can_be_built_for_another_capability(here: Plans, weights: Weights) -> None:
+    usual, old = (here.get(weights, 64, 48, 2, capability=capability) for capability in ("", "SM80"))
+    assert (usual.built, old.built) == (True, True)
+    assert old.data != usual.data
+    assert (usual.key.capability, old.key.capability) == ("", "SM80")
+
+
+def test_a_plan_tells_the_shapes_of_all_it_takes_and_gives(library: Library) -> None:
+    trt, messages = library.module, message_log(library)
+    builder = trt.Builder(messages)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, messages)
+    assert parser.parse((SHIPPED / "field" / "fp16.onnx").read_bytes())
+    make_profile(builder, network, (640, 360), 8)
+    shapes = [tuple(network.get_output(number).shape) for number in range(network.num_outputs)]
+    assert shapes == [(-1, 1, 720, 1280), (-1, 2, 360, 640), (-1, 256)]
+
+
 KEY = PlanKey(
     machine=Machine("tensorrt_rtx", "1.6.1", "NVIDIA H200", "580.95.05"),
     weights="field",
@@ -123,7 +141,7 @@ def test_every_part_of_the_key_makes_another_file(here: Plans) -> None:
     for name, value in msgspec.structs.asdict(KEY.machine).items():
         others.append(msgspec.structs.replace(KEY, machine=msgspec.structs.replace(KEY.machine, **{name: f"{value}1"})))
     paths = {here._cache.path("plan", key) for key in (KEY, *others)}
-    assert len(paths) == 1 + len(others) == 11
+    assert len(paths) == 1 + len(others) == 12
 
 
 def test_a_plan_is_built_once_and_kept_under_what_it_was_built_from(
@@ -305,7 +323,7 @@ def test_what_one_build_learns_of_the_gpus_kernels_is_there_for_the_next(
     handed: list[bytes] = []
 
     def building(*arguments: object) -> tensorrt_builder.Built:
-        handed.append(arguments[-1])
+        handed.append(arguments[5])
         return build_plan(*arguments)
 
     monkeypatch.setattr(plans, "build_plan", building)

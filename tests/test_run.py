@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -102,6 +103,17 @@ def test_a_relay_without_any_camera_runs_and_stops(tmp_path: Path) -> None:
             (status,) = [decode_status(message.payload) for message in messages(viewer, 1)]
         assert (status.state, status.published) == ("connecting", 0)
         assert stopped(relay) < 2.5
+
+
+def test_a_relay_may_open_as_many_files_as_the_machine_lets_it(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(before[1], 65_536) if before[1] != resource.RLIM_INFINITY else 65_536
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+    try:
+        with running(tmp_path, "") as (relay, _):
+            assert resource.prlimit(relay.pid, resource.RLIMIT_NOFILE) == (most, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_relay_without_feeds_says_so_and_stops(tmp_path: Path) -> None:

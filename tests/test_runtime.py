@@ -15,7 +15,9 @@ from engines.cards import Weights, find_weights
 from engines.door import Engine
 from engines.errors import EngineMismatch, EngineMissing
 from engines.fallback import FallbackEngine
-from engines.runtime import EngineOptions, open_engine, open_with_fallback
+from engines.plans import FILES as OF_TENSORRT
+from engines.runtime import PRECISIONS, EngineOptions, open_engine, open_with_fallback
+from engines.runtime_openvino import FILES as OF_OPENVINO
 from tests.test_fallback import Fake
 from tests.waiting import wait_until
 
@@ -31,6 +33,12 @@ with open_with_fallback() as engine:
     print(type(engine).__name__)
 print(sorted({"torch", "tensorrt", "tensorrt_rtx", "pycuda"} & set(sys.modules)))
 """
+
+
+def test_the_settings_allow_the_precisions_that_runtimes_take() -> None:
+    assert set(PRECISIONS["openvino"]) == OF_OPENVINO.keys()
+    assert set(PRECISIONS["tensorrt"]) == OF_TENSORRT.keys()
+    assert PRECISIONS.keys() == runtime.RUNTIMES.keys()
 
 
 class Machine:

@@ -10,6 +10,7 @@ import numpy as np
 import openvino
 import pytest
 
+from engines import runtime_openvino
 from engines.cards import NUMBERS, Card, Weights, write_card
 from engines.checkpoint import save_network
 from engines.colour import Colour
@@ -57,14 +58,38 @@ def weights_with(folder: Path, losses: dict[str, float], int8: bool) -> Weights:
         ({}, False, WITH_BF16, "bf16"),
         ({"bf16": 0.15}, False, WITH_BF16, "bf16"),
         ({"bf16": 0.16}, False, WITH_BF16, "fp32"),
-        ({"bf16": 0.16, "int8": 0.1}, True, WITH_BF16, "int8"),
+        ({"int8": 0.1}, True, WITH_BF16, "int8"),
+        ({"int8": 0.2}, True, WITH_BF16, "bf16"),
         ({"bf16": 0.16, "int8": 0.2}, True, WITH_BF16, "fp32"),
     ],
 )
 def test_auto_takes_a_faster_precision_only_where_the_processor_has_it_and_the_card_says_it_keeps_the_picture(
-    tmp_path: Path, losses: dict[str, float], int8: bool, capabilities: tuple[str, ...], expected: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    losses: dict[str, float],
+    int8: bool,
+    capabilities: tuple[str, ...],
+    expected: str,
 ) -> None:
+    monkeypatch.setattr(runtime_openvino, "CPU_INFO", Path("/dev/null"))
     assert chosen(weights_with(tmp_path / "weights", losses, int8), capabilities) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "losses", "expected"),
+    [
+        ("avx512_bf16 amx_bf16 amx_tile", {"int8": 0.0}, "bf16"),
+        ("avx512_bf16 amx_bf16 amx_tile", {"bf16": 0.16, "int8": 0.0}, "int8"),
+        ("avx512_bf16 avx512_vnni", {"int8": 0.0}, "int8"),
+    ],
+)
+def test_auto_takes_bf16_rather_than_int8_where_the_processor_multiplies_both_in_its_matrix_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, losses: dict[str, float], expected: str
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(runtime_openvino, "CPU_INFO", info)
+    assert chosen(weights_with(tmp_path / "weights", losses, int8=True), WITH_BF16) == expected
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -18,6 +18,7 @@ from engines import runtime_tensorrt
 from engines.cards import NUMBERS, find_weights
 from engines.checkpoint import load_network
 from engines.colour import Colour
+from engines.cuda_engine import LANES, counts_to_see
 from engines.door import EngineInfo, Slot
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.gpu import NO_GPU, Gpu
@@ -57,8 +58,9 @@ class FakePlans:
 
     def __init__(self, *_: object) -> None: ...
 
-    def get(self, _: object, width: int, height: int, batch: int, precision: str) -> SimpleNamespace:
-        return SimpleNamespace(key=(width, height, batch, precision), data=f"{width}x{height}".encode())
+    def get(self, _: object, width: int, height: int, *rest: object) -> SimpleNamespace:
+        data = f"{width}x{height}@{rest[-1]}".encode()
+        return SimpleNamespace(key=(width, height, *rest), data=data)
 
     def load_cache(self, _: object) -> bytes:
         return b"compiled before"
@@ -191,9 +193,62 @@ def test_a_lost_device_is_told_everywhere_and_leaves_no_context(monkeypatch: pyt
 
 def test_a_plan_that_is_refused_is_told_in_the_words_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     with bench(monkeypatch) as b:
-        b.library.refuses = True
-        with pytest.raises(EngineError, match=r"TensorRT-RTX 1\.6\.1 refuses the plan for 16x16: made for another GPU"):
+        b.library.refuses = {"", "CURRENT", "SM80"}
+        told = (
+            r"TensorRT-RTX 1\.6\.1 runs no plan for 16x16 here: as usual: the plan is refused: made for another GPU; "
+            r"CURRENT: the plan is refused: made for another GPU; SM80: the plan is refused: made for another GPU"
+        )
+        with pytest.raises(EngineError, match=told):
             b.engine.acquire(*SIZE)
+
+
+def test_a_size_that_could_not_be_made_ready_is_forgotten_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(monkeypatch) as b:
+        b.library.refuses = {"", "CURRENT", "SM80"}
+        with pytest.raises(EngineError, match="runs no plan"):
+            b.engine.acquire(*SIZE)
+        b.library.refuses = set()
+        b.engine.allow(8, 0)
+        b.engine.allow(8, 1)
+        slot = filled(b.engine, 9)
+        b.engine.submit([slot])
+        slot.wait()
+        assert (slot.y_out == 9).all()
+
+
+@pytest.mark.parametrize("refuses", ["refuses", "cannot_run", "faulty"])
+def test_a_gpu_that_is_not_listed_gets_a_plan_that_it_takes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refuses: str
+) -> None:
+    with bench(monkeypatch) as b:
+        setattr(b.library, refuses, {"", "CURRENT"})
+        slot = filled(b.engine, 9)
+        b.engine.submit([slot])
+        slot.wait()
+        assert (slot.y_out == 9).all()
+    assert "test takes a plan built for SM80 (as usual: " in caplog.text
+
+
+def test_a_size_is_ready_when_every_lane_has_seen_every_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def compute(inputs: Arrays) -> Arrays:
+        seen.append(len(inputs["y"]))
+        return counting(inputs)
+
+    with bench(monkeypatch) as b:
+        b.library.compute = compute
+        b.engine.prepare(*SIZE)
+        assert {count: seen.count(count) for count in range(1, 9)} == {1: 4 * LANES} | dict.fromkeys(
+            range(2, 9), 2 * LANES
+        )
+        assert b.stored == [b"compiled"] * 2, "kept as soon as it was compiled"
+
+
+def test_the_counts_that_are_seen_are_the_usual_ones_and_powers_of_two() -> None:
+    assert counts_to_see(1) == [1]
+    assert counts_to_see(6) == [6, 5, 4, 3, 2, 1]
+    assert counts_to_see(40) == [40, 32, 16, 8, 7, 6, 5, 4, 3, 2, 1]
 
 
 def test_too_little_memory_for_a_context_is_told_and_the_size_can_be_tried_again(
@@ -211,7 +266,7 @@ def test_what_was_compiled_is_kept_for_the_next_time(monkeypatch: pytest.MonkeyP
     with bench(monkeypatch) as b:
         b.engine.prepare(*SIZE)
         assert b.library.compiled == [b"compiled before"]
-        assert b.stored == []
+        b.stored.clear()
     assert b.stored == [b"compiled"]
 
 

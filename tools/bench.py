@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tools.report import JsonFile
 from tools.simulate import as_size
 
 
@@ -15,11 +16,13 @@ def bench(
     size: Annotated[str, typer.Option(metavar="WxH", help="Of the camera's pictures.")] = "352x288",
     seconds: Annotated[float, typer.Option(min=2, help="Of the recording and of the live feed.")] = 20,
     weights: Annotated[str, typer.Option(help="Shipped weights, or a folder made by `export`.")] = "field",
-    runtime: Annotated[str, typer.Option(help="auto, tensorrt, torch or openvino.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="auto, tensorrt, torch or openvino; with --gpu, auto measures all that work.")
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")] = "auto",
     gpu: Annotated[bool, typer.Option("--gpu", help="Measure an NVIDIA GPU: all sizes and runtimes.")] = False,
     minutes: Annotated[float, typer.Option(min=1, help="How long `--gpu` may take, about.")] = 7,
-    json: Annotated[Path | None, typer.Option(help="Write the figures as one JSON object.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Measure engine, codecs, pipeline and a live feed on a simulated night camera, all in one run.
 
@@ -28,7 +31,7 @@ def bench(
     if gpu:
         from tools.bench_gpu import bench_gpu
 
-        bench_gpu(weights, minutes, json)
+        bench_gpu(weights, minutes, json, runtime)
         return
     from itertools import islice
     from tempfile import TemporaryDirectory
@@ -36,14 +39,14 @@ def bench(
     from rich.console import Console
 
     from engines.runtime import EngineOptions, open_engine
-    from stream.simulate import SMALLEST
+    from stream.simulate import LARGEST, SMALLEST
     from tools.bench_engine import engine_figures
     from tools.bench_stream import decode, live_figures, make_feed, path_figures
     from tools.report import print_values, write_json
 
     width, height = as_size(size)
-    if any(side < SMALLEST or side % 2 for side in (width, height)):
-        raise typer.BadParameter(f"size {size}; both sides must be even, at least {SMALLEST}")
+    if any(not SMALLEST <= side <= LARGEST or side % 2 for side in (width, height)):
+        raise typer.BadParameter(f"size {size}; both sides must be even, from {SMALLEST} to {LARGEST}")
     logging.getLogger("stream").setLevel(logging.WARNING)  # feeds come and go many times
     options = EngineOptions(precision=precision)
     console = Console(stderr=True)

@@ -72,14 +72,17 @@ def through_the_door(engine: Engine, frames: Sequence[Frame]) -> Picture:
 
 
 def onnxruntime_picture(frames: Sequence[Frame], weights: str, threads: int) -> Picture | None:
-    """The same ONNX file in ONNX Runtime on as many cores; None where it is not installed (extra `dev`)."""
+    """The same ONNX file in ONNX Runtime on as many cores; None without it (extra `dev`) or without fp32.onnx."""
     try:
         import onnxruntime
     except ImportError:
         return None
+    found = find_weights(weights)
+    if not found.has("fp32.onnx"):
+        return None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    session = onnxruntime.InferenceSession(str(find_weights(weights).file("fp32.onnx")), options)
+    session = onnxruntime.InferenceSession(str(found.file("fp32.onnx")), options)
     memory = np.zeros((1, session.get_inputs()[3].shape[1]), np.float32)
     inputs = []
     for frame in frames:

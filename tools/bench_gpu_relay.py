@@ -19,7 +19,6 @@ from stream.wire import Status, decode_status
 from tools.bench_stream import (
     KEPT,
     RATE,
-    START_SECONDS,
     decode,
     decode_alone,
     encode_alone,
@@ -28,8 +27,15 @@ from tools.bench_stream import (
 )
 
 SIZE = (352, 288)
-COUNTS = (4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160)
+NO_TIME = "no time was left"
+COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256)
 """Feeds, one relay each."""
+FIRST = 32
+"""The count that is tried first; from there on more, or fewer if that were too many."""
+TRIES = 2
+"""Relays of one count, the later ones if the earlier dropped pictures."""
+START_SECONDS = 120.0
+"""How long a relay may take until every feed has a picture: TensorRT-RTX compiles when a plan is first run."""
 WATCH_SECONDS = 8.0
 SETTLE_SECONDS = 4.0
 """From the first picture of the last feed until it is watched: the engine sees new counts of pictures."""
@@ -78,33 +84,51 @@ def relay_figures(
     used_mb: Callable[[], float | None],
     counts: Sequence[int],
 ) -> Iterator[Figures]:
-    """Figures of one relay after another, with as many feeds as `counts` says, until one does not carry them.
+    """Figures of one relay after another, from `FIRST` feeds up the `counts` while they are carried, else down.
 
     `feed` is a recording, or a folder of them, that each feed plays at its own pace; `engine` are settings of the
     relay's `[engine]`; `codecs_ms` is what decoding and encoding a picture cost alone. The last
     figures say why it ended.
     """
     carried, limit = 0, "the most that is tried"
-    for count in counts:
-        if time_left() < STEP_SECONDS:
-            limit = "no time was left"
-            break
-        before = used_mb()
-        with running_relay(feed, folder, count, engine) as (relay, endpoint):
-            try:
-                seen = watch_all(relay, endpoint, count)
-            except StreamError as error:
-                limit = f"{count} feeds: {error}"
-                break
-            gpu_mb = used_mb()
-        figures = step_figures(seen, codecs_ms)
-        figures["gpu_memory_mb"] = None if before is None or gpu_mb is None else gpu_mb - before
-        yield {f"relay_{count}_feeds_{name}": value for name, value in figures.items()}
-        if (reason := why_too_many(figures, count)) is not None:
-            limit = f"{count} feeds: {reason}"
-            break
-        carried = count
+    place, ceiling = first_place(counts), len(counts)
+    while 0 <= place < ceiling:
+        count, tries, reason = counts[place], 0, NO_TIME
+        while reason and tries < TRIES and time_left() >= STEP_SECONDS:
+            tries += 1
+            figures, reason = one_relay(feed, folder, count, engine, codecs_ms, used_mb)
+            yield {f"relay_{count}_feeds_{name}": value for name, value in (figures | {"tries": tries}).items()}
+        if not reason:
+            carried, place = count, place + 1
+            continue
+        limit = f"{count} feeds: {reason}" if tries else reason
+        ceiling, place = place, -1 if carried or not tries else place - 1
     yield {"relay_feeds": carried, "relay_limit": limit}
+
+
+def first_place(counts: Sequence[int]) -> int:
+    """The place of the count to begin with: `FIRST`, or the next below it."""
+    return max(0, sum(count <= FIRST for count in counts) - 1)
+
+
+def one_relay(
+    feed: Path,
+    folder: Path,
+    count: int,
+    engine: Mapping[str, str],
+    codecs_ms: float,
+    used_mb: Callable[[], float | None],
+) -> tuple[Figures, str]:
+    """Figures of a relay with so many feeds, and why they are too many for it; empty where they are not."""
+    before = used_mb()
+    with running_relay(feed, folder, count, engine) as (relay, endpoint):
+        try:
+            figures = step_figures(watch_all(relay, endpoint, count), codecs_ms)
+        except StreamError as error:
+            return {}, str(error)
+        after = used_mb()
+    figures["gpu_memory_mb"] = None if before is None or after is None else after - before
+    return figures, why_too_many(figures, count) or ""
 
 
 def watch_all(relay: subprocess.Popen[bytes], endpoint: str, count: int) -> Watched:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import cycle
 from statistics import median
 
@@ -15,6 +16,9 @@ from tools.bench_gpu_checks import Size, make_picture
 
 SIZES: tuple[Size, ...] = ((352, 288), (640, 360), (1280, 720))
 BATCHES = (1, 2, 4, 8, 16, 32)
+OTHERS_SIZE: Size = (640, 360)
+OTHERS_BATCHES = (8, 32)
+"""Of the weights that are not the chosen ones."""
 ROUNDS = 3
 """A figure is the median of these; what is compared takes turns, round by round."""
 TURN_SECONDS = 0.1
@@ -76,25 +80,28 @@ class Batches:
 
     def door(self) -> dict[str, float]:
         """A batch's share of the time while `UNDER_WAY` batches are always in the engine."""
-        under_way = deque(self.start() for _ in range(UNDER_WAY - 1))
-        began = time.perf_counter()
-        for _ in range(self.times):
-            under_way.append(self.start())
-            self.end(under_way.popleft())
-        seconds = (time.perf_counter() - began) / self.times
-        for slots in under_way:
-            self.end(slots)
-        return {"door": seconds}
+        under_way: deque[list[Slot]] = deque()
+        try:
+            under_way.extend(self.start() for _ in range(UNDER_WAY - 1))
+            began = time.perf_counter()
+            for _ in range(self.times):
+                under_way.append(self.start())
+                self.end(under_way.popleft())
+            return {"door": (time.perf_counter() - began) / self.times}
+        finally:
+            for slots in under_way:
+                with suppress(EngineError):  # after a failure the others fail as well
+                    self.end(slots)
 
     def alone(self) -> dict[str, float]:
         """Upload, network and download alone; nothing where the engine is not on a GPU."""
         if not isinstance(self._engine, CudaEngine):
             return {}
         slots = self.start()
-        for slot in slots:
-            slot.wait()
-            slot.memory = None
         try:
+            for slot in slots:
+                slot.wait()
+                slot.memory = None
             return self._engine.seconds_alone(slots, self.times)
         finally:
             give_back(slots)
@@ -119,14 +126,20 @@ def times(engines: Mapping[str, Engine], size: Size, count: int) -> dict[str, Fi
 
 
 def in_turns(runners: Mapping[str, Batches], count: int) -> dict[str, Figures]:
-    """Medians of all rounds, by the name of the runner."""
+    """Medians of all rounds, by the name of the runner; one that fails takes no more turns."""
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
+    failed: dict[str, Figures] = {}
     for _ in range(ROUNDS):
-        for name, batches in runners.items():
-            rounds[name].append(batches.door() | batches.latency() | batches.alone())
-    return {
+        for name in [name for name in runners if name not in failed]:
+            batches = runners[name]
+            try:
+                rounds[name].append(batches.door() | batches.latency() | batches.alone())
+            except EngineError as error:
+                failed[name] = {"failed": str(error)}
+    return failed | {
         name: derived({part: median(each[part] for each in of_engine) for part in of_engine[0]}, count)
         for name, of_engine in rounds.items()
+        if name not in failed
     }
 
 

@@ -36,6 +36,8 @@ RATE = Fraction(25)
 BIT_RATE = 300_000
 START_SECONDS = 60.0
 """How long a relay may take to its first picture."""
+END_SECONDS = 30.0
+"""How long it may take to its end, before it is killed."""
 JOINS = 10
 """How many viewers are timed from their beginning to their first picture."""
 TAPE_SECONDS = 30
@@ -195,7 +197,11 @@ def running_relay(
         yield relay, endpoint
     finally:
         relay.terminate()
-        relay.wait()
+        try:
+            relay.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            relay.kill()
+            relay.wait()
 
 
 def join_ms(endpoint: str) -> float:

@@ -1,0 +1,156 @@
+"""torch's engine for GPUs on a processor: streams that run at once, and graphs that compute again when replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engines import torch_cuda
+from engines.cards import find_weights
+from engines.colour import Colour
+from engines.cuda_engine import LANES
+from engines.picture import PictureGraph
+from engines.runtime import EngineOptions, open_engine
+from engines.torch_cuda import TorchCudaEngine
+from tests.test_runtimes import dusk
+
+SIZE = (33, 21)
+
+
+class Stream:
+    """Its work is done when it is asked for."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def wait_for_event(self, event: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class Event:
+    """Long past."""
+
+    def __init__(self, **_: object) -> None: ...
+
+    def record(self, stream: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class Graph:
+    """As `torch.cuda.CUDAGraph`: reads and writes the memory that it was captured with."""
+
+    made: list[Graph]
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Callable[..., Any], tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = []
+        self.replays = 0
+        self.made.append(self)
+
+    def replay(self) -> None:
+        self.replays += 1
+        for compute, inputs, outputs in self.calls:
+            for kept, new in zip(outputs, compute(*inputs), strict=True):
+                kept.copy_(new)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """All graphs that are captured from here on."""
+    capturing: list[Graph] = []
+    forward = PictureGraph.forward
+
+    def recorded(self: PictureGraph, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = forward(self, *inputs)
+        if capturing:
+            for output in outputs:
+                output.zero_()  # a capture computes nothing
+            capturing[-1].calls.append((lambda *given: forward(self, *given), inputs, outputs))
+        return outputs
+
+    @contextmanager
+    def capture(graph: Graph, **_: object) -> Iterator[None]:
+        capturing.append(graph)
+        yield
+        capturing.pop()
+
+    Graph.made = []
+    monkeypatch.setattr(PictureGraph, "forward", recorded)
+    monkeypatch.setattr(torch_cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    for name, stub in {
+        "Event": Event,
+        "CUDAGraph": Graph,
+        "graph": capture,
+        "graph_pool_handle": lambda: None,
+        "stream": lambda _: nullcontext(),
+        "device": lambda _: nullcontext(),
+        "current_stream": Stream,
+        "empty_cache": lambda: None,
+        "get_device_name": lambda _: "NVIDIA H200",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    return Graph.made
+
+
+def opened(batch: int = 3) -> TorchCudaEngine:
+    options = EngineOptions(batch=batch, slots=6)
+    return TorchCudaEngine(find_weights("field"), torch.device("cpu"), "fp32", options)
+
+
+def test_batches_with_their_feeds_memories_equal_the_reference(graphs: list[Graph], tmp_path: Path) -> None:
+    with (
+        opened() as engine,
+        open_engine("torch", "field", EngineOptions(precision="fp32", cache=tmp_path)) as reference,
+    ):
+        memory, expected_memory = engine.remember(), reference.remember()
+        colours = [Colour("bt601"), Colour("bt709", full_range=True), Colour(grey=True)]
+        for count in (1, 3, 2, 3):
+            slots = [engine.acquire(*SIZE) for _ in range(count)]
+            for seed, (slot, colour) in enumerate(zip(slots, colours, strict=False)):
+                slot.y[:], slot.uv[:] = dusk(*SIZE, seed + count)
+                slot.colour = colour
+            slots[0].memory, slots[0].keep = memory, 0.9
+            engine.submit(slots)
+            for seed, slot in enumerate(slots):
+                slot.wait()
+                known = (expected_memory, 0.9) if seed == 0 else ()
+                y, uv = reference.enhance(*dusk(*SIZE, seed + count), colours[seed], *known)
+                assert np.abs(slot.y_out.astype(int) - y).max() <= 1
+                assert np.abs(slot.uv_out.astype(int) - uv).max() <= 1
+                slot.release()
+        kept = engine._memories[memory].numbers.numpy()
+        assert np.abs(kept - expected_memory.turn()[0]).max() < 1e-3
+        assert np.abs(kept).max() > 0.1
+
+
+def test_every_count_is_captured_before_a_size_is_ready_and_replayed_afterwards(graphs: list[Graph]) -> None:
+    with opened(batch=4) as engine:
+        engine.prepare(*SIZE)
+        assert len(graphs) == 4 * LANES
+        captured = {len(graph.calls[0][1][0]) for graph in graphs}
+        assert captured == {1, 2, 3, 4}
+        before = sum(graph.replays for graph in graphs)
+        slots = [engine.acquire(*SIZE) for _ in range(3)]
+        for slot in slots:
+            slot.y[:], slot.uv[:] = dusk(*SIZE)
+        engine.submit(slots)
+        for slot in slots:
+            slot.wait()
+        assert len(graphs) == 4 * LANES, "nothing is captured while pictures wait"
+        assert sum(graph.replays for graph in graphs) == before + 1
+
+
+def test_the_network_on_the_gpu_is_channels_last_and_in_half_precision_where_asked(graphs: list[Graph]) -> None:
+    half = TorchCudaEngine(find_weights("field"), torch.device("cpu"), "fp16", EngineOptions(batch=1))
+    with opened(batch=1) as whole, half:
+        for engine, kind in ((whole, torch.float32), (half, torch.float16)):
+            kernels = [number for number in engine._graph.parameters() if number.dim() == 4 and number.shape[2] == 3]
+            assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+            assert {kernel.dtype for kernel in kernels} == {kind}
