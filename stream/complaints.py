@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from stream.values import redact
+from stream.address import redact
 
 PREFIX = "NIGHTBRIDGE__"
 """Of the environment variables that are settings."""

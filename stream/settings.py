@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -24,25 +25,27 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from engines.runtime import PRECISIONS
+from stream.address import UdpAddress, is_udp, redact
 from stream.complaints import PREFIX, TABLE_MISTAKE, complaints, variables
 from stream.errors import SettingsError
 from stream.values import (
     Address,
-    AnyPath,
     BitRate,
     Duration,
     Endpoint,
     FeedName,
+    FolderToBe,
     HostPort,
+    KeysFolder,
     Memory,
     ReadableFile,
-    ReadableFolder,
+    SecretKeyFile,
     SetVariable,
     Weights,
     amount,
     between,
     read_from,
-    redact,
 )
 
 __all__ = [
@@ -73,8 +76,8 @@ class Table(BaseModel):
 class CurveSettings(Table):
     """Keys of the relay; without them the wire is not encrypted."""
 
-    server_secret_key_file: ReadableFile | None = None
-    client_keys_folder: ReadableFolder | None = None
+    server_secret_key_file: SecretKeyFile | None = None
+    client_keys_folder: KeysFolder | None = None
     """Public keys of the viewers that are let in; None: all that know the relay's public key."""
 
     @model_validator(mode="after")
@@ -111,8 +114,19 @@ class EngineSettings(Table):
     """Frames at once, at most."""
     threads: Annotated[int, between(0, 1_024)] = 0
     """0: all cores that the process may use."""
-    cache: AnyPath | None = None
+    cache: FolderToBe | None = None
     """None: the user's cache folder."""
+
+    @model_validator(mode="after")
+    def _precision_of_the_runtime(self) -> Self:
+        allowed = ("auto", *PRECISIONS.get(self.runtime, (self.precision,)))
+        if self.precision not in allowed:
+            raise PydanticCustomError(
+                TABLE_MISTAKE,
+                "has runtime {runtime} with precision {precision}; with that runtime it must be one of {allowed}",
+                {"runtime": self.runtime, "precision": self.precision, "allowed": ", ".join(allowed)},
+            )
+        return self
 
 
 class EncoderSettings(Table):
@@ -216,6 +230,20 @@ class Settings(BaseSettings):
             return feeds
         inherited = defaults.model_dump(mode="json", exclude_unset=True)
         return {name: _over(inherited, feed) for name, feed in feeds.items()}
+
+    @field_validator("feeds")
+    @classmethod
+    def _one_feed_of_a_port(cls, feeds: dict[str, FeedSettings]) -> dict[str, FeedSettings]:
+        """Two sockets cannot share a port of UDP, groups aside."""
+        over_udp = {name: UdpAddress.of(feed.url) for name, feed in feeds.items() if is_udp(feed.url)}
+        for (one, first), (other, second) in combinations(over_udp.items(), 2):
+            if first.excludes(second):
+                raise PydanticCustomError(
+                    TABLE_MISTAKE,
+                    "has {one} and {other} at UDP port {port}; each must have a port or an address of its own",
+                    {"one": one, "other": other, "port": first.port},
+                )
+        return feeds
 
     @classmethod
     def settings_customise_sources(

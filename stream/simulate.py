@@ -31,8 +31,8 @@ DATAGRAM = 7 * 188
 """Bytes of payload: as many packets of MPEG-TS as fit into one Ethernet frame."""
 KEY_SECONDS = 2
 """Between two key frames."""
-SMALLEST = 16
-"""Pixels of the shorter side of a sent picture."""
+SMALLEST, LARGEST = 16, 4096
+"""Pixels of a side of a sent picture."""
 LARGEST_WAIT = 0.1
 """Seconds that a camera sleeps before it looks whether it was stopped."""
 
@@ -101,8 +101,9 @@ class NightCamera:
         udp_address(self.url)
         if self.codec not in ENCODERS:
             raise ValueError(f"codec {self.codec!r}; must be one of {', '.join(get_args(Codec))}")
-        if self.size is not None and any(side < SMALLEST or side % 2 for side in self.size):
-            raise ValueError(f"size {self.size[0]}x{self.size[1]}; both sides must be even, at least {SMALLEST}")
+        if self.size is not None and any(not SMALLEST <= side <= LARGEST or side % 2 for side in self.size):
+            allowed = f"both sides must be even, from {SMALLEST} to {LARGEST}"
+            raise ValueError(f"size {self.size[0]}x{self.size[1]}; {allowed}")
         if self.rate is not None and not 0 < self.rate <= 240:
             raise ValueError(f"rate {self.rate}; must be above 0, at most 240 pictures a second")
         if self.bit_rate < 10_000:

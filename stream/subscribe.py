@@ -12,6 +12,7 @@ from typing import Self
 
 import zmq
 import zmq.auth
+from zmq.utils.monitor import recv_monitor_message
 
 from stream.errors import WireError
 from stream.inbox import Inbox, Reason
@@ -35,6 +36,9 @@ WAITING_MOST = 1_000
 UNREAD_MOST = 8
 """Messages in a socket that is left unread."""
 
+REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+"""What ZeroMQ tells of a relay that does not want this viewer's key, or wants one."""
+
 
 @dataclass(frozen=True)
 class ViewerKeys:
@@ -55,7 +59,7 @@ class Subscriber:
 
     With `max_age` None nothing is too old: at most `WAITING_MOST` messages wait for the reader, then the socket is
     read no faster than by him. `feed` None means all feeds. Raises `WireError`, at the reader too: for an endpoint
-    that cannot be used, and for messages that are none of wire version 1.
+    that cannot be used, for a relay that wants other keys, and for messages that are none of wire version 1.
     """
 
     def __init__(
@@ -95,6 +99,11 @@ class Subscriber:
         self._closing.set()
         with self._changed:
             self._changed.notify_all()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing.is_set()
 
     def __iter__(self) -> Iterator[Message]:
         """Messages as they come, until the subscriber is closed."""
@@ -153,23 +162,26 @@ class Subscriber:
                 use_keys(socket, self._keys)
             for prefix in self._prefixes:
                 socket.subscribe(prefix)
+            socket.get_monitor_socket(REFUSALS)
             socket.connect(self.endpoint)
         except zmq.ZMQError as error:
-            socket.close()
+            shut(socket)
             raise WireError(
                 f"cannot subscribe at {self.endpoint!r} ({zmq.strerror(error.errno or 0)}); "
                 "an endpoint looks like tcp://HOST:PORT or ipc:///PATH"
             ) from None
         except BaseException:
-            socket.close()
+            shut(socket)
             raise
         return socket
 
     def _drain(self, socket: zmq.SyncSocket) -> None:
         try:
             while True:
-                with socket:
-                    self._listen(socket)
+                try:
+                    self._listen(socket, socket.get_monitor_socket())
+                finally:
+                    shut(socket)
                 if self._closing.is_set():
                     return
                 socket = self._connect()
@@ -178,12 +190,17 @@ class Subscriber:
         except Exception as error:  # the reader must not wait for what will never come
             self._fail(error)
 
-    def _listen(self, socket: zmq.SyncSocket) -> None:
-        """Receive until the subscriber is closed, or this connection gives nothing but what is too old."""
+    def _listen(self, socket: zmq.SyncSocket, refusals: zmq.SyncSocket) -> None:
+        """Receive until the subscriber is closed, or this connection gives nothing but what is too old.
+
+        Raises `WireError` where the relay refuses: ZeroMQ does not try again then.
+        """
         subscribed = set(self._prefixes)
         while not self._closing.is_set():
             self._wait_for_room()
             if not socket.poll(POLL_MS):
+                if refusals.poll(0):
+                    raise self._refused(recv_monitor_message(refusals)["event"])
                 continue
             parts = socket.recv_multipart()
             if not parts[0].endswith(self._endings):  # a kind nobody asked for, or that version 1 got later
@@ -198,6 +215,13 @@ class Subscriber:
             if key_frame_is_wanted:
                 ask_for_key_frame(socket, parts[0], subscribed)
 
+    def _refused(self, event: int) -> WireError:
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return WireError(f"the relay at {self.endpoint} does not let this viewer in: it must know the public key")
+        if self._keys is None:
+            return WireError(f"{self.endpoint} refuses: an encrypted relay needs keys, see docs/deploy.md")
+        return WireError(f"{self.endpoint} refuses: a relay that is not encrypted takes no keys")
+
     def _wait_for_room(self) -> None:
         with self._changed:
             while self._lossless and len(self._inbox) >= WAITING_MOST and not self._closing.is_set():
@@ -207,6 +231,14 @@ class Subscriber:
         with self._changed:
             self._failure = error
             self._changed.notify_all()
+
+
+def shut(socket: zmq.SyncSocket) -> None:
+    """Close a socket and the one that tells of refusals."""
+    refusals = socket.get_monitor_socket(REFUSALS)
+    socket.disable_monitor()
+    refusals.close()
+    socket.close()
 
 
 def ask_for_key_frame(socket: zmq.SyncSocket, topic: bytes, subscribed: set[bytes]) -> None:

@@ -11,10 +11,17 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
+import zmq.auth
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+
+from engines.cards import find_weights, shipped
+from engines.errors import EngineMismatch, EngineMissing
+from stream.address import address_of, form_of, redact
+from stream.errors import SourceUnsupported
 
 SCHEMES = ("file", "http", "https", "rtsp", "rtsps", "udp")
 """Of the addresses that a source may have; a plain path has none."""
+LARGEST_PORT = 65_535
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60}
@@ -22,10 +29,6 @@ _BIT_RATE = re.compile(r"(\d+(?:\.\d+)?)([kM])")
 _BITS = {"k": 1_000, "M": 1_000_000}
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)(MB|GB)")
 _BYTES = {"MB": 1_000_000, "GB": 1_000_000_000}
-_SECRET_PARAMETER = re.compile(
-    r"((?:usr|user|login|pass|psw|pwd|token|jwt|secret|key|auth|sig|credential)[^=&?/]*=|[?&](?:u|p|st)=)[^&]*",
-    re.IGNORECASE,
-)
 
 _folder: ContextVar[Path | None] = ContextVar("_folder", default=None)
 
@@ -38,20 +41,6 @@ def read_from(folder: Path) -> Iterator[None]:
         yield
     finally:
         _folder.reset(token)
-
-
-def redact(url: str) -> str:
-    """The URL without user name, password and secret parameters, fit to be shown.
-
-    Passwords may hold any character, so all in front of the last `@` is hidden: rather too much than too little.
-    """
-    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
-    credentials, at, address = rest.rpartition("@")
-    if credentials and (mark or ":" in credentials):
-        rest = f"***{at}{address}"
-    if mark or "?" in rest:
-        rest = _SECRET_PARAMETER.sub(r"\1***", rest)
-    return scheme + mark + rest
 
 
 def between(low: int, high: int) -> BeforeValidator:
@@ -160,13 +149,25 @@ def _address(url: str) -> str:
     if not known or not url.isprintable() or not url.strip() or (scheme is None and redact(url) != url):
         starts = ", ".join(f"{name}://" for name in SCHEMES)
         raise ValueError(f"a path, or an address that begins with one of {starts}")
+    if scheme and scheme[1].lower() != "file":
+        try:
+            address_of(url)
+        except SourceUnsupported:
+            raise ValueError(form_of(url)) from None
     return url if scheme else str(_beside(Path(url)))
 
 
 def _listenable(address: str) -> str:
-    if int(address.rpartition(":")[2]) > 65_535:
-        raise ValueError("HOST:PORT with a port from 0 to 65535")
+    if int(address.rpartition(":")[2]) > LARGEST_PORT:
+        raise ValueError(f"HOST:PORT with a port from 0 to {LARGEST_PORT}")
     return address
+
+
+def _endpoint(endpoint: str) -> str:
+    port = endpoint.rpartition(":")[2]
+    if endpoint.startswith("tcp://") and port != "*" and int(port) > LARGEST_PORT:
+        raise ValueError(f"tcp://HOST:PORT with a port from 0 to {LARGEST_PORT}")
+    return endpoint
 
 
 def _variable(name: str) -> str:
@@ -176,9 +177,42 @@ def _variable(name: str) -> str:
 
 
 def _weights(name: str) -> str:
-    if not name:
-        raise ValueError("the name of shipped weights, or a path")
-    return str(_beside(Path(name))) if "/" in name or "." in name else name
+    place = str(_beside(Path(name))) if "/" in name or "." in name else name
+    try:
+        find_weights(place)
+    except EngineMissing:
+        raise ValueError(f"one of {', '.join(shipped())}, or a folder of weights") from None
+    except EngineMismatch as error:
+        raise ValueError(f"weights that can be read ({error})") from None
+    return place
+
+
+def _folder_to_be(path: Path) -> Path:
+    path = _beside(path)
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"a folder, or where one can be made ({nearest} is none)")
+    return path
+
+
+def _secret_key_file(path: Path) -> Path:
+    path = _readable_file(path)
+    try:
+        _, secret = zmq.auth.load_certificate(path)
+    except ValueError:
+        secret = None
+    if secret is None:
+        raise ValueError("a file with a secret key, as `nightbridge keys` makes them")
+    return path
+
+
+def _keys_folder(path: Path) -> Path:
+    path = _readable_folder(path)
+    try:
+        zmq.auth.load_certificates(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"a folder whose .key files hold public keys ({error})") from None
+    return path
 
 
 Duration = Annotated[float, BeforeValidator(_seconds), PlainSerializer(_duration, when_used="json")]
@@ -193,9 +227,13 @@ Memory = Annotated[int, BeforeValidator(_bytes), PlainSerializer(_memory, when_u
 Address = Annotated[str, AfterValidator(_address), PlainSerializer(redact, when_used="json")]
 """Where a source is, credentials and all; redacted in the JSON form."""
 
-AnyPath = Annotated[Path, Field(strict=False), AfterValidator(_beside)]
+FolderToBe = Annotated[Path, Field(strict=False), AfterValidator(_folder_to_be)]
+"""A folder that is there or can be made."""
 ReadableFile = Annotated[Path, Field(strict=False), AfterValidator(_readable_file)]
-ReadableFolder = Annotated[Path, Field(strict=False), AfterValidator(_readable_folder)]
+SecretKeyFile = Annotated[Path, Field(strict=False), AfterValidator(_secret_key_file)]
+"""A CURVE key pair."""
+KeysFolder = Annotated[Path, Field(strict=False), AfterValidator(_keys_folder)]
+"""Public CURVE keys, one in each file NAME.key."""
 
 SetVariable = Annotated[str, AfterValidator(_variable)]
 """The name of an environment variable that is set."""
@@ -222,4 +260,5 @@ Endpoint = Annotated[
         r"tcp://[^/\s]+:(\d{1,5}|\*)|ipc://\S+",
         'an endpoint such as "tcp://127.0.0.1:5560" or "ipc:///run/nightbridge"',
     ),
+    AfterValidator(_endpoint),
 ]

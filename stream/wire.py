@@ -90,7 +90,7 @@ class Message:
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a feed is doing: the payload of kind `status`. Counts are since the relay began;
+    """How a feed is doing: the payload of kind `status`. Counts are since the feed began;
     `received` is `published`, all of `dropped`, all of `lost` and `under_way` together.
     """
 

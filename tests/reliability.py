@@ -26,7 +26,7 @@ from stream.publish import Publisher
 from stream.settings import FeedSettings, RelaySettings, Settings
 from tests.doubling import DoublingEngine
 from tests.rtsp_server import RtspServer, camera
-from tools.memory import bound_arenas
+from tools.limits import bound_arenas
 
 PATIENCE = 30.0
 """Seconds that a loss, or the first picture of a connection, may take on a busy machine."""

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from stream.address import RemoteAddress
 from stream.errors import SourceUnsupported
-from stream.sources.address import RemoteAddress
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,16 @@ def test_what_check_prints_are_settings_again(folder: Path) -> None:
     assert nightbridge(folder, "check", "again.toml").stdout == shown
 
 
+def test_a_path_where_nothing_is_yet_is_told(folder: Path) -> None:
+    (folder / "config.toml").write_text('[feeds.pier]\nurl = "10.0.0.7"\n[feeds.mole]\nurl = "secret"')
+    done = nightbridge(folder, "check")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        f"nightbridge: config.toml: [feeds.pier] url is the path {folder / '10.0.0.7'}, where nothing is yet; "
+        "the address of a camera begins with rtsp:// or udp://"
+    ]
+
+
 def test_check_of_the_shipped_file_is_clean() -> None:
     assert nightbridge(ROOT, "check").returncode == 0
 

@@ -162,8 +162,8 @@ def test_a_relay_that_fails_is_one_clear_error(tmp_path: Path) -> None:
     with running_demo(tmp_path, NIGHTBRIDGE__ENGINE__WEIGHTS="nowhere") as demo:
         code, _, errors = demo.finish()
         assert code == 1
-        assert errors.startswith("nightbridge: the relay ended by itself with code 1\n")
-        assert "no weights 'nowhere'" in errors
+        assert errors.startswith("nightbridge: the relay ended by itself with code 2\n")
+        assert 'WEIGHTS is "nowhere"; it must be one of field, paper, or a folder of weights' in errors
         assert "Traceback" not in errors
         assert demo.left_behind() == []
 

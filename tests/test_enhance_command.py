@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stream.files.parts import GROWING
 from tests.clips import make_clip, read_number
 from tests.test_check import ROOT, nightbridge
 from tests.test_convert import with_sound
+from tests.waiting import wait_until
 
 Enhance = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -128,17 +131,38 @@ def test_unknown_weights_are_told_in_one_line_and_nothing_is_made(tmp_path: Path
     [(b"no picture", "not a picture of a known kind"), (None, "image file is truncated")],
     ids=["text", "cut off"],
 )
-def test_a_picture_that_cannot_be_read_is_named_in_one_line(
+def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_made(
     tmp_path: Path, enhance: Enhance, broken: bytes | None, reason: str
 ) -> None:
     whole = save(tmp_path / "in" / "a.png").read_bytes()
+    save(tmp_path / "in" / "c.png")
     (tmp_path / "in" / "b.png").write_bytes(broken or whole[: len(whole) // 2])
     done = enhance("in", "out")
+    assert (done.returncode, done.stdout) == (1, "2 pictures to out\n")
+    told, ending = done.stderr.splitlines()
+    assert f"ERROR   in/b.png: {reason}" in told
+    assert ending == "nightbridge: 1 of 3 pictures could not be enhanced"
+    assert names(tmp_path / "out") == ["a.png", "c.png"]
+    assert size_of(tmp_path / "out" / "c.png") == (128, 96)
+
+
+def test_one_picture_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, enhance: Enhance) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    done = enhance("a.png", "b.png")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"nightbridge: in/b.png: {reason}")
-    assert done.stderr.count("\n") == 1
-    assert names(tmp_path / "out") == ["a.png"]
-    assert size_of(tmp_path / "out" / "a.png") == (128, 96)
+    assert done.stderr == "nightbridge: a.png: not a picture of a known kind\n"
+
+
+def test_an_ended_command_takes_its_half_written_files_along(tmp_path: Path, cache: Path) -> None:
+    """SIGTERM, as from a service manager: the process still ends by it."""
+    make_clip(tmp_path / "night.mp4", size=(640, 360), pictures=500)
+    command = [sys.executable, "-m", "tools", "enhance", "night.mp4", "bright.mp4"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment) as program:
+        wait_until(lambda: any((tmp_path / ".part-bright.mp4").glob(f"*{GROWING}*")), "the first part of the work")
+        program.terminate()
+    assert program.returncode == -signal.SIGTERM
+    assert names(tmp_path) == ["night.mp4"]
 
 
 def test_a_picture_that_the_engine_cannot_take_is_named_with_what_it_takes(tmp_path: Path, enhance: Enhance) -> None:

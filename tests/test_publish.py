@@ -492,13 +492,15 @@ def test_without_a_folder_of_viewers_all_that_know_the_relays_key_are_let_in(key
         assert receive(stranger).payload == b"unit"
 
 
-def test_key_files_that_are_no_keys_are_named(keys: Path) -> None:
-    public_only = CurveSettings(server_secret_key_file=keys / "relay.key")
-    with pytest.raises(WireError, match=r"relay\.key holds no secret key"):
-        Publisher(RelaySettings(curve=public_only), "run-1").__enter__()
+def test_key_files_that_are_no_keys_any_more_are_named(keys: Path) -> None:
+    settings = encrypted(keys, guests=True)
     (keys / "guests" / "broken.key").write_text("nothing")
     with pytest.raises(WireError, match=r"broken\.key"):
-        Publisher(encrypted(keys, guests=True), "run-1").__enter__()
+        Publisher(settings, "run-1").__enter__()
+    (keys / "guests" / "broken.key").unlink()
+    (keys / "relay.key").replace(keys / "relay.key_secret")
+    with pytest.raises(WireError, match=r"relay\.key_secret holds no secret key"):
+        Publisher(settings, "run-1").__enter__()
 
 
 def test_a_viewer_that_sends_more_than_a_subscription_is_cut_off() -> None:

@@ -339,14 +339,33 @@ def test_the_command_finishes_its_file_when_it_is_asked_to_stop(tmp_path: Path) 
             text=True,
         )
         camera.wait_for_viewer()
-        camera.show(25)
-        wait_until(lambda: any(count_packets(path) >= 10 for path in tmp_path.iterdir()), "a file")
+        camera.show(31)  # the last one begins the fourth group, and so ends the third
+        wait_until(lambda: any(count_packets(path) >= 30 for path in tmp_path.iterdir()), "writing three groups")
         program.terminate()
         output, _ = program.communicate(timeout=DEADLINE)
     assert program.returncode == 0
-    assert len(played(next(tmp_path.iterdir()))) == 25
+    assert len(played(next(tmp_path.iterdir()))) == 31
     assert "pier-" in output
-    assert "25 pictures" in output
+    assert "31 pictures" in output
+
+
+def test_the_command_tells_that_nothing_comes(tmp_path: Path) -> None:
+    with relay() as publisher:
+        camera = Camera(publisher)
+        program = subprocess.Popen(
+            [sys.executable, "-m", "tools", "record", publisher.endpoint, "peer", str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert program.stderr is not None
+        assert program.stderr.readline() == "nothing of feed peer yet\n"
+        camera.show()
+        program.terminate()
+        output, _ = program.communicate(timeout=DEADLINE)
+    assert program.returncode == 0
+    assert "0 pictures" in output
 
 
 def test_a_recorder_that_stood_still_records_what_was_kept_for_it_however_old(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import av
 import pytest
 
-from stream.errors import SourceLost, SourceUnsupported
+from stream.errors import SourceLost
 from stream.settings import FeedSettings
 from stream.source import open_source, opener_of
 from stream.sources.remote import PLAYLIST_SECONDS, ways_to
@@ -81,16 +81,6 @@ def test_a_host_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     lost = why_lost(impatient("rtsp://nobody.invalid/cam"))
     assert (lost.reason, str(lost)) == ("not found", "rtsp://nobody.invalid/cam: no such host")
-
-
-@pytest.mark.parametrize("url", ["rtsp://", "rtsp:///x", "http://host:99999/", "rtsp://host:port/x", "rtsp://a b/x"])
-def test_an_address_without_meaning_is_told(url: str) -> None:
-    with (
-        pytest.raises(SourceUnsupported, match="the address is malformed; must be") as wrong,
-        open_source(feed(url)) as source,
-    ):
-        next(source.segments())
-    assert wrong.value.reason == "address"
 
 
 def test_a_password_file_that_is_gone_is_told(tmp_path: Path) -> None:

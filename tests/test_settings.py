@@ -101,10 +101,12 @@ def test_a_feed_has_the_defaults_unless_it_says_otherwise(tmp_path: Path) -> Non
 def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "pier.secret").write_text("x")
+    (tmp_path / "conf" / "mine.net").mkdir()
+    (tmp_path / "conf" / "mine.net" / "card.json").write_text('{"name": "mine", "network": "neid-live", "files": {}}')
     text = """
         [engine]
         cache = "cache"
-        weights = "mine/net.safetensors"
+        weights = "mine.net"
         [defaults]
         password_file = "pier.secret"
         [feeds.pier]
@@ -116,7 +118,7 @@ def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     for settings in (load_settings(path), load_settings(path.relative_to(tmp_path))):
         assert settings.engine.cache == path.parent / "cache"
-        assert settings.engine.weights == str(path.parent / "mine/net.safetensors")
+        assert settings.engine.weights == str(path.parent / "mine.net")
         assert settings.feeds["pier"].url == str(path.parent / "missions")
         assert settings.feeds["pier"].password_file == path.parent / "pier.secret"
         assert settings.feeds["mole"].url == "udp://:5000"
@@ -188,6 +190,9 @@ ENDPOINT = 'an endpoint such as "tcp://127.0.0.1:5560" or "ipc:///run/nightbridg
 ADDRESS = "a path, or an address that begins with one of file://, http://, https://, rtsp://, rtsps://, udp://"
 NAME = "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit"
 RUNTIME = "one of auto, tensorrt, torch, openvino"
+WEIGHTS = "one of field, paper, or a folder of weights"
+SECRET_KEY = "a file with a secret key, as `nightbridge keys` makes them"
+UDP = "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS"
 ENGINE_KEYS = "runtime, weights, precision, batch, threads, cache"
 TABLES = "[relay], [engine], [defaults], [feeds]"
 
@@ -202,7 +207,35 @@ TABLES = "[relay], [engine], [defaults], [feeds]"
         ('[engine]\nbatch = "8"', '[engine] batch is "8"; it must be a whole number from 1 to 32'),
         ("[engine]\nthreads = true", "[engine] threads is true; it must be a whole number from 0 to 1024"),
         ("[engine]\nthreads = [1]", "[engine] threads is a list; it must be a whole number from 0 to 1024"),
-        ('[engine]\nweights = ""', '[engine] weights is ""; it must be the name of shipped weights, or a path'),
+        ('[engine]\nweights = ""', '[engine] weights is ""; it must be one of field, paper, or a folder of weights'),
+        ('[engine]\nweights = "feild"', f'[engine] weights is "feild"; it must be {WEIGHTS}'),
+        (
+            '[engine]\nruntime = "openvino"\nprecision = "fp16"',
+            "[engine] has runtime openvino with precision fp16; "
+            "with that runtime it must be one of auto, fp32, bf16, int8",
+        ),
+        (
+            '[engine]\ncache = "/dev/null/x"',
+            '[engine] cache is "/dev/null/x"; it must be a folder, or where one can be made (/dev/null is none)',
+        ),
+        (
+            '[relay]\nendpoint = "tcp://0.0.0.0:99999"',
+            '[relay] endpoint is "tcp://0.0.0.0:99999"; it must be tcp://HOST:PORT with a port from 0 to 65535',
+        ),
+        (
+            '[relay.curve]\nserver_secret_key_file = "/dev/null"',
+            f'[relay.curve] server_secret_key_file is "/dev/null"; it must be {SECRET_KEY}',
+        ),
+        ('[feeds.pier]\nurl = "udp://0.0.0.0"', f'[feeds.pier] url is "udp://0.0.0.0"; it must be {UDP}'),
+        ('[feeds.pier]\nurl = "udp://:70000"', f'[feeds.pier] url is "udp://:70000"; it must be {UDP}'),
+        (
+            '[feeds.pier]\nurl = "rtsp://10.0.0.7:0/s"',
+            '[feeds.pier] url is "rtsp://10.0.0.7:0/s"; it must be rtsp://HOST[:PORT][/PATH]',
+        ),
+        (
+            '[feeds.pier]\nurl = "udp://127.0.0.1:5004"\n[feeds.mole]\nurl = "udp://:5004"',
+            "[feeds] has pier and mole at UDP port 5004; each must have a port or an address of its own",
+        ),
         ("[engine]\ncache = 3", "[engine] cache is 3; it must be a path"),
         ("engine = 3", "engine is 3; it must be a table"),
         ('[relay]\nendpoint = "localhost"', f'[relay] endpoint is "localhost"; it must be {ENDPOINT}'),
@@ -250,6 +283,12 @@ TABLES = "[relay], [engine], [defaults], [feeds]"
 )
 def test_a_mistake_is_one_line(tmp_path: Path, text: str, line: str) -> None:
     assert mistakes(written(tmp_path, text)) == [f"config.toml: {line}"]
+
+
+def test_feeds_may_share_a_port_by_addresses_of_their_own_and_by_groups(tmp_path: Path) -> None:
+    urls = ("udp://127.0.0.1:5004", "udp://127.0.0.2:5004", "udp://239.1.1.1:5004", "udp://239.1.1.2:5004")
+    tables = "".join(f'[feeds.f{number}]\nurl = "{url}"\n' for number, url in enumerate(urls))
+    assert len(load_settings(written(tmp_path, tables)).feeds) == 4
 
 
 def test_all_mistakes_are_told_and_those_of_the_defaults_once(tmp_path: Path) -> None:

@@ -277,7 +277,8 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     [
         ({"url": "rtsp://127.0.0.1:8554/night"}, r"url 'rtsp://.*udp://HOST:PORT only"),
         ({"url": "udp://127.0.0.1"}, r"udp://HOST:PORT only"),
-        ({"size": (101, 100)}, "size 101x100; both sides must be even"),
+        ({"size": (101, 100)}, "size 101x100; both sides must be even, from 16 to 4096"),
+        ({"size": (100, 4098)}, "size 100x4098; both sides must be even, from 16 to 4096"),
         ({"rate": Fraction(0)}, "rate 0; must be above 0"),
         ({"bit_rate": 3}, "bit rate 3; must be at least 10000"),
         ({"seconds": 0}, "seconds 0; must be above 0"),
@@ -305,8 +306,8 @@ def typed(*arguments: str) -> tuple[int, str]:
         (("udp://127.0.0.1:9", "--size", "wide"), "'wide'; must be WIDTHxHEIGHT"),
         (("udp://127.0.0.1:9", "--rate", "1/0"), "'1/0'; must be a number"),
         (("udp://127.0.0.1:9", "--bit-rate", "fast"), "'fast'; must be a bit rate such as"),
-        (("udp://127.0.0.1:9", "--loss", "101"), "must be a share"),
-        (("udp://127.0.0.1:9", "--photons", "0"), "photons above 0"),
+        (("udp://127.0.0.1:9", "--loss", "101"), "less than or equal to 100"),
+        (("udp://127.0.0.1:9", "--photons", "0"), "greater than or equal to 1"),
     ],
 )
 def test_wrong_use_of_the_command_ends_with_2(arguments: tuple[str, ...], message: str) -> None:

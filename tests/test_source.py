@@ -16,12 +16,12 @@ import av
 import numpy as np
 import pytest
 
+from stream.address import UdpAddress
 from stream.errors import SourceLost, SourceUnsupported
 from stream.frame import SourcePacket
 from stream.settings import FeedSettings
 from stream.source import open_source
 from stream.sources.segment import Segment
-from stream.sources.udp import UdpAddress
 from tests.clips import UdpSender, free_port, klv_packet, make_clip
 
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"

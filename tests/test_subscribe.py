@@ -12,6 +12,7 @@ import zmq.auth
 
 from stream import subscribe
 from stream.errors import WireError
+from stream.keys import make_keys
 from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
@@ -360,6 +361,32 @@ def test_with_its_keys_a_viewer_reads_an_encrypted_relay(tmp_path: Path) -> None
         assert subscriber.receive(DEADLINE) is not None
     with pytest.raises(WireError, match=r"guest\.key holds no secret key"):
         Subscriber(publisher.endpoint, keys=ViewerKeys(tmp_path / "relay.key", tmp_path / "guest.key")).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("encrypted", "shown", "reason"),
+    [
+        (True, None, "refuses: an encrypted relay needs keys, see docs/deploy.md"),
+        (True, "stranger", "does not let this viewer in: it must know the public key"),
+        (False, "guest", "refuses: a relay that is not encrypted takes no keys"),
+    ],
+)
+def test_a_viewer_whose_keys_are_refused_is_told_why(
+    tmp_path: Path, encrypted: bool, shown: str | None, reason: str
+) -> None:
+    for name in ("relay", "guest", "stranger"):
+        make_keys(name, tmp_path)
+    (tmp_path / "guests").mkdir()
+    (tmp_path / "guest.key").rename(tmp_path / "guests" / "guest.key")
+    curve = CurveSettings(server_secret_key_file=tmp_path / "relay.key_secret", client_keys_folder=tmp_path / "guests")
+    keys = ViewerKeys(tmp_path / "relay.key", tmp_path / f"{shown}.key_secret") if shown else None
+    settings = RelaySettings(endpoint="tcp://127.0.0.1:*", curve=curve if encrypted else CurveSettings())
+    with (
+        Publisher(settings, "run-1") as publisher,
+        Subscriber(publisher.endpoint, "pier", keys=keys) as subscriber,
+        pytest.raises(WireError, match=reason),
+    ):
+        subscriber.receive(DEADLINE)
 
 
 def test_opening_and_closing_leaves_nothing_behind() -> None:

@@ -8,11 +8,12 @@ from urllib.parse import quote
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from stream.values import BitRate, Duration, HostPort, Memory, read_from, redact
+from stream.values import Address, BitRate, Duration, HostPort, Memory, read_from, redact
 
 DURATION = TypeAdapter(Duration)
 BIT_RATE = TypeAdapter(BitRate)
 MEMORY = TypeAdapter(Memory)
+ADDRESS = TypeAdapter[str](Address)
 HOST_PORT = TypeAdapter(HostPort)
 
 
@@ -80,6 +81,17 @@ def test_what_is_no_host_and_port_is_refused(text: str) -> None:
 def test_a_port_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(ValidationError, match="HOST:PORT with a port from 0 to 65535"):
         HOST_PORT.validate_python(text)
+
+
+@pytest.mark.parametrize("url", ["rtsp://", "rtsp:///x", "rtsp://host:port/x", "rtsp://a b/x"])
+def test_an_address_without_meaning_is_told(url: str) -> None:
+    with pytest.raises(ValidationError, match=r"rtsp://HOST\[:PORT\]\[/PATH\]"):
+        ADDRESS.validate_python(url)
+
+
+def test_the_form_of_an_address_is_told_for_its_own_scheme() -> None:
+    with pytest.raises(ValidationError, match=r"http://HOST\[:PORT\]\[/PATH\]"):
+        ADDRESS.validate_python("http://host:99999/")
 
 
 @pytest.mark.parametrize("text", ["500ms", "10s", "2m", "90s", "1ms", "33.333ms", "30m"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -214,17 +215,25 @@ def test_a_feed_that_has_gone_silent_is_told_by_the_figures() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--snapshot", "a.png", "--stats"], ["--json", "a.json"], ["--seconds", "-1"], ["--relay-key", __file__]]
+    "words",
+    [
+        ["--snapshot", "a.png", "--stats"],
+        ["--snapshot", "a.jpg"],
+        ["--snapshot", "/no/a.png"],
+        ["--stats", "--json", "/no/a"],
+        ["--json", "a.json"],
+        ["--seconds", "-1"],
+        ["--relay-key", __file__],
+    ],
 )
 def test_options_that_do_not_go_together_are_wrong_use(words: list[str]) -> None:
     assert nightbridge(ROOT, "view", "tcp://127.0.0.1:5560", *words).returncode == 2
 
 
-def test_an_endpoint_that_is_none_is_one_line_with_an_example() -> None:
+def test_an_endpoint_that_is_none_is_told_with_an_example() -> None:
     done = nightbridge(ROOT, "view", "10.0.0.2:5560", "pier", "--stats")
-    assert done.returncode == 1
-    assert done.stderr.startswith("nightbridge: cannot subscribe at '10.0.0.2:5560'")
-    assert done.stderr.count("\n") == 1
+    assert done.returncode == 2
+    assert "'10.0.0.2:5560'; must be an endpoint such as" in done.stderr
 
 
 def test_without_pygame_the_error_says_what_to_install() -> None:
@@ -247,6 +256,21 @@ def test_without_a_display_the_error_says_what_works() -> None:
     assert done.returncode == 1
     assert "--snapshot and --stats need none" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_window_that_nobody_would_see_is_an_error() -> None:
+    seen_by = ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY")
+    done = subprocess.run(
+        [sys.executable, "-m", "tools", "view", "tcp://127.0.0.1:5560", "pier", "--seconds", "1"],
+        cwd=ROOT,
+        env={name: text for name, text in os.environ.items() if name not in seen_by},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("nightbridge: no window can be opened here (")
 
 
 TELLING = """

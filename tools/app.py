@@ -23,15 +23,17 @@ from tools.engine import engine
 from tools.enhance import enhance
 from tools.evaluate import evaluate
 from tools.export import export
+from tools.keys import keys
 from tools.probe import probe
 from tools.record import record
 from tools.replay import replay
 from tools.run import run
+from tools.signals import clearing_up_at_sigterm
 from tools.simulate import simulate
 from tools.train import train
 from tools.view import view
 
-COMMANDS = (run, check, probe, view, record, replay, enhance, simulate, demo, train, evaluate, export, bench)
+COMMANDS = (run, check, probe, view, record, replay, enhance, simulate, demo, keys, train, evaluate, export, bench)
 """In the order of the help; a command is called as its function is."""
 
 app = typer.Typer(
@@ -74,7 +76,8 @@ def options(
 def main() -> None:
     """Run one command and end the process; an error is one line, or one for each mistake in the settings."""
     try:
-        app()
+        with clearing_up_at_sigterm():
+            app()
     except SettingsError as error:
         _fail(error, 2)
     except (StreamError, EngineError, OSError) as error:

@@ -17,6 +17,13 @@ def check(
     from stream.settings import load_settings
 
     settings = load_settings(config)
+    for name, feed in settings.feeds.items():
+        if "://" not in feed.url and not Path(feed.url).exists():
+            typer.echo(
+                f"nightbridge: {config}: [feeds.{name}] url is the path {feed.url}, where nothing is yet; "
+                "the address of a camera begins with rtsp:// or udp://",
+                err=True,
+            )
     typer.echo("\n".join(as_toml(settings.model_dump(mode="json"))).lstrip())
 
 

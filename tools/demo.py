@@ -16,7 +16,7 @@ from rich.console import Console
 
 from stream.errors import StreamError
 from tools.demo_parts import Part, camera_and_relay
-from tools.report import write_json
+from tools.report import JsonFile, write_json
 from tools.signals import stopped_by_signals
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ FIRST_PICTURE_SECONDS = 60.0
 
 def demo(
     seconds: Annotated[float, typer.Option(min=1, help="How long to watch, from the first picture on.")] = 10,
-    json: Annotated[Path | None, typer.Option(help="Write the figures as one JSON object.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """See it work on this machine: a night camera, the relay and a viewer; writes demo.png, before and after."""
     begin = time.monotonic()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tools.report import JsonFile
+
 if TYPE_CHECKING:
     from engines.cards import Weights
     from engines.plans import PlanFile, PlanKey
@@ -26,7 +28,6 @@ CACHE = Annotated[
         show_default="nightbridge in the user's cache folder",
     ),
 ]
-JSON = Annotated[Path | None, typer.Option("--json", help="Write what is told as one JSON object.")]
 
 engine = typer.Typer(no_args_is_help=True, help="Plans of TensorRT: build them before a relay needs them, list them.")
 
@@ -42,7 +43,7 @@ def build(
     batch: Annotated[int, typer.Option(help="The largest; `batch` under [engine] in the settings.")] = 8,
     runtime: Annotated[Literal["tensorrt"], typer.Option(help="OpenVINO needs no building.")] = "tensorrt",  # noqa: ARG001
     cache: CACHE = None,
-    json: JSON = None,
+    json: JsonFile = None,
 ) -> None:
     """Build plans for pictures of these sizes, or see that they are there."""
     import time
@@ -83,7 +84,7 @@ def build(
 
 
 @engine.command("list")
-def list_plans(cache: CACHE = None, json: JSON = None) -> None:
+def list_plans(cache: CACHE = None, json: JsonFile = None) -> None:
     """Show all plans, the newest first, and which of them this machine uses with the present weights."""
     from engines.errors import EngineMissing
     from engines.gpu import find_gpu

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engines.data.kinds import PICTURES
+
 if TYPE_CHECKING:
     from engines.door import Engine
 
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".avif", ".tif", ".tiff"}
+log = logging.getLogger(__name__)
+
 KNOWN = ", ".join(sorted(PICTURES))
 
 
@@ -70,29 +74,49 @@ def find_pictures(folder: Path) -> list[Path]:
 
 
 def enhance_pictures(engine: Engine, jobs: list[tuple[Path, Path]]) -> None:
-    """Every picture to its file; a file is there when it is complete."""
-    from PIL import Image
+    """Every picture to its file; a file is there when it is complete.
+
+    Of several a bad one is told and left out. Raises `EngineError` at the end.
+    """
     from rich.console import Console
     from rich.progress import track
+
+    from engines.errors import EngineError
+
+    console = Console(stderr=True)
+    quiet = len(jobs) == 1 or not console.is_terminal
+    failed = 0
+    for source, target in track(jobs, "enhancing", console=console, transient=True, disable=quiet):
+        try:
+            enhance_file(engine, source, target)
+        except (OSError, EngineError) as error:
+            if len(jobs) == 1:
+                raise
+            failed += 1
+            log.error("%s", error)
+    (_, first), *others = jobs
+    print(f"{len(jobs) - failed} pictures to {first.parent}" if others else f"1 picture to {first}")
+    if failed:
+        raise EngineError(f"{failed} of {len(jobs)} pictures could not be enhanced")
+
+
+def enhance_file(engine: Engine, source: Path, target: Path) -> None:
+    """One picture to its file; raises `OSError` or `EngineError`, which name it."""
+    from PIL import Image
 
     from engines.data.lol import read_picture
     from engines.errors import EngineError
     from engines.evaluation.evaluate import enhance_picture
 
-    console = Console(stderr=True)
-    quiet = len(jobs) == 1 or not console.is_terminal
-    for source, target in track(jobs, "enhancing", console=console, transient=True, disable=quiet):
-        picture = read_picture(source)
-        part = target.with_name(f".part-{target.name}")
-        try:
-            Image.fromarray(enhance_picture(engine, picture)).save(part)
-            part.replace(target)
-        except (OSError, ValueError) as error:
-            raise EngineError(f"{source} to {target}: {error}") from error
-        finally:
-            part.unlink(missing_ok=True)
-    (_, first), *others = jobs
-    print(f"{len(jobs)} pictures to {first.parent}" if others else f"1 picture to {first}")
+    picture = read_picture(source)
+    part = target.with_name(f".part-{target.name}")
+    try:
+        Image.fromarray(enhance_picture(engine, picture)).save(part)
+        part.replace(target)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{source} to {target}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def enhance_video(engine: Engine, source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from tools.report import print_values, write_json
+from tools.report import JsonFile, print_values, write_json
 
 if TYPE_CHECKING:
     from stream.frame import Frame, SourcePacket
@@ -23,7 +23,7 @@ def probe(
     url: Annotated[
         str, typer.Argument(help="rtsp://, rtsps://, udp://, http:// or https:// address, an SDP file, or recordings.")
     ],
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write it there, as one JSON object.")] = None,
+    json: JsonFile = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Of video to look at.")] = 5,
     username: Annotated[str | None, typer.Option(help="For the source; any characters.")] = None,
     password_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Whose text is the password.")] = None,

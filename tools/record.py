@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tools.signals import stopped_by_signals
-from tools.viewer_keys import RelayKey, SecretKey, viewer_keys
+from tools.wire_options import Endpoint, RelayKey, SecretKey, viewer_keys
 
 if TYPE_CHECKING:
     from stream.record import Recorder
     from stream.subscribe import Subscriber
+
+
+SILENCE_SECONDS = 5.0
+"""After which it is told that nothing has come."""
 
 
 def as_seconds(text: str) -> float:
@@ -28,7 +34,7 @@ def as_seconds(text: str) -> float:
 
 
 def record(
-    endpoint: Annotated[str, typer.Argument(help="Where the relay publishes, such as tcp://10.0.0.2:5560.")],
+    endpoint: Endpoint,
     feed: Annotated[str, typer.Argument(help="Name of the feed.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False, help="Where the files go.")],
     segment: Annotated[str, typer.Option(metavar="DURATION", help="Length of a file, such as 90s or 5m.")] = "5m",
@@ -49,13 +55,16 @@ def record(
         stopped_by_signals(subscriber.close),
     ):
         typer.echo(f"recording {feed} from {endpoint} into {folder}")
-        keep(subscriber, recorder)
+        keep(subscriber, recorder, lambda: typer.echo(f"nothing of feed {feed} yet", err=True))
     typer.echo(summary(recorder, subscriber))
 
 
-def keep(subscriber: Subscriber, recorder: Recorder) -> None:
-    """Record until the subscriber is closed, and name every file as it begins."""
-    for message in subscriber:
+def keep(subscriber: Subscriber, recorder: Recorder, tell_silence: Callable[[], None]) -> None:
+    """Record until the subscriber is closed, and name every file as it begins; silence at first is told once."""
+    first = subscriber.receive(SILENCE_SECONDS)
+    if first is None and not subscriber.is_closed:
+        tell_silence()
+    for message in chain([first] if first else [], subscriber):
         known = len(recorder.paths)
         recorder.write(message)
         for path in recorder.paths[known:]:

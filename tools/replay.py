@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tools.report import write_json
+from tools.report import JsonFile, write_json
+from tools.wire_options import as_endpoint
 
 
 def as_speed(text: str) -> float:
@@ -21,18 +22,6 @@ def as_speed(text: str) -> float:
     if not (0.01 <= speed <= 100 or text == "max"):
         raise typer.BadParameter(f"{text!r}; must be a number from 0.01 to 100, or max")
     return speed
-
-
-def as_endpoint(text: str) -> str:
-    """A ZeroMQ endpoint."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from stream.values import Endpoint
-
-    try:
-        return TypeAdapter[str](Endpoint).validate_python(text)
-    except ValidationError as error:
-        raise typer.BadParameter(f"{text!r}; must be {error.errors()[0]['ctx']['error']}") from None
 
 
 def replay(
@@ -66,7 +55,7 @@ def replay(
     weights: Annotated[
         str | None, typer.Option(help="Shipped weights, or a path.", show_default="those of the settings")
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write what was done as a JSON object.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Play recorded missions through the engine, one after another: to viewers, as a relay does, or to files.
 

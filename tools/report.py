@@ -7,8 +7,25 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
+
+
+def in_a_folder(path: Path | None) -> Path | None:
+    """The path of a file that is to be written; its folder must be there before any work is done."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{path}; must be in a folder that is there")
+    return path
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", dir_okay=False, callback=in_a_folder, metavar="FILE", help="Write it there too, as one JSON object."
+    ),
+]
 
 
 def print_values(console: Console, values: Mapping[str, object]) -> None:
@@ -27,16 +44,24 @@ def write_json(path: Path | None, values: Mapping[str, object]) -> None:
     if path is None:
         return
     text = json.dumps(plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if path.exists() and not path.is_file():  # a pipe or a terminal, such as /dev/stdout
-        path.write_text(text, encoding="utf-8")
-        return
+    write_whole(path, text.encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that whoever reads it finds whole, or as it was before. Raises `OSError` with its name."""
     target = path.resolve()
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(target)
-    finally:
-        fresh.unlink(missing_ok=True)
+        if path.exists() and not path.is_file():  # a pipe or a terminal, such as /dev/stdout
+            path.write_bytes(content)
+            return
+        try:
+            fresh.write_bytes(content)
+            fresh.replace(target)
+        finally:
+            fresh.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def plain(value: object) -> object:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tools.memory import bound_arenas
+from tools.limits import bound_arenas, raise_file_limit
 from tools.signals import answering
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def run(config: Annotated[Path, typer.Argument(help="Settings.")] = Path("config
     from stream.settings import load_settings
 
     bound_arenas()
+    raise_file_limit()
     watch = Watch(config)
     settings = load_settings(config)
     logging.getLogger().setLevel(settings.relay.log_level.upper())

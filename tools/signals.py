@@ -9,6 +9,27 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def clearing_up_at_sigterm() -> Iterator[None]:
+    """Inside the block SIGTERM leaves every block that is open, as SIGINT does, and then ends the process as ever."""
+
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def stopped_by_signals(stop: Callable[[], None]) -> AbstractContextManager[None]:
     """Inside the block SIGINT and SIGTERM call `stop` and nothing else, in a thread of its own."""
     return answering({signal.SIGINT: stop, signal.SIGTERM: stop})

@@ -50,9 +50,9 @@ def as_bit_rate(text: str) -> int:
 def simulate(
     clip: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A video by day.")],
     url: Annotated[str, typer.Argument(help="udp://HOST:PORT, where the pictures go as MPEG-TS.")],
-    exposure: Annotated[float, typer.Option(help="Share of the light that is left; 1 is day.")] = 0.02,
-    photons: Annotated[float, typer.Option(help="Of a white pixel by day; fewer are noisier.")] = 4000,
-    read_noise: Annotated[float, typer.Option(help="Standard deviation; white is 1.")] = 0.0005,
+    exposure: Annotated[float, typer.Option(min=0, max=1, help="Share of the light that is left; 1 is day.")] = 0.02,
+    photons: Annotated[float, typer.Option(min=1, help="Of a white pixel by day; fewer are noisier.")] = 4000,
+    read_noise: Annotated[float, typer.Option(min=0, max=1, help="Standard deviation; white is 1.")] = 0.0005,
     bit_rate: Annotated[
         int, typer.Option(parser=as_bit_rate, metavar="RATE", help="Of the video, bit/s, such as 300k or 1M.")
     ] = 300_000,
@@ -66,7 +66,7 @@ def simulate(
     codec: Annotated[Literal["h264", "hevc", "mpeg4"], typer.Option(help="Of the sent video.")] = "h264",
     loop: Annotated[bool, typer.Option("--loop", help="Begin again when the clip is over.")] = False,
     seconds: Annotated[float | None, typer.Option(help="Of video, then end.", show_default="no limit")] = None,
-    loss: Annotated[float, typer.Option(help="Datagrams that get lost, in percent.")] = 0,
+    loss: Annotated[float, typer.Option(min=0, max=100, help="Datagrams that get lost, in percent.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of noise and loss; the same seed sends the same bytes.")] = 0,
 ) -> None:
     """Be a night camera: darken CLIP, add sensor noise, halve its size, send it to URL in real time."""

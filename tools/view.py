@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +14,10 @@ import typer
 from rich.console import Console
 
 from stream.errors import StreamError
-from tools.report import print_values, write_json
+from tools.report import JsonFile, in_a_folder, print_values, write_json, write_whole
 from tools.signals import stopped_by_signals
 from tools.view_figures import Figures
-from tools.viewer_keys import RelayKey, SecretKey, viewer_keys
+from tools.wire_options import Endpoint, RelayKey, SecretKey, viewer_keys
 
 if TYPE_CHECKING:
     from stream.subscribe import Subscriber, ViewerKeys
@@ -35,16 +36,25 @@ AMBER, RED = (255, 176, 0), (230, 30, 30)
 """Frames around pictures that are damaged, and around old ones."""
 
 
+def as_png(path: Path | None) -> Path | None:
+    """The path of a picture file that can be written."""
+    if path is not None and path.suffix.lower() != ".png" and (path.is_file() or not path.exists()):
+        raise typer.BadParameter(f"{path}; must end in .png")
+    return in_a_folder(path)
+
+
 def view(
-    endpoint: Annotated[str, typer.Argument(help="Where the relay publishes, such as tcp://10.0.0.2:5560.")],
+    endpoint: Endpoint,
     feed: Annotated[str | None, typer.Argument(help="Name of the feed.", show_default="the first heard")] = None,
     snapshot: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="Write one picture to this PNG file and end; no window."),
+        typer.Option(
+            dir_okay=False, callback=as_png, metavar="FILE.png", help="Write one picture there and end; no window."
+        ),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print age, loss and rate; no window.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0, help="How long.", show_default="no limit")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures of --stats as one JSON object.")] = None,
+    json: JsonFile = None,
     source: Annotated[bool, typer.Option("--source", help="The camera's own pictures, not the enhanced.")] = False,
     relay_key: RelayKey = None,
     secret_key: SecretKey = None,
@@ -136,7 +146,9 @@ def take_snapshot(wanted: Wanted, path: Path, span: Span) -> None:
     with wanted.subscribe() as subscriber:
         for messages in turns(subscriber, span):
             for picture in (picture for message in messages for picture in decoder.decode(message)):
-                Image.fromarray(decoder.rgb(picture)).save(path, format="PNG")
+                file = BytesIO()
+                Image.fromarray(decoder.rgb(picture)).save(file, format="PNG")
+                write_whole(path, file.getvalue())
                 return
     raise wanted.missing(span)
 

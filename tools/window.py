@@ -18,6 +18,10 @@ FRAME_WIDTH = 6
 """Pixels, of the coloured frame around a picture that is not to be trusted."""
 
 
+UNSEEN = ("offscreen", "dummy")
+"""What SDL draws on where it finds no display: nobody sees that, unless it was asked for by name."""
+
+
 class Window:
     """A window that shows pictures as large as it is. A context manager, for one thread.
 
@@ -36,6 +40,9 @@ class Window:
             display.set_mode(EMPTY_SIZE, self._pygame.RESIZABLE)
         except self._pygame.error as error:
             raise StreamError(f"no window can be opened here ({error}); --snapshot and --stats need none") from None
+        if display.get_driver() in UNSEEN and "SDL_VIDEODRIVER" not in os.environ:
+            self._pygame.quit()
+            raise StreamError("no window can be opened here (no display); --snapshot and --stats need none")
         display.set_caption(f"{self.title}   waiting for a picture")
         return self
 

@@ -10,20 +10,18 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Generator
-from dataclasses import dataclass
 from functools import cache
-from ipaddress import ip_address
 from types import TracebackType
 from typing import Self
-from urllib.parse import parse_qsl, urlsplit
 
 import av
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 
+from stream.address import UdpAddress, redact
 from stream.errors import SourceLost, SourceUnsupported
-from stream.settings import FeedSettings, redact
+from stream.settings import FeedSettings
 from stream.sources.failures import NOT_KNOWN, Failure, no_video_for, silence
 from stream.sources.programs import Programs
 from stream.sources.segment import Segment
@@ -79,39 +77,6 @@ def probing(feed: FeedSettings) -> dict[str, str]:
     """Options that open a feed with its first key frame and the three frames that tell the rate."""
     seconds = min(SILENT_STREAM_SECONDS, feed.open_timeout / 2)
     return {"fpsprobesize": "3", "analyzeduration": str(int(seconds * 1_000_000))}
-
-
-@dataclass(frozen=True)
-class UdpAddress:
-    """Where to listen: an address of this machine or a multicast group."""
-
-    host: str
-    """Empty: every address of this machine."""
-    port: int
-    interface: str = ""
-    """Network interface that joins a multicast group, by address or for IPv6 by name; empty: the system's choice."""
-
-    @property
-    def multicast(self) -> bool:
-        """Whether `host` is a group."""
-        try:
-            return ip_address(self.host.partition("%")[0]).is_multicast
-        except ValueError:
-            return False
-
-    @classmethod
-    def of(cls, url: str) -> Self:
-        """The address in `udp://[@][HOST]:PORT[?localaddr=INTERFACE]`; raises `SourceUnsupported`."""
-        try:
-            parts = urlsplit(url)
-            options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
-            port = parts.port
-        except ValueError:
-            port, options = None, {}
-        if not port or parts.path.strip("/") or options.keys() - {"localaddr"}:
-            form = "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS"
-            raise SourceUnsupported(f"{redact(url)}: the address is malformed; must be {form}", reason="address")
-        return cls(parts.hostname or "", port, options.get("localaddr", ""))
 
 
 class UdpReader:

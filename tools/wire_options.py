@@ -1,4 +1,4 @@
-"""Options of the commands that subscribe: which keys they show to an encrypted relay."""
+"""What the commands that publish and subscribe are told of the wire: the endpoint, and keys for an encrypted relay."""
 
 from __future__ import annotations
 
@@ -10,6 +10,25 @@ import typer
 if TYPE_CHECKING:
     from stream.subscribe import ViewerKeys
 
+
+def as_endpoint(text: str) -> str:
+    """A ZeroMQ endpoint."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from stream.values import Endpoint
+
+    try:
+        return TypeAdapter[str](Endpoint).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r}; must be {error.errors()[0]['ctx']['error']}") from None
+
+
+Endpoint = Annotated[
+    str,
+    typer.Argument(
+        parser=as_endpoint, metavar="ENDPOINT", help="Where the relay publishes, such as tcp://10.0.0.2:5560."
+    ),
+]
 RelayKey = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="File with the public key of an encrypted relay."),

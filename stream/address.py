@@ -1,0 +1,182 @@
+"""Addresses of network sources: where they lead, and the credentials in them, however they are written.
+
+Whatever is no such address raises `SourceUnsupported`; its message names the address, redacted, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Self
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from stream.errors import SourceUnsupported
+
+PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
+"""Of each scheme, where the address names none."""
+LONGEST_CREDENTIALS = 127
+"""Characters, with escapes, that FFmpeg's RTSP client keeps of user name and password; it cuts off the rest."""
+HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s/?#@:\[\]]+)(?::(\d{1,5}))?(?=[/?#]|$)")
+
+_SECRET_PARAMETER = re.compile(
+    r"((?:usr|user|login|pass|psw|pwd|token|jwt|secret|key|auth|sig|credential)[^=&?/]*=|[?&](?:u|p|st)=)[^&]*",
+    re.IGNORECASE,
+)
+
+
+def redact(url: str) -> str:
+    """The URL without user name, password and secret parameters, fit to be shown.
+
+    Passwords may hold any character, so all in front of the last `@` is hidden: rather too much than too little.
+    """
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    credentials, at, address = rest.rpartition("@")
+    if credentials and (mark or ":" in credentials):
+        rest = f"***{at}{address}"
+    if mark or "?" in rest:
+        rest = _SECRET_PARAMETER.sub(r"\1***", rest)
+    return scheme + mark + rest
+
+
+def form_of(url: str) -> str:
+    """How addresses of this one's scheme are written."""
+    scheme = url.partition("://")[0].lower()
+    return (
+        "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS"
+        if scheme == "udp"
+        else f"{scheme}://HOST[:PORT][/PATH]"
+    )
+
+
+def malformed(url: str) -> SourceUnsupported:
+    """The error of an address that is not of its form."""
+    return SourceUnsupported(f"{redact(url)}: the address is malformed; must be {form_of(url)}", reason="address")
+
+
+@dataclass(frozen=True)
+class RemoteAddress:
+    """An address taken apart; its credentials are plain text, without escapes."""
+
+    scheme: str
+    host: str
+    port: int
+    location: str = field(repr=False)
+    """Host, port, path and all that follows, as written."""
+    username: str | None = field(repr=False)
+    password: str | None = field(repr=False)
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """The parts of `SCHEME://[USER[:PASSWORD]@]HOST[:PORT][/PATH]`; raises `SourceUnsupported`.
+
+        A user name and password may be escaped or raw. An address that has a meaning as it stands keeps it;
+        otherwise all in front of the last `@` that a host follows is user and password.
+        """
+        scheme, _, rest = url.partition("://")
+        scheme = scheme.lower()
+        credentials, location = split_credentials(rest)
+        match = HOST_AND_PORT.match(location)
+        port = int(match[2] or PORTS[scheme]) if match else 0
+        if match is None or not 0 < port < 65_536:
+            raise malformed(url)
+        username, colon, password = credentials.partition(":")
+        return cls(
+            scheme,
+            match[1].strip("[]"),
+            port,
+            location,
+            unquote(username) if credentials else None,
+            unquote(password) if colon else None,
+        )
+
+    def with_credentials(self, username: str | None, password: str | None) -> str:
+        """The address for FFmpeg, secrets and all; what is None is taken from the address itself.
+
+        Raises `SourceUnsupported` for what cannot be sent.
+        """
+        username = self.username if username is None else username
+        password = self.password if password is None else password
+        if username is None and password is None:
+            return f"{self.scheme}://{self.location}"
+        if ":" in (username or ""):
+            raise self._malformed("a user name must not hold a colon")
+        credentials = f"{escaped(username)}:{escaped(password)}"
+        if len(credentials) > LONGEST_CREDENTIALS:
+            allowed = f"{LONGEST_CREDENTIALS} characters at most, with their escapes"
+            raise self._malformed(f"user name and password must have {allowed}")
+        return f"{self.scheme}://{credentials}@{self.location}"
+
+    def _malformed(self, why: str) -> SourceUnsupported:
+        return SourceUnsupported(f"{redact(f'{self.scheme}://{self.location}')}: {why}", reason="address")
+
+
+@dataclass(frozen=True)
+class UdpAddress:
+    """Where to listen: an address of this machine or a multicast group."""
+
+    host: str
+    """Empty: every address of this machine."""
+    port: int
+    interface: str = ""
+    """Network interface that joins a multicast group, by address or for IPv6 by name; empty: the system's choice."""
+
+    @property
+    def multicast(self) -> bool:
+        """Whether `host` is a group."""
+        try:
+            return ip_address(self.host.partition("%")[0]).is_multicast
+        except ValueError:
+            return False
+
+    def excludes(self, other: UdpAddress) -> bool:
+        """Whether only one of both can be listened at."""
+        if self.port != other.port or self.multicast or other.multicast:
+            return False
+        return self.host == other.host or self.everywhere or other.everywhere
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether `host` is every address of this machine."""
+        try:
+            return not self.host or ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """The address in `udp://[@][HOST]:PORT[?localaddr=INTERFACE]`; raises `SourceUnsupported`."""
+        try:
+            parts = urlsplit(url)
+            options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
+            port = parts.port
+        except ValueError:
+            port, options = None, {}
+        if not port or parts.path.strip("/") or options.keys() - {"localaddr"}:
+            raise malformed(url)
+        return cls(parts.hostname or "", port, options.get("localaddr", ""))
+
+
+def address_of(url: str) -> RemoteAddress | UdpAddress:
+    """The address of a network source; raises `SourceUnsupported`."""
+    return UdpAddress.of(url) if is_udp(url) else RemoteAddress.of(url)
+
+
+def is_udp(url: str) -> bool:
+    """Whether an address is one of UDP."""
+    return url.lower().startswith("udp://")
+
+
+def split_credentials(rest: str) -> tuple[str, str]:
+    """What is in front of the `@`, empty where there is none, and what is behind it, of an address without scheme."""
+    proper = re.split("[/?#]", rest, maxsplit=1)[0].rfind("@")
+    marks = [place for place, letter in enumerate(rest) if letter == "@"]
+    for at in (proper, *reversed(marks)):
+        if HOST_AND_PORT.match(rest, at + 1):
+            return rest[: max(at, 0)], rest[at + 1 :]
+    return "", rest
+
+
+def escaped(text: str | None) -> str:
+    """The text with escapes for whatever has a meaning in front of a host; nothing for None."""
+    return quote(text or "", safe="!$&'()*+,;=:")

@@ -1,0 +1,35 @@
+"""`nightbridge keys`: key pairs for an encrypted wire."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def as_name(text: str) -> str:
+    """The name of a relay or a viewer, fit for a file."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        raise typer.BadParameter(f"{text!r}; must be 1 to 64 of A-Z, a-z, 0-9, '.', _ and -, with no sign in front")
+    return text
+
+
+def keys(
+    names: Annotated[
+        list[str], typer.Argument(parser=as_name, metavar="NAME...", help="Of the relay, and of each viewer.")
+    ],
+    out: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, metavar="DIR", help="Folder for the files.")
+    ] = Path(),
+) -> None:
+    """Make a CURVE key pair for each NAME: NAME.key, which is public, and NAME.key_secret, for its owner alone.
+
+    Keys that are there are never replaced.
+    """
+    from stream.keys import make_keys
+
+    for name in names:
+        public, secret = make_keys(name, out)
+        typer.echo(f"{public} is public; {secret} is for {name} alone")
