@@ -62,7 +62,7 @@ def test_every_figure_is_printed_and_written_as_a_number(tmp_path: Path) -> None
         env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def test_every_figure_is_printed_and_written_as_a_number(tmp_path: Path) -> None
     for name in NUMBERS:
         assert isinstance(figures[name], int | float), name
         assert np.isfinite(figures[name])
-        assert figures[name] > 0 or name == "live_dropped"
+        assert figures[name] > 0 or name in ("live_dropped", "feed_memory_mb")
     assert (figures["size"], figures["runtime"]) == ("160x120", "openvino")
     assert figures["engine_speedup"] == pytest.approx(figures["onnxruntime_ms"] / figures["engine_ms"])
     assert by_precision[figures["precision"]] == figures["engine_ms"]

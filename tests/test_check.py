@@ -31,7 +31,7 @@ def nightbridge(folder: Path, *words: str, **environment: str) -> subprocess.Com
         env=clean | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -224,7 +224,7 @@ def test_two_processes_that_ask_at_once_build_one_plan(tmp_path: Path, weights: 
         for process in (one, other):
             process.stdin.write("go\n")
             process.stdin.flush()
-        told = sorted(process.communicate(timeout=30)[0] for process in (one, other))
+        told = sorted(process.communicate(timeout=300)[0] for process in (one, other))
     assert told == ["False\n", "True\n"]
 
 

@@ -72,7 +72,7 @@ def test_at_full_speed_a_slow_viewer_gets_everything_with_the_time_of_the_record
 
 
 def test_at_four_times_the_speed_it_takes_a_quarter_of_the_time(tmp_path: Path) -> None:
-    make_clip(tmp_path / "a.mp4", pictures=101, size=(96, 80))
+    make_clip(tmp_path / "a.mp4", pictures=401, size=(96, 80))
     with replay(tmp_path, "a.mp4", "--speed", "4", "--endpoint", "tcp://127.0.0.1:*") as running:
         with Subscriber(running.endpoint(), "replay", ("video",), max_age=None) as viewer:
             shown = collect(viewer, running, lambda _: False)
@@ -81,8 +81,8 @@ def test_at_four_times_the_speed_it_takes_a_quarter_of_the_time(tmp_path: Path) 
     assert first.pts is not None
     assert last.pts is not None
     recorded = float((last.pts - first.pts) * first.time_base)
-    assert recorded > 3  # the viewer came in time to see most of it
-    assert recorded / 4 - 0.1 < (last.published_ns - first.published_ns) / 1e9 < recorded * 0.9
+    assert recorded > 6  # the viewer came in time to see much of it
+    assert recorded / 4 - 0.5 < (last.published_ns - first.published_ns) / 1e9 < recorded * 0.9
 
 
 def test_what_was_killed_goes_on_from_a_key_frame_and_the_viewer_misses_nothing(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_udp_feed_becomes_a_snapshot_in_another_process_and_a_stop_loses_nothi
         with Image.open(snapshot) as picture:
             assert picture.size == (352, 288)
             assert np.asarray(picture).std() > 10
-        with Subscriber(endpoint, "pier", ("status", "video")) as viewer:
+        with Subscriber(endpoint, "pier", ("status", "video"), max_age=3600) as viewer:
             messages(viewer, 20)
             assert stopped(relay) < 2.5
             last: Message | None = None

@@ -26,7 +26,7 @@ def test_pictures_arrive_in_order_from_a_key_frame_on() -> None:
     with relay() as publisher:
         camera = Camera(publisher)
         camera.show(3)
-        with Subscriber(publisher.endpoint, "pier") as subscriber:
+        with Subscriber(publisher.endpoint, "pier", max_age=3600) as subscriber:
             camera.wait_for_viewer()
             camera.show(25)
             messages = [subscriber.receive(DEADLINE) for _ in range(18)]

@@ -223,7 +223,7 @@ def test_the_smallest_viewer_of_the_document_works() -> None:
         assert viewer.stdout is not None
         try:
             camera.wait_for_viewer()
-            with Subscriber(publisher.endpoint, "pier") as subscriber:
+            with Subscriber(publisher.endpoint, "pier", max_age=3600) as subscriber:
                 camera.wait_for_viewer()
                 camera.show(30)
                 messages = [subscriber.receive(DEADLINE) for _ in range(20)]
