@@ -385,14 +385,14 @@ def test_a_recorder_that_stood_still_records_what_was_kept_for_it_however_old(tm
             camera.show(50)
             time.sleep(1.5)
             program.send_signal(signal.SIGCONT)
-            camera.show(5)
-            wait_until(lambda: any(count_packets(path) >= 70 for path in tmp_path.iterdir()), "the rest")
+            camera.show(6)  # the last one begins the ninth group, and so ends the eighth
+            wait_until(lambda: any(count_packets(path) >= 80 for path in tmp_path.iterdir()), "the rest")
             program.terminate()
             output, _ = program.communicate(timeout=DEADLINE)
         finally:
             program.kill()
             program.communicate()
             camera.close()
-    assert "80 pictures" in output
+    assert "81 pictures" in output
     assert "dropped" not in output
-    assert len(played(next(tmp_path.iterdir()))) == 80
+    assert len(played(next(tmp_path.iterdir()))) == 81
