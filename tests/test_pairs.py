@@ -7,7 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from engines.data.pairs import SHIFT, Draw, Sample, batch, draw, light_up, shared_region, small_sizes, subsample_chroma
+from engines.data.pairs import (
+    SHIFT,
+    Draw,
+    Sample,
+    batch,
+    draw,
+    even_out,
+    light_up,
+    shared_region,
+    small_sizes,
+    subsample_chroma,
+)
 from engines.training.graphs import Deck
 from engines.training.steps import twins as cut_twins
 from tests.test_train import scene
@@ -31,6 +42,25 @@ def test_exposure_changes_by_the_gain_at_most_and_picture_by_picture() -> None:
     assert all(
         torch.equal(picture, others[0]) for picture in (*others, *light_up(grey, plain.light, plain, noise_of(plain)))
     )
+
+
+@pytest.mark.parametrize(("share", "means"), [(0.0, [50, 200]), (0.5, [71, 141]), (1.0, [100, 100])])
+def test_bright_pictures_are_drawn_to_their_common_brightness_by_the_share(share: float, means: list[int]) -> None:
+    dim, bright = (Sample(*[np.full((4, 6, 3), level, np.uint8)] * 3) for level in (50, 200))
+    evened = even_out([dim, bright], share)
+    assert [pair.large.max() for pair in evened] == means
+    assert [pair.large.min() for pair in evened] == means
+    assert [(pair.small.max(), pair.dark.max()) for pair in evened] == [(50, 50), (200, 200)], "the dark ones stay"
+
+
+def test_what_is_made_brighter_ends_at_white_and_black_stays_black() -> None:
+    black, dim = np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 3), 40, np.uint8)
+    dim[0] = 250
+    evened = even_out([Sample(black, picture, black) for picture in (black, dim, dim + 5)], 1.0)
+    assert evened[0].large.max() == 0
+    grown = even_out([Sample(black, picture, black) for picture in (dim, np.full_like(dim, 255))], 0.5)
+    assert (grown[0].large[0] == 255).all()
+    assert even_out([], 0.5) == []
 
 
 def test_mixup_blends_neighbours_by_the_same_share_in_all_three_pictures() -> None:

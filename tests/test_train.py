@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -17,7 +19,7 @@ from engines.network.config import NEID_LIVE
 from engines.network.neid import Neid
 from engines.training import train as training
 from engines.training.recipe import RECIPES, Recipe, learning_rate, read_recipe
-from engines.training.steps import detail_target, loss_parts, train_step
+from engines.training.steps import Steps, detail_target, loss_parts, train_step
 from tests.test_check import nightbridge
 
 
@@ -157,7 +159,9 @@ def test_the_shipped_recipe_is_the_default_one_made_steady() -> None:
 
 def test_every_shipped_recipe_can_be_read() -> None:
     networks = {path.stem: read_recipe(path.stem).network for path in RECIPES.glob("*.toml")}
-    assert {networks.pop(name) for name in ("field", "field-second", "field-finish", "field-last")} == {"neid-live"}
+    ours = {name for name in networks if name.startswith("field")}
+    assert ours == {"field", "field-second", "field-finish", "field-last", "field-even"}
+    assert {networks.pop(name) for name in ours} == {"neid-live"}
     assert set(networks) >= {"paper", "paper-best", "table2-unet", "table2-le", "table2-le-dr", "table2-le-dr-ff"}
     assert set(networks.values()) == {"neid"}
 
@@ -317,6 +321,28 @@ def test_no_step_is_longer_than_the_clip_allows() -> None:
     assert norms[1] > 0.1
 
 
+@pytest.mark.parametrize(("evened", "ratio"), [(0.0, 4.0), (0.5, 2.0)])
+def test_lol_and_nights_are_learned_at_an_evened_brightness_and_days_as_they_are(
+    evened: float, ratio: float, tmp_path: Path
+) -> None:
+    """By half of the way on a scale of ratios: a quarter of the brightness becomes a half."""
+    bright, levels = sample(), []
+    dim = replace(bright, large=(bright.large // 4).astype(np.uint8))
+
+    def spy(plan: Recipe, run: training.Run, samples: Sequence[Sequence[Sample]]) -> Steps:
+        levels.extend([pair.large.mean() for pair in kind] for kind in samples)
+        return training_steps(plan, run, samples)
+
+    training_steps = training.open_steps
+    with mock.patch.object(training, "open_steps", spy):
+        pairs, budget = ([bright, dim],) * 3, training.Budget(steps=1)
+        training.train(recipe(evened=evened), pairs, budget, tmp_path / "c.pt", lambda *_: None, device=CPU)
+    lol, night, day = levels
+    assert lol == night
+    assert lol[0] / lol[1] == pytest.approx(ratio, rel=0.03)
+    assert day == [bright.large.mean(), dim.large.mean()]
+
+
 def test_whole_pictures_come_at_the_end_and_crops_before() -> None:
     sizes = [[(100, 150)], [], []]
     learning = recipe(whole=0.25)
@@ -406,6 +432,7 @@ def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
         read_recipe(str(file))
     for text, told in (
         ("twins = -0.1", "twins is -0.1; it must be from 0 to 1"),
+        ("evened = 1.5", "evened is 1.5; it must be from 0 to 1"),
         ("noise = -1.0", "noise is -1.0; it must be a number from 0 on"),
         ("steady_weight = nan", "steady_weight is nan"),
         ("twins = 0.5\nbatch = 3", "batch is 3; with twins it must be even"),

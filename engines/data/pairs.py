@@ -79,6 +79,23 @@ def _from_lol(pair: Pair) -> Sample:
     return Sample(small=halve(pair.low), large=pair.high, dark=pair.low)
 
 
+def even_out(samples: Sequence[Sample], share: float) -> list[Sample]:
+    """The same pairs, their bright pictures drawn to one mean brightness by this share of the way (0: none, 1: all).
+
+    How bright the bright picture was made can hardly be told from the dark one, so that a network learns it scene by
+    scene, and guesses wildly at scenes that it has not seen. Pictures are scaled as a longer or shorter exposure would
+    do it, up to white; the brightness in common is the geometric mean of all pictures' means.
+    """
+    if not samples or not share:
+        return list(samples)
+    means = np.log([max(sample.large.mean(), 1.0) for sample in samples])
+    gains = np.exp(share * (means.mean() - means))
+    return [
+        replace(sample, large=np.rint(np.minimum(sample.large * gain, 255)).astype(np.uint8))
+        for sample, gain in zip(samples, gains, strict=True)
+    ]
+
+
 def small_sizes(samples: Sequence[Sample]) -> list[tuple[int, int]]:
     """Height and width of every small picture."""
     return [sample.small.shape[:2] for sample in samples]

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from engines.cards import KINDS, NUMBERS, Card, sha256, write_card
 from engines.checkpoint import load_network, save_network
-from engines.data.pairs import PHOTO_CROP, Draw, Sample, draw, small_sizes, subsample_chroma
+from engines.data.pairs import PHOTO_CROP, Draw, Sample, draw, even_out, small_sizes, subsample_chroma
 from engines.errors import EngineMismatch
 from engines.network.config import CONFIGS
 from engines.network.neid import STARTS, Neid
@@ -89,6 +89,8 @@ def train(
     run = Run.begin(recipe, start, device)
     if checkpoint.exists():
         run.load(checkpoint)
+    lol, night, *day = samples
+    samples = (even_out(lol, recipe.evened), even_out(night, recipe.evened), *day)
     steps = open_steps(recipe, run, samples)
     sizes = [small_sizes(some) for some in samples]
     while (share := budget.share(run.step, run.seconds)) < 1:
