@@ -27,6 +27,9 @@ FORMAT = b"nightbridge cache 1"
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 ABANDONED_SECONDS = 3600
 """Age from which a half-written file belongs to a process that was killed."""
+LARGEST_BYTES = 4 * 1024**3
+"""Of a folder: beyond that, what was not used for the longest time goes when something is added. After an update of a
+driver or of weights new files are made, and nobody asks for the old ones again."""
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +161,25 @@ class PrivateCache:
         except OSError as error:
             log.warning("%s cannot be kept: %s", path, error.strerror)
             return False
+        self._make_room(path)
         return True
+
+    def _make_room(self, newest: Path) -> None:
+        """Remove files until the folder holds `LARGEST_BYTES` at most, the longest unused first and never `newest`."""
+        files = []
+        for path in self.folder.glob("[!.]*.*"):
+            with suppress(FileNotFoundError):
+                status = path.lstat()
+                files.append((status.st_atime_ns, status.st_size, path))
+        held = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if held <= LARGEST_BYTES:
+                return
+            if path != newest:
+                with suppress(OSError):  # a folder in the place of a file, or another process was faster
+                    path.unlink()
+                    log.info("%s was removed: it was not used for the longest time", path)
+                    held -= size
 
     def _remove_abandoned(self) -> None:
         for part in self.folder.glob(".*.part"):
@@ -192,7 +213,14 @@ def _verified(path: Path, key: msgspec.Struct) -> bytes:
     header, data = _read(path)
     if header.key != msgspec.to_builtins(key):
         raise Unfit("was made from something else")
+    _mark_used(path)
     return data
+
+
+def _mark_used(path: Path) -> None:
+    """Set the time of the last use; most file systems are mounted not to do it by themselves."""
+    with suppress(OSError):  # such as on a file system that cannot be written to
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns), follow_symlinks=False)
 
 
 def _read(path: Path) -> tuple[Header, bytes]:

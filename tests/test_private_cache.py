@@ -332,6 +332,33 @@ def test_the_newest_file_is_listed_first_and_an_unfit_one_with_its_reason(cache:
     assert (entries[1].bytes, entries[1].made) == (len(GENUINE), 1e9 - 1)
 
 
+def test_what_was_not_used_for_the_longest_time_makes_room_for_the_new(
+    cache: PrivateCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, used, fresh = (Key(name) for name in ("old", "used", "fresh"))
+    for age, key in ((20, used), (10, old)):
+        made = time.time_ns() - age * 10**9
+        os.utime(keep(cache, GENUINE, key), ns=(made, made))
+    room = 2 * cache.path("plan", old).stat().st_size + 100
+    monkeypatch.setattr(private_cache, "LARGEST_BYTES", room)
+    assert cache.load("plan", used) == GENUINE, "made before the other, and used after it"
+    (cache.folder / "lock").touch()
+    keep(cache, GENUINE, fresh)
+    assert [cache.load("plan", key) for key in (old, used, fresh)] == [None, GENUINE, GENUINE]
+    monkeypatch.setattr(private_cache, "LARGEST_BYTES", 10)
+    keep(cache, FAKE, old)
+    assert [cache.load("plan", key) for key in (old, used, fresh)] == [FAKE, None, None], "what is too large is kept"
+    assert (cache.folder / "lock").exists()
+
+
+def test_using_a_file_does_not_make_it_newer(cache: PrivateCache) -> None:
+    path = keep(cache, GENUINE)
+    os.utime(path, ns=(10**18, 10**18))
+    assert cache.load("plan", KEY) == GENUINE
+    assert path.stat().st_mtime_ns == 10**18
+    assert path.stat().st_atime_ns > 10**18
+
+
 def test_bytes_are_on_the_disk_before_they_have_their_name(
     cache: PrivateCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
