@@ -31,7 +31,7 @@ from tools.demo_parts import Part
 from tools.demo_pictures import Pairs, as_rgb, compare, enlarged, side_by_side
 
 ROOT = Path(__file__).parents[1]
-LONGEST = 40.0
+LONGEST = 90.0
 """Seconds that a demo of 3 s may take on a busy machine."""
 
 

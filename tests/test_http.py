@@ -138,7 +138,7 @@ def test_one_client_too_many_is_refused_until_another_has_gone(server: PageServe
 
 
 def test_a_client_that_never_finishes_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "CONNECTION_SECONDS", 0.3)
+    monkeypatch.setattr(http, "CONNECTION_SECONDS", 1.0)
     with PageServer("127.0.0.1:0", PAGES) as server:
         with connected(server) as mute:
             assert mute.recv(1) == b""

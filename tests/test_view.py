@@ -175,7 +175,7 @@ def test_a_snapshot_of_a_silent_feed_fails_and_writes_nothing(tmp_path: Path) ->
 def test_the_figures_are_printed_and_written_as_json(tmp_path: Path) -> None:
     path = tmp_path / "stats.json"
     with on_air(capture_clock="arrival", state="tainted") as publisher:
-        done = nightbridge(ROOT, "view", publisher.endpoint, "pier", "--stats", "--seconds", "1.5", "--json", str(path))
+        done = nightbridge(ROOT, "view", publisher.endpoint, "pier", "--stats", "--seconds", "3", "--json", str(path))
     assert (done.returncode, done.stderr) == (0, "")
     assert "age p50" in done.stdout.splitlines()[0]
     figures = json.loads(path.read_text())
