@@ -9,11 +9,11 @@ from typing import Self
 
 import msgspec
 import zmq
-import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
+from stream.doorkeeper import encrypt
 from stream.errors import WireError
-from stream.settings import CurveSettings, RelaySettings
+from stream.settings import RelaySettings
 from stream.wire import Header, Kind, Numbering, Stamped, encode_message, topic
 
 LINGER_MS = 500
@@ -243,30 +243,3 @@ def notice_lost_viewers(socket: zmq.SyncSocket, seconds: float) -> None:
     socket.set(zmq.TCP_KEEPALIVE, 1)
     socket.set(zmq.TCP_KEEPALIVE_IDLE, max(1, round(seconds / 2)))
     socket.set(zmq.TCP_KEEPALIVE_INTVL, 1)
-
-
-def encrypt(socket: zmq.SyncSocket, curve: CurveSettings) -> ThreadAuthenticator | None:
-    """Make a socket that is not bound yet a CURVE server, where the settings hold its key.
-
-    Returns whoever checks the viewers' keys, to be stopped after the socket. Raises `WireError`.
-    """
-    if curve.server_secret_key_file is None:
-        return None
-    try:
-        public, secret = zmq.auth.load_certificate(curve.server_secret_key_file)
-        folder = curve.client_keys_folder
-        if folder is not None:
-            zmq.auth.load_certificates(folder)  # fails here rather than turning all viewers away later
-    except (OSError, ValueError) as error:
-        raise WireError(f"CURVE keys that cannot be read: {error}") from None
-    if secret is None:
-        raise WireError(f"{curve.server_secret_key_file} holds no secret key")
-    socket.set(zmq.CURVE_SERVER, 1)
-    socket.set(zmq.CURVE_PUBLICKEY, public)
-    socket.set(zmq.CURVE_SECRETKEY, secret)
-    if folder is None:
-        return None
-    doorkeeper = ThreadAuthenticator(socket.context)
-    doorkeeper.start()
-    doorkeeper.configure_curve(location=str(folder))
-    return doorkeeper

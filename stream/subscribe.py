@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,15 @@ UNREAD_MOST = 8
 """Messages in a socket that is left unread."""
 
 REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-"""What ZeroMQ tells of a relay that does not want this viewer's key, or wants one."""
+"""What ZeroMQ tells of a relay that does not want this viewer's key, or wants one; it does not try again then."""
+
+HANDSHAKES = REFUSALS | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_SUCCEEDED
+"""What is listened for while a connection begins."""
+
+BROKEN_MOST = 5
+"""Connections one after the other that end before they have begun; then it is told."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,8 @@ class Subscriber:
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._failure: Exception | None = None
+        self._broken = 0
+        """Connections, one after the other, that ended before they had begun."""
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -162,7 +173,7 @@ class Subscriber:
                 use_keys(socket, self._keys)
             for prefix in self._prefixes:
                 socket.subscribe(prefix)
-            socket.get_monitor_socket(REFUSALS)
+            socket.get_monitor_socket(HANDSHAKES)
             socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             shut(socket)
@@ -190,17 +201,17 @@ class Subscriber:
         except Exception as error:  # the reader must not wait for what will never come
             self._fail(error)
 
-    def _listen(self, socket: zmq.SyncSocket, refusals: zmq.SyncSocket) -> None:
+    def _listen(self, socket: zmq.SyncSocket, handshakes: zmq.SyncSocket) -> None:
         """Receive until the subscriber is closed, or this connection gives nothing but what is too old.
 
-        Raises `WireError` where the relay refuses: ZeroMQ does not try again then.
+        Raises `WireError` where the relay refuses.
         """
         subscribed = set(self._prefixes)
         while not self._closing.is_set():
             self._wait_for_room()
             if not socket.poll(POLL_MS):
-                if refusals.poll(0):
-                    raise self._refused(recv_monitor_message(refusals)["event"])
+                while handshakes.poll(0):
+                    self._judge(recv_monitor_message(handshakes)["event"])
                 continue
             parts = socket.recv_multipart()
             if not parts[0].endswith(self._endings):  # a kind nobody asked for, or that version 1 got later
@@ -214,6 +225,22 @@ class Subscriber:
                 return
             if key_frame_is_wanted:
                 ask_for_key_frame(socket, parts[0], subscribed)
+
+    def _judge(self, handshake: int) -> None:
+        """What the end of a handshake means for this viewer. Raises `WireError` for a refusal."""
+        if handshake & REFUSALS:
+            raise self._refused(handshake)
+        if handshake == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._broken = 0
+            return
+        self._broken += 1
+        if self._broken == BROKEN_MOST:
+            other = f", or not the one that {self._keys.server_public_key_file} belongs to" if self._keys else ""
+            log.warning(
+                "what answers at %s ends every connection before it begins: it is no relay%s; trying on",
+                self.endpoint,
+                other,
+            )
 
     def _refused(self, event: int) -> WireError:
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -234,10 +261,10 @@ class Subscriber:
 
 
 def shut(socket: zmq.SyncSocket) -> None:
-    """Close a socket and the one that tells of refusals."""
-    refusals = socket.get_monitor_socket(REFUSALS)
+    """Close a socket and the one that tells of its handshakes."""
+    handshakes = socket.get_monitor_socket(HANDSHAKES)
     socket.disable_monitor()
-    refusals.close()
+    handshakes.close()
     socket.close()
 
 

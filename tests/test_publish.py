@@ -17,7 +17,7 @@ import zmq.auth
 from stream import publish
 from stream.errors import WireError
 from stream.publish import Joins, Publisher
-from stream.settings import CurveSettings, RelaySettings
+from stream.settings import RelaySettings
 from stream.subscribe import Subscriber
 from stream.wire import Header, Kind, Message, decode_message
 from tests.live import Viewer
@@ -442,65 +442,6 @@ def test_opening_and_closing_leaves_nothing_behind() -> None:
             wait_for_join(publisher, "pier")
     wait_until(lambda: descriptors() <= before, "closing every socket")
     assert threading.active_count() == threads
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Path:
-    """A folder with the key files of a relay, a guest and a stranger, and a folder of guests."""
-    for name in ("relay", "guest", "stranger"):
-        zmq.auth.create_certificates(tmp_path, name)
-    (tmp_path / "guests").mkdir()
-    (tmp_path / "guest.key").rename(tmp_path / "guests" / "guest.key")
-    return tmp_path
-
-
-def encrypted(keys: Path, guests: bool) -> RelaySettings:
-    curve = CurveSettings(
-        server_secret_key_file=keys / "relay.key_secret", client_keys_folder=keys / "guests" if guests else None
-    )
-    return RelaySettings(endpoint="tcp://127.0.0.1:*", curve=curve)
-
-
-def curve_options(keys: Path, name: str) -> dict[str, object]:
-    public, secret = zmq.auth.load_certificate(keys / f"{name}.key_secret")
-    server, _ = zmq.auth.load_certificate(keys / "relay.key")
-    return {"curve_publickey": public, "curve_secretkey": secret, "curve_serverkey": server}
-
-
-def test_with_curve_keys_only_the_viewers_that_are_let_in_see_pictures(keys: Path) -> None:
-    with (
-        Publisher(encrypted(keys, guests=True), "run-1") as publisher,
-        viewer(publisher, b"pier/") as without_keys,
-        viewer(publisher, b"pier/", **curve_options(keys, "stranger")) as stranger,
-        viewer(publisher, b"pier/", **curve_options(keys, "guest")) as guest,
-    ):
-        wait_for_join(publisher, "pier")
-        for _ in range(10):
-            publisher.publish("pier", "video", Header(), b"unit")
-        assert [receive(guest).header.seq for _ in range(10)] == list(range(10))
-        assert not without_keys.poll(200)
-        assert not stranger.poll(200)
-
-
-def test_without_a_folder_of_viewers_all_that_know_the_relays_key_are_let_in(keys: Path) -> None:
-    with (
-        Publisher(encrypted(keys, guests=False), "run-1") as publisher,
-        viewer(publisher, b"pier/", **curve_options(keys, "stranger")) as stranger,
-    ):
-        wait_for_join(publisher, "pier")
-        publisher.publish("pier", "video", Header(), b"unit")
-        assert receive(stranger).payload == b"unit"
-
-
-def test_key_files_that_are_no_keys_any_more_are_named(keys: Path) -> None:
-    settings = encrypted(keys, guests=True)
-    (keys / "guests" / "broken.key").write_text("nothing")
-    with pytest.raises(WireError, match=r"broken\.key"):
-        Publisher(settings, "run-1").__enter__()
-    (keys / "guests" / "broken.key").unlink()
-    (keys / "relay.key").replace(keys / "relay.key_secret")
-    with pytest.raises(WireError, match=r"relay\.key_secret holds no secret key"):
-        Publisher(settings, "run-1").__enter__()
 
 
 def test_a_viewer_that_sends_more_than_a_subscription_is_cut_off() -> None:

@@ -1,0 +1,84 @@
+"""Who may listen to an encrypted relay (CurveZMQ, ZeroMQ RFC 26; its viewers are judged by ZAP, RFC 27)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from time import monotonic
+
+import zmq
+import zmq.auth
+from zmq.auth.thread import ThreadAuthenticator
+
+from stream.errors import WireError
+from stream.settings import CurveSettings
+
+TOLD_SECONDS = 10.0
+"""Between two lines about viewers that were turned away: there may be very many."""
+
+log = logging.getLogger(__name__)
+
+
+def encrypt(socket: zmq.SyncSocket, curve: CurveSettings) -> ThreadAuthenticator | None:
+    """Make a socket that is not bound yet a CURVE server, where the settings hold its key.
+
+    Returns whoever checks the viewers' keys, to be stopped after the socket. Raises `WireError`.
+    """
+    if curve.server_secret_key_file is None:
+        return None
+    try:
+        public, secret = zmq.auth.load_certificate(curve.server_secret_key_file)
+        folder = curve.client_keys_folder
+        if folder is not None:
+            zmq.auth.load_certificates(folder)  # fails here rather than turning viewers away later
+    except (OSError, ValueError) as error:
+        raise WireError(f"CURVE keys that cannot be read: {error}") from None
+    if secret is None:
+        raise WireError(f"{curve.server_secret_key_file} holds no secret key")
+    socket.set(zmq.CURVE_SERVER, 1)
+    socket.set(zmq.CURVE_PUBLICKEY, public)
+    socket.set(zmq.CURVE_SECRETKEY, secret)
+    if folder is None:
+        return None
+    doorkeeper = ThreadAuthenticator(socket.context)
+    doorkeeper.start()
+    doorkeeper.configure_curve_callback(credentials_provider=Guests(folder))
+    return doorkeeper
+
+
+class Guests:
+    """Viewers whose public keys lie in a folder at the moment they connect, as `NAME.key`. Asked by one thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._unreadable: set[Path] = set()
+        """Files that were told of."""
+        self._turned_away = 0
+        """Viewers that were not told of yet."""
+        self._quiet_until = 0.0
+
+    def callback(self, _domain: str, key: bytes) -> bool:
+        """Whether the viewer with this public key (Z85, 40 characters) is let in."""
+        if any(key == theirs for theirs in map(self._read, self._folder.glob("*.key"))):
+            return True
+        self._tell(key.decode("ascii", "replace"))
+        return False
+
+    def _read(self, path: Path) -> bytes | None:
+        """The public key in a file; None where there is none, which is told once."""
+        try:
+            key, _ = zmq.auth.load_certificate(path)
+        except (OSError, ValueError) as error:
+            if path not in self._unreadable:
+                log.warning("a viewer's key that cannot be read lets nobody in: %s", error)
+                self._unreadable.add(path)
+            return None
+        self._unreadable.discard(path)
+        return key
+
+    def _tell(self, key: str) -> None:
+        self._turned_away += 1
+        if (now := monotonic()) >= self._quiet_until:
+            others = f", after {self._turned_away - 1} others" if self._turned_away > 1 else ""
+            log.warning("a viewer was turned away%s: its public key %s is not in %s", others, key, self._folder)
+            self._turned_away, self._quiet_until = 0, now + TOLD_SECONDS

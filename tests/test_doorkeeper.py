@@ -1,0 +1,143 @@
+"""Whom an encrypted relay lets in, and what it and its viewers tell of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import zmq.auth
+
+from stream import doorkeeper
+from stream.doorkeeper import Guests
+from stream.errors import WireError
+from stream.keys import make_keys
+from stream.publish import Publisher
+from stream.settings import CurveSettings, RelaySettings
+from stream.subscribe import Subscriber, ViewerKeys
+from tests.published import Camera
+from tests.waiting import DEADLINE, wait_until
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A folder with the key files of a relay, a guest and a stranger, and a folder of guests."""
+    for name in ("relay", "guest", "stranger"):
+        make_keys(name, tmp_path)
+    (tmp_path / "guests").mkdir()
+    (tmp_path / "guest.key").rename(tmp_path / "guests" / "guest.key")
+    return tmp_path
+
+
+def encrypted(keys: Path, guests: bool = True) -> RelaySettings:
+    curve = CurveSettings(
+        server_secret_key_file=keys / "relay.key_secret", client_keys_folder=keys / "guests" if guests else None
+    )
+    return RelaySettings(endpoint="tcp://127.0.0.1:*", curve=curve)
+
+
+def viewer(publisher: Publisher, keys: Path, name: str, relay_key: str = "relay.key") -> Subscriber:
+    return Subscriber(publisher.endpoint, "pier", keys=ViewerKeys(keys / relay_key, keys / f"{name}.key_secret"))
+
+
+def public_key(path: Path) -> bytes:
+    key, _ = zmq.auth.load_certificate(path)
+    return key
+
+
+def assert_sees(publisher: Publisher, subscriber: Subscriber) -> None:
+    camera = Camera(publisher)
+    camera.wait_for_viewer()
+    camera.show()
+    assert subscriber.receive(DEADLINE) is not None
+
+
+def assert_turned_away(subscriber: Subscriber) -> None:
+    with pytest.raises(WireError, match="does not let this viewer in"):
+        subscriber.receive(DEADLINE)
+
+
+def test_only_the_viewers_whose_keys_lie_in_the_folder_are_let_in(keys: Path) -> None:
+    with Publisher(encrypted(keys), "run-1") as publisher:
+        with viewer(publisher, keys, "stranger") as stranger:
+            assert_turned_away(stranger)
+        with viewer(publisher, keys, "guest") as guest:
+            assert_sees(publisher, guest)
+
+
+def test_without_a_folder_all_that_know_the_relays_key_are_let_in(keys: Path) -> None:
+    with (
+        Publisher(encrypted(keys, guests=False), "run-1") as publisher,
+        viewer(publisher, keys, "stranger") as stranger,
+    ):
+        assert_sees(publisher, stranger)
+
+
+def test_keys_that_are_added_and_taken_away_count_from_the_next_connection_on(keys: Path) -> None:
+    with Publisher(encrypted(keys), "run-1") as publisher:
+        (keys / "stranger.key").rename(keys / "guests" / "stranger.key")
+        (keys / "guests" / "guest.key").unlink()
+        with viewer(publisher, keys, "stranger") as stranger:
+            assert_sees(publisher, stranger)
+        with viewer(publisher, keys, "guest") as guest:
+            assert_turned_away(guest)
+
+
+def test_a_key_that_is_damaged_later_lets_nobody_in_and_is_told_once(
+    keys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Publisher(encrypted(keys), "run-1") as publisher:
+        (keys / "guests" / "broken.key").write_text("nothing")
+        for _ in range(2):
+            with viewer(publisher, keys, "stranger") as stranger:
+                assert_turned_away(stranger)
+        with viewer(publisher, keys, "guest") as guest:
+            assert_sees(publisher, guest)
+    told = [line for line in caplog.messages if "broken.key" in line]
+    path = keys / "guests" / "broken.key"
+    assert told == [f"a viewer's key that cannot be read lets nobody in: No public key found in {path}"]
+
+
+def test_keys_that_are_damaged_before_the_relay_starts_are_named(keys: Path) -> None:
+    settings = encrypted(keys)
+    (keys / "guests" / "broken.key").write_text("nothing")
+    with pytest.raises(WireError, match=r"broken\.key"):
+        Publisher(settings, "run-1").__enter__()
+    (keys / "guests" / "broken.key").unlink()
+    (keys / "relay.key").replace(keys / "relay.key_secret")
+    with pytest.raises(WireError, match=r"relay\.key_secret holds no secret key"):
+        Publisher(settings, "run-1").__enter__()
+
+
+def test_the_relay_tells_whom_it_turned_away(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Publisher(encrypted(keys), "run-1") as publisher, viewer(publisher, keys, "stranger") as stranger:
+        assert_turned_away(stranger)
+    key = public_key(keys / "stranger.key").decode()
+    assert caplog.messages == [f"a viewer was turned away: its public key {key} is not in {keys / 'guests'}"]
+
+
+def test_many_viewers_that_are_turned_away_are_counted_and_told_in_one_line(
+    keys: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guests = Guests(keys / "guests")
+    for now in (100.0, 101.0, 109.9, 110.0):
+        monkeypatch.setattr(doorkeeper, "monotonic", lambda now=now: now)
+        assert not guests.callback("*", public_key(keys / "stranger.key"))
+        assert guests.callback("*", public_key(keys / "guests" / "guest.key"))
+    one, other = caplog.messages
+    assert one.startswith("a viewer was turned away: its")
+    assert other.startswith("a viewer was turned away, after 2 others: its")
+
+
+def test_a_viewer_with_the_key_of_another_relay_is_told_and_tries_on(
+    keys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        Publisher(encrypted(keys), "run-1") as publisher,
+        viewer(publisher, keys, "guest", relay_key="stranger.key") as misled,
+    ):
+        wait_until(lambda: bool(caplog.messages), "a word about the key")
+        assert misled.receive(0) is None
+    assert caplog.messages == [
+        f"what answers at {publisher.endpoint} ends every connection before it begins: it is no relay, "
+        f"or not the one that {keys / 'stranger.key'} belongs to; trying on"
+    ]
