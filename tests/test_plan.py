@@ -78,6 +78,20 @@ def test_the_plan_is_rehearsed_and_not_done_twice(
     assert capsys.readouterr().out.count("done before") == len(plan.JOBS)
 
 
+def test_a_small_plan_trains_the_small_network_on_small_batches_with_the_seed_that_is_given(
+    tmp_path: Path, sets: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops = {"crop": (32, 32)}
+    monkeypatch.setattr(plan, "read_recipe", lambda name: msgspec.structs.replace(read_recipe(name), **crops))
+    write_packs(sets, tmp_path / "data")
+    options = ["--steps", "1", "--sitting", "99", "--small", "--seed", "7", "--only", "table2-le-dr"]
+    plan.main(["train", str(tmp_path / "data"), str(tmp_path / "out"), *options])
+    (recipe,) = (row["recipe"] for row in json.loads((tmp_path / "out" / "plan.json").read_bytes()).values())
+    given = json.loads(msgspec.json.encode(read_recipe("table2-le-dr")))
+    assert recipe == given | {"network": "neid-live", "batch": 4, "whole": 0.1, "seed": 7, "crop": [32, 32]}
+    assert load_network(tmp_path / "out" / "table2-le-dr" / NUMBERS).config.parts == ("subpixels", "detail")
+
+
 def test_a_job_that_was_killed_after_its_last_step_is_told_as_it_was(
     tmp_path: Path, sets: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

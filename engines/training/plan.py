@@ -15,8 +15,9 @@ import copy
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,6 +29,9 @@ from engines.training.train import Budget, Trial, read_trials, store, train, val
 
 RESERVE_MINUTES = 0.5
 """Of a sitting, for what a job does beside its steps."""
+
+SMALL: dict[str, Any] = {"network": "neid-live", "batch": 4, "whole": 0.1}
+"""What `--small` changes in every recipe: less than a tenth of a step's work is left."""
 
 TELL_EVERY = 1_000
 """Steps between two lines."""
@@ -96,10 +100,11 @@ def run_plan(
     jobs: Iterable[Job] = JOBS,
     steps: float = float("inf"),
     began: float | None = None,
+    small: bool = False,
 ) -> None:
     """Do what is not done yet, while this sitting of so many minutes lasts; `steps` ends every job early.
 
-    The sitting began at `began` on the monotonic clock, or now.
+    The sitting began at `began` on the monotonic clock, or now. `small` changes all recipes as `SMALL` says.
     """
     deadline = (time.monotonic() if began is None else began) + 60 * sitting
     for job in jobs:
@@ -112,13 +117,13 @@ def run_plan(
             print(f"{job.name}: needs {needed:.1f} minutes, more than this sitting has left")
         else:
             print(f"{job.name}: {needed:.1f} minutes at most", flush=True)
-            run_job(job, sets, out, Budget(minutes=needed, steps=steps))
+            run_job(job, sets, out, Budget(minutes=needed, steps=steps), small)
         write_summary(out)
 
 
-def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: Budget) -> None:
+def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: Budget, small: bool = False) -> None:
     """Train one network and store it with its scores."""
-    recipe = msgspec.structs.replace(read_recipe(job.recipe), seed=job.seed)
+    recipe = msgspec.structs.replace(read_recipe(job.recipe), seed=job.seed, **(SMALL if small else {}))
     folder = out / job.name
     folder.mkdir(parents=True, exist_ok=True)
     clock = Clock(time.monotonic())
@@ -182,12 +187,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training.add_argument("--sitting", type=float, default=9, help="minutes of this call")
     training.add_argument("--steps", type=float, default=float("inf"), help="end every job early, to rehearse")
     training.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="these jobs alone")
+    training.add_argument("--seed", type=int, help="in place of the jobs'")
+    training.add_argument("--small", action="store_true", help="what a processor can train: neid-live, small batches")
     given, began = parser.parse_args(arguments), time.monotonic()
     if given.command == "pack":
         pack(given.lol, given.photos, given.data, given.limit)
         return
     chosen = [job for job in JOBS if given.only is None or job.name in given.only]
-    run_plan(read_packs(given.data), given.out, given.minutes, given.sitting, chosen, given.steps, began)
+    if given.seed is not None:
+        chosen = [replace(job, seed=given.seed) for job in chosen]
+    data = read_packs(given.data)
+    run_plan(data, given.out, given.minutes, given.sitting, chosen, given.steps, began, given.small)
 
 
 if __name__ == "__main__":
