@@ -90,7 +90,7 @@ def train(
     if checkpoint.exists():
         run.load(checkpoint)
     lol, night, *day = samples
-    samples = (even_out(lol, recipe.evened), even_out(night, recipe.evened), *day)
+    samples = (even_out(lol, recipe.evened[0]), even_out(night, recipe.evened[1]), *day)
     steps = open_steps(recipe, run, samples)
     sizes = [small_sizes(some) for some in samples]
     while (share := budget.share(run.step, run.seconds)) < 1:
