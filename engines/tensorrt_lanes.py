@@ -1,7 +1,11 @@
-"""What the batches of one picture size run in with TensorRT: a plan, and lanes that each have an execution context."""
+"""What the batches of one picture size run in with TensorRT: a plan, and lanes that each have an execution context.
+
+Batches are started as CUDA graphs: TensorRT-RTX captures its own, TensorRT is captured here.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.cuda_engine import LANES, Lane, Lanes
+from engines.cuda_graphs import CapturedGraph, import_bindings
 from engines.errors import EngineError
 from engines.plans import PlanKey, Plans
 from engines.tensorrt_library import Library
 
 if TYPE_CHECKING:
     from engines.runtime_tensorrt import PycudaDevice
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class PlanLanes(Lanes):
         self, plan: Any, library: Library, device: PycudaDevice, largest_batch: int, kept: tuple[Plans, PlanKey]
     ) -> None:
         self._kept, self._compiled, self._config = kept, None, None
+        bindings = import_bindings() if library.times_kernels else None
         if not library.times_kernels:
             trt = library.module
             self._config = config = plan.create_runtime_config()
@@ -50,7 +58,7 @@ class PlanLanes(Lanes):
                 self._compiled.deserialize(before)  # one that does not fit is refused, and made anew
             config.set_runtime_cache(self._compiled)
         tensors = describe(plan, library)
-        super().__init__([PlanLane(plan, self._config, tensors, device, largest_batch) for _ in range(LANES)])
+        super().__init__([PlanLane(plan, self._config, tensors, device, largest_batch, bindings) for _ in range(LANES)])
 
     def keep(self) -> None:
         """See `Lanes`."""
@@ -69,8 +77,15 @@ class PlanLane(Lane):
     """An execution context and the device memory of its inputs and outputs."""
 
     def __init__(
-        self, plan: Any, config: Any, tensors: Sequence[Tensor], device: PycudaDevice, largest_batch: int
+        self,
+        plan: Any,
+        config: Any,
+        tensors: Sequence[Tensor],
+        device: PycudaDevice,
+        largest_batch: int,
+        bindings: Any = None,
     ) -> None:
+        """`bindings` capture a graph for each count of pictures; without them TensorRT is called each time."""
         super().__init__(device)
         self._driver = device.driver
         self._context = plan.create_execution_context(config) if config else plan.create_execution_context()
@@ -81,6 +96,8 @@ class PlanLane(Lane):
         for name, memory in self._memory.items():
             self._context.set_tensor_address(name, int(memory))
         self._batch = 0
+        self._bindings = bindings
+        self._graphs: dict[int, CapturedGraph] = {}
 
     def send(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
         """See `Lane`."""
@@ -101,7 +118,24 @@ class PlanLane(Lane):
         self._driver.memcpy_dtod_async(int(memory), self._address("memory_out", index), octets, stream)
 
     def run(self, count: int, stream: Any) -> None:
-        """See `Lane`."""
+        """See `Lane`. A count is captured when it comes for the second time in a row: what TensorRT does in the first
+        run after a change of shapes does not belong into a graph."""
+        if count == self._batch and count not in self._graphs and self._bindings is not None:
+            self._capture(count, stream)
+        if count in self._graphs:
+            self._graphs[count].launch(stream.handle)
+        else:
+            self._start(count, stream)
+
+    def _capture(self, count: int, stream: Any) -> None:
+        """Keep what a batch is started with as a graph; where that fails there are no graphs from now on."""
+        try:
+            self._graphs[count] = CapturedGraph(self._bindings, stream.handle, lambda: self._start(count, stream))
+        except EngineError as error:
+            log.warning("no CUDA graphs: %s", str(error))  # its frames hold what must be freed now
+            self._bindings = None
+
+    def _start(self, count: int, stream: Any) -> None:
         if count != self._batch:
             for tensor in self._tensors.values():
                 if tensor.is_input and not self._context.set_input_shape(tensor.name, (count, *tensor.shape)):

@@ -7,6 +7,7 @@ thread that leaves one behind, fails as it would there.
 
 from __future__ import annotations
 
+import enum
 import random
 import threading
 import weakref
@@ -201,11 +202,13 @@ class Stream:
     def __init__(self, driver: FakeCuda) -> None:
         self.queue: deque[Operation] = deque()
         self.handle = id(self)
+        self.captured: list[Operation] | None = None
+        """What is not run but kept for a graph, while one is captured."""
         self._driver = driver
 
     def add(self, operation: Operation) -> None:
         with self._driver._lock:
-            self.queue.append(operation)
+            (self.queue if self.captured is None else self.captured).append(operation)
 
     def is_ready(self) -> bool:
         return bool(self.queue) and ((head := self.queue[0]).waits_for is None or head.waits_for.done)
@@ -222,6 +225,60 @@ class Stream:
     def synchronize(self) -> None:
         self._driver.check()
         self._driver.run_until(self.queue[-1] if self.queue else None)
+
+
+class FakeBindings:
+    """Stands for the module `cuda.bindings.driver`: a graph is a list of operations, which runs again when launched."""
+
+    CUresult = enum.Enum("CUresult", ["CUDA_SUCCESS", "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"])
+    CUstreamCaptureMode = enum.Enum("CUstreamCaptureMode", ["CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"])
+    CUstream = int
+
+    def __init__(self, driver: FakeCuda) -> None:
+        self.driver = driver
+        self.fails = ""
+        """The call that fails."""
+        self.launches: list[int] = []
+        """Operations of each graph that was launched."""
+        self.held = 0
+        """Graphs and what was made of them, that were not destroyed."""
+
+    def _told(self, name: str, *results: object) -> tuple[object, ...]:
+        self.driver.check()
+        if name == self.fails:
+            return (self.CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, *[None for _ in results])
+        return (self.CUresult.CUDA_SUCCESS, *results)
+
+    def cuStreamBeginCapture(self, stream: int, mode: object) -> tuple[object, ...]:  # noqa: N802
+        assert mode is self.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        assert self.driver.at(stream).captured is None
+        if self.fails != "cuStreamBeginCapture":
+            self.driver.at(stream).captured = []
+        return self._told("cuStreamBeginCapture")
+
+    def cuStreamEndCapture(self, stream: int) -> tuple[object, ...]:  # noqa: N802
+        graph, self.driver.at(stream).captured = self.driver.at(stream).captured, None
+        self.held += self.fails != "cuStreamEndCapture"
+        return self._told("cuStreamEndCapture", graph)
+
+    def cuGraphInstantiate(self, graph: object, flags: int) -> tuple[object, ...]:  # noqa: N802
+        assert flags == 0
+        self.held += self.fails != "cuGraphInstantiate"
+        return self._told("cuGraphInstantiate", graph)
+
+    def cuGraphLaunch(self, ready: list[Operation], stream: int) -> tuple[object, ...]:  # noqa: N802
+        self.launches.append(len(ready))
+        for operation in ready:
+            self.driver.at(stream).add(Operation(operation.work))
+        return self._told("cuGraphLaunch")
+
+    def cuGraphExecDestroy(self, _: object) -> tuple[object, ...]:  # noqa: N802
+        self.held -= 1
+        return self._told("cuGraphExecDestroy")
+
+    def cuGraphDestroy(self, _: object) -> tuple[object, ...]:  # noqa: N802
+        self.held -= 1
+        return self._told("cuGraphDestroy")
 
 
 class Event:

@@ -25,7 +25,8 @@ class ILogger:
 
 
 class FakeTensorRt:
-    """Stands for the module `tensorrt_rtx`; its plans are bytes that say size and capability, "64x48@"."""
+    """Stands for the module `tensorrt_rtx`, or for `tensorrt`; its plans are bytes that say size and capability,
+    "64x48@"."""
 
     __name__ = "tensorrt_rtx"
     ILogger = ILogger
@@ -33,8 +34,11 @@ class FakeTensorRt:
     CudaGraphStrategy = SimpleNamespace(DISABLED=0, WHOLE_GRAPH_CAPTURE=1)
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY=0, EAGER=1, NONE=2)
 
-    def __init__(self, driver: FakeCuda, compute: Compute, remembers: int = 4) -> None:
+    def __init__(self, driver: FakeCuda, compute: Compute, remembers: int = 4, name: str = "tensorrt_rtx") -> None:
         self.driver, self.compute, self.remembers = driver, compute, remembers
+        self.__name__ = name
+        self.calls = 0
+        """How often a batch was started by the library, and not by a graph."""
         self.refuses: set[str] = set()
         """The capabilities of plans that are refused when they are loaded."""
         self.cannot_run: set[str] = set()
@@ -65,7 +69,7 @@ class FakeTensorRt:
         return FakePlan(self, width, height, capability)
 
     def library(self) -> Library:
-        return Library(self, "tensorrt_rtx", "1.6.1")
+        return Library(self, self.__name__, "1.6.1" if self.__name__ == "tensorrt_rtx" else "11.4.0")
 
 
 class FakePlan:
@@ -102,10 +106,11 @@ class FakePlan:
         cache = SimpleNamespace(serialize=lambda: b"compiled", deserialize=self.library.compiled.append)
         return SimpleNamespace(create_runtime_cache=lambda: cache, set_runtime_cache=lambda _: None)
 
-    def create_execution_context(self, config: Any) -> FakeContext | None:
-        assert config.cuda_graph_strategy == FakeTensorRt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        eager = FakeTensorRt.DynamicShapesKernelSpecializationStrategy.EAGER
-        assert config.dynamic_shapes_kernel_specialization_strategy == eager
+    def create_execution_context(self, config: Any = None) -> FakeContext | None:
+        if self.library.__name__ == "tensorrt_rtx":
+            assert config.cuda_graph_strategy == FakeTensorRt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            eager = FakeTensorRt.DynamicShapesKernelSpecializationStrategy.EAGER
+            assert config.dynamic_shapes_kernel_specialization_strategy == eager
         self.library.driver.check()
         return None if self.library.without_memory else FakeContext(self)
 
@@ -130,6 +135,7 @@ class FakeContext:
     def execute_async_v3(self, handle: int) -> bool:
         library, count, addresses = self._plan.library, self._count, dict(self._addresses)
         library.driver.check()
+        library.calls += 1
         if self._plan.capability in library.cannot_run:
             return False
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from engines import runtime_tensorrt
+from engines import runtime_tensorrt, tensorrt_lanes
 from engines.cards import NUMBERS, find_weights
 from engines.checkpoint import load_network
 from engines.colour import Colour
@@ -25,7 +25,7 @@ from engines.gpu import NO_GPU, Gpu
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_tensorrt import Cuda, TensorRtEngine
-from tests.fake_cuda import Error, FakeCuda
+from tests.fake_cuda import Error, FakeBindings, FakeCuda
 from tests.fake_tensorrt import Arrays, FakeTensorRt
 from tests.test_runtimes import dusk
 
@@ -49,6 +49,7 @@ class Bench:
     driver: FakeCuda
     library: FakeTensorRt
     stored: list[bytes]
+    bindings: FakeBindings
 
 
 class FakePlans:
@@ -70,10 +71,13 @@ class FakePlans:
 
 
 @contextmanager
-def bench(monkeypatch: pytest.MonkeyPatch, seed: int = 1, slots: int = 24, remembers: int = 4) -> Iterator[Bench]:
+def bench(
+    monkeypatch: pytest.MonkeyPatch, seed: int = 1, slots: int = 24, remembers: int = 4, name: str = "tensorrt_rtx"
+) -> Iterator[Bench]:
     driver = FakeCuda(seed)
-    library = FakeTensorRt(driver, counting, remembers)
+    library, bindings = FakeTensorRt(driver, counting, remembers, name), FakeBindings(driver)
     FakePlans.stored = []
+    monkeypatch.setattr(tensorrt_lanes, "import_bindings", lambda: bindings)
     monkeypatch.setattr(runtime_tensorrt, "Plans", FakePlans)
     monkeypatch.setattr(runtime_tensorrt, "CONFIGS", {"neid-live": SimpleNamespace(remembers=remembers)})
     weights = find_weights("field")
@@ -81,8 +85,9 @@ def bench(monkeypatch: pytest.MonkeyPatch, seed: int = 1, slots: int = 24, remem
     cuda = Cuda(driver, library.library(), Gpu("test", "1"))
     engine = TensorRtEngine(weights, info, cuda, EngineOptions(slots=slots))
     with engine:
-        yield Bench(engine, driver, library, FakePlans.stored)
+        yield Bench(engine, driver, library, FakePlans.stored, bindings)
     assert driver.stack() == []
+    assert bindings.held == 0, "graphs are freed"
 
 
 def filled(engine: TensorRtEngine, level: int) -> Slot:
@@ -91,13 +96,14 @@ def filled(engine: TensorRtEngine, level: int) -> Slot:
     return slot
 
 
+@pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt"])
 @pytest.mark.parametrize("seed", range(12))
 def test_every_slot_gets_its_own_picture_in_whatever_order_the_streams_run(
-    monkeypatch: pytest.MonkeyPatch, seed: int
+    monkeypatch: pytest.MonkeyPatch, seed: int, name: str
 ) -> None:
     batches = [1, 3, 2, 8, 1, 4, 5]
     levels = np.arange(sum(batches)) * 5 + 10
-    with bench(monkeypatch, seed) as b:
+    with bench(monkeypatch, seed, name=name) as b:
         slots = [filled(b.engine, int(level)) for level in levels]
         start = 0
         for count in batches:
@@ -123,6 +129,45 @@ def test_slots_go_round_while_batches_are_under_way(monkeypatch: pytest.MonkeyPa
             slot = filled(b.engine, level)
             b.engine.submit([slot])
             under_way.append((slot, level))
+
+
+def test_tensorrt_is_started_by_graphs_once_a_size_is_ready_and_tensorrt_rtx_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, by_graph in (("tensorrt", 1), ("tensorrt_rtx", 0)):
+        with bench(monkeypatch, name=name) as b:
+            b.engine.prepare(*SIZE)
+            calls, launches = b.library.calls, len(b.bindings.launches)
+            slot = filled(b.engine, 50)
+            b.engine.submit([slot])
+            slot.wait()
+            assert (slot.y_out == 50).all()
+            assert len(b.bindings.launches) - launches == by_graph
+            assert b.library.calls - calls == 1 - by_graph
+
+
+@pytest.mark.parametrize("call", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate"])
+def test_where_nothing_can_be_captured_tensorrt_is_called_and_the_log_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    with bench(monkeypatch, name="tensorrt") as b:
+        b.bindings.fails = call
+        slot = filled(b.engine, 50)
+        b.engine.submit([slot])
+        slot.wait()
+        assert (slot.y_out == 50).all()
+        assert not b.bindings.launches
+    told = f"no CUDA graphs: {call} failed: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+    assert caplog.text.count(told) == LANES, "once for each lane"
+
+
+def test_a_graph_that_does_not_start_is_a_failed_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(monkeypatch, name="tensorrt") as b:
+        slot = filled(b.engine, 50)
+        b.bindings.fails = "cuGraphLaunch"
+        with pytest.raises(EngineError, match="cuGraphLaunch failed"):
+            b.engine.submit([slot])
+        b.bindings.fails = ""
 
 
 @pytest.mark.parametrize("seed", range(6))
