@@ -28,7 +28,7 @@ from engines.runtime import ON_CUDA, EngineOptions, open_engine
 from engines.tensorrt_library import import_tensorrt
 from tools.report import plain, print_values, write_json
 
-PACKAGES = ("torch", "tensorrt", "tensorrt-rtx", "pycuda", "av", "numpy")
+PACKAGES = ("torch", "tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings", "av", "numpy")
 TRY_SECONDS = 90.0
 """How long a runtime may take to its first picture: TensorRT-RTX compiles."""
 TRY = """
