@@ -150,6 +150,14 @@ def test_noise_has_the_deviation_that_was_drawn_and_twins_have_their_own() -> No
     assert torch.equal(large, dark)
 
 
+def test_twins_can_be_noisier_than_all_others() -> None:
+    random = np.random.default_rng(1)
+    drawn = [draw([(32, 48)], (24, 24), 4, random, noise=1.0, twins=0.5, twin_noise=40.0) for _ in range(40)]
+    noises = {twins: torch.cat([d.light[:, 2] for d in drawn if d.twins == twins]).max() * 255 for twins in (0, 1)}
+    assert 0.5 < noises[0] <= 1
+    assert 20 < noises[1] <= 40
+
+
 def test_the_same_seed_gives_the_same_noise_and_the_same_twins() -> None:
     def cut(seed: int) -> list[torch.Tensor]:
         chosen = draw([(32, 48)], (24, 24), 4, np.random.default_rng(seed), noise=3.0, twins=0.5)

@@ -434,6 +434,7 @@ def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
         ("twins = -0.1", "twins is -0.1; it must be from 0 to 1"),
         ("evened = [0.0, 1.5]", "evened is [0.0, 1.5]; both must be from 0 to 1"),
         ("noise = -1.0", "noise is -1.0; it must be a number from 0 on"),
+        ("twin_noise = -1.0", "twin_noise is -1.0; it must be a number from 0 on"),
         ("steady_weight = nan", "steady_weight is nan"),
         ("twins = 0.5\nbatch = 3", "batch is 3; with twins it must be even"),
     ):

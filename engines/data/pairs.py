@@ -112,15 +112,18 @@ def draw(
     mixup: float = 0.0,
     noise: float = 0.0,
     twins: float = 0.0,
+    twin_noise: float | None = None,
 ) -> Draw:
     """What to cut from pictures of these sizes: `count` crops with flips, as large as `size` where all can be.
 
     `turn` is the share of batches that are turned by a quarter, as whole batches, since all pictures of a batch need
     one shape; `gain` the largest factor of exposure, either way; `mixup` the share of batches with blended neighbours;
     `noise` the largest deviation of noise, in code values of 255; `twins` the share of batches that show every place
-    twice, for which `count` must be even, in crops that are smaller by the shift and blend no neighbours.
+    twice, for which `count` must be even, in crops that are smaller by the shift and blend no neighbours; `twin_noise`
+    the noise in those, where it is another.
     """
     if twins > 0 and random.random() < twins:
+        noise = noise if twin_noise is None else twin_noise
         return _twice(draw(sizes, size, count // 2, random, turn=turn, gain=gain, noise=noise), random)
     indices = random.integers(len(sizes), size=count)
     height, width = (np.minimum(size, np.min([sizes[index] for index in indices], axis=0)) // 2 * 2).tolist()

@@ -68,6 +68,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Largest deviation of the noise that is added to the small pictures, in code values of 255; drawn for each."""
     twins: float = 0.0
     """Share of the batches that show half as many places, each of them twice: a little moved, with its own noise."""
+    twin_noise: float | None = None
+    """In place of `noise` in those batches: steadiness is learned from noise that is not there elsewhere, and sharpness
+    from pictures that have little."""
     steady_weight: float = 0.0
     """Of the difference between what the network makes of two twins, see `engines.training.losses.steady`."""
     hold_out: bool = True
@@ -129,8 +132,8 @@ def _fault(recipe: Recipe) -> str | None:
             return f"{name} is {share}; it must be from 0 to 1"
     if not all(0 <= share <= 1 for share in recipe.evened):
         return f"evened is {list(recipe.evened)}; both must be from 0 to 1"
-    for name in ("noise", "steady_weight"):
-        if not 0 <= (value := getattr(recipe, name)) < math.inf:
+    for name in ("noise", "twin_noise", "steady_weight"):
+        if (value := getattr(recipe, name)) is not None and not 0 <= value < math.inf:
             return f"{name} is {value}; it must be a number from 0 on"
     if recipe.twins > 0 and recipe.batch % 2:
         return f"batch is {recipe.batch}; with twins it must be even"
