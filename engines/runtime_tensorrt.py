@@ -13,7 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from engines.cards import Weights
-from engines.cuda_engine import CudaEngine, Device
+from engines.cuda_engine import CudaEngine
+from engines.cuda_lanes import Device
 from engines.door import EngineInfo, Numbers
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.gpu import NO_GPU, Gpu, find_gpu
@@ -41,7 +42,7 @@ class Cuda:
 
 
 class PycudaDevice:
-    """The first GPU, by its primary context, which torch and FFmpeg use too. See `engines.cuda_engine.Device`.
+    """The first GPU, by its primary context, which torch and FFmpeg use too. See `engines.cuda_lanes.Device`.
 
     The context is current only while a call lasts: a thread that ends with one takes the process along.
     """

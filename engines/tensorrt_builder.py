@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engines.cuda_engine import USUAL_BATCH
+from engines.cuda_lanes import USUAL_BATCH
 from engines.errors import EngineError, EngineMissing
 from engines.gpu import has_driver
 from engines.tensorrt_library import INSTALL, Library, collected_errors, message_log

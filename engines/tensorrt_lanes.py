@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cuda_engine import LANES, Lane, Lanes
 from engines.cuda_graphs import CapturedGraph, import_bindings
+from engines.cuda_lanes import LANES, Lane, Lanes
 from engines.errors import EngineError
 from engines.plans import PlanKey, Plans
 from engines.tensorrt_library import Library

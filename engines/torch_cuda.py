@@ -14,7 +14,8 @@ from torch import Tensor
 
 from engines.cards import NUMBERS, Weights
 from engines.checkpoint import load_network
-from engines.cuda_engine import LANES, CudaEngine, Device, Lane, Lanes
+from engines.cuda_engine import CudaEngine
+from engines.cuda_lanes import LANES, Device, Lane, Lanes
 from engines.door import EngineInfo, Numbers
 from engines.export import INPUTS, OUTPUTS, HalfNetwork
 from engines.picture import PictureGraph
@@ -27,15 +28,15 @@ CAPTURING = threading.Lock()
 
 
 class Stream(torch.cuda.Stream):
-    """torch's stream, by the names of `engines.cuda_engine.Stream`."""
+    """torch's stream, by the names of `engines.cuda_lanes.Stream`."""
 
     def wait_for_event(self, event: Any, /) -> None:
-        """See `engines.cuda_engine.Stream`."""
+        """See `engines.cuda_lanes.Stream`."""
         self.wait_event(event)
 
 
 class TorchDevice:
-    """A GPU by torch. See `engines.cuda_engine.Device`."""
+    """A GPU by torch. See `engines.cuda_lanes.Device`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

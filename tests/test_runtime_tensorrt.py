@@ -18,7 +18,7 @@ from engines import runtime_tensorrt, tensorrt_lanes
 from engines.cards import NUMBERS, find_weights
 from engines.checkpoint import load_network
 from engines.colour import Colour
-from engines.cuda_engine import LANES, counts_to_see
+from engines.cuda_lanes import LANES, counts_to_see
 from engines.door import EngineInfo, Slot
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.gpu import NO_GPU, Gpu

@@ -14,7 +14,7 @@ import torch
 from engines import torch_cuda
 from engines.cards import find_weights
 from engines.colour import Colour
-from engines.cuda_engine import LANES
+from engines.cuda_lanes import LANES
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
 from engines.torch_cuda import TorchCudaEngine

@@ -9,7 +9,8 @@ from contextlib import suppress
 from itertools import cycle
 from statistics import median
 
-from engines.cuda_engine import LANES, CudaEngine
+from engines.cuda_engine import CudaEngine
+from engines.cuda_lanes import LANES
 from engines.door import Engine, Slot
 from engines.errors import EngineError
 from tools.bench_gpu_checks import Size, make_picture

@@ -114,7 +114,7 @@ def choose(
 ) -> tuple[int, Draw]:
     """The kind of pairs (0 LOL, 1 night, 2 day) of the next batch, and what to cut from them."""
     kind = int(random.choice(len(sizes), p=recipe.mix))
-    options = {"turn": recipe.turn, "noise": recipe.noise, "twins": recipe.twins, "twin_noise": recipe.twin_noise}
+    options: dict[str, Any] = {name: getattr(recipe, name) for name in ("turn", "noise", "twins", "twin_noise")}
     if kind:
         return kind, draw(sizes[kind], PHOTO_CROP, recipe.batch, random, **options)
     size = WHOLE if share >= 1 - recipe.whole else recipe.crop
