@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.cuda_lanes import Device, Event, Lane, Lanes, Stream, counts_to_see
-from engines.door import SCALE, Engine, EngineInfo, Memory, Numbers, Slot
+from engines.door import SCALE, EngineInfo, Memory, Numbers, Slot
 from engines.errors import EngineError
+from engines.ring import Engine
 
 Size = tuple[int, int]
 

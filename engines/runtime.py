@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from engines.cards import Weights, find_weights
-from engines.door import Door, Engine
+from engines.door import Door
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.fallback import FallbackEngine
 from engines.gpu import has_driver
@@ -50,11 +50,11 @@ class EngineOptions:
 class RuntimeModule(Protocol):
     """What each runtime's module offers."""
 
-    def open_engine(self, weights: Weights, options: EngineOptions) -> Engine:
+    def open_engine(self, weights: Weights, options: EngineOptions) -> Door:
         """An engine to be entered; raises `EngineMissing` where this runtime cannot work on this machine."""
 
 
-def open_engine(runtime: str = "auto", weights: str = "field", options: EngineOptions | None = None) -> Engine:
+def open_engine(runtime: str = "auto", weights: str = "field", options: EngineOptions | None = None) -> Door:
     """An engine for the weights of this name (or folder), to be used in a `with` block.
 
     `auto` is the first of `RUNTIMES` that works here. Raises `EngineMissing` or `EngineMismatch`, which name what is
@@ -80,7 +80,7 @@ def open_with_fallback(runtime: str = "auto", weights: str = "field", options: E
     return FallbackEngine(engine, {name: partial(open_as_auto, name, found, options) for name in better})
 
 
-def open_as_auto(runtime: str, weights: Weights, options: EngineOptions) -> Engine:
+def open_as_auto(runtime: str, weights: Weights, options: EngineOptions) -> Door:
     """The engine of one runtime as `auto` takes it: TensorRT and torch on CUDA or not at all."""
     if runtime not in ON_CUDA:
         return _open_runtime(runtime, weights, options)
@@ -89,7 +89,7 @@ def open_as_auto(runtime: str, weights: Weights, options: EngineOptions) -> Engi
     return _open_runtime(runtime, weights, replace(options, cuda_only=True))
 
 
-def _choose(runtime: str, weights: str, options: EngineOptions, level: int) -> Engine:
+def _choose(runtime: str, weights: str, options: EngineOptions, level: int) -> Door:
     """The engine of a runtime, or of the first one that works; one line of the log says why."""
     if runtime not in ("auto", *RUNTIMES):
         raise EngineMismatch(f"no runtime {runtime!r}: it must be one of auto, {', '.join(RUNTIMES)}")
@@ -99,7 +99,7 @@ def _choose(runtime: str, weights: str, options: EngineOptions, level: int) -> E
     return engine
 
 
-def _open_first(weights: Weights, options: EngineOptions, reasons: list[str]) -> Engine:
+def _open_first(weights: Weights, options: EngineOptions, reasons: list[str]) -> Door:
     """The first runtime's engine that works here; why those before it do not is added to `reasons`."""
     *better, last = RUNTIMES
     for runtime in better:
@@ -110,7 +110,7 @@ def _open_first(weights: Weights, options: EngineOptions, reasons: list[str]) ->
     return open_as_auto(last, weights, options)
 
 
-def _open_runtime(runtime: str, weights: Weights, options: EngineOptions) -> Engine:
+def _open_runtime(runtime: str, weights: Weights, options: EngineOptions) -> Door:
     try:
         module = cast("RuntimeModule", importlib.import_module(RUNTIMES[runtime]))
     except ImportError as error:

@@ -14,8 +14,9 @@ from platformdirs import user_cache_path
 
 from engines.cards import Weights
 from engines.cores import available_cores
-from engines.door import SCALE, Engine, EngineInfo, Memory, Slot
+from engines.door import SCALE, EngineInfo, Memory, Slot
 from engines.errors import EngineError, EngineMismatch
+from engines.ring import Engine
 from engines.runtime import EngineOptions
 
 DEVICE = "CPU"

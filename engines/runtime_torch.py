@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from engines.cards import NUMBERS, Weights
-from engines.door import SCALE, Engine, EngineInfo, Slot
+from engines.door import SCALE, EngineInfo, Slot
 from engines.errors import EngineMismatch, EngineMissing
+from engines.ring import Engine
 from engines.runtime import EngineOptions
 
 try:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engines.door import Engine, EngineInfo, Slot
+from engines.door import EngineInfo, Slot
 from engines.errors import EngineError
+from engines.ring import Engine
 
 
 class DoublingEngine(Engine):

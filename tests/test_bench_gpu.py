@@ -18,7 +18,7 @@ from torch import nn
 
 from engines.cards import NUMBERS, find_weights
 from engines.checkpoint import load_network
-from engines.door import Engine
+from engines.door import Door
 from engines.errors import EngineError, EngineMismatch
 from engines.gpu import Gpu, has_driver
 from engines.picture import PictureGraph
@@ -328,7 +328,7 @@ def test_other_weights_are_timed_at_one_size(monkeypatch: pytest.MonkeyPatch, sh
     monkeypatch.setattr(bench_gpu_times, "OTHERS_SIZE", (32, 32))
     monkeypatch.setattr(bench_gpu_times, "OTHERS_BATCHES", (1, 2))
 
-    def openvino(runtime: str, weights: str, options: EngineOptions) -> Engine:
+    def openvino(runtime: str, weights: str, options: EngineOptions) -> Door:
         if runtime == "tensorrt":
             raise EngineError("refused")
         return open_engine("openvino", weights, EngineOptions(cache=tmp_path, slots=options.slots))
@@ -342,7 +342,7 @@ def test_other_weights_are_timed_at_one_size(monkeypatch: pytest.MonkeyPatch, sh
 
 
 def test_weights_that_cannot_be_opened_are_told_and_the_others_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> Engine:
+    def refuse(*_: object) -> Door:
         raise EngineError("refused")
 
     monkeypatch.setattr(bench_gpu, "open_engine", refuse)
@@ -410,7 +410,7 @@ def test_a_size_that_is_timed_gives_its_memory_back(
 ) -> None:
     opened = []
 
-    def openvino(_: str, weights: str, options: EngineOptions) -> Engine:
+    def openvino(_: str, weights: str, options: EngineOptions) -> Door:
         opened.append(open_engine("openvino", weights, EngineOptions(cache=tmp_path, slots=options.slots)))
         return opened[-1]
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engines.door import Engine
+from engines.door import Door
 from stream.errors import SourceLost, WireError
 from stream.metrics import DROPS, STAGES, AgeHistogram
 from stream.monitor.health import Health
@@ -37,7 +37,7 @@ Scrape = dict[str, float]
 
 
 @contextmanager
-def watched(engine: Engine | None = None, **feeds: FeedSettings) -> Iterator[tuple[Relay, Health]]:
+def watched(engine: Door | None = None, **feeds: FeedSettings) -> Iterator[tuple[Relay, Health]]:
     settings = Settings(relay=RELAY, feeds=feeds)
     with (
         engine or DoublingEngine() as opened,

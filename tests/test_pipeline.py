@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from engines.door import Engine, Memory, Slot
+from engines.door import Door, Memory, Slot
 from stream import backoff, pipeline
 from stream.metrics import FeedFigures
 from stream.pipeline import Relay
@@ -56,7 +56,7 @@ def watched(publisher: Publisher, feed: str) -> Iterator[list[Message]]:
         reader.join()
 
 
-def replayed(engine: Engine, feed: FeedSettings) -> tuple[FeedFigures, list[Message]]:
+def replayed(engine: Door, feed: FeedSettings) -> tuple[FeedFigures, list[Message]]:
     """What became of a recording, and what a viewer received of it."""
     wanted = settings(tape=feed)
     with engine, Publisher(wanted.relay, "run") as publisher, watched(publisher, "tape") as messages:

@@ -12,7 +12,7 @@ import pytest
 
 from engines import runtime
 from engines.cards import Weights, find_weights
-from engines.door import Engine
+from engines.door import Door
 from engines.errors import EngineMismatch, EngineMissing
 from engines.fallback import FallbackEngine
 from engines.plans import FILES as OF_TENSORRT
@@ -52,7 +52,7 @@ class Machine:
             monkeypatch.setitem(sys.modules, module, SimpleNamespace(open_engine=self._opener(name)))
 
     def _opener(self, name: str):  # type: ignore[no-untyped-def]
-        def opener(weights: Weights, options: EngineOptions) -> Engine:
+        def opener(weights: Weights, options: EngineOptions) -> Door:
             self.asked.append((name, options))
             if name not in self._works:
                 raise EngineMissing(f"{name} is not here")

@@ -13,7 +13,7 @@ import pytest
 
 from engines.cards import Weights
 from engines.colour import Colour, to_planes, to_rgb
-from engines.door import Engine, Memory
+from engines.door import Door, Memory
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.evaluation.scores import psnr
 from engines.runtime import EngineOptions, open_engine
@@ -29,7 +29,7 @@ BOUNDS_DB = {"fp32": 60, "fp16": 50, "bf16": 42, "int8": 28}
 Scene = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
 
-def opened(name: str, cache: Path, weights: str = "field", slots: int = 8) -> Engine:
+def opened(name: str, cache: Path, weights: str = "field", slots: int = 8) -> Door:
     runtime, precision = name.split("-")
     try:
         return open_engine(runtime, weights, EngineOptions(precision=precision, cache=cache, slots=slots))
@@ -45,13 +45,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
-def engine(request: pytest.FixtureRequest, cache: Path) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, cache: Path) -> Iterator[Door]:
     with opened(request.param, cache) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
-def reference(cache: Path) -> Iterator[Engine]:
+def reference(cache: Path) -> Iterator[Door]:
     with opened("torch-fp32", cache) as engine:
         yield engine
 
@@ -74,7 +74,7 @@ def dusk(width: int, height: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray
     return y.astype(np.uint8), uv.astype(np.uint8)
 
 
-def film(engine: Engine, seeds: range) -> tuple[list[np.ndarray], Memory]:
+def film(engine: Door, seeds: range) -> tuple[list[np.ndarray], Memory]:
     """Luma of a still scene under fresh noise, each picture with what the ones before left, and what is left then."""
     memory = engine.remember()
     made = [engine.enhance(*dusk(64, 48, seed), Colour(), memory, 0.9)[0] for seed in seeds]
@@ -82,7 +82,7 @@ def film(engine: Engine, seeds: range) -> tuple[list[np.ndarray], Memory]:
 
 
 def test_what_a_feed_leaves_in_its_memory_is_used_for_its_next_picture_as_in_the_reference(
-    engine: Engine, reference: Engine
+    engine: Door, reference: Door
 ) -> None:
     made, memory = film(engine, range(6))
     expected, expected_memory = film(reference, range(6))
@@ -93,7 +93,7 @@ def test_what_a_feed_leaves_in_its_memory_is_used_for_its_next_picture_as_in_the
     assert not np.array_equal(alone, made[-1]), "the memory changes nothing"
 
 
-def test_a_memory_holds_its_pictures_own_weights_smoothed_by_keep_and_by_how_far_they_moved(engine: Engine) -> None:
+def test_a_memory_holds_its_pictures_own_weights_smoothed_by_keep_and_by_how_far_they_moved(engine: Door) -> None:
     expected = film(engine, range(1))[1].turn()[0].copy()
     for seed in range(1, 6):
         own = film(engine, range(seed, seed + 1))[1].turn()[0]
@@ -105,7 +105,7 @@ def test_a_memory_holds_its_pictures_own_weights_smoothed_by_keep_and_by_how_far
     np.testing.assert_allclose(left, expected, atol=0.001)
 
 
-def test_a_memory_takes_steps_that_are_finer_than_the_precision(engine: Engine) -> None:
+def test_a_memory_takes_steps_that_are_finer_than_the_precision(engine: Door) -> None:
     memory = engine.remember()
     still = dusk(64, 48, 1)
     engine.enhance(*still, Colour(), memory, 0.0)
@@ -116,19 +116,19 @@ def test_a_memory_takes_steps_that_are_finer_than_the_precision(engine: Engine) 
     np.testing.assert_allclose(memory.turn()[0] - own, 0.0018, atol=0.0002)
 
 
-def test_a_cut_is_followed_at_once(engine: Engine) -> None:
+def test_a_cut_is_followed_at_once(engine: Door) -> None:
     _, memory = film(engine, range(3))
     after = engine.enhance(*day(64, 48), Colour(), memory, 0.9)[0]
     assert psnr(after, engine.enhance(*day(64, 48), Colour())[0]) > 50
 
 
-def test_a_picture_that_stands_alone_neither_reads_nor_leaves_anything(engine: Engine) -> None:
+def test_a_picture_that_stands_alone_neither_reads_nor_leaves_anything(engine: Door) -> None:
     before = engine.enhance(*dusk(64, 48), Colour())[0]
     film(engine, range(3))
     np.testing.assert_array_equal(engine.enhance(*dusk(64, 48), Colour())[0], before)
 
 
-def test_pictures_of_one_feed_that_are_under_way_together_pass_its_memory_on_in_order(engine: Engine) -> None:
+def test_pictures_of_one_feed_that_are_under_way_together_pass_its_memory_on_in_order(engine: Door) -> None:
     expected, _ = film(engine, range(4))
     memory, slots = engine.remember(), [engine.acquire(64, 48) for _ in range(4)]
     for seed, slot in enumerate(slots):
@@ -141,7 +141,7 @@ def test_pictures_of_one_feed_that_are_under_way_together_pass_its_memory_on_in_
         slot.release()
 
 
-def test_a_slot_that_is_given_back_forgets_its_feed(engine: Engine) -> None:
+def test_a_slot_that_is_given_back_forgets_its_feed(engine: Door) -> None:
     slot = engine.acquire(64, 48)
     slot.memory = engine.remember()
     slot.release()
@@ -154,7 +154,7 @@ def test_a_slot_that_is_given_back_forgets_its_feed(engine: Engine) -> None:
 @pytest.mark.parametrize("scene", [dusk, day], ids=["dusk", "day"])
 @pytest.mark.parametrize("size", [(64, 48), (50, 38), (51, 37)], ids=str)
 def test_a_picture_is_doubled_and_equals_the_reference(
-    engine: Engine, reference: Engine, size: tuple[int, int], scene: Scene
+    engine: Door, reference: Door, size: tuple[int, int], scene: Scene
 ) -> None:
     width, height = size
     picture = scene(width, height)
@@ -167,7 +167,7 @@ def test_a_picture_is_doubled_and_equals_the_reference(
     assert psnr(uv, expected[1]) >= BOUNDS_DB[engine.info.precision]
 
 
-def test_a_batch_equals_its_single_pictures(engine: Engine) -> None:
+def test_a_batch_equals_its_single_pictures(engine: Door) -> None:
     colours = [Colour("bt601"), Colour("bt709"), Colour("bt601", full_range=True), Colour(grey=True)]
     slots = [engine.acquire(48, 32) for _ in colours]
     for seed, (slot, colour) in enumerate(zip(slots, colours, strict=True)):
@@ -183,7 +183,7 @@ def test_a_batch_equals_its_single_pictures(engine: Engine) -> None:
         slot.release()
 
 
-def test_a_black_picture_has_no_undefined_pixels(engine: Engine) -> None:
+def test_a_black_picture_has_no_undefined_pixels(engine: Door) -> None:
     y, uv = engine.enhance(np.zeros((32, 32), np.uint8), np.zeros((2, 16, 16), np.uint8), Colour(grey=True))
     assert (uv == 128).all()
     assert 16 <= y.mean() <= 235
@@ -218,7 +218,7 @@ def test_use_after_exit_is_an_error(cache: Path) -> None:
         slot.release()
 
 
-def test_sizes_and_batches_that_do_not_fit_are_refused_by_name(engine: Engine) -> None:
+def test_sizes_and_batches_that_do_not_fit_are_refused_by_name(engine: Door) -> None:
     with pytest.raises(EngineMismatch, match="8x8; this engine takes 16x16 to 4096x4096"):
         engine.acquire(8, 8)
     one, other = engine.acquire(32, 32), engine.acquire(48, 32)
@@ -228,7 +228,7 @@ def test_sizes_and_batches_that_do_not_fit_are_refused_by_name(engine: Engine) -
     other.release()
 
 
-def test_500_pictures_do_not_grow_the_memory(engine: Engine) -> None:
+def test_500_pictures_do_not_grow_the_memory(engine: Door) -> None:
     def run(pictures: int) -> int:
         for _ in range(pictures):
             engine.enhance(*dusk(32, 32), Colour())
@@ -257,7 +257,7 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return store(identity_network(), tmp_path_factory.mktemp("weights") / "identity", "identity")
 
 
-def test_weights_are_known_by_the_digest_of_their_numbers(engine: Engine) -> None:
+def test_weights_are_known_by_the_digest_of_their_numbers(engine: Door) -> None:
     assert len(engine.info.weights_id) == 64
     assert engine.info.weights == "field"
 

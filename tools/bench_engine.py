@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from engines.cards import find_weights
-from engines.door import Engine
+from engines.door import Door
 from engines.errors import EngineMismatch, EngineMissing
 from engines.runtime import EngineOptions, open_engine
 from stream.enhance import fill
@@ -56,7 +56,7 @@ def engine_figures(frames: Sequence[Frame], weights: str, runtime: str, options:
         }
 
 
-def through_the_door(engine: Engine, frames: Sequence[Frame]) -> Picture:
+def through_the_door(engine: Door, frames: Sequence[Frame]) -> Picture:
     """A picture's whole way: acquire a slot, fill it, submit, wait, release."""
     upcoming = cycle(frames)
 

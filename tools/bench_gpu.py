@@ -21,7 +21,7 @@ from rich.table import Table
 
 from engines.cards import CARD, SHIPPED, find_weights
 from engines.cores import available_cores
-from engines.door import Engine
+from engines.door import Door
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.gpu import NO_GPU, find_gpu
 from engines.runtime import ON_CUDA, EngineOptions, open_engine
@@ -202,7 +202,7 @@ def times(usable: list[str], weights: str, time_left: Callable[[], float]) -> It
 
     options = timed(BATCHES)
     with ExitStack() as stack:
-        engines: dict[str, Engine] = {}
+        engines: dict[str, Door] = {}
         for name in usable:
             try:
                 engines[name] = stack.enter_context(open_engine(name, weights, options))
@@ -239,7 +239,7 @@ def timed(counts: Sequence[int]) -> EngineOptions:
 
 
 def times_of_size(
-    engines: Mapping[str, Engine], size: tuple[int, int], counts: tuple[int, ...], time_left: Callable[[], float]
+    engines: Mapping[str, Door], size: tuple[int, int], counts: tuple[int, ...], time_left: Callable[[], float]
 ) -> Iterator[Mapping[str, object]]:
     """GPU memory of each engine for this size, then its times for each count of pictures in a batch."""
     from tools.bench_gpu_times import memory_growth, times

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engines.cards import NUMBERS, Weights
 from engines.checkpoint import load_network
 from engines.colour import Colour
-from engines.door import SCALE, Engine, Memory, Plane
+from engines.door import SCALE, Door, Memory, Plane
 from engines.picture import PictureGraph
 
 Size = tuple[int, int]
@@ -114,7 +114,7 @@ class Reference:
         return [y[0, 0], uv[0]], after
 
 
-def contract(engine: Engine, sizes: Sequence[Size]) -> dict[str, bool | int]:
+def contract(engine: Door, sizes: Sequence[Size]) -> dict[str, bool | int]:
     """What every engine promises, by name, and whether this one keeps it."""
     apart = max(batch_difference(engine, size) for size in sizes)
     return {
@@ -127,7 +127,7 @@ def contract(engine: Engine, sizes: Sequence[Size]) -> dict[str, bool | int]:
     }
 
 
-def doubles(engine: Engine, picture: Picture) -> bool:
+def doubles(engine: Door, picture: Picture) -> bool:
     """Whether the planes have twice the sides, are bytes, and hold more than one value."""
     y, uv = through(engine, picture)
     height, width = picture.y.shape
@@ -135,12 +135,12 @@ def doubles(engine: Engine, picture: Picture) -> bool:
     return shapes and y.dtype == uv.dtype == np.uint8 and int(np.ptp(y)) > 0
 
 
-def stays_grey(engine: Engine, size: Size) -> bool:
+def stays_grey(engine: Door, size: Size) -> bool:
     """Whether chroma of an infrared picture is neutral."""
     return bool((through(engine, make_picture("grey", size))[1] == 128).all())
 
 
-def batch_difference(engine: Engine, size: Size) -> int:
+def batch_difference(engine: Door, size: Size) -> int:
     """The most that a batch of different pictures differs from the same pictures one by one, in code values."""
     pictures = [make_picture(scene, size, seed) for seed, scene in enumerate(SCENES)]
     slots = [engine.acquire(*size) for _ in pictures]
@@ -158,26 +158,26 @@ def batch_difference(engine: Engine, size: Size) -> int:
     return max(difference(*pair).largest for pair in zip(together, alone, strict=True))
 
 
-def film(engine: Engine, size: Size) -> tuple[list[tuple[Plane, Plane]], Memory]:
+def film(engine: Door, size: Size) -> tuple[list[tuple[Plane, Plane]], Memory]:
     """A still scene at dusk under fresh noise, each picture with what the ones before left, and what is left then."""
     memory = engine.remember()
     return [through(engine, make_picture("dusk", size, seed), memory) for seed in range(FILM)], memory
 
 
-def memory_carried(engine: Engine, size: Size) -> bool:
+def memory_carried(engine: Door, size: Size) -> bool:
     """Whether the last picture of a film is another than the same picture alone."""
     made, _ = film(engine, size)
     return difference(made[-1], through(engine, make_picture("dusk", size, FILM - 1))).largest > 0
 
 
-def cut_followed(engine: Engine, size: Size) -> bool:
+def cut_followed(engine: Door, size: Size) -> bool:
     """Whether a picture by day after a film at dusk is as it is alone."""
     _, memory = film(engine, size)
     day = make_picture("day", size)
     return difference(through(engine, day, memory), through(engine, day)).psnr > CUT_DB
 
 
-def parity(engine: Engine, reference: Reference, sizes: Sequence[Size]) -> dict[str, float | int]:
+def parity(engine: Door, reference: Reference, sizes: Sequence[Size]) -> dict[str, float | int]:
     """How far the engine is from the reference: over all planes of pictures of all sizes, and at the end of a film."""
     apart = NO_DIFFERENCE
     for size in sizes:
@@ -196,6 +196,6 @@ def parity(engine: Engine, reference: Reference, sizes: Sequence[Size]) -> dict[
     }
 
 
-def through(engine: Engine, picture: Picture, memory: Memory | None = None) -> tuple[Plane, Plane]:
+def through(engine: Door, picture: Picture, memory: Memory | None = None) -> tuple[Plane, Plane]:
     """One picture through the door."""
     return engine.enhance(picture.y, picture.uv, picture.colour, memory, KEPT)

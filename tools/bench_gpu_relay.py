@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.door import Engine
+from engines.door import Door
 from stream.errors import StreamError
 from stream.subscribe import Subscriber
 from stream.wire import Status, decode_status
@@ -201,7 +201,7 @@ def why_too_many(figures: Figures, count: int) -> str | None:
     return None
 
 
-def codecs_figures(feed: Path, engine: Engine) -> dict[str, float]:
+def codecs_figures(feed: Path, engine: Door) -> dict[str, float]:
     """CPU milliseconds of decoding a frame and of encoding a picture of twice the size, each alone."""
     frames = list(islice(decode(feed), KEPT))
     planes, _ = enhance_alone(engine, frames)

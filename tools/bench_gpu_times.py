@@ -11,7 +11,7 @@ from statistics import median
 
 from engines.cuda_engine import CudaEngine
 from engines.cuda_lanes import LANES
-from engines.door import Engine, Slot
+from engines.door import Door, Slot
 from engines.errors import EngineError
 from tools.bench_gpu_checks import Size, make_picture
 
@@ -37,7 +37,7 @@ Figures = dict[str, float | str]
 class Batches:
     """Batches of one size and count through the door of one engine, each picture from a feed of its own."""
 
-    def __init__(self, engine: Engine, size: Size, count: int) -> None:
+    def __init__(self, engine: Door, size: Size, count: int) -> None:
         self._engine, self._size = engine, size
         self._memories = [engine.remember() for _ in range(count)]
         self._pictures = cycle([make_picture("dusk", size, seed) for seed in range(3)])
@@ -114,7 +114,7 @@ def give_back(slots: Sequence[Slot]) -> None:
         slot.release()
 
 
-def times(engines: Mapping[str, Engine], size: Size, count: int) -> dict[str, Figures]:
+def times(engines: Mapping[str, Door], size: Size, count: int) -> dict[str, Figures]:
     """Figures of a batch for each engine, which take turns; `failed` says why there are none."""
     runners: dict[str, Batches] = {}
     failed: dict[str, Figures] = {}
@@ -159,7 +159,7 @@ def hidden(visible: float, copies: float) -> float:
     return min(1.0, max(0.0, 1 - visible / copies))
 
 
-def memory_growth(engine: Engine, size: Size, count: int, used_mb: Callable[[], float | None]) -> float | None:
+def memory_growth(engine: Door, size: Size, count: int, used_mb: Callable[[], float | None]) -> float | None:
     """MB of the GPU that are taken when an engine has been made ready for batches of this size and count."""
     before = used_mb()
     Batches(engine, size, count)

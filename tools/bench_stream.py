@@ -18,7 +18,7 @@ import av
 import numpy as np
 
 from engines.data.darken import Night
-from engines.door import Engine
+from engines.door import Door
 from stream.decode import Decoder
 from stream.encode import Encoder
 from stream.enhance import enhance
@@ -75,7 +75,7 @@ def decode(feed: Path) -> Iterator[Frame]:
             yield from decoder.flush()
 
 
-def path_figures(feed: Path, engine: Engine) -> dict[str, float]:
+def path_figures(feed: Path, engine: Door) -> dict[str, float]:
     """File to wire as fast as it goes, taking turns with its parts alone.
 
     CPU milliseconds of a frame: `decode_ms`, `engine_cpu_ms`, `encode_ms`, each alone, and `pipeline_cpu_ms`.
@@ -103,7 +103,7 @@ def decode_alone(feed: Path) -> float:
     return 1000 * (time.process_time() - began) / count
 
 
-def enhance_alone(engine: Engine, frames: Sequence[Frame]) -> tuple[list[tuple[Plane, Plane]], float]:
+def enhance_alone(engine: Door, frames: Sequence[Frame]) -> tuple[list[tuple[Plane, Plane]], float]:
     """The enhanced planes of every frame, and the CPU milliseconds of one, without the copy that keeps it."""
     planes, spent = [], 0.0
     for frame in frames:
@@ -127,7 +127,7 @@ def encode_alone(planes: Sequence[tuple[Plane, Plane]], frames: Sequence[Frame])
     return 1000 * (time.process_time() - began) / len(frames)
 
 
-def run_pipeline(feed: Path, engine: Engine) -> dict[str, float]:
+def run_pipeline(feed: Path, engine: Door) -> dict[str, float]:
     """One whole run: `pipeline_fps` and `pipeline_cpu_ms`."""
     settings = Settings(
         relay=RelaySettings(endpoint="tcp://127.0.0.1:*"),

@@ -11,7 +11,7 @@ import typer
 from engines.data.kinds import PICTURES
 
 if TYPE_CHECKING:
-    from engines.door import Engine
+    from engines.door import Door
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def find_pictures(folder: Path) -> list[Path]:
     return pictures
 
 
-def enhance_pictures(engine: Engine, jobs: list[tuple[Path, Path]]) -> None:
+def enhance_pictures(engine: Door, jobs: list[tuple[Path, Path]]) -> None:
     """Every picture to its file; a file is there when it is complete.
 
     Of several a bad one is told and left out. Raises `EngineError` at the end.
@@ -100,7 +100,7 @@ def enhance_pictures(engine: Engine, jobs: list[tuple[Path, Path]]) -> None:
         raise EngineError(f"{failed} of {len(jobs)} pictures could not be enhanced")
 
 
-def enhance_file(engine: Engine, source: Path, target: Path) -> None:
+def enhance_file(engine: Door, source: Path, target: Path) -> None:
     """One picture to its file; raises `OSError` or `EngineError`, which name it."""
     from PIL import Image
 
@@ -119,7 +119,7 @@ def enhance_file(engine: Engine, source: Path, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def enhance_video(engine: Engine, source: Path, target: Path) -> None:
+def enhance_video(engine: Door, source: Path, target: Path) -> None:
     """One video file, with its sound."""
     from rich.console import Console
     from rich.progress import Progress

@@ -13,7 +13,7 @@ import typer
 from tools.report import JsonFile
 
 if TYPE_CHECKING:
-    from engines.door import Engine
+    from engines.door import Door
 
 CLIP = Path(__file__).parent / "clip" / "day.mp4"
 """The scene of `--steady`."""
@@ -29,7 +29,7 @@ class Measure:
 
     name: str
     total: int
-    rows: Callable[[Engine], Iterable[Any]]
+    rows: Callable[[Door], Iterable[Any]]
     summary: Callable[[list[Any]], dict[str, Any]]
     """The figures of all rows."""
 
@@ -149,7 +149,7 @@ def steady_measure(frames: int) -> Measure:
 
     clean = list(islice(read_clip(CLIP), frames))
 
-    def scenes(engine: Engine) -> Iterator[tuple[str, dict[str, float]]]:
+    def scenes(engine: Door) -> Iterator[tuple[str, dict[str, float]]]:
         yield "still", still_scene(engine, clean[0], frames)
         yield "moving", moving_scene(engine, clean)
 

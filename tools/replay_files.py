@@ -15,7 +15,7 @@ from tools.progress import Meter
 from tools.signals import stopped_by_signals
 
 if TYPE_CHECKING:
-    from engines.door import Engine
+    from engines.door import Door
     from stream.files.convert import Progress
     from stream.settings import Settings
 
@@ -110,7 +110,7 @@ def to_files(settings: Settings, jobs: Sequence[Job], from_start: bool) -> dict[
 class Work:
     """One recording after another."""
 
-    def __init__(self, engine: Engine, stop: threading.Event, meter: Meter, from_start: bool) -> None:
+    def __init__(self, engine: Door, stop: threading.Event, meter: Meter, from_start: bool) -> None:
         self._engine = engine
         self._stop = stop
         self._meter = meter

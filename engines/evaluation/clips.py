@@ -13,7 +13,7 @@ from engines.data.clips import clip_rate, read_clip
 from engines.data.coded import CODED_COLOUR, at_bit_rate
 from engines.data.darken import Night, darken
 from engines.data.lol import double, halve
-from engines.door import Engine, kept_after
+from engines.door import Door, kept_after
 from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean
 
 BIT_RATE = 300_000
@@ -44,7 +44,7 @@ class ClipScore:
     """The same after scaling both to the truth's mean: what is left of the gain where exposure does not count."""
 
 
-def score_clip(engine: Engine, path: Path, bit_rate: int = BIT_RATE, frames: int = FRAMES, seed: int = 0) -> ClipScore:
+def score_clip(engine: Door, path: Path, bit_rate: int = BIT_RATE, frames: int = FRAMES, seed: int = 0) -> ClipScore:
     """The first `frames` pictures of a video by day; raises `OSError` by name where it cannot be read."""
     rate = clip_rate(path)
     random = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ import numpy as np
 
 from engines.data.coded import at_rate_factor
 from engines.data.lol import Picture, double, halve, read_picture
-from engines.door import Engine
+from engines.door import Door
 from engines.evaluation.evaluate import enhance_picture
 from engines.evaluation.scores import mean_ratio, psnr
 
@@ -35,7 +35,7 @@ def read_bright(paths: Iterable[Path]) -> Iterator[tuple[str, Picture]]:
             yield path.name, picture
 
 
-def daylight(engine: Engine, pictures: Iterable[tuple[str, Picture]], crf: int | None = None) -> Iterator[DayScore]:
+def daylight(engine: Door, pictures: Iterable[tuple[str, Picture]], crf: int | None = None) -> Iterator[DayScore]:
     """A score for each named picture; with `crf` the engine is given what libx264 leaves of it."""
     for name, picture in pictures:
         small = halve(picture)

@@ -11,7 +11,7 @@ import numpy as np
 
 from engines.colour import Colour, to_planes, to_rgb
 from engines.data.lol import HELD_OUT, Pair, Picture, halve, read_lol
-from engines.door import Engine, Memory
+from engines.door import Door, Memory
 from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean, ssim
 
 Split = Literal["eval15", "held-out", "our485"]
@@ -42,7 +42,7 @@ def read_split(folder: Path, split: Split) -> list[Pair]:
     return pairs
 
 
-def enhance_picture(engine: Engine, picture: Picture, memory: Memory | None = None, keep: float = 0.0) -> Picture:
+def enhance_picture(engine: Door, picture: Picture, memory: Memory | None = None, keep: float = 0.0) -> Picture:
     """RGB (H, W, 3) uint8 to its enhanced double, RGB (2H, 2W, 3) uint8, through the engine's door.
 
     `memory` and `keep` are for pictures of one video, see `Slot`.
@@ -51,7 +51,7 @@ def enhance_picture(engine: Engine, picture: Picture, memory: Memory | None = No
     return to_rgb(*engine.enhance(y, uv, PICTURE_COLOUR, memory, keep), PICTURE_COLOUR)
 
 
-def evaluate(engine: Engine, pairs: Iterable[Pair], full_size: bool = False) -> Iterator[Score]:
+def evaluate(engine: Door, pairs: Iterable[Pair], full_size: bool = False) -> Iterator[Score]:
     """A score for each pair, as it is measured.
 
     Without `full_size` the engine is given the halved dark picture, and its output is compared as it is. With it, the

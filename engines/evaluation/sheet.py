@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from engines.data.lol import Picture, double
-from engines.door import Engine
+from engines.door import Door
 from engines.evaluation.evaluate import enhance_picture
 
 THUMBNAIL = 360
@@ -30,7 +30,7 @@ class SheetRow:
     mean_out: float
 
 
-def sheet_row(engine: Engine, name: str, picture: Picture) -> SheetRow:
+def sheet_row(engine: Door, name: str, picture: Picture) -> SheetRow:
     """A picture as it is, doubled by bicubic and enhanced."""
     pictures = (picture, double(picture), enhance_picture(engine, picture))
     notes = (name, *COLUMNS[1:])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engines.data.darken import Night, darken
 from engines.data.lol import Picture, halve
-from engines.door import Engine, kept_after
+from engines.door import Door, kept_after
 from engines.evaluation.evaluate import enhance_picture
 from engines.evaluation.flow import find_flow, warp
 
@@ -59,13 +59,13 @@ def flicker(pictures: Iterable[Picture]) -> Flicker:
     return Flicker(float(np.std(means)), float(np.sqrt(variance.mean().clip(0))), float(np.mean(steps)))
 
 
-def still_scene(engine: Engine, scene: Picture, frames: int = FRAMES, seed: int = 0) -> dict[str, float]:
+def still_scene(engine: Door, scene: Picture, frames: int = FRAMES, seed: int = 0) -> dict[str, float]:
     """Flicker on one halved and darkened picture under fresh noise: of what comes in, and of what comes out."""
     given, made = _both(engine, repeat(scene, frames), seed)
     return _named(flicker(made), "") | _named(flicker(given), "input_")
 
 
-def moving_scene(engine: Engine, clean: list[Picture], seed: int = 0) -> dict[str, float]:
+def moving_scene(engine: Door, clean: list[Picture], seed: int = 0) -> dict[str, float]:
     """Warping error and MABD of a video that was halved, darkened and made noisy, beside those of the clean one.
 
     `clean` are (H, W, 3) uint8 pictures in order; the flow between them is measured on them, never on the output.
@@ -112,7 +112,7 @@ def noisy_nights(scenes: Iterable[Picture], seed: int) -> Iterator[Picture]:
         yield np.rint(noisy.clip(0, 255)).astype(np.uint8)
 
 
-def _both(engine: Engine, scenes: Iterable[Picture], seed: int) -> tuple[list[Picture], list[Picture]]:
+def _both(engine: Door, scenes: Iterable[Picture], seed: int) -> tuple[list[Picture], list[Picture]]:
     """What the engine is given, picture by picture, and what it makes of it as of one feed."""
     given = list(noisy_nights(scenes, seed))
     memory, keep = engine.remember(), kept_after(1 / RATE)

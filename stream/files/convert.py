@@ -24,7 +24,7 @@ from av.container import OutputContainer
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
-from engines.door import SCALE, Engine, Slot
+from engines.door import SCALE, Door, Slot
 from stream.decode import Decoder
 from stream.encode import COLOUR_CODES, USUAL_RATE, as_frame
 from stream.enhance import enhance
@@ -76,7 +76,7 @@ class PartsOfSomethingElse(StreamError):
 
 
 def convert(
-    engine: Engine,
+    engine: Door,
     source: Path,
     target: Path,
     report: Callable[[Progress], None],
@@ -115,7 +115,7 @@ def convert(
 
 
 def convert_with_parts(
-    engine: Engine,
+    engine: Door,
     source: Path,
     target: Path,
     parts: Parts,
@@ -139,7 +139,7 @@ def convert_with_parts(
     return conversion
 
 
-def job_of(engine: Engine, source: Path) -> Job:
+def job_of(engine: Door, source: Path) -> Job:
     """What makes parts fit together."""
     found = source.stat()
     return Job(
@@ -152,7 +152,7 @@ def job_of(engine: Engine, source: Path) -> Job:
 
 
 def enhance_rest(
-    engine: Engine, source: Path, parts: Parts, report: Callable[[Progress], None], stop: threading.Event
+    engine: Door, source: Path, parts: Parts, report: Callable[[Progress], None], stop: threading.Event
 ) -> Conversion:
     """All pictures that are in no part yet into parts: one is encoded while others are enhanced and decoded."""
     if before := parts.pictures:

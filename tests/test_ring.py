@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from engines.door import Engine, Slot
+from engines.door import Door, Slot
 from engines.errors import EngineError
 from tests.doubling import DoublingEngine
 from tests.waiting import wait_until
@@ -39,7 +39,7 @@ class Remembering(DoublingEngine):
         self.forgotten.append((width, height))
 
 
-def use(engine: Engine, *widths: int) -> None:
+def use(engine: Door, *widths: int) -> None:
     for width in widths:
         engine.acquire(width, 32).release()
 

@@ -1,0 +1,191 @@
+"""The ring of slots that every runtime has behind its door.
+
+`Engine` holds all that callers rely on (checks, the ring, use after exit) once; a runtime's subclass makes a slot's
+planes, starts a batch and finishes a slot.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from engines.door import Door, EngineInfo, Memory, Slot
+from engines.errors import EngineError, EngineMismatch
+
+
+class Engine(Door):
+    """One runtime: a ring of slots for each size."""
+
+    def __init__(self, info: EngineInfo, slots: int) -> None:
+        """`slots` bounds the memory: no more pictures of one size than this are in the engine at once.
+
+        So many sizes are kept, too; then the one that was not asked for for the longest time is forgotten. See `allow`.
+        """
+        self.info = info
+        self._slots = self._sizes = slots
+        self._rings: dict[tuple[int, int], list[Slot]] = {}
+        self._made: dict[tuple[int, int], int] = {}
+        self._free = threading.Condition()
+        self._making: dict[tuple[int, int], threading.RLock] = {}
+        self._ready: set[tuple[int, int]] = set()
+        self._opened = False
+        self._remembers = 0
+
+    def __enter__(self) -> Self:
+        self._open()
+        self._opened = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._free:
+            self._opened = False
+            self._rings.clear()
+            self._made.clear()
+            self._making.clear()
+            self._ready.clear()
+            self._free.notify_all()
+        self._close()
+
+    def acquire(self, width: int, height: int, timeout: float | None = None) -> Slot:
+        """See `Door.acquire`."""
+        low, high = self.info.smallest, self.info.largest
+        if not (low[0] <= width <= high[0] and low[1] <= height <= high[1]):
+            raise EngineMismatch(
+                f"a picture of {width}x{height}; this engine takes {low[0]}x{low[1]} to {high[0]}x{high[1]}"
+            )
+        size = (width, height)
+        with self._free:
+            if not self._free.wait_for(lambda: self._has_room(size), timeout):
+                raise TimeoutError(f"no free slot for {width}x{height} within {timeout} s")
+            self._check_open()
+            ring = self._rings[size] = self._rings.pop(size, [])  # sizes stand in the order of their last use
+            if ring:
+                slot = ring.pop()
+                slot.memory = None
+                return slot
+            self._made[size] = self._made.get(size, 0) + 1
+            making = self._making.setdefault(size, threading.RLock())  # a size that takes long keeps no other waiting
+        try:
+            with self._as_engine_error():
+                with self._free:
+                    self._forget_sizes()
+                with making:
+                    slot = self._make(width, height)
+                    self._ready.add(size)
+                    return slot
+        except BaseException:
+            with self._free:
+                if self._opened:
+                    self._made[size] -= 1
+                    self._free.notify_all()
+            raise
+
+    def prepare(self, width: int, height: int) -> None:
+        """See `Door.prepare`."""
+        size = (width, height)
+        with self._free:
+            self._check_open()
+            making = self._making.setdefault(size, threading.RLock())
+        with making:
+            if size not in self._ready:
+                self.acquire(width, height).release()
+
+    def is_ready(self, width: int, height: int) -> bool:
+        """See `Door.is_ready`."""
+        with self._free:
+            return (width, height) in self._ready
+
+    def allow(self, slots: int, sizes: int) -> None:
+        """See `Door.allow`."""
+        with self._free:
+            self._slots, self._sizes = slots, sizes
+            for size, ring in self._rings.items():
+                while ring and self._made[size] > slots:
+                    ring.pop()
+                    self._made[size] -= 1
+            self._forget_sizes()
+            self._free.notify_all()
+
+    def remember(self) -> Memory:
+        """See `Door.remember`."""
+        self._check_open()
+        return Memory(self._remembers)
+
+    def submit(self, slots: Sequence[Slot]) -> None:
+        """See `Door.submit`."""
+        self._check_open()
+        sizes = {(slot.width, slot.height) for slot in slots}
+        if len(sizes) != 1 or len(slots) > self.info.largest_batch:
+            raise EngineMismatch(
+                f"a batch of {len(slots)} pictures of sizes {sorted(sizes)}; "
+                f"a batch is 1 to {self.info.largest_batch} pictures of one size"
+            )
+        with self._as_engine_error():
+            self._start(slots)
+
+    def wait(self, slot: Slot) -> None:
+        """See `Slot.wait`."""
+        self._check_open()
+        with self._as_engine_error():
+            self._finish(slot)
+
+    def release(self, slot: Slot) -> None:
+        """See `Slot.release`."""
+        with self._free:
+            if self._opened:
+                self._rings[slot.width, slot.height].append(slot)
+                self._free.notify_all()
+
+    def _check_open(self) -> None:
+        if not self._opened:
+            raise EngineError("the engine is closed: use it inside its `with` block")
+
+    def _has_room(self, size: tuple[int, int]) -> bool:
+        return not self._opened or bool(self._rings.get(size)) or self._made.get(size, 0) < self._slots
+
+    def _forget_sizes(self) -> None:
+        """Free the memory of sizes beyond those that are kept and that nobody uses, least recently used first."""
+        idle = [size for size, ring in self._rings.items() if len(ring) == self._made[size]]
+        for size in idle[: max(0, len(self._rings) - self._sizes)]:
+            del self._rings[size], self._made[size], self._making[size]
+            self._ready.discard(size)
+            self._forget(*size)
+
+    @contextmanager
+    def _as_engine_error(self) -> Iterator[None]:
+        """What a runtime raises, as `EngineError`."""
+        try:
+            yield
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{self.info.runtime} failed: {error}") from error
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Take the device, and set `_remembers` to the numbers of a memory."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Free the device and all memory."""
+
+    @abstractmethod
+    def _make(self, width: int, height: int) -> Slot:
+        """A slot with fresh planes."""
+
+    def _forget(self, width: int, height: int) -> None:
+        """Free what was prepared for a size that has no slots any more."""
+
+    @abstractmethod
+    def _start(self, slots: Sequence[Slot]) -> None:
+        """Start one batch."""
+
+    @abstractmethod
+    def _finish(self, slot: Slot) -> None:
+        """Wait for one slot of a started batch."""
