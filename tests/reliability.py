@@ -21,8 +21,8 @@ from typing import Self
 
 from stream import backoff
 from stream.feed import Feed
-from stream.pipeline import Relay
 from stream.publish import Publisher
+from stream.relay import Relay
 from stream.settings import FeedSettings, RelaySettings, Settings
 from tests.doubling import DoublingEngine
 from tests.rtsp_server import RtspServer, camera

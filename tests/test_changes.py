@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engines.door import Slot
-from stream.pipeline import Relay
 from stream.publish import Publisher
+from stream.relay import Relay
 from stream.settings import EngineSettings, FeedSettings, RelaySettings, Settings
 from tests.clips import UdpSender, free_port, make_clip, read_number
 from tests.doubling import DoublingEngine

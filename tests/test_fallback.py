@@ -23,8 +23,8 @@ from engines.fallback import FallbackEngine
 from engines.runtime import EngineOptions, open_engine
 from stream.metrics import FeedFigures
 from stream.monitor.health import Health
-from stream.pipeline import Relay
 from stream.publish import Publisher
+from stream.relay import Relay
 from tests.clips import make_clip, read_number
 from tests.doubling import DoublingEngine
 from tests.test_pipeline import DEADLINE, decoded, luma, recording, settings, watched

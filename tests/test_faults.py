@@ -16,8 +16,8 @@ import pytest
 from engines.door import Slot
 from stream import backoff
 from stream.feed import Feed
-from stream.pipeline import Relay
 from stream.publish import Publisher
+from stream.relay import Relay
 from stream.settings import FeedSettings, RelaySettings, Settings
 from tests.cameras import LiveCamera
 from tests.clips import UdpSender, free_port, make_clip

@@ -23,8 +23,8 @@ from stream.feed import CodecStage, Feed
 from stream.frame import Frame
 from stream.hardware import NVENC, informed, nvdec, nvenc_options
 from stream.outlet import Outlet
-from stream.pipeline import Relay
 from stream.publish import Publisher
+from stream.relay import Relay
 from stream.settings import DecoderChoice, EncoderSettings, FeedSettings, RelaySettings, Settings
 from stream.source import open_source
 from tests.clips import make_clip

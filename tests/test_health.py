@@ -20,8 +20,8 @@ from stream.metrics import DROPS, STAGES, AgeHistogram
 from stream.monitor.health import Health
 from stream.monitor.http import CONNECTIONS
 from stream.monitor.prometheus import RECONNECTS, cumulative
-from stream.pipeline import Relay
 from stream.publish import Publisher
+from stream.relay import Relay
 from stream.settings import FeedSettings, RelaySettings, Settings
 from stream.sources.segment import Segment
 from tests.clips import make_clip

@@ -17,8 +17,8 @@ import pytest
 from engines.door import Door, Memory, Slot
 from stream import backoff, pipeline
 from stream.metrics import FeedFigures
-from stream.pipeline import Relay
 from stream.publish import Publisher
+from stream.relay import Relay
 from stream.settings import EncoderSettings, FeedSettings, RelaySettings, Settings
 from stream.subscribe import Subscriber
 from stream.wire import Header, Kind, Message, decode_status

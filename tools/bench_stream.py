@@ -24,8 +24,8 @@ from stream.encode import Encoder
 from stream.enhance import enhance
 from stream.errors import StreamError
 from stream.frame import Frame, Plane
-from stream.pipeline import Relay
 from stream.publish import JOIN_INTERVAL, Publisher
+from stream.relay import Relay
 from stream.settings import EncoderSettings, FeedSettings, RelaySettings, Settings
 from stream.simulate import Clip, at_rate, shrunk, simulate_night
 from stream.source import open_source

@@ -18,8 +18,8 @@ from tools.signals import stopped_by_signals
 if TYPE_CHECKING:
     from stream.feed import Feed
     from stream.files.replay import Bookmark, Playlist
-    from stream.pipeline import Relay
     from stream.publish import Publisher
+    from stream.relay import Relay
     from stream.settings import FeedSettings, Settings
 
 log = logging.getLogger("nightbridge")
@@ -65,8 +65,8 @@ def to_wire(settings: Settings, show: Show, *, wait: bool, from_start: bool) -> 
     """Play to viewers, and tell what became of it. At full speed the first viewer is waited for, if `wait`."""
     from engines.runtime import EngineOptions, open_engine
     from stream.files.replay import Bookmark, Playlist
-    from stream.pipeline import Relay
     from stream.publish import Publisher
+    from stream.relay import Relay
 
     feed = feed_settings(settings, show)
     bookmark = Bookmark(show.paths, show.feed)

@@ -16,7 +16,7 @@ from tools.limits import bound_arenas, raise_file_limit
 from tools.signals import answering
 
 if TYPE_CHECKING:
-    from stream.pipeline import Relay
+    from stream.relay import Relay
 
 log = logging.getLogger("nightbridge")
 
@@ -30,8 +30,8 @@ def run(config: Annotated[Path, typer.Argument(help="Settings.")] = Path("config
     Cameras are added, removed and changed while it runs: CONFIG is read again when it changes, and on SIGHUP.
     """
     from engines.runtime import EngineOptions, open_with_fallback
-    from stream.pipeline import Relay
     from stream.publish import Publisher
+    from stream.relay import Relay
     from stream.settings import load_settings
 
     bound_arenas()

@@ -10,7 +10,7 @@ from typing import Any, Self
 from stream.feed import Feed
 from stream.monitor.http import Page, PageServer
 from stream.monitor.prometheus import CONTENT_TYPE, exposition, registry_of
-from stream.pipeline import Relay
+from stream.relay import Relay
 
 PERCENTILES = (50, 95, 99)
 

@@ -15,7 +15,7 @@ from engines.door import Door, EngineInfo
 from stream.errors import Reason
 from stream.feed import Feed
 from stream.metrics import DROPS, LOSSES, STAGES, AgeHistogram, FeedFigures
-from stream.pipeline import Relay
+from stream.relay import Relay
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Of Prometheus' text format."""

@@ -1,0 +1,226 @@
+"""The relay: runs the stages of `stream.pipeline` for all feeds, which come and go while it runs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import ParamSpec, Self
+
+from engines.door import Door
+from stream.enhance import Gather
+from stream.feed import Feed
+from stream.pipeline import bring_in, light_up, send_out
+from stream.publish import Publisher
+from stream.settings import FeedSettings, Settings
+from stream.source import Opener, opener_of
+from stream.wire import Header, Status, encode_status
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What new settings have changed: names of feeds, and of tables that only a new start can change."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+    need_restart: list[str]
+
+    def __str__(self) -> str:
+        parts = [
+            f"{word} {', '.join(names)}"
+            for word, names in (("added", self.added), ("removed", self.removed), ("changed", self.changed))
+            if names
+        ]
+        return "; ".join(parts) or "no feed changed"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A feed with its two threads."""
+
+    feed: Feed
+    way_in: threading.Thread
+    way_out: threading.Thread
+
+    def start(self) -> None:
+        """Begin to relay the feed."""
+        self.way_out.start()
+        self.way_in.start()
+
+    def join(self, until: float) -> bool:
+        """Wait for the feed's end until a time of `time.monotonic`; whether it has come."""
+        for thread in (self.way_in, self.way_out):
+            thread.join(max(0.0, until - time.monotonic()))
+        return not (self.way_in.is_alive() or self.way_out.is_alive())
+
+
+class Relay:
+    """All feeds, one engine, one publisher; runs inside its `with` block, whose end is a clean stop.
+
+    `engine` and `publisher` are already open, belong to the caller and outlive the relay. Feeds come and go without
+    touching each other; `add`, `remove` and `apply` are for one thread. What goes wrong with one feed costs that
+    feed alone; what goes wrong for all ends the relay (see `failure`).
+    """
+
+    def __init__(self, settings: Settings, engine: Door, publisher: Publisher) -> None:
+        self.failure: BaseException | None = None
+        """What ended the relay before it was asked to stop."""
+        self._settings = settings
+        self._engine = engine
+        self._publisher = publisher
+        self._gather: Gather[Feed] = Gather()
+        self._running: dict[str, Running] = {}
+        self._hanging: list[Running] = []
+        """Feeds that were removed and do not end; their pictures are still in the engine."""
+        batch = min(settings.engine.batch, engine.info.largest_batch)
+        self._shared = self._thread(light_up, engine, self._gather, batch)
+        for name, feed in settings.feeds.items():
+            self._prepare(name, feed)
+
+    @property
+    def feeds(self) -> dict[str, Feed]:
+        """All feeds by name, those that have ended by themselves too."""
+        return {name: running.feed for name, running in list(self._running.items())}
+
+    @property
+    def id(self) -> str:
+        """Of this run, as it stands in every message."""
+        return self._publisher.relay_id
+
+    @property
+    def engine(self) -> Door:
+        """What enhances the pictures, to be asked how it is doing."""
+        return self._engine
+
+    def __enter__(self) -> Self:
+        self._shared.start()
+        for running in self._running.values():
+            running.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end(self._running.values())
+        self._gather.close()
+        self._shared.join(self._settings.relay.stop_timeout)
+
+    def add(self, name: str, settings: FeedSettings, opener: Opener | None = None) -> Feed:
+        """Begin to relay another feed; `opener` stands for what the address in its settings says."""
+        running = self._prepare(name, settings, opener)
+        running.start()
+        return running.feed
+
+    def remove(self, *names: str) -> None:
+        """End feeds, which publish what they have decoded, within twice the relay's `stop_timeout`."""
+        leaving = [self._running[name] for name in names]
+        self._end(leaving)
+        for running in leaving:
+            self._publish_status(running.feed)
+            self._hanging.append(self._running.pop(running.feed.name))
+        self._share_engine()
+
+    def apply(self, settings: Settings) -> Changes:
+        """Take on new settings: feeds whose own are as before are not touched."""
+        before = {name: running.feed.settings for name, running in self._running.items()}
+        after = settings.feeds
+        changes = Changes(
+            added=[name for name in after if name not in before],
+            removed=[name for name in before if name not in after],
+            changed=[name for name in after if name in before and before[name] != after[name]],
+            need_restart=[
+                f"[{table}]"
+                for table in ("relay", "engine")
+                if getattr(settings, table) != getattr(self._settings, table)
+            ],
+        )
+        self.remove(*changes.removed, *changes.changed)
+        for name in changes.changed + changes.added:
+            self.add(name, after[name])
+        return changes
+
+    def publish_status(self) -> None:
+        """Tell the viewers of every feed how it is doing."""
+        for feed in self.feeds.values():
+            self._publish_status(feed)
+
+    def stop(self) -> None:
+        """Ask every feed to end: what is decoded is still enhanced, encoded, flushed and published."""
+        for feed in self.feeds.values():
+            feed.stop.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until every feed has ended, `timeout` seconds at most; True where they have."""
+        until = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
+        return all(running.join(until) for running in self._running.values())
+
+    def _prepare(self, name: str, settings: FeedSettings, opener: Opener | None = None) -> Running:
+        feed = Feed(name, settings, opener or opener_of(settings))
+        self._gather.open_lane(feed, feed.lane)
+        self._running[name] = Running(
+            feed,
+            self._thread(bring_in, feed, self._engine, self._gather, self._publisher),
+            self._thread(send_out, feed, self._gather, self._publisher, self._engine.info.weights_id),
+        )
+        self._share_engine()
+        return self._running[name]
+
+    def _share_engine(self) -> None:
+        """Let the engine hold what all feeds can have in it at once, and their sizes and one more."""
+        for running in [each for each in self._hanging if each.join(time.monotonic())]:
+            self._gather.close_lane(running.feed)
+            self._hanging.remove(running)
+        count = max(1, len(self._running) + len(self._hanging))
+        self._engine.allow(count * Gather.IN_FLIGHT, count + 1)
+
+    def _end(self, leaving: Iterable[Running]) -> None:
+        leaving = list(leaving)
+        for running in leaving:
+            running.feed.stop.set()
+        patience = self._settings.relay.stop_timeout
+        until = time.monotonic() + patience
+        late = [running for running in leaving if not running.join(until)]
+        if not late:
+            return
+        names = ", ".join(running.feed.name for running in late)
+        log.error("stopping %s took longer than %g s; what was under way is dropped", names, patience)
+        for running in late:
+            self._gather.abandon(running.feed)
+        until = time.monotonic() + patience
+        for running in late:
+            running.join(until)
+
+    def _publish_status(self, feed: Feed) -> None:
+        figures = feed.figures()
+        status = Status(
+            state=feed.state,
+            received=figures.received,
+            published=figures.published,
+            under_way=figures.under_way,
+            dropped=figures.dropped,
+            lost=figures.lost,
+            reason=feed.reason,
+        )
+        self._publisher.publish(feed.name, "status", Header(), encode_status(status))
+
+    def _thread(self, stage: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> threading.Thread:
+        """A thread for one stage; what it raises stops the relay and is kept as its failure."""
+
+        def run() -> None:
+            try:
+                stage(*arguments, **named)
+            except BaseException as error:
+                log.exception("a stage failed, the relay stops")
+                self.failure = self.failure or error
+                self._gather.abandon()
+                self.stop()
+
+        return threading.Thread(target=run, name=f"nightbridge-{stage.__name__}", daemon=True)
