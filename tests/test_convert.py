@@ -14,7 +14,7 @@ from av.audio.stream import AudioStream
 from engines.door import Slot
 from engines.errors import EngineError
 from stream.errors import CodecError, SourceUnsupported
-from stream.files import convert as module
+from stream.files import part_writer
 from stream.files.convert import Conversion, Progress, convert
 from tests.clips import klv_packet, make_clip, read_number
 from tests.doubling import DoublingEngine
@@ -209,7 +209,7 @@ OPEN_GROUPS = {"x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0"}
 def test_stopped_twice_it_becomes_the_same_video_as_at_one_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(module, "PART_PICTURES", 20)
+    monkeypatch.setattr(part_writer, "PART_PICTURES", 20)
     source = make_clip(tmp_path / name, pictures=80, size=(96, 80), key_interval=10, **options)
     whole, resumed = tmp_path / "whole.mkv", tmp_path / "resumed.mkv"
     with DoublingEngine() as engine:
@@ -232,7 +232,7 @@ def test_stopped_twice_it_becomes_the_same_video_as_at_one_go(
 def test_parts_of_another_recording_are_told_and_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "PART_PICTURES", 10)
+    monkeypatch.setattr(part_writer, "PART_PICTURES", 10)
     source = make_clip(tmp_path / "a.mp4", pictures=40, size=(96, 80))
     stopped_after(20, source, tmp_path / "out.mp4")
     make_clip(source, pictures=30, size=(96, 80))
@@ -242,7 +242,7 @@ def test_parts_of_another_recording_are_told_and_not_used(
 
 
 def test_from_start_forgets_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PART_PICTURES", 10)
+    monkeypatch.setattr(part_writer, "PART_PICTURES", 10)
     source = make_clip(tmp_path / "a.mp4", pictures=40, size=(96, 80))
     stopped_after(20, source, tmp_path / "out.mp4")
     with DoublingEngine() as engine:
@@ -251,7 +251,7 @@ def test_from_start_forgets_what_was_done(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_engine_that_fails_leaves_what_was_done_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PART_PICTURES", 10)
+    monkeypatch.setattr(part_writer, "PART_PICTURES", 10)
     source = make_clip(tmp_path / "a.mp4", pictures=40, size=(96, 80))
 
     class Failing(DoublingEngine):

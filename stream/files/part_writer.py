@@ -1,0 +1,121 @@
+"""Enhanced pictures to part files, which `stream.files.convert` joins at the end."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from types import TracebackType
+from typing import Self, cast
+
+import av
+from av.container import OutputContainer
+from av.video.reformatter import ColorRange
+from av.video.stream import VideoStream
+
+from engines.door import Slot
+from stream.encode import COLOUR_CODES, USUAL_RATE, as_frame
+from stream.files.fileclock import FileClock
+from stream.files.join import ENCODER, SHIFT
+from stream.files.parts import Part, Parts
+from stream.frame import Frame
+from stream.sources.recording import RecordedSegment
+
+OPTIONS = {"preset": "veryfast", "crf": "20"}
+"""A file has no thin link before it, so its quality is constant."""
+
+PART_PICTURES = 125
+"""In a part file: what a kill can cost. Each part begins with a key frame."""
+
+
+class PartWriter:
+    """Encodes enhanced pictures into parts. A context manager; leaving it drops the part that is not finished.
+
+    All calls are for one thread at a time; after one that raised, others do nothing.
+    """
+
+    def __init__(self, parts: Parts, segment: RecordedSegment) -> None:
+        self._parts = parts
+        self._video = segment.video
+        self._rate = segment.rate or USUAL_RATE
+        self.clock = FileClock(cast("Fraction", segment.video.time_base), self._rate)
+        self._pictures = 0
+        self._unit = self._key = 0
+        self._jump = parts.done[-1].jump if parts.done else 0
+        self._jumps: list[tuple[int, int]] = []
+        self._container: OutputContainer | None = None
+        self._failed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._container is not None:
+            self._container.close()
+
+    def write(self, frame: Frame, slot: Slot, key: int) -> int:
+        """Wait for the engine, encode its picture and give the slot back; tells how many pictures there are now.
+
+        The frame has the number of its access unit in place of `received_ns`; `key` is where to begin decoding.
+        """
+        try:
+            if not self._failed:
+                slot.wait()
+                self._write(frame, slot, key)
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            slot.release()
+        return self._parts.pictures + self._pictures
+
+    def finish(self) -> None:
+        """Make what was written a part, if there is anything."""
+        container = self._container
+        if container is None or self._failed:
+            return
+        container.mux(self._stream.encode(None))
+        container.close()
+        self._container = None
+        self._parts.add(
+            Part(
+                pictures=self._pictures,
+                size=self._parts.growing.stat().st_size,
+                unit=self._unit,
+                key=self._key,
+                placed=self.clock.placed,
+                last=self.clock.last,
+                jump=self.clock.jump,
+                jumps=self._jumps,
+            )
+        )
+        self._pictures, self._jumps = 0, []
+
+    def _write(self, frame: Frame, slot: Slot, key: int) -> None:
+        container = self._container or self._begin(frame.time_base)
+        picture = as_frame(slot.y_out, slot.uv_out[0], slot.uv_out[1], self._stream.width, self._stream.height)
+        picture.pts, picture.time_base = self.clock.place(frame.pts) + SHIFT, frame.time_base
+        container.mux(self._stream.encode(picture))
+        self._unit, self._key = frame.received_ns, key
+        if self.clock.jump != self._jump:
+            self._jump = self.clock.jump
+            self._jumps.append((self._unit, self._jump))
+        self._pictures += 1
+        if self._pictures == PART_PICTURES:
+            self.finish()
+
+    def _begin(self, time_base: Fraction) -> OutputContainer:
+        """The next part, which may hold any time exactly, whatever the new file can hold."""
+        layout = self._parts.layout
+        assert layout is not None
+        self._container = av.open(os.fspath(self._parts.growing.absolute()), "w")
+        self._stream = cast("VideoStream", self._container.add_stream(ENCODER, rate=self._rate, options=OPTIONS))
+        self._stream.width, self._stream.height, self._stream.pix_fmt = layout.width, layout.height, "yuv420p"
+        context = self._stream.codec_context
+        context.flags |= av.codec.context.Flags.global_header
+        context.time_base = time_base
+        context.sample_aspect_ratio = self._video.sample_aspect_ratio or Fraction(0)
+        context.colorspace, context.color_primaries, context.color_trc = COLOUR_CODES[layout.matrix]
+        context.color_range = ColorRange.JPEG if layout.full_range else ColorRange.MPEG
+        return self._container
