@@ -28,8 +28,9 @@ from tests.fake_tensorrt import Arrays, Compute
 from tests.test_check import nightbridge
 from tests.test_runtime_tensorrt import bench, counting
 from tools import bench_gpu, bench_gpu_checks, bench_gpu_matrix, bench_gpu_relay, bench_gpu_times
-from tools.bench_gpu import Findings, print_findings, shares, why_not
+from tools.bench_gpu import shares, why_not
 from tools.bench_gpu_checks import Reference, contract, difference, make_picture, parity
+from tools.bench_gpu_findings import Findings, print_findings
 from tools.bench_gpu_matrix import flop, matrix_peak, product_rate
 from tools.bench_gpu_relay import Watched, relay_figures, step_figures, why_too_many
 from tools.bench_gpu_times import hidden, memory_growth, times

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import platform
 import re
 import subprocess
@@ -11,13 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
-from rich.table import Table
 
 from engines.cards import CARD, SHIPPED, find_weights
 from engines.cores import available_cores
@@ -26,7 +23,7 @@ from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.gpu import NO_GPU, find_gpu
 from engines.runtime import ON_CUDA, EngineOptions, open_engine
 from engines.tensorrt_library import import_tensorrt
-from tools.report import plain, print_values, write_json
+from tools.bench_gpu_findings import Findings, print_findings
 
 PACKAGES = ("torch", "tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings", "av", "numpy")
 TRY_SECONDS = 90.0
@@ -52,44 +49,6 @@ LEAST_TIMES_SHARE = 0.3
 """Of all time: what the times get, however long everything before them took."""
 TAPE_SECONDS, TAPE_COPIES = 20, 30
 """Of the recording that each feed of the relay plays, and how often."""
-
-WIDTH = 150
-"""Columns of the printed tables, at least: a narrower terminal breaks their lines, and loses nothing."""
-
-Part = Callable[[], Iterator[Mapping[str, object]]]
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class Findings:
-    """Figures so far: the file holds them after each step, so that a run that is killed leaves what it measured."""
-
-    path: Path | None
-    seconds: float
-    """How long everything may take."""
-    figures: dict[str, object] = field(default_factory=dict)
-    _began: float = field(default_factory=time.monotonic)
-
-    def time_left(self, share: float = 1.0) -> float:
-        """Seconds until this share of all time is over; below 0 afterwards."""
-        return self._began + share * self.seconds - time.monotonic()
-
-    def add(self, figures: Mapping[str, object]) -> None:
-        """Keep more figures."""
-        self.figures |= figures
-        write_json(self.path, self.figures)
-
-    def measure(self, name: str, part: Part) -> None:
-        """Keep what a part finds; where it fails, `NAME_failed` says why, and what it found before stays."""
-        began = time.monotonic()
-        try:
-            for figures in part():
-                self.add(figures)
-        except Exception as error:  # whatever it is: the other parts go on
-            log.debug("%s", name, exc_info=error)
-            self.add({f"{name}_failed": f"{type(error).__name__}: {error}"})
-        self.add({f"{name}_seconds": round(time.monotonic() - began, 1)})
 
 
 def bench_gpu(weights: str, minutes: float, path: Path | None, runtime: str = "auto") -> None:
@@ -125,9 +84,7 @@ def bench_gpu(weights: str, minutes: float, path: Path | None, runtime: str = "a
         findings.measure("efficiency", lambda: efficiency(weights, findings.figures))
         status.update("watching relays")
         findings.measure("relay", lambda: relay(usable, weights, findings.time_left))
-    out = Console()
-    out.width = max(out.width, WIDTH)
-    print_findings(out, findings.figures)
+    print_findings(Console(), findings.figures)
 
 
 def environment() -> Iterator[Mapping[str, object]]:
@@ -315,46 +272,3 @@ def used_mb() -> float | None:
     except Exception:  # ImportError, or whatever torch says without CUDA
         return None
     return (total - free) / 1e6
-
-
-TIMES_COLUMNS = (
-    *("door_ms", "latency_ms", "network_ms", "upload_ms", "download_ms", "fps", "door_ratio"),
-    *("copies_hidden", "tflops", "matrix_share"),
-)
-RELAY_COLUMNS = (
-    *("fps", "age_p50_ms", "age_p95_ms", "age_p99_ms", "dropped", "lost"),
-    *("cores", "cpu_ms", "cpu_beside_codecs_ms", "gpu_memory_mb"),
-)
-
-
-def print_findings(console: Console, figures: Mapping[str, object]) -> None:
-    """Batches and relays as tables, all else as lines."""
-    tables = [
-        as_table("batch", "_door_ms", TIMES_COLUMNS, figures),
-        as_table("relay", "_cpu_ms", RELAY_COLUMNS, figures),
-    ]
-    shown = {key for _, keys in tables for key in keys}
-    print_values(console, {key: value for key, value in figures.items() if key not in shown})
-    for table, keys in tables:
-        if keys:
-            console.print(table)
-
-
-def as_table(title: str, mark: str, columns: tuple[str, ...], figures: Mapping[str, object]) -> tuple[Table, list[str]]:
-    """A row for every figure whose name ends with `mark`, and the names of the figures that are in the table."""
-    table = Table(title)
-    for column in columns:
-        table.add_column(column, justify="right")
-    keys: list[str] = []
-    for row in [key.removesuffix(mark) for key in figures if key.endswith(mark)]:
-        names = [f"{row}_{column}" for column in columns]
-        keys += [name for name in names if name in figures]
-        table.add_row(row, *(as_cell(plain(figures.get(name))) for name in names))
-    return table, keys
-
-
-def as_cell(value: object) -> str:
-    """A figure with three digits that count; - where it is missing."""
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-    return "-" if value is None else str(value)
