@@ -53,6 +53,11 @@ def test_bright_pictures_are_drawn_to_their_common_brightness_by_the_share(share
     assert [(pair.small.max(), pair.dark.max()) for pair in evened] == [(50, 50), (200, 200)], "the dark ones stay"
 
 
+def test_bright_pictures_are_drawn_to_those_that_stand_nearby_alone() -> None:
+    pairs = [Sample(*[np.full((4, 6, 3), level, np.uint8)] * 3) for level in (25, 50, 100, 200)]
+    assert [pair.large.max() for pair in even_out(pairs, 1.0, reach=1)] == [35, 50, 100, 141]
+
+
 def test_what_is_made_brighter_ends_at_white_and_black_stays_black() -> None:
     black, dim = np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 3), 40, np.uint8)
     dim[0] = 250

@@ -322,9 +322,16 @@ def test_no_step_is_longer_than_the_clip_allows() -> None:
     assert norms[1] > 0.1
 
 
-@pytest.mark.parametrize(("evened", "ratios"), [((0.0, 0.5), (4.0, 2.0)), ((0.5, 0.0), (2.0, 4.0))])
+@pytest.mark.parametrize(
+    ("changes", "ratios"),
+    [
+        ({"evened": (0.0, 0.5)}, (4.0, 2.0)),
+        ({"evened": (0.5, 0.0)}, (2.0, 4.0)),
+        ({"evened_nearby": 0.5}, (2.0, 4.0)),
+    ],
+)
 def test_lol_and_nights_are_each_learned_at_an_evened_brightness_and_days_as_they_are(
-    evened: tuple[float, float], ratios: tuple[float, float], tmp_path: Path
+    changes: dict[str, object], ratios: tuple[float, float], tmp_path: Path
 ) -> None:
     """By half of the way on a scale of ratios: a quarter of the brightness becomes a half."""
     bright, levels = sample(), []
@@ -337,7 +344,7 @@ def test_lol_and_nights_are_each_learned_at_an_evened_brightness_and_days_as_the
     training_steps = training.open_steps
     with mock.patch.object(training, "open_steps", spy):
         pairs, budget = ([bright, dim],) * 3, training.Budget(steps=1)
-        training.train(recipe(evened=evened), pairs, budget, tmp_path / "c.pt", lambda *_: None, device=CPU)
+        training.train(recipe(**changes), pairs, budget, tmp_path / "c.pt", lambda *_: None, device=CPU)
     lol, night, day = levels
     assert (lol[0] / lol[1], night[0] / night[1]) == pytest.approx(ratios, rel=0.03)
     assert day == [bright.large.mean(), dim.large.mean()]
@@ -433,6 +440,7 @@ def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
     for text, told in (
         ("twins = -0.1", "twins is -0.1; it must be from 0 to 1"),
         ("evened = [0.0, 1.5]", "evened is [0.0, 1.5]; both must be from 0 to 1"),
+        ("evened_nearby = 2.0", "evened_nearby is 2.0; it must be from 0 to 1"),
         ("noise = -1.0", "noise is -1.0; it must be a number from 0 on"),
         ("twin_noise = -1.0", "twin_noise is -1.0; it must be a number from 0 on"),
         ("steady_weight = nan", "steady_weight is nan"),

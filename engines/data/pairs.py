@@ -23,6 +23,9 @@ ALIGN = 16
 PHOTO_CROP = (144, 224)
 """Height and width of the small crops of photos."""
 
+NEARBY = 4
+"""Pairs of LOL before and after one that count as its scene."""
+
 MIXUP = 1.2
 """Both parameters of the beta distribution that a neighbour's share is drawn from."""
 
@@ -79,20 +82,22 @@ def _from_lol(pair: Pair) -> Sample:
     return Sample(small=halve(pair.low), large=pair.high, dark=pair.low)
 
 
-def even_out(samples: Sequence[Sample], share: float) -> list[Sample]:
+def even_out(samples: Sequence[Sample], share: float, reach: int | None = None) -> list[Sample]:
     """The same pairs, their bright pictures drawn to one mean brightness by this share of the way (0: none, 1: all).
 
     How bright the bright picture was made can hardly be told from the dark one, so that a network learns it scene by
     scene, and guesses wildly at scenes that it has not seen. Pictures are scaled as a longer or shorter exposure would
-    do it, up to white; the brightness in common is the geometric mean of all pictures' means.
+    do it, up to white; the brightness in common is the geometric mean of all pictures' means, or with `reach` of those
+    that stand so many places before and after: LOL's neighbours mostly show one scene, exposed differently.
     """
     if not samples or not share:
         return list(samples)
     means = np.log([max(sample.large.mean(), 1.0) for sample in samples])
-    gains = np.exp(share * (means.mean() - means))
+    reach = len(samples) if reach is None else reach
+    common = [means[max(0, place - reach) : place + reach + 1].mean() for place in range(len(samples))]
     return [
         replace(sample, large=np.rint(np.minimum(sample.large * gain, 255)).astype(np.uint8))
-        for sample, gain in zip(samples, gains, strict=True)
+        for sample, gain in zip(samples, np.exp(share * (common - means)), strict=True)
     ]
 
 

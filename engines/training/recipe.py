@@ -64,6 +64,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evened: tuple[float, float] = (0.0, 0.0)
     """Shares of the way, 0 to 1, by which the brightness that dark pictures should get is drawn to what LOL's pairs and
     what the night pairs have in common, see `engines.data.pairs.even_out`; held-out pairs stay as they are."""
+    evened_nearby: float = 0.0
+    """The same of LOL's pairs alone, to what each has in common with its neighbours by number, after `evened`."""
     noise: float = 0.0
     """Largest deviation of the noise that is added to the small pictures, in code values of 255; drawn for each."""
     twins: float = 0.0
@@ -127,7 +129,7 @@ def _fault(recipe: Recipe) -> str | None:
         return f"network is {recipe.network!r}; it must be one of {', '.join(CONFIGS)}"
     if "fusing" in recipe.parts and "detail" not in recipe.parts:
         return "parts has fusing without detail; fusing mixes in what the detail branch knows"
-    for name in ("whole", "turn", "mixup", "twins", "exposure_free"):
+    for name in ("whole", "turn", "mixup", "twins", "evened_nearby", "exposure_free"):
         if not 0 <= (share := getattr(recipe, name)) <= 1:
             return f"{name} is {share}; it must be from 0 to 1"
     if not all(0 <= share <= 1 for share in recipe.evened):

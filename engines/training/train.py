@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from engines.cards import KINDS, NUMBERS, Card, sha256, write_card
 from engines.checkpoint import load_network, save_network
-from engines.data.pairs import PHOTO_CROP, Draw, Sample, draw, even_out, small_sizes, subsample_chroma
+from engines.data.pairs import NEARBY, PHOTO_CROP, Draw, Sample, draw, even_out, small_sizes, subsample_chroma
 from engines.errors import EngineMismatch
 from engines.network.config import CONFIGS
 from engines.network.neid import STARTS, Neid
@@ -90,7 +90,8 @@ def train(
     if checkpoint.exists():
         run.load(checkpoint)
     lol, night, *day = samples
-    samples = (even_out(lol, recipe.evened[0]), even_out(night, recipe.evened[1]), *day)
+    lol = even_out(even_out(lol, recipe.evened[0]), recipe.evened_nearby, NEARBY)
+    samples = (lol, even_out(night, recipe.evened[1]), *day)
     steps = open_steps(recipe, run, samples)
     sizes = [small_sizes(some) for some in samples]
     while (share := budget.share(run.step, run.seconds)) < 1:
