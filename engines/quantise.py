@@ -33,6 +33,8 @@ def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) ->
     `CLIPPED` extremes are left out and the most sensitive convolutions stay in float; 0.00 to 0.14 dB, by the choice
     of pictures, where the channels are equalised too. Ranges averaged over pictures would be as good by night, and
     clip daylight to 19 dB of the fp32 output; here it keeps 43 dB or more. 81 % of the multiply-accumulates are int8.
+    With the second and the last convolution in int8, too, a picture of 640x360 takes a tenth less time on a processor
+    with AVX-512 and no matrix unit, and loses 0.09 dB more, by day 0.3 dB.
 
     Weights take half of their 256 levels: without VNNI a processor adds two products in 16 bits, which whole weights
     overflow. Biases are corrected for the mean error of what is rounded.
