@@ -29,7 +29,7 @@ def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) ->
     there are none. The graph should be that of `engines.equalise.equalised`.
 
     Light differs tenfold between night and day, yet a tensor has one range. What that costs, in raw PSNR against
-    fp32 on 36 scenes of LOL with the weights `field`: 0.94 dB with whole ranges; 0.22 dB where each picture's
+    fp32 on 36 scenes of LOL with earlier weights `field`: 0.94 dB with whole ranges; 0.22 dB where each picture's
     `CLIPPED` extremes are left out and the most sensitive convolutions stay in float; 0.00 to 0.14 dB, by the choice
     of pictures, where the channels are equalised too. Ranges averaged over pictures would be as good by night, and
     clip daylight to 19 dB of the fp32 output; here it keeps 43 dB or more. 81 % of the multiply-accumulates are int8.

@@ -24,7 +24,8 @@ PHOTO_CROP = (144, 224)
 """Height and width of the small crops of photos."""
 
 NEARBY = 4
-"""Pairs of LOL before and after one that count as its scene."""
+"""Pairs of LOL before and after one that count as its scene, in the order in which they are learned: by number, and
+scenes that could be held out but are not at the end."""
 
 MIXUP = 1.2
 """Both parameters of the beta distribution that a neighbour's share is drawn from."""

@@ -65,7 +65,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Shares of the way, 0 to 1, by which the brightness that dark pictures should get is drawn to what LOL's pairs and
     what the night pairs have in common, see `engines.data.pairs.even_out`; held-out pairs stay as they are."""
     evened_nearby: float = 0.0
-    """The same of LOL's pairs alone, to what each has in common with its neighbours by number, after `evened`."""
+    """The same of LOL's pairs alone, after `evened`: to what each has in common with its `engines.data.pairs.NEARBY`
+    neighbours on either side, which mostly show the same scene."""
     noise: float = 0.0
     """Largest deviation of the noise that is added to the small pictures, in code values of 255; drawn for each."""
     twins: float = 0.0
