@@ -24,7 +24,7 @@ CACHE = Annotated[
     typer.Option(
         envvar="NIGHTBRIDGE__ENGINE__CACHE",
         file_okay=False,
-        help="As `cache` under [engine] in the settings.",
+        help="As `cache` in the table `engine` of the settings.",
         show_default="nightbridge in the user's cache folder",
     ),
 ]
@@ -40,7 +40,7 @@ def build(
     weights: Annotated[
         str, typer.Option(help="Shipped weights, a folder made by `export`, or all: every shipped one.")
     ] = "field",
-    batch: Annotated[int, typer.Option(help="The largest; `batch` under [engine] in the settings.")] = 8,
+    batch: Annotated[int, typer.Option(help="The largest; must be that of the table `engine` of the settings.")] = 8,
     runtime: Annotated[Literal["tensorrt"], typer.Option(help="OpenVINO needs no building.")] = "tensorrt",  # noqa: ARG001
     cache: CACHE = None,
     json: JsonFile = None,

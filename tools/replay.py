@@ -28,7 +28,7 @@ def replay(
     paths: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, help="Recordings, folders of them.")],
     to: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Make files there, without the network; of one recording also a file."),
+        typer.Option(metavar="FOLDER", help="Make files there, and publish nothing; for one recording also a file."),
     ] = None,
     speed: Annotated[
         float | None,
