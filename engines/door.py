@@ -97,6 +97,8 @@ class Slot:
     """Of the feed that the picture belongs to; None for a picture that stands alone. No two of a batch share one."""
     keep: float = 0.0
     """The share of the memory that is kept, 0 to 1; less across a cut, which the network sees by itself."""
+    under_way: bool = field(default=False, repr=False)
+    """Whether it was submitted, and nobody has waited for it yet; the engine's."""
 
     def wait(self) -> None:
         """Block until the output planes hold the enhanced picture; raises `EngineError` where that failed.
@@ -106,7 +108,10 @@ class Slot:
         self.engine.wait(self)
 
     def release(self) -> None:
-        """Give the slot back; its planes must not be touched any more."""
+        """Give the slot back; its planes must not be touched any more.
+
+        Returns when the engine has done with it, too: at once, unless nobody waited for a slot that was submitted.
+        """
         self.engine.release(self)
 
 

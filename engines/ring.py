@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -127,16 +127,24 @@ class Engine(Door):
                 f"a batch is 1 to {self.info.largest_batch} pictures of one size"
             )
         with self._as_engine_error():
+            for slot in slots:
+                slot.under_way = True  # also where starting the batch fails half-way
             self._start(slots)
 
     def wait(self, slot: Slot) -> None:
         """See `Slot.wait`."""
         self._check_open()
         with self._as_engine_error():
-            self._finish(slot)
+            try:
+                self._finish(slot)
+            finally:
+                slot.under_way = False
 
     def release(self, slot: Slot) -> None:
         """See `Slot.release`."""
+        if slot.under_way:  # the next one to have it would find it busy
+            with suppress(EngineError):
+                self.wait(slot)
         with self._free:
             if self._opened:
                 self._rings[slot.width, slot.height].append(slot)

@@ -180,3 +180,30 @@ def test_more_slots_can_be_allowed_while_somebody_waits_for_one() -> None:
         engine.allow(5, 5)
         waiter.join(10)
         assert not waiter.is_alive()
+
+
+def test_a_slot_given_back_before_its_picture_is_done_stays_away_until_then() -> None:
+    pace = threading.Semaphore(0)
+    with DoublingEngine(pace) as engine:
+        slot = engine.acquire(32, 32)
+        engine.submit([slot])
+        giving_back = threading.Thread(target=slot.release)
+        giving_back.start()
+        others = [engine.acquire(32, 32) for _ in range(3)]
+        assert [other for other in others if other is slot] == []
+        with pytest.raises(TimeoutError):
+            engine.acquire(32, 32, timeout=0.1)
+        pace.release()
+        giving_back.join(10)
+        assert engine.acquire(32, 32, timeout=10) is slot
+
+
+def test_a_slot_whose_batch_failed_can_be_given_back() -> None:
+    with Fragile() as engine:
+        slot = engine.acquire(32, 32)
+        engine.broken = True
+        with pytest.raises(EngineError):
+            engine.submit([slot])
+        slot.release()
+        engine.broken = False
+        assert engine.acquire(32, 32, timeout=1) is slot

@@ -167,6 +167,19 @@ def test_a_picture_is_doubled_and_equals_the_reference(
     assert psnr(uv, expected[1]) >= BOUNDS_DB[engine.info.precision]
 
 
+def test_slots_that_nobody_waited_for_are_free_when_they_are_back(engine: Door) -> None:
+    y, uv = day(320, 240)
+    alone, _ = engine.enhance(y, uv, Colour())
+    for _ in range(3):
+        slots = [engine.acquire(320, 240) for _ in range(4)]
+        for slot in slots:
+            slot.y[:], slot.uv[:], slot.colour = y, uv, Colour()
+            engine.submit([slot])
+        for slot in slots:
+            slot.release()
+    np.testing.assert_array_equal(engine.enhance(y, uv, Colour())[0], alone)
+
+
 def test_a_batch_equals_its_single_pictures(engine: Door) -> None:
     colours = [Colour("bt601"), Colour("bt709"), Colour("bt601", full_range=True), Colour(grey=True)]
     slots = [engine.acquire(48, 32) for _ in colours]
