@@ -75,9 +75,8 @@ class Weights:
 
 def find_weights(name: str) -> Weights:
     """Shipped weights by name, or weights of one's own by the path of their folder."""
-    folder = SHIPPED / name
-    if "/" not in name and folder.is_dir():
-        return Weights(folder)
+    if name in shipped():
+        return Weights(SHIPPED / name)
     if Path(name).is_dir():
         return Weights(Path(name))
     raise EngineMissing(f"no weights {name!r}: give one of {', '.join(shipped())}, or a folder made by `export`")

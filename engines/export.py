@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -102,18 +103,23 @@ def export_all(weights: Weights, calibration: Sequence[Path]) -> None:
     """Write every file that is made from the numbers beside them, and the digests into the card.
 
     `calibration` are picture files as cameras send them; without any no int8 is made, and an old one is removed,
-    since it would belong to other numbers. What the card tells of int8 goes where int8 is another one now.
+    since it would belong to other numbers. Where one cannot be made, all stay as they are. What the card tells of
+    int8 goes where int8 is another one now.
     """
     pictures = [read_picture(path) for path in calibration]
     folder = weights.folder
     network = load_network(weights.file(NUMBERS))
-    export_onnx(equalised(network, pictures) if pictures else network, folder / "fp32.onnx")  # int8 is made from it
-    export_onnx(network, folder / "fp16.onnx", half=True)
-    for name in INT8:
-        (folder / name).unlink(missing_ok=True)
-    if pictures:
-        with quiet():
-            export_int8(folder / "fp32.onnx", folder / "int8.xml", pictures)
+    with TemporaryDirectory(prefix=".export-", dir=folder) as unfinished:
+        made = Path(unfinished)
+        export_onnx(equalised(network, pictures) if pictures else network, made / "fp32.onnx")  # int8 is made from it
+        export_onnx(network, made / "fp16.onnx", half=True)
+        if pictures:
+            with quiet():
+                export_int8(made / "fp32.onnx", made / "int8.xml", pictures)
+        for name in INT8:
+            (folder / name).unlink(missing_ok=True)
+        for path in made.iterdir():
+            path.replace(folder / path.name)
     before = dict(weights.card.files)
     write_card(folder, weights.card)
     if any(before.get(name) != weights.card.files.get(name) for name in INT8):

@@ -248,6 +248,8 @@ class FallbackEngine(Door):
                 continue
             try:
                 self._serve(engine)
+            except Exception as error:
+                self._give_up(engine, error)
             finally:
                 with suppress(Exception):  # what has failed may not close well
                     engine.__exit__(None, None, None)

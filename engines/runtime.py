@@ -26,6 +26,9 @@ PRECISIONS = {"tensorrt": ("fp16",), "torch": ("fp32", "fp16"), "openvino": ("fp
 ON_CUDA = ("tensorrt", "torch")
 """What `auto` tries only where there is an NVIDIA driver with a GPU: importing them costs seconds and memory."""
 
+TRIAL = (64, 48)
+"""Width and height of what a GPU must take."""
+
 log = logging.getLogger(__name__)
 
 
@@ -81,12 +84,16 @@ def open_with_fallback(runtime: str = "auto", weights: str = "field", options: E
 
 
 def open_as_auto(runtime: str, weights: Weights, options: EngineOptions) -> Door:
-    """The engine of one runtime as `auto` takes it: TensorRT and torch on CUDA or not at all."""
+    """The engine of one runtime as `auto` takes it: TensorRT and torch on CUDA or not at all, and only where the GPU
+    runs their code, which it may refuse as late as that."""
     if runtime not in ON_CUDA:
         return _open_runtime(runtime, weights, options)
     if not has_driver():
         raise EngineMissing("no NVIDIA driver with a GPU")
-    return _open_runtime(runtime, weights, replace(options, cuda_only=True))
+    engine = _open_runtime(runtime, weights, replace(options, cuda_only=True))
+    with engine:
+        engine.prepare(*TRIAL)
+    return engine
 
 
 def _choose(runtime: str, weights: str, options: EngineOptions, level: int) -> Door:

@@ -44,6 +44,7 @@ class PlanLanes(Lanes):
     def __init__(
         self, plan: Any, library: Library, device: PycudaDevice, largest_batch: int, kept: tuple[Plans, PlanKey]
     ) -> None:
+        super().__init__([])  # first of all, since what comes first ends first where this fails
         self._kept, self._compiled, self._config = kept, None, None
         bindings = import_bindings() if library.times_kernels else None
         if not library.times_kernels:
@@ -58,7 +59,8 @@ class PlanLanes(Lanes):
                 self._compiled.deserialize(before)  # one that does not fit is refused, and made anew
             config.set_runtime_cache(self._compiled)
         tensors = describe(plan, library)
-        super().__init__([PlanLane(plan, self._config, tensors, device, largest_batch, bindings) for _ in range(LANES)])
+        for _ in range(LANES):
+            self._lanes.append(PlanLane(plan, self._config, tensors, device, largest_batch, bindings))
 
     def keep(self) -> None:
         """See `Lanes`."""

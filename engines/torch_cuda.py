@@ -84,6 +84,7 @@ class TorchCudaEngine(CudaEngine):
 
     def _open_device(self) -> Device:
         torch.backends.cudnn.benchmark = True  # each size and count is seen once, before pictures wait for it
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
         network = load_network(self._weights.file(NUMBERS))
         graph = PictureGraph(HalfNetwork(network) if self.info.precision == "fp16" else network)
         self._graph = graph.eval().to(self._gpu.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

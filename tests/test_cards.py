@@ -42,3 +42,11 @@ def test_a_file_that_the_card_does_not_list_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "fp32.onnx").write_bytes(b"a stranger's")
     with pytest.raises(EngineMissing, match=r"have no fp32\.onnx; they have weights\.safetensors"):
         Weights(tmp_path).file("fp32.onnx")
+
+
+def test_the_folder_where_one_is_can_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write_card(folder, Card(name="mine", network="neid-live", files={}))
+    monkeypatch.chdir(folder)
+    assert find_weights(".").card.name == "mine"

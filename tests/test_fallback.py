@@ -483,3 +483,20 @@ def test_pictures_are_the_same_across_a_change_of_runtime(tmp_path: Path) -> Non
         made = film(engine, change)
         assert engine.failures == {"torch": 0, "openvino": 0}
     assert min(map(psnr, made, expected)) > 58
+
+
+class Unwilling(Fake):
+    """Fails as soon as it is told how much it may keep."""
+
+    def allow(self, slots: int, sizes: int) -> None:
+        raise EngineError(f"no room for {slots} on purpose")
+
+
+def test_an_engine_that_fails_at_once_leaves_its_place_to_the_next() -> None:
+    first, second = Unwilling("tensorrt"), Fake("torch")
+    engine = FallbackEngine(Fake("openvino"), {"tensorrt": lambda: first, "torch": lambda: second})
+    engine.allow(4, 4)
+    with engine:
+        await_takeover(engine, second, (32, 32))
+        assert first.closed.is_set()
+        assert engine.failures == {"tensorrt": 1, "torch": 0, "openvino": 0}

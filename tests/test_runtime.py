@@ -44,9 +44,11 @@ def test_the_settings_allow_the_precisions_that_runtimes_take() -> None:
 class Machine:
     """What can be opened here; a runtime that is not named is missing."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *works: str, driver: bool = True) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *works: str, driver: bool = True, refusing: str = "") -> None:
+        """`refusing` works, too, but takes no picture."""
         self.asked: list[tuple[str, EngineOptions]] = []
         self._works = works
+        self._refusing = refusing
         monkeypatch.setattr(runtime, "has_driver", lambda: driver)
         for name, module in runtime.RUNTIMES.items():
             monkeypatch.setitem(sys.modules, module, SimpleNamespace(open_engine=self._opener(name)))
@@ -56,7 +58,9 @@ class Machine:
             self.asked.append((name, options))
             if name not in self._works:
                 raise EngineMissing(f"{name} is not here")
-            return Fake(name)
+            engine = Fake(name)
+            engine.broken = "make" if name == self._refusing else None
+            return engine
 
         return opener
 
@@ -89,6 +93,17 @@ def test_auto_takes_the_best_that_works_and_says_in_one_line_why(
         ("torch", True),
         ("openvino", False),
     ][: 4 - len(works)]
+
+
+def test_auto_passes_over_a_gpu_that_refuses_its_code(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Machine(monkeypatch, "tensorrt", "torch", "openvino", refusing="tensorrt")
+    assert open_engine("auto").info.runtime == "torch"
+    assert told(caplog) == ["engine: torch uint8 on test, weights none; tensorrt: no make on purpose"]
+    with open_with_fallback() as engine:
+        wait_until(lambda: engine.prepare(64, 64) or engine.info.runtime == "torch", "the next runtime")
+        assert engine.failures == {"tensorrt": 1, "torch": 0, "openvino": 0}
 
 
 def test_only_the_relay_tells_its_engine_without_being_asked(

@@ -33,7 +33,7 @@ def enhance(
     if target.exists() and target.samefile(source):
         raise typer.BadParameter(f"{target} is IN itself, which would be lost; OUT must be another")
     jobs = picture_jobs(source, target)
-    with open_engine(runtime, weights, EngineOptions(precision=precision)) as engine:
+    with open_engine(runtime, weights, EngineOptions(precision=precision, batch=1)) as engine:
         (target if source.is_dir() else target.parent).mkdir(parents=True, exist_ok=True)
         if jobs:
             enhance_pictures(engine, jobs)

@@ -198,7 +198,7 @@ def measured(weights: str, runtime: str, precision: str, measures: Sequence[Meas
     """One engine's figures by the measures' names, with what the engine is."""
     from engines.runtime import EngineOptions, open_engine
 
-    with open_engine(runtime, weights, EngineOptions(precision=precision)) as engine:
+    with open_engine(runtime, weights, EngineOptions(precision=precision, batch=1)) as engine:
         info = engine.info
         about: dict[str, Any] = {
             "weights": info.weights,

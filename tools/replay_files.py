@@ -93,7 +93,7 @@ def to_files(settings: Settings, jobs: Sequence[Job], from_start: bool) -> dict[
     stop = threading.Event()
     outcomes: list[Outcome] = []
     engine = settings.engine
-    options = EngineOptions(precision=engine.precision, threads=engine.threads, cache=engine.cache)
+    options = EngineOptions(precision=engine.precision, threads=engine.threads, cache=engine.cache, batch=1)
     with (
         stopped_by_signals(stop.set),
         open_engine(engine.runtime, engine.weights, options) as opened,

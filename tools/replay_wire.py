@@ -76,7 +76,7 @@ def to_wire(settings: Settings, show: Show, *, wait: bool, from_start: bool) -> 
     playlist = Playlist(show.files, start)
     stop = threading.Event()
     engine = settings.engine
-    options = EngineOptions(precision=engine.precision, threads=engine.threads, cache=engine.cache)
+    options = EngineOptions(precision=engine.precision, threads=engine.threads, cache=engine.cache, batch=1)
     with (
         stopped_by_signals(stop.set),
         open_engine(engine.runtime, engine.weights, options) as opened,
