@@ -489,7 +489,7 @@ class Unwilling(Fake):
     """Fails as soon as it is told how much it may keep."""
 
     def allow(self, slots: int, sizes: int) -> None:
-        raise EngineError(f"no room for {slots} on purpose")
+        raise EngineError(f"no room for {slots} of {sizes} on purpose")
 
 
 def test_an_engine_that_fails_at_once_leaves_its_place_to_the_next() -> None:
