@@ -21,6 +21,7 @@ from stream.outlet import Outlet
 from stream.pace import paced
 from stream.publish import Publisher
 from stream.source import Segment, open_source
+from stream.sources.recording import RecordedSegment
 from stream.wire import Header
 
 
@@ -63,12 +64,20 @@ def kind_of(error: Exception) -> str:
 
 
 def relay_source(feed: Feed, engine: Door, gather: Gather[Feed], publisher: Publisher) -> None:
-    """Open a feed's source and relay it to its end; raises what ends it too early."""
+    """Open a feed's source and relay it to its end; raises what ends it too early.
+
+    A recording that cannot be decoded, or whose pictures are too large, counts as one that cannot be read.
+    """
     with open_source(feed.settings, feed.stop, feed.opener) as source:
         for segment in source.segments():
             feed.rate = segment.rate
             feed.turn("live")
-            relay_segment(feed, segment, engine, gather, publisher)
+            try:
+                relay_segment(feed, segment, engine, gather, publisher)
+            except CodecError as error:
+                if not isinstance(segment, RecordedSegment):
+                    raise
+                segment.failure = str(error)
 
 
 def relay_segment(feed: Feed, segment: Segment, engine: Door, gather: Gather[Feed], publisher: Publisher) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+import pytest
 
 from engines.door import Slot
 from stream.publish import Publisher
@@ -150,3 +153,25 @@ def test_a_picture_that_is_too_large_for_its_feed_takes_no_memory_of_the_engine(
             assert relay.feeds["tape"].state == "failed"
             assert "640x480" in str(relay.feeds["tape"].reason)
     assert engine.sizes == set()
+
+
+@pytest.mark.parametrize("mode", ["live", "replay"])
+def test_a_recording_that_is_too_large_is_told_and_the_next_one_of_its_folder_follows(
+    mode: Literal["live", "replay"], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mission = tmp_path / "mission"
+    mission.mkdir()
+    for name, size in (("1.ts", (160, 120)), ("2.ts", (640, 480)), ("3.ts", (160, 120))):
+        make_clip(mission / name, pictures=10, size=size)
+    tape = FeedSettings(url=str(mission), mode=mode, memory=10_000_000, age_budget=60.0)
+    with (
+        DoublingEngine() as engine,
+        Publisher(RELAY, "run") as publisher,
+        Relay(settings(tape=tape), engine, publisher) as relay,
+    ):
+        assert relay.wait(30)
+        figures = relay.feeds["tape"].figures()
+        assert (relay.feeds["tape"].state, figures.reconnects) == ("ended", {})
+        assert figures.published + sum(figures.dropped.values()) == 20
+    [told] = [record.getMessage() for record in caplog.records if "640x480" in record.getMessage()]
+    assert "2.ts: " in told

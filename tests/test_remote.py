@@ -20,6 +20,7 @@ import pytest
 from stream.errors import SourceLost
 from stream.settings import FeedSettings
 from stream.source import open_source, opener_of
+from stream.sources import reader
 from stream.sources.remote import PLAYLIST_SECONDS, ways_to
 from tests.clips import free_port, make_clip
 from tests.impostors import (
@@ -261,6 +262,35 @@ def test_a_recording_over_http_is_read_to_its_end_and_opened_again(tmp_path: Pat
                 next(source.segments())
         with open_source(settings.model_copy(update={"mode": "replay"})) as source:
             assert [len(take(segment, 100)) for segment in source.segments()] == [30]
+
+
+def test_a_recording_over_http_whose_key_frames_nobody_takes_for_long_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_clip(tmp_path / "clip.ts", pictures=120, key_interval=60)
+    monkeypatch.setattr(reader, "KEYLESS_SECONDS", 0.5)
+    monkeypatch.setattr(reader, "AHEAD_BYTES", 1)
+    with WebServer(tmp_path, {}) as server, open_source(feed(server.url("/clip.ts"))) as source:
+        packets = next(source.segments()).packets()
+        began = [next(packets) for _ in range(10)]
+        time.sleep(1)  # the time that the pictures take
+        assert len(began + list(packets)) == 120
+
+
+def test_a_live_stream_over_http_without_key_frames_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=200, key_interval=200).read_bytes()
+    monkeypatch.setattr(reader, "KEYLESS_SECONDS", 0.5)
+
+    def stream(handler: http.server.BaseHTTPRequestHandler) -> None:
+        send(handler, 200, Content_Type="video/mp2t")
+        for start in range(0, len(clip), len(clip) // 100):
+            handler.wfile.write(clip[start : start + len(clip) // 100])
+            time.sleep(0.02)
+
+    with WebServer(tmp_path, {"/live": stream}) as server, open_source(feed(server.url("/live"))) as source:
+        take(next(source.segments()), 200)
+        with pytest.raises(SourceLost, match=r"no key frame for 0\.5 s"):
+            next(source.segments())
 
 
 def test_a_live_stream_over_http_is_not_paced(tmp_path: Path) -> None:

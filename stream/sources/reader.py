@@ -227,15 +227,17 @@ class Reader:
             if changeable and time.monotonic() - key_at > KEYLESS_SECONDS:
                 return Failure(f"no key frame for {KEYLESS_SECONDS:g} s", "no video")
             if packet.size:
-                self._add(packet)
+                key_at += self._add(packet)
         return ENDED
 
-    def _add(self, packet: Packet[Stream]) -> None:
+    def _add(self, packet: Packet[Stream]) -> float:
+        """Hand on a packet; gives the seconds that there was no room for it."""
+        came_at = time.monotonic()
         with self._changed:
             if self._recorded:
                 self._changed.wait_for(lambda: self._left or self._backlog.bytes < AHEAD_BYTES)
             if self._left:
-                return
+                return 0.0
             arrival = Arrival(packet, packet.stream.type == "video", time.time_ns(), time.monotonic())
             self._heard_at = arrival.at
             if arrival.is_video:
@@ -243,6 +245,7 @@ class Reader:
                 self._count += 1
             self._backlog.add(arrival)
             self._changed.notify_all()
+            return arrival.at - came_at
 
     def _end(self, failure: Failure) -> None:
         with self._changed:
