@@ -77,6 +77,7 @@ class Decoder:
         """Access units that gave no picture, with those in front of the first key frame."""
         self._choice = choice
         self._trouble: str | None = None
+        self._video = video
         self._software = video.codec_context
         self._largest = largest
         self._context = self._open(self._chosen(video))
@@ -256,6 +257,7 @@ class Decoder:
             state=self._state(picture, unit),
             source_sha256=unit.sha256,
             stamped=unit.pts is not None,
+            aspect=self._context.sample_aspect_ratio or self._video.sample_aspect_ratio or Fraction(1),
         )
 
     def _is_grey(self, picture: VideoFrame, unit: AccessUnit) -> bool:

@@ -73,6 +73,7 @@ class Encoder:
 
     Quality is constant as long as that stays below the bit rate of the settings, which no stretch of video passes
     by more than a quarter of a second's worth (AV1 holds that bit rate, and its first key frame may pass it).
+    `aspect` is width over height of a pixel, which H.264 and HEVC tell whoever shows it, and AV1 does not.
     `rate` (frames a second) is what the encoder plans with. Pictures that come at another one are planned for from
     the next key frame on, and after a few if they come far faster, which may pass the bit rate for a moment.
     Where the settings ask for a GPU that cannot encode, the CPU does. Raises `CodecError`.
@@ -86,6 +87,7 @@ class Encoder:
         colour: Colour,
         time_base: Fraction,
         rate: Fraction | None = None,
+        aspect: Fraction = Fraction(1),
     ) -> None:
         if width % 2 or height % 2:
             raise CodecError(f"a picture of {width}x{height} cannot be encoded: both must be even")
@@ -95,7 +97,7 @@ class Encoder:
         """What encodes: FFmpeg's name of the encoder."""
         self.trouble: str | None = None
         """Why the GPU does not encode although it was asked to, for people; `auto` asks for nothing."""
-        self._settings, self._colour = settings, colour
+        self._settings, self._colour, self._aspect = settings, colour, aspect
         self._try_gpu = settings.hardware != "none"
         self._clock = Clock(time_base, rate or USUAL_RATE, settings.key_interval)
         self._times: dict[int | None, int] = {}
@@ -195,6 +197,7 @@ class Encoder:
         context.gop_size, context.max_b_frames = NEVER, 0
         context.colorspace, context.color_primaries, context.color_trc = COLOUR_CODES[colour.matrix]
         context.color_range = ColorRange.JPEG if colour.full_range else ColorRange.MPEG
+        context.sample_aspect_ratio = self._aspect
         context.options = options
         with usual_priority():
             context.open()

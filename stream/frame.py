@@ -50,6 +50,8 @@ class Frame:
     """32 bytes: of the access unit that this picture came from."""
     stamped: bool = True
     """Whether `pts` is the source's own; else it is reckoned from the pictures before."""
+    aspect: Fraction = Fraction(1)
+    """Width over height of a pixel as it is to be shown: 1 unless the source says another, as of 720x576."""
 
     def __post_init__(self) -> None:
         if self.picture.format.name not in ("yuv420p", "yuvj420p", "gray"):

@@ -34,7 +34,7 @@ class Outlet:
         self._model = model
         self._settings = feed.settings.encoder
         self._encoder: Encoder | None = None
-        self._opened_for: tuple[int, int, Colour, Fraction] | None = None
+        self._opened_for: tuple[int, int, Colour, Fraction, Fraction] | None = None
         self._inside: deque[Frame] = deque()
         """Frames whose access units are not published yet, in order."""
         self._paused_until = 0.0
@@ -42,12 +42,12 @@ class Outlet:
     def send(self, frame: Frame, slot: Slot) -> None:
         """Encode the slot's output, which is read before this returns, and publish what the encoder gives.
 
-        A new size, colour or time base begins a new encoder with a key frame. A viewer who has joined makes a key
-        frame, too.
+        A new size, colour, time base or shape of pixels begins a new encoder with a key frame. A viewer who has joined
+        makes a key frame, too.
         """
         height, width = slot.y_out.shape
         colour = replace(frame.colour, grey=False)  # a stream says matrix and range only
-        wanted = (width, height, colour, frame.time_base)
+        wanted = (width, height, colour, frame.time_base, frame.aspect)
         if self._opened_for != wanted:
             self.finish()
             self._opened_for, self._paused_until = wanted, 0.0
@@ -57,7 +57,7 @@ class Outlet:
         self._inside.append(frame)
         try:
             if self._encoder is None:
-                self._encoder = Encoder(self._settings, *wanted, self._feed.rate)
+                self._encoder = Encoder(self._settings, *wanted[:-1], self._feed.rate, frame.aspect)
             key = self._publisher.take_join(self._feed.name)
             self._publish(self._encoder.encode(slot.y_out, slot.uv_out[0], slot.uv_out[1], frame.pts, key))
             self._feed.work_with("encoder", self._encoder.name, self._encoder.trouble)

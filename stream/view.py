@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import av
 import numpy as np
 from av.codec.context import Flags
@@ -17,6 +19,9 @@ RgbPicture = NDArray[np.uint8]
 
 DECODERS = {"av1": "libdav1d"}
 """FFmpeg's decoder where its name is not the codec's."""
+
+WIDEST = Fraction(4)
+"""Pixels that should be wider are a mistake; those of cameras are 2 at most."""
 
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 """Without the last two, libswscale is quicker and off by three code values."""
@@ -54,10 +59,12 @@ class PictureDecoder:
             return []
 
     def rgb(self, picture: av.VideoFrame) -> RgbPicture:
-        """A decoded picture in RGB, by the matrix and range that the stream names."""
+        """A decoded picture in RGB, by the matrix and range that the stream names, and as wide as it is to be shown."""
         colour = colour_of(picture)
+        aspect = (self._context and self._context.sample_aspect_ratio) or Fraction(1)
         converted = self._reformatter.reformat(
             picture,
+            width=round(picture.width * min(aspect, WIDEST)),
             format="rgb24",
             src_colorspace=Colorspace.ITU709 if colour.matrix == "bt709" else Colorspace.ITU601,
             src_color_range=ColorRange.JPEG if colour.full_range else ColorRange.MPEG,

@@ -138,13 +138,14 @@ def make_clip(
     grey: Collection[int] = (),
     first_pid: int | None = None,
     creation_time: str | None = None,
+    aspect: Fraction = Fraction(1),
     options: dict[str, str] | None = None,
 ) -> Path:
     """A clip at `path`, whose suffix says the container; the path itself is returned.
 
     Pictures are numbered from 0 and have pts `number / rate`. `klv` adds a data stream with one packet for each
-    picture, `klv_packet(number)`. Pictures in `grey` have neutral chroma. `options` go to the encoder, over those
-    that make it fast.
+    picture, `klv_packet(number)`. Pictures in `grey` have neutral chroma. `aspect` is that of a pixel. `options` go to
+    the encoder, over those that make it fast.
     """
     muxing = {"mpegts_start_pid": str(first_pid)} if first_pid else {}
     with usual_priority(), av.open(str(path), "w", options=muxing) as container:
@@ -153,6 +154,7 @@ def make_clip(
         stream = add_video(container, codec, rate, options or {}, b_frames)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, pix_fmt, bit_rate
         stream.codec_context.gop_size = key_interval
+        stream.codec_context.sample_aspect_ratio = aspect
         stream.codec_context.colorspace = MATRIX_CODES[matrix]
         stream.codec_context.color_range = ColorRange.JPEG if full_range else ColorRange.MPEG
         if interlaced:

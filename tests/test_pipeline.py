@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -95,6 +96,36 @@ def test_a_replay_publishes_every_picture_in_order_doubled_and_with_its_colours(
     plane = frames[30].to_ndarray()
     u, v = plane[240:300].reshape(120, 160), plane[300:].reshape(120, 160)
     assert np.abs(read_patches(plane[:240], u, v) - PATCHES).max() < 4
+
+
+def shapes(messages: list[Message], codec: str) -> list[tuple[bool, Fraction | None]]:
+    """Of each picture whether it is a key frame, and how wide a pixel is to be shown."""
+    context = av.CodecContext.create(codec, "r")
+    shown = []
+    for message in pictures(messages):
+        context.decode(av.Packet(message.payload))  # type: ignore[arg-type]
+        shown.append((message.header.key, context.sample_aspect_ratio))  # type: ignore[attr-defined]
+    return shown
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+@pytest.mark.parametrize("suffix", [".ts", ".mp4"])
+def test_pixels_that_are_not_square_are_shown_as_the_camera_means_them(
+    suffix: str, codec: Literal["h264", "hevc"], tmp_path: Path
+) -> None:
+    clip = make_clip(tmp_path / f"clip{suffix}", pictures=10, aspect=Fraction(16, 11))
+    _, messages = replayed(DoublingEngine(), recording(clip, encoder=EncoderSettings(codec=codec)))
+    assert {shape for _, shape in shapes(messages, codec)} == {Fraction(16, 11)}
+
+
+def test_another_shape_of_pixels_begins_with_a_key_frame(tmp_path: Path) -> None:
+    parts = [make_clip(tmp_path / f"{n}.ts", pictures=10, aspect=Fraction(4, n)) for n in (3, 4)]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    _, messages = replayed(DoublingEngine(), recording(joined))
+    shown = shapes(messages, "h264")
+    assert [shape for _, shape in shown] == [Fraction(4, 3)] * 10 + [Fraction(1)] * 10
+    assert shown[10][0]
 
 
 def test_the_header_says_what_is_known_of_a_picture(tmp_path: Path) -> None:

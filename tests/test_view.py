@@ -81,6 +81,18 @@ def test_colours_are_those_that_the_stream_names(matrix: str, full_range: bool, 
     assert np.abs(rgb.astype(int) - ORANGE).max() <= 2
 
 
+@pytest.mark.parametrize(("aspect", "width"), [(Fraction(1), 64), (Fraction(16, 11), 93), (Fraction(8), 256)])
+def test_pixels_that_are_not_square_make_a_picture_that_is_as_wide_as_it_should_be(
+    aspect: Fraction, width: int
+) -> None:
+    decoder = PictureDecoder()
+    planes = [np.full((side, side), 90, np.uint8) for side in (64, 32, 32)]
+    with Encoder(EncoderSettings(), 64, 64, Colour(), Fraction(1, 25), aspect=aspect) as encoder:
+        [coded] = encoder.encode(planes[0], planes[1], planes[2], 0)
+    [picture] = decoder.decode(message(coded.payload, "h264"))
+    assert decoder.rgb(picture).shape == (64, width, 3)
+
+
 def test_colours_that_a_stream_does_not_name_are_taken_by_the_height_of_the_picture() -> None:
     decoder = PictureDecoder()
     for height, matrix in ((720, "bt709"), (480, "bt601")):
