@@ -30,18 +30,19 @@ class Intake:
         self._decoder = Decoder(segment.video, largest, feed.settings.decoder)
         feed.timeline.begin(segment.recorded)
 
-    def take(self, packet: SourcePacket) -> None:
-        """Decode an access unit, and hand on the frames that it completes. Raises `CodecError`."""
+    def decode(self, packet: SourcePacket) -> list[Frame]:
+        """The frames that an access unit completes. Raises `CodecError`."""
         self._feed.meter.receive()
-        self._hand_on(self._decoder.decode(packet))
+        return self._decoder.decode(packet)
 
     def finish(self) -> None:
         """Hand on the last frames, and count what came to nothing."""
-        self._hand_on(self._decoder.flush())
+        self.hand_on(self._decoder.flush())
         self._feed.meter.receive(self._segment.unreadable)
         self._feed.meter.lose("undecodable", self._segment.unreadable)
 
-    def _hand_on(self, frames: list[Frame]) -> None:
+    def hand_on(self, frames: list[Frame]) -> None:
+        """Give frames to the gather; those of a replay may wait there. What came to nothing so far is counted."""
         self._count()
         if frames:
             self._feed.work_with("decoder", self._decoder.name, self._decoder.trouble)

@@ -88,9 +88,11 @@ def relay_segment(feed: Feed, segment: Segment, engine: Door, gather: Gather[Fee
         packets = paced(packets, feed.stop, speed)
     try:
         for packet in packets:
-            publish_untouched(feed, segment, packet, publisher)
-            if packet.kind == "video":
-                intake.take(packet)
+            frames = intake.decode(packet) if packet.kind == "video" else []
+            try:
+                publish_untouched(feed, segment, packet, publisher)  # whose size the decoder knows by now
+            finally:
+                intake.hand_on(frames)
     finally:
         intake.finish()
 

@@ -157,6 +157,15 @@ def test_an_enhanced_picture_names_the_access_unit_that_it_came_from(tmp_path: P
     assert (units[0].header.codec, units[0].header.width, units[0].header.key) == ("h264", 160, True)
 
 
+def test_the_camera_s_own_pictures_say_their_size_from_their_first_key_frame_on(tmp_path: Path) -> None:
+    parts = [make_clip(tmp_path / f"{width}.ts", pictures=10, size=(width, 120)) for width in (160, 320)]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    _, messages = replayed(DoublingEngine(), recording(joined))
+    units = [message.header for message in messages if message.kind == "source"]
+    assert [(unit.width, unit.key) for unit in units[9:12]] == [(160, False), (320, True), (320, False)]
+
+
 def test_klv_travels_untouched(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.ts", pictures=20, klv=True)
     _, messages = replayed(DoublingEngine(), recording(clip))
@@ -387,7 +396,7 @@ def test_a_mistake_on_a_live_feeds_way_in_opens_it_again(tmp_path: Path) -> None
     with DoublingEngine() as engine, publisher, Relay(wanted, engine, publisher) as relay:
         assert relay.wait(DEADLINE)
     assert (relay.feeds["unlucky"].state, relay.feeds["unlucky"].reason) == ("ended", None)
-    assert relay.feeds["unlucky"].meter.figures().published == 5
+    assert relay.feeds["unlucky"].meter.figures().published == 3 + 5  # enhanced although they could not be sent on
 
 
 def test_a_mistake_on_one_feeds_way_out_costs_that_feed_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
