@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,13 +11,18 @@ import av
 import numpy as np
 import pytest
 from av.audio.stream import AudioStream
+from av.sidedata.sidedata import Type
 
+from engines.colour import CENTRE, Colour, to_planes, to_rgb
 from engines.door import Slot
 from engines.errors import EngineError
 from stream.errors import CodecError, SourceUnsupported
 from stream.files import part_writer
 from stream.files.convert import Conversion, Progress, convert
-from tests.clips import klv_packet, make_clip, read_number
+from stream.files.recolour import recoloured
+from stream.frame import plane_view
+from stream.plain import colour_of, is_neutral
+from tests.clips import joined, klv_packet, make_clip, read_number, read_patches
 from tests.doubling import DoublingEngine
 from tests.waiting import wait_until
 
@@ -110,6 +116,59 @@ def test_a_recording_whose_pictures_change_their_size_is_refused(tmp_path: Path)
     assert not (tmp_path / "out.mp4").exists()
 
 
+def rgb_of_patches(frame: av.VideoFrame) -> np.ndarray:
+    """(4, 3): mean R, G and B of the patches, 0 to 255, as a player shows them."""
+    y, u, v = (plane_view(plane) for plane in frame.planes)
+    matrix = colour_of(frame).coefficients()[0]
+    return np.clip(255 * ((read_patches(y, u, v) - CENTRE) @ matrix[:, :3].T + matrix[:, 3]), 0, 255)
+
+
+def before_and_after(source: Path, target: Path) -> tuple[list[av.VideoFrame], ...]:
+    """The pictures of a recording, and those of the file that becomes of it."""
+    with DoublingEngine() as engine:
+        convert(engine, source, target, lambda _: None)
+    with av.open(source) as before, av.open(target) as out:
+        return list(before.decode(video=0)), list(out.decode(video=0))
+
+
+KINDS: list[dict[str, Any]] = [{"matrix": "bt601", "full_range": False}, {"matrix": "bt709", "full_range": True}]
+
+
+@pytest.mark.parametrize("kinds", [KINDS, KINDS[::-1]], ids=["to full", "to limited"])
+def test_a_recording_whose_colour_changes_is_shown_in_its_own_colours_throughout(
+    tmp_path: Path, kinds: list[dict[str, Any]]
+) -> None:
+    halves = [make_clip(tmp_path / f"{number}.ts", pictures=10, **kind) for number, kind in enumerate(kinds)]
+    source = joined(tmp_path / "both.ts", *halves)
+    recorded, made = before_and_after(source, tmp_path / "out.mp4")
+    assert len({colour_of(frame) for frame in recorded}) == 2
+    assert {colour_of(frame) for frame in made} == {Colour(**kinds[0])}
+    for frame, enhanced in zip(recorded, made, strict=True):
+        assert rgb_of_patches(enhanced) == pytest.approx(rgb_of_patches(frame), abs=5)
+
+
+def test_infrared_pictures_stay_without_colour_where_the_colour_changes(tmp_path: Path) -> None:
+    halves = [make_clip(tmp_path / f"{n}.ts", pictures=5, grey=range(5), **kind) for n, kind in enumerate(KINDS)]
+    recorded, made = before_and_after(joined(tmp_path / "both.ts", *halves), tmp_path / "out.mp4")
+    for frame, enhanced in zip(recorded, made, strict=True):
+        assert is_neutral(enhanced)
+        assert rgb_of_patches(enhanced) == pytest.approx(rgb_of_patches(frame), abs=5)
+
+
+COLOURS = [Colour(matrix, full_range) for matrix in ("bt601", "bt709") for full_range in (False, True)]
+
+
+@pytest.mark.parametrize(("colour", "wanted"), [pair for pair in product(COLOURS, COLOURS) if pair[0] != pair[1]])
+def test_recoloured_pictures_mean_the_same_and_grey_has_no_colour_at_all(colour: Colour, wanted: Colour) -> None:
+    squares = np.random.default_rng(3).integers(0, 256, (6, 8, 3), np.uint8)
+    y, uv = to_planes(squares.repeat(8, 0).repeat(8, 1), colour)
+    before, after = (
+        to_rgb(*planes).astype(int) for planes in ((y, uv, colour), (*recoloured(y, uv, colour, wanted), wanted))
+    )
+    assert np.abs(after - before).max() <= 3
+    assert (recoloured(y, np.full_like(uv, 128), colour, wanted)[1] == 128).all()
+
+
 def test_data_subtitles_chapters_and_what_is_said_of_the_recording_are_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,6 +232,62 @@ def test_a_recorders_clock_that_was_set_leaves_no_hole_and_data_stays_with_its_p
     assert [time - times[0] for time in times] == pytest.approx([number / 25 for number in range(60)], abs=0.001)
     assert [klv for _, klv in data] == [klv_packet(number % 30) for number in range(60)]
     assert [time for time, _ in data] == pytest.approx(times, abs=0.001)
+
+
+PHONE = (0, 1 << 16, 0, -1 << 16, 0, 0, 120 << 16, 0, 1 << 30)
+"""Of a phone that is held upright: a quarter turn clockwise, and as far to the right as the picture is high."""
+FRONT_CAMERA = (0, 1 << 16, 0, 1 << 16, 0, 0, 0, 0, 1 << 30)
+"""Turned and mirrored."""
+
+
+def turned(clip: Path, path: Path, display_matrix: tuple[int, ...]) -> Path:
+    """The clip's video in a container that says how it is shown."""
+    with av.open(clip) as source, av.open(path, "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        copy.set_display_matrix(display_matrix)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                target.mux(packet)
+    return path
+
+
+def shown_as(path: Path) -> tuple[int, list[int]]:
+    """By how many degrees players turn the pictures of a file to the left, and the whole display matrix."""
+    with av.open(path) as reader:
+        frame = next(reader.decode(video=0))
+        told: Any = frame.side_data
+        return frame.rotation, np.frombuffer(told[Type.DISPLAYMATRIX], np.int32).tolist()
+
+
+@pytest.mark.parametrize("display_matrix", [PHONE, FRONT_CAMERA], ids=["phone", "front camera"])
+@pytest.mark.parametrize("name", ["out.mp4", "out.mov", "out.m4v", "out.mkv"])
+def test_pictures_are_shown_turned_and_mirrored_as_the_recordings(
+    tmp_path: Path, name: str, display_matrix: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = turned(make_clip(tmp_path / "clip.mp4", pictures=3), tmp_path / "phone.mp4", display_matrix)
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / name, lambda _: None)
+    rotation, matrix = shown_as(tmp_path / name)
+    assert (rotation, matrix[:6]) == (shown_as(source)[0], list(display_matrix[:6]))
+    assert rotation == -90
+    if name != "out.mkv":  # which does not say by how much a picture is moved
+        assert matrix[6:] == [2 * display_matrix[6], 0, 1 << 30]
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("display_matrix", "words"),
+    [(PHONE, "rotation by 90 degrees clockwise"), (FRONT_CAMERA, "mirroring and rotation by 90 degrees clockwise")],
+    ids=["phone", "front camera"],
+)
+def test_a_rotation_that_the_container_cannot_hold_is_left_out_with_a_warning(
+    tmp_path: Path, display_matrix: tuple[int, ...], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = turned(make_clip(tmp_path / "clip.mp4", pictures=3), tmp_path / "phone.mp4", display_matrix)
+    with DoublingEngine() as engine:
+        assert convert(engine, source, tmp_path / "out.ts", lambda _: None).pictures == 3
+    assert caplog.messages == [f"the {words} is left out: .ts cannot hold it"]
 
 
 # Going on
@@ -239,6 +354,16 @@ def test_parts_of_another_recording_are_told_and_not_used(
     with DoublingEngine() as engine:
         assert convert(engine, source, tmp_path / "out.mp4", lambda _: None, keep_parts=True).pictures == 30
     assert "begun anew" in caplog.text
+
+
+def test_a_rotation_outlives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_writer, "PART_PICTURES", 10)
+    clip = make_clip(tmp_path / "clip.mp4", pictures=40, size=(96, 80))
+    source = turned(clip, tmp_path / "phone.mp4", PHONE)
+    assert stopped_after(20, source, tmp_path / "out.mp4").pictures
+    with DoublingEngine() as engine:
+        assert convert(engine, source, tmp_path / "out.mp4", lambda _: None, keep_parts=True).resumed
+    assert shown_as(tmp_path / "out.mp4")[0] == shown_as(source)[0] == -90
 
 
 def test_from_start_forgets_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from stream.files.parts import Job, Layout, Part, Parts
 from tests.test_check import ROOT
 
 JOB = Job(source="a.mp4", size=100, mtime_ns=1, model="field fp32", encoder="libx264")
-LAYOUT = Layout(width=320, height=240, matrix="bt601", full_range=False)
+QUARTER_TURN = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+LAYOUT = Layout(width=320, height=240, matrix="bt601", full_range=False, display_matrix=QUARTER_TURN)
 
 
 @dataclass
@@ -50,6 +51,16 @@ def test_what_is_done_is_there_again(work: Work) -> None:
     with work.parts() as parts:
         assert (parts.pictures, parts.layout, [part.unit for part in parts.done]) == (30, LAYOUT, [9, 19, 29])
         assert [path.read_bytes() for path in parts.paths()] == [b"x", b"xx", b"xxx"]
+
+
+def test_a_layout_from_before_rotations_were_kept_is_taken_as_upright(work: Work) -> None:
+    work.do(2)
+    journal = work.folder / "journal"
+    told = b',"display_matrix":' + msgspec.json.encode(QUARTER_TURN)
+    assert told in journal.read_bytes()
+    journal.write_bytes(journal.read_bytes().replace(told, b""))
+    with work.parts() as parts:
+        assert (parts.pictures, parts.layout) == (20, msgspec.structs.replace(LAYOUT, display_matrix=()))
 
 
 def test_a_line_that_a_kill_has_torn_costs_its_part_alone(work: Work) -> None:

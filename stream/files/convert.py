@@ -10,12 +10,15 @@ import logging
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import av
+import numpy as np
+from av.sidedata.sidedata import SideData, Type
 
 from engines.door import SCALE, Door
 from stream.decode import Decoder
@@ -74,11 +77,11 @@ def convert(
 ) -> Conversion:
     """Enhance every picture of `source` into `target`, whose suffix says the container.
 
-    `target` appears when it is complete; an old one is replaced then. Sound, data, subtitles, chapters and metadata
-    are copied where the container can hold them, and else left out with a warning. What an interrupted call has left
-    is not done again; with `keep_parts` a call that is stopped, fails or is killed leaves its work, in the hidden
-    folder `.part-TARGET`; with `from_start` that of an earlier call is forgotten. `stop`, which any thread may set,
-    ends the work soon. Raises `SourceUnsupported`, `CodecError` and `EngineError`.
+    `target` appears when it is complete; an old one is replaced then. Sound, data, subtitles, chapters, metadata and
+    how pictures are turned are copied where the container can hold them, and else left out with a warning. What an
+    interrupted call has left is not done again; with `keep_parts` a call that is stopped, fails or is killed leaves
+    its work, in the hidden folder `.part-TARGET`; with `from_start` that of an earlier call is forgotten. `stop`,
+    which any thread may set, ends the work soon. Raises `SourceUnsupported`, `CodecError` and `EngineError`.
     """
     stop = stop or threading.Event()
     if not source.is_file():
@@ -206,12 +209,25 @@ def numbered_frames(segment: RecordedSegment, stop: threading.Event) -> Iterator
 
 
 def check_size(segment: RecordedSegment, frame: Frame, parts: Parts) -> None:
-    """The first frame decides what all are like; raises `SourceUnsupported` for one of another size."""
+    """The first frame decides what all are like; raises `SourceUnsupported` for one of another size.
+
+    Those of another colour are made like the first by the `PartWriter`.
+    """
     width, height = SCALE * frame.width, SCALE * frame.height
     if parts.layout is None:
-        parts.begin(Layout(width, height, frame.colour.matrix, frame.colour.full_range))
+        parts.begin(Layout(width, height, frame.colour.matrix, frame.colour.full_range, display_matrix(frame)))
     elif (width, height) != (parts.layout.width, parts.layout.height):
         raise SourceUnsupported(
             f"{segment.file}: its pictures change their size, to {frame.width}x{frame.height}; a file holds one",
             reason="codec",
         )
+
+
+def display_matrix(frame: Frame) -> tuple[int, ...]:
+    """How players turn and mirror the enhanced picture of this frame; see `Layout`."""
+    told = cast("Mapping[Type, SideData]", frame.picture.side_data).get(Type.DISPLAYMATRIX)
+    if told is None:
+        return ()
+    matrix = np.frombuffer(bytes(told), np.int32).copy()
+    matrix[6:8] *= SCALE  # by how much it is moved, in pixels
+    return tuple(matrix.tolist())

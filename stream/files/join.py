@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+import logging
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from operator import itemgetter
@@ -20,6 +22,8 @@ from stream.files.fileclock import Jumps
 from stream.files.parts import Parts
 from stream.sources.recording import open_container
 from stream.sources.segment import label, video_stream
+
+log = logging.getLogger(__name__)
 
 ENCODER = "libx264"
 """Of the enhanced pictures."""
@@ -38,6 +42,9 @@ OF_THE_OLD_FILE = {"encoder", "major_brand", "minor_version", "compatible_brands
 
 OF_A_STREAM = {"creation_time", "handler_name", "language", "title"}
 """Metadata of a stream that is kept."""
+
+SHOWN_AS_TOLD = {"3g2", "3gp", "f4v", "ipod", "ismv", "matroska", "mov", "mp4"}
+"""FFmpeg's names of the containers that say how their pictures are turned and mirrored; `ipod` is .m4v."""
 
 Timed = tuple[float, "Packet[Stream]"]
 """A packet behind the second in which it is to be decoded."""
@@ -136,7 +143,21 @@ def add_pictures(parts: Parts, writer: OutputContainer, video: VideoStream) -> S
     with av.open(str(parts.paths()[0].absolute())) as part:
         stream = writer.add_stream_from_template(part.streams.video[0])
     describe(stream, video)
+    if parts.layout and parts.layout.display_matrix:
+        if writer.format.name in SHOWN_AS_TOLD:
+            stream.set_display_matrix(parts.layout.display_matrix)
+        else:
+            suffix = Path(writer.name).suffix
+            log.warning("the %s is left out: %s cannot hold it", turn(parts.layout.display_matrix), suffix)
     return stream
+
+
+def turn(display_matrix: Sequence[int]) -> str:
+    """What a display matrix does to pictures, for people."""
+    right, down, _, below_right, below_down, *_ = display_matrix
+    degrees = round(math.degrees(math.atan2(down, right))) % 360
+    mirroring = "mirroring and " if right * below_down < down * below_right else ""
+    return f"{mirroring}rotation by {degrees} degrees clockwise"
 
 
 def add_copy(writer: OutputContainer, stream: Stream) -> Stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from fractions import Fraction
 from types import TracebackType
 from typing import Self, cast
@@ -16,7 +17,8 @@ from engines.door import Slot
 from stream.encode import COLOUR_CODES, USUAL_RATE, as_frame
 from stream.files.fileclock import FileClock
 from stream.files.join import ENCODER, SHIFT
-from stream.files.parts import Part, Parts
+from stream.files.parts import Layout, Part, Parts
+from stream.files.recolour import recoloured
 from stream.frame import Frame
 from stream.sources.recording import RecordedSegment
 
@@ -93,8 +95,13 @@ class PartWriter:
         self._pictures, self._jumps = 0, []
 
     def _write(self, frame: Frame, slot: Slot, key: int) -> None:
-        container = self._container or self._begin(frame.time_base)
-        picture = as_frame(slot.y_out, slot.uv_out[0], slot.uv_out[1], self._stream.width, self._stream.height)
+        layout = self._parts.layout
+        assert layout is not None
+        container = self._container or self._begin(layout, frame.time_base)
+        y, uv, colour = slot.y_out, slot.uv_out, replace(frame.colour, grey=False)
+        if colour != layout.colour:
+            y, uv = recoloured(y, uv, colour, layout.colour)
+        picture = as_frame(y, uv[0], uv[1], layout.width, layout.height)
         picture.pts, picture.time_base = self.clock.place(frame.pts) + SHIFT, frame.time_base
         container.mux(self._stream.encode(picture))
         self._unit, self._key = frame.received_ns, key
@@ -105,10 +112,8 @@ class PartWriter:
         if self._pictures == PART_PICTURES:
             self.finish()
 
-    def _begin(self, time_base: Fraction) -> OutputContainer:
+    def _begin(self, layout: Layout, time_base: Fraction) -> OutputContainer:
         """The next part, which may hold any time exactly, whatever the new file can hold."""
-        layout = self._parts.layout
-        assert layout is not None
         self._container = av.open(os.fspath(self._parts.growing.absolute()), "w")
         self._stream = cast("VideoStream", self._container.add_stream(ENCODER, rate=self._rate, options=OPTIONS))
         self._stream.width, self._stream.height, self._stream.pix_fmt = layout.width, layout.height, "yuv420p"

@@ -13,7 +13,7 @@ from typing import Self
 
 import msgspec
 
-from engines.colour import Matrix
+from engines.colour import Colour, Matrix
 from stream.errors import StreamError
 
 log = logging.getLogger(__name__)
@@ -34,12 +34,19 @@ class Job(msgspec.Struct, frozen=True, tag="job"):
 
 
 class Layout(msgspec.Struct, frozen=True, tag="layout"):
-    """What all pictures have in common: width and height of the enhanced ones, and their colours."""
+    """What all pictures have in common: the enhanced ones' width and height, their colours and how they are shown."""
 
     width: int
     height: int
     matrix: Matrix
     full_range: bool
+    display_matrix: tuple[int, ...] = ()
+    """How players turn and mirror the pictures, as FFmpeg's nine numbers; none: not at all."""
+
+    @property
+    def colour(self) -> Colour:
+        """What the code values mean."""
+        return Colour(self.matrix, self.full_range)
 
 
 class Part(msgspec.Struct, frozen=True, tag="part"):
