@@ -1,6 +1,7 @@
-"""What the batches of one picture size run in with TensorRT: a plan, and lanes that each have an execution context.
+"""What the batches of one picture size run in with TensorRT: a plan, and lanes that each have execution contexts.
 
-Batches are started as CUDA graphs: TensorRT-RTX captures its own, TensorRT is captured here.
+Batches are started as CUDA graphs: TensorRT-RTX captures its own, TensorRT is captured here. What is captured holds
+only as long as its context's shapes stay as they were, so each count of pictures has a context of its own there.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ class PlanLanes(Lanes):
                 self._compiled.deserialize(before)  # one that does not fit is refused, and made anew
             config.set_runtime_cache(self._compiled)
         tensors = describe(plan, library)
+        contexts = Contexts(library, plan, self._config, device, apart=bindings is not None)
         for _ in range(LANES):
-            self._lanes.append(PlanLane(plan, self._config, tensors, device, largest_batch, bindings))
+            self._lanes.append(PlanLane(contexts, tensors, device, largest_batch, bindings))
 
     def keep(self) -> None:
         """See `Lanes`."""
@@ -75,13 +77,42 @@ class PlanLanes(Lanes):
         self._config = self._compiled = None
 
 
+@dataclass(frozen=True)
+class Contexts:
+    """How the execution contexts of a plan are made."""
+
+    library: Library
+    plan: Any
+    config: Any
+    """Of TensorRT-RTX."""
+    device: PycudaDevice
+    apart: bool
+    """Whether each count of pictures has its own. They share what they need besides inputs and outputs."""
+
+    def scratch(self) -> Any:
+        """Device memory for all contexts of a lane, one of which runs at a time; None where each has its own."""
+        return self.device.driver.mem_alloc(max(1, self.plan.device_memory_size_v2)) if self.apart else None
+
+    def make(self, scratch: Any) -> Any:
+        """An execution context; raises `EngineError` where there is none."""
+        if self.apart:
+            strategy = self.library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = self.plan.create_execution_context(strategy)
+        else:
+            context = self.plan.create_execution_context(*([self.config] if self.config else []))
+        if context is None:
+            raise EngineError("TensorRT makes no execution context: is there too little GPU memory?")
+        if self.apart:
+            context.set_device_memory(int(scratch), self.plan.device_memory_size_v2)
+        return context
+
+
 class PlanLane(Lane):
-    """An execution context and the device memory of its inputs and outputs."""
+    """Execution contexts and the device memory of their inputs and outputs."""
 
     def __init__(
         self,
-        plan: Any,
-        config: Any,
+        contexts: Contexts,
         tensors: Sequence[Tensor],
         device: PycudaDevice,
         largest_batch: int,
@@ -90,14 +121,15 @@ class PlanLane(Lane):
         """`bindings` capture a graph for each count of pictures; without them TensorRT is called each time."""
         super().__init__(device)
         self._driver = device.driver
-        self._context = plan.create_execution_context(config) if config else plan.create_execution_context()
-        if self._context is None:
-            raise EngineError("TensorRT makes no execution context: is there too little GPU memory?")
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._memory = {tensor.name: self._driver.mem_alloc(largest_batch * tensor.octets) for tensor in tensors}
-        for name, memory in self._memory.items():
-            self._context.set_tensor_address(name, int(memory))
-        self._batch = 0
+        self._making, self._scratch = contexts, contexts.scratch()
+        self._contexts: dict[int, Any] = {}
+        self._shaped: dict[int, int] = {}
+        """For how many pictures each context has its shapes."""
+        self._context(largest_batch)
+        self._seen: set[int] = set()
+        """Counts that were run."""
         self._bindings = bindings
         self._graphs: dict[int, CapturedGraph] = {}
 
@@ -120,9 +152,9 @@ class PlanLane(Lane):
         self._driver.memcpy_dtod_async(int(memory), self._address("memory_out", index), octets, stream)
 
     def run(self, count: int, stream: Any) -> None:
-        """See `Lane`. A count is captured when it comes for the second time in a row: what TensorRT does in the first
-        run after a change of shapes does not belong into a graph."""
-        if count == self._batch and count not in self._graphs and self._bindings is not None:
+        """See `Lane`. A count is captured when it comes for the second time: what TensorRT does in the first run after
+        a change of shapes does not belong into a graph."""
+        if count in self._seen and count not in self._graphs and self._bindings is not None:
             self._capture(count, stream)
         if count in self._graphs:
             self._graphs[count].launch(stream.handle)
@@ -138,13 +170,24 @@ class PlanLane(Lane):
             self._bindings = None
 
     def _start(self, count: int, stream: Any) -> None:
-        if count != self._batch:
-            for tensor in self._tensors.values():
-                if tensor.is_input and not self._context.set_input_shape(tensor.name, (count, *tensor.shape)):
-                    raise EngineError(f"TensorRT takes no batch of {count}: {tensor.name} of {tensor.shape}")
-            self._batch = count
-        if not self._context.execute_async_v3(stream.handle):
+        if not self._context(count).execute_async_v3(stream.handle):
             raise EngineError(f"TensorRT did not start a batch of {count}")
+        self._seen.add(count)
+
+    def _context(self, count: int) -> Any:
+        """The context for so many pictures, its shapes set."""
+        key = count if self._making.apart else 0
+        if key not in self._contexts:
+            self._contexts[key] = self._making.make(self._scratch)
+            for name, memory in self._memory.items():
+                self._contexts[key].set_tensor_address(name, int(memory))
+        context = self._contexts[key]
+        if self._shaped.get(key) != count:
+            for tensor in self._tensors.values():
+                if tensor.is_input and not context.set_input_shape(tensor.name, (count, *tensor.shape)):
+                    raise EngineError(f"TensorRT takes no batch of {count}: {tensor.name} of {tensor.shape}")
+            self._shaped[key] = count
+        return context
 
     def _address(self, name: str, index: int) -> int:
         return int(self._memory[name]) + index * self._tensors[name].octets

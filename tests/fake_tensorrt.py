@@ -31,6 +31,7 @@ class FakeTensorRt:
     __name__ = "tensorrt_rtx"
     ILogger = ILogger
     TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
+    ExecutionContextAllocationStrategy = SimpleNamespace(STATIC="static", USER_MANAGED="user managed")
     CudaGraphStrategy = SimpleNamespace(DISABLED=0, WHOLE_GRAPH_CAPTURE=1)
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY=0, EAGER=1, NONE=2)
 
@@ -106,20 +107,29 @@ class FakePlan:
         cache = SimpleNamespace(serialize=lambda: b"compiled", deserialize=self.library.compiled.append)
         return SimpleNamespace(create_runtime_cache=lambda: cache, set_runtime_cache=lambda _: None)
 
+    device_memory_size_v2 = 1000
+
     def create_execution_context(self, config: Any = None) -> FakeContext | None:
+        """`config` is a strategy of allocation where no runtime config is."""
+        managed = config == FakeTensorRt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.library.__name__ == "tensorrt_rtx":
             assert config.cuda_graph_strategy == FakeTensorRt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             eager = FakeTensorRt.DynamicShapesKernelSpecializationStrategy.EAGER
             assert config.dynamic_shapes_kernel_specialization_strategy == eager
         self.library.driver.check()
-        return None if self.library.without_memory else FakeContext(self)
+        return None if self.library.without_memory else FakeContext(self, managed)
 
 
 class FakeContext:
-    """As `IExecutionContext`: what it reads and writes is where the addresses say when it is started."""
+    """As `IExecutionContext`: what it reads and writes is where the addresses say when it is started.
 
-    def __init__(self, plan: FakePlan) -> None:
+    What was captured of it does not work any more once its shapes have changed.
+    """
+
+    def __init__(self, plan: FakePlan, managed: bool) -> None:
         self._plan = plan
+        self._lacks_memory = managed
+        self._changes = 0
         self._addresses: dict[str, int] = {}
         self._count = 0
 
@@ -127,14 +137,21 @@ class FakeContext:
         self._addresses[name] = address
         return True
 
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert self._plan.library.driver.device(memory, size).nbytes == self._plan.device_memory_size_v2
+        self._lacks_memory = False
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert tuple(shape[1:]) == self._plan.tensors[name][2]
         self._count = shape[0]
+        self._changes += 1
         return True
 
     def execute_async_v3(self, handle: int) -> bool:
         library, count, addresses = self._plan.library, self._count, dict(self._addresses)
         library.driver.check()
+        assert not self._lacks_memory
+        changes = self._changes if library.driver.at(handle).captured is not None else None
         library.calls += 1
         if self._plan.capability in library.cannot_run:
             return False
@@ -146,6 +163,7 @@ class FakeContext:
             return library.driver.device(addresses[name], octets).view(array).reshape(count, *shape)
 
         def work() -> None:
+            assert changes in (None, self._changes), "a graph of other shapes"
             if self._plan.capability in library.faulty:
                 library.driver.at(handle).queue.clear()
                 raise Error("cuStreamSynchronize failed: invalid device function")
