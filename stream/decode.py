@@ -250,13 +250,13 @@ class Decoder:
             picture=picture,
             colour=replace(colour, grey=colour.grey or self._is_grey(picture, unit)),
             pts=pts,
+            source_pts=unit.pts,
             time_base=unit.time_base,
             received_ns=unit.received_ns,
             capture_ns=unit.capture_ns,
             capture_clock=unit.capture_clock,
             state=self._state(picture, unit),
             source_sha256=unit.sha256,
-            stamped=unit.pts is not None,
             aspect=self._context.sample_aspect_ratio or self._video.sample_aspect_ratio or Fraction(1),
         )
 

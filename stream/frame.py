@@ -41,6 +41,8 @@ class Frame:
     """Of format `yuv420p`, `yuvj420p` or `gray`; the planes are views into its memory."""
     colour: Colour
     pts: int
+    source_pts: int | None
+    """The time stamp that its source gave it; None: it gave none, and `pts` is reckoned from the pictures before."""
     time_base: Fraction
     received_ns: int
     capture_ns: int
@@ -48,14 +50,17 @@ class Frame:
     state: State
     source_sha256: bytes
     """32 bytes: of the access unit that this picture came from."""
-    stamped: bool = True
-    """Whether `pts` is the source's own; else it is reckoned from the pictures before."""
     aspect: Fraction = Fraction(1)
     """Width over height of a pixel as it is to be shown: 1 unless the source says another, as of 720x576."""
 
     def __post_init__(self) -> None:
         if self.picture.format.name not in ("yuv420p", "yuvj420p", "gray"):
             raise ValueError(f"a frame of format {self.picture.format.name}; must be yuv420p, yuvj420p or gray")
+
+    @property
+    def stamped(self) -> bool:
+        """Whether its source gave it a time stamp."""
+        return self.source_pts is not None
 
     @property
     def width(self) -> int:

@@ -22,7 +22,7 @@ from stream.pace import paced
 from stream.publish import Publisher
 from stream.source import Segment, open_source
 from stream.sources.recording import RecordedSegment
-from stream.wire import Header
+from stream.wire import Header, ticks
 
 
 def bring_in(feed: Feed, engine: Door, gather: Gather[Feed], publisher: Publisher) -> None:
@@ -108,8 +108,8 @@ def publish_untouched(feed: Feed, segment: Segment, packet: SourcePacket, publis
         codec=segment.info.codec if video else raw.stream.name or "unknown",
         width=(segment.video.width or None) if video else None,
         height=(segment.video.height or None) if video else None,
-        pts=raw.pts,
-        dts=raw.dts if raw.dts != raw.pts else None,
+        pts=ticks(raw.pts),
+        dts=ticks(raw.dts) if raw.dts != raw.pts else None,
         time_base=raw.time_base,
         capture_ns=packet.capture_ns,
         capture_clock=packet.capture_clock,

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 import av
+import msgspec
 from av.packet import Packet
 from av.stream import Stream
 
@@ -50,7 +51,7 @@ class Recorder:
     A segment begins with a key frame and is called `FEED-20261122T153000.250Z.ts` by the capture time (UTC) of its
     first picture, or `.mp4` for codecs that MPEG-TS cannot hold. Messages are written a group of pictures at a time:
     a process that is killed loses the group that had not ended (MP4: and the one before it). `kind` says which
-    pictures to keep; data is kept beside them. Raises `StreamError` where nothing can be written.
+    pictures to keep; data is kept beside those of its moment. Raises `StreamError` where nothing can be written.
     """
 
     def __init__(self, folder: Path, segment_seconds: float = 60.0, kind: Kind = "video") -> None:
@@ -64,6 +65,7 @@ class Recorder:
         self._kind = kind
         self._begun = False  # there was a key frame
         self._group: list[Message] = []
+        self._pictures: list[Stamped] = []  # that tell their source's stamps, of the latest group that has any
         self._segment: SegmentFile | None = None
 
     def __enter__(self) -> Self:
@@ -86,13 +88,14 @@ class Recorder:
         if message.kind == self._kind and (header.pts is None or header.time_base is None):
             self.lost["no time"] += 1
             return
+        early: list[Message] = []
         if message.kind == self._kind and header.key:
-            self._write_group()
+            early = self._write_group(message)
             self._begun = True
         elif not self._begun:
             self.lost["no key frame"] += 1
             return
-        self._group.append(message)
+        self._group += [message, *early]
         if len(self._group) == LONGEST_GROUP:
             self._write_group()
 
@@ -103,10 +106,21 @@ class Recorder:
         finally:
             self._finish_segment()
 
-    def _write_group(self) -> None:
-        group, self._group = self._group, []
+    def _write_group(self, key: Message | None = None) -> list[Message]:
+        """Write the group but for data that overtook the `key` frame after it: that is given back, as it came."""
+        came, self._group = self._group, []
+        pictures = [message.header for message in (*came, key) if message and message.header.source_pts is not None]
+        self._pictures = pictures or self._pictures
+        group: list[Message] = []
+        early: list[Message] = []
+        for message in came:
+            placed = on_feed_clock(message, self._pictures)
+            if key and placed is not message and decode_time(placed.header) >= decode_time(key.header):
+                early.append(message)
+            else:
+                group.append(placed)
         if not group:
-            return
+            return early
         try:
             segment = self._segment_for(group)
             for message in group:
@@ -114,6 +128,7 @@ class Recorder:
         except (av.FFmpegError, OSError, OverflowError, ValueError) as error:
             self._abandon_segment()
             raise StreamError(f"cannot record into {self._folder}: {reason(error)}") from error
+        return early
 
     def _segment_for(self, group: Sequence[Message]) -> SegmentFile:
         """The file that a group belongs into; one that was too long to be held back at once goes on where it is."""
@@ -245,6 +260,24 @@ def decode_time(header: Stamped) -> Fraction:
     """When to decode a message, in seconds on the clock of its feed."""
     ticks = header.pts if header.dts is None else header.dts
     return (ticks or 0) * (header.time_base or CLOCK)
+
+
+def on_feed_clock(message: Message, pictures: Sequence[Stamped]) -> Message:
+    """Data as shifted from its source's clock as the nearest of these pictures is; any other message as it is."""
+    data = message.header
+    if message.kind != "data" or data.pts is None or not pictures:
+        return message
+    near = min(pictures, key=lambda picture: apart(data, picture))
+    shift = ((near.pts or 0) - (near.source_pts or 0)) * (near.time_base or CLOCK)
+    pts = round((data.pts * (data.time_base or CLOCK) + shift) / CLOCK)
+    return replace(message, header=msgspec.structs.replace(data, pts=pts, dts=None, time_base=CLOCK))
+
+
+def apart(data: Stamped, picture: Stamped) -> float:
+    """Seconds between data and a picture by their stamps, and by their arrival: the same stamps may come again."""
+    bases = float(data.time_base or CLOCK), float(picture.time_base or CLOCK)
+    stamps = (data.pts or 0) * bases[0] - (picture.source_pts or 0) * bases[1]
+    return abs(stamps) + abs((data.received_ns or 0) - (picture.received_ns or 0)) / 1e9
 
 
 def new_file(folder: Path, feed: str, began: datetime, suffix: str) -> Path:

@@ -21,7 +21,8 @@ PICTURE_KINDS: tuple[Kind, ...] = ("video", "source")
 """Their payloads refer to each other, from key frame to key frame."""
 
 Side = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
-Ticks = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+LARGEST_TICKS = 2**62
+Ticks = Annotated[int, msgspec.Meta(ge=-LARGEST_TICKS, le=LARGEST_TICKS)]
 Moment = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 """What a header may say: more would not fit where a viewer puts it."""
 LARGEST_BASE = 2**31 - 1
@@ -45,6 +46,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When to show it, in units of `time_base`."""
     dts: Ticks | None = None
     """When to decode it, in units of `time_base`, where that differs from `pts`."""
+    source_pts: Ticks | None = None
+    """Of an enhanced picture: its time stamp as its source gave it, in units of `time_base`."""
     time_base: Fraction | None = None
     """Seconds; two integers on the wire."""
     capture_ns: Moment | None = None
@@ -132,6 +135,11 @@ class Numbering:
             gop=self._gop if self._pictures else None,
             au=self._au if self._pictures else None,
         )
+
+
+def ticks(stamp: int | None) -> int | None:
+    """A source's stamp as a header may say it; None for one so wild that viewers would refuse the message."""
+    return stamp if stamp is not None and abs(stamp) <= LARGEST_TICKS else None
 
 
 def topic(feed: str, kind: Kind) -> bytes:

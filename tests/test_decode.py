@@ -148,7 +148,8 @@ def test_a_missing_stamp_is_reckoned_from_the_picture_before_and_the_frame_says_
             if number in (0, 4, 5):
                 unit.packet.pts = None
             frames += decoder.decode(unit)
-    assert [frame.stamped for frame in frames] == [number not in (0, 4, 5) for number in range(10)]
+    assert [frame.source_pts for frame in frames] == [None if n in (0, 4, 5) else n * 3600 for n in range(10)]
+    assert [frame.stamped for frame in frames] == [n not in (0, 4, 5) for n in range(10)]
     assert [frame.pts for frame in frames] == [number * 3600 for number in range(10)]
 
 

@@ -22,6 +22,7 @@ def frame(pts: int, *, width: int = 32, received_ns: int = 0) -> Frame:
         picture=av.VideoFrame(width, 32, "yuv420p"),
         colour=Colour(),
         pts=pts,
+        source_pts=pts,
         time_base=Fraction(1, 25),
         received_ns=received_ns,
         capture_ns=received_ns,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -12,6 +13,7 @@ from stream.frame import Frame
 from stream.outlet import Outlet
 from stream.publish import Publisher
 from stream.settings import EncoderSettings, FeedSettings, RelaySettings
+from stream.wire import Header
 from tests.doubling import DoublingEngine
 from tests.published import relay
 
@@ -25,6 +27,7 @@ def frame(number: int, side: int) -> Frame:
         picture=av.VideoFrame(side, side, "yuv420p"),
         colour=Colour(),
         pts=number,
+        source_pts=number,
         time_base=Fraction(1, 25),
         received_ns=0,
         capture_ns=0,
@@ -112,3 +115,21 @@ def test_a_picture_that_was_encoded_and_could_not_be_published_is_lost(monkeypat
         send(outlet, unlucky, range(5), side=32)
     figures = unlucky.meter.figures()
     assert (figures.lost, figures.published, figures.under_way) == ({"encoder": 5}, 0, 0)
+
+
+def test_a_picture_tells_its_sources_stamp_however_it_was_placed_and_none_that_cannot_travel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stamps = [126_000, None, 1 << 62, (1 << 62) + 1, -(1 << 63) + 1, 0]
+    shifted = feed()
+    headers: list[Header] = []
+    with relay() as publisher, DoublingEngine() as engine:
+        monkeypatch.setattr(publisher, "publish", lambda *message: headers.append(message[2]))
+        outlet = Outlet(shifted, publisher, "model")
+        for number, stamp in enumerate(stamps):
+            slot = engine.acquire(32, 32)
+            outlet.send(replace(frame(number, 32), source_pts=stamp), slot)
+            slot.release()
+        outlet.finish()
+    assert [header.pts for header in headers] == [0, 1, 2, 3, 4, 5]
+    assert [header.source_pts for header in headers] == [126_000, None, 1 << 62, None, None, 0]

@@ -17,10 +17,12 @@ import pytest
 
 from engines.door import Door, Memory, Slot
 from stream import backoff, pipeline
+from stream.frame import SourcePacket
 from stream.metrics import FeedFigures
 from stream.publish import Publisher
 from stream.relay import Relay
 from stream.settings import EncoderSettings, FeedSettings, RelaySettings, Settings
+from stream.sources.recording import RecordedSegment
 from stream.subscribe import Subscriber
 from stream.wire import Header, Kind, Message, decode_status
 from tests.clips import PATCHES, UdpSender, free_port, klv_packet, make_clip, read_number, read_patches
@@ -323,6 +325,43 @@ def test_a_picture_over_udp_and_its_access_unit_have_the_same_times(tmp_path: Pa
         wait_until(lambda: relay.feeds["cam"].meter.figures().published >= 30, "pictures")
     assert_joined(messages)
     assert {message.header.capture_clock for message in messages} == {"arrival"}
+
+
+def test_a_picture_tells_its_access_units_stamp_also_after_its_own_was_shifted(tmp_path: Path) -> None:
+    for name, side in (("a.ts", 160), ("b.ts", 176)):
+        make_clip(tmp_path / name, pictures=20, b_frames=2, size=(side, 120))
+    _, messages = replayed(DoublingEngine(), recording(tmp_path))
+    units = {hashlib.sha256(unit.payload).digest(): unit.header for unit in messages if unit.kind == "source"}
+    headers = [message.header for message in pictures(messages)]
+    assert len(units) == len(headers) == 40
+    for header in headers:
+        unit = units[header.source_sha256 or b""]
+        assert header.source_pts is not None
+        assert (header.source_pts, header.time_base) == (unit.pts, unit.time_base)
+    assert [header.pts == header.source_pts for header in headers] == [True] * 20 + [False] * 20
+    assert {message.header.source_pts for message in messages if message.kind != "video"} == {None}
+
+
+@pytest.mark.parametrize("wild", [(1 << 62) + 1, -(1 << 63) + 1])
+def test_a_wild_stamp_costs_a_viewer_no_message(wild: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = RecordedSegment.packets
+
+    def packets(self: RecordedSegment) -> Iterator[SourcePacket]:
+        for number, source in enumerate(real(self)):
+            if number in (10, 11):  # one of each stream
+                source.packet.pts, source.packet.dts = wild, wild + 1
+            yield source
+
+    monkeypatch.setattr(RecordedSegment, "packets", packets)
+    clip = make_clip(tmp_path / "clip.ts", pictures=20, klv=True)
+    figures, messages = replayed(DoublingEngine(), recording(clip))
+    assert figures.published == 20
+    for kind in ("video", "source", "data"):
+        headers = [message.header for message in messages if message.kind == kind]
+        stamps = [header.source_pts if kind == "video" else header.pts for header in headers]
+        assert len(headers) == 20
+        assert sum(stamp is None for stamp in stamps) == 1
+        assert {header.dts for header in headers} == {None}
 
 
 def test_a_recording_that_plays_live_ages_from_its_own_pace(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
@@ -25,13 +26,13 @@ def frame(pts: int | None, seconds: float | Fraction = 0.0, base: Fraction = MPE
         picture=PICTURE,
         colour=Colour(),
         pts=0 if pts is None else pts,
+        source_pts=pts,
         time_base=base,
         received_ns=1_800_000_000_000_000_000 + round(seconds * 1_000_000_000),
         capture_ns=7,
         capture_clock="arrival",
         state="clean",
         source_sha256=bytes(32),
-        stamped=pts is not None,
     )
 
 
@@ -76,7 +77,7 @@ def test_nothing_but_the_stamp_is_replaced() -> None:
     second = frame(0, 0.04)
     placed = timeline.place(second)
     assert (placed.pts, placed.time_base, placed.received_ns) == (STEP, MPEG_TS, second.received_ns)
-    assert (placed.capture_ns, placed.picture) == (7, second.picture)
+    assert (placed.capture_ns, placed.picture, placed.source_pts) == (7, second.picture, 0)
 
 
 def test_uneven_pictures_keep_their_spacing() -> None:
@@ -296,8 +297,7 @@ def test_a_recording_without_stamps_keeps_the_times_that_its_decoder_reckoned() 
     timeline = Timeline()
     timeline.begin(recorded=True)
     for number in range(10):
-        unstamped = frame(number * 1500)
-        object.__setattr__(unstamped, "stamped", False)
+        unstamped = replace(frame(number * 1500), source_pts=None)
         assert timeline.place(unstamped).pts == number * 1500
     assert timeline.repairs == 10
 

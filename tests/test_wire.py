@@ -22,6 +22,7 @@ from stream.wire import (
     decode_status,
     encode_message,
     encode_status,
+    ticks,
     topic,
 )
 from tests.published import Camera, relay
@@ -34,6 +35,7 @@ HEADER = Header(
     height=720,
     pts=-3600,
     dts=-7200,
+    source_pts=126_000,
     time_base=Fraction(1, 90000),
     capture_ns=1_794_000_000_000_000_000,
     capture_clock="rtcp",
@@ -107,6 +109,8 @@ def test_another_major_version_is_refused_by_its_number_whatever_else_it_holds()
         ({"height": 70_000}, "height"),
         ({"pts": 2**63}, "pts"),
         ({"dts": -(2**63)}, "dts"),
+        ({"source_pts": 2**62 + 1}, "source_pts"),
+        ({"source_pts": "126000"}, "source_pts"),
         ({"capture_ns": 2**63}, "capture_ns"),
         ({"published_ns": -1}, "published_ns"),
         ({"feed": "quay"}, "says feed 'quay'"),
@@ -115,6 +119,14 @@ def test_another_major_version_is_refused_by_its_number_whatever_else_it_holds()
 def test_a_header_that_is_wrong_is_refused_with_the_key(changes: dict[str, object], words: str) -> None:
     with pytest.raises(WireError, match=words):
         decode_message(parts_with(**changes))
+
+
+@pytest.mark.parametrize("stamp", [None, 0, 2**62, -(2**62), 2**62 + 1, -(2**62) - 1, 2**63 - 1, -(2**63) + 1])
+def test_a_stamp_travels_or_is_left_out_but_never_makes_a_message_that_is_refused(stamp: int | None) -> None:
+    header = stamped(pts=ticks(stamp), dts=ticks(stamp), source_pts=ticks(stamp))
+    came = decode_message(encode_message(topic("pier", "video"), header, b"unit")).header
+    expected = None if stamp is None or abs(stamp) > 2**62 else stamp
+    assert (came.pts, came.dts, came.source_pts) == (expected, expected, expected)
 
 
 def test_bytes_that_are_no_message_are_refused() -> None:
