@@ -210,14 +210,14 @@ class FallbackEngine(Door):
                 yield engine, whole[start : start + limit]
 
     def _pass_memories_on(self, engine: Door, batch: Sequence[Loan]) -> None:
-        """Let memories that another engine used hold what its pictures left; what a failed one left is forgotten."""
+        """Let memories that the last engine used hold what its pictures left; a better one's are lost on its device."""
         for loan in batch:
             memory = loan.slot.memory
             if memory is None:
                 continue
             with self._changed:
                 before, self._users[memory] = self._users.get(memory, engine), engine
-                lost = not self._is_in_use(before)
+                lost = before not in (engine, self._last)
             if lost:
                 memory.clear()
                 loan.slot.keep = 0.0

@@ -30,7 +30,7 @@ class Engine(Door):
         self._rings: dict[tuple[int, int], list[Slot]] = {}
         self._made: dict[tuple[int, int], int] = {}
         self._free = threading.Condition()
-        self._making: dict[tuple[int, int], threading.RLock] = {}
+        self._making: dict[tuple[int, int], threading.Lock] = {}
         self._ready: set[tuple[int, int]] = set()
         self._opened = False
         self._remembers = 0
@@ -70,7 +70,7 @@ class Engine(Door):
                 slot.memory = None
                 return slot
             self._made[size] = self._made.get(size, 0) + 1
-            making = self._making.setdefault(size, threading.RLock())  # a size that takes long keeps no other waiting
+            making = self._making.setdefault(size, threading.Lock())  # a size that takes long keeps no other waiting
         try:
             with self._as_engine_error():
                 with self._free:
@@ -88,13 +88,8 @@ class Engine(Door):
 
     def prepare(self, width: int, height: int) -> None:
         """See `Door.prepare`."""
-        size = (width, height)
-        with self._free:
-            self._check_open()
-            making = self._making.setdefault(size, threading.RLock())
-        with making:
-            if size not in self._ready:
-                self.acquire(width, height).release()
+        if not self.is_ready(width, height):
+            self.acquire(width, height).release()
 
     def is_ready(self, width: int, height: int) -> bool:
         """See `Door.is_ready`."""
@@ -155,7 +150,7 @@ class Engine(Door):
             raise EngineError("the engine is closed: use it inside its `with` block")
 
     def _has_room(self, size: tuple[int, int]) -> bool:
-        return not self._opened or bool(self._rings.get(size)) or self._made.get(size, 0) < self._slots
+        return not self._opened or self._made.get(size, 0) - len(self._rings.get(size, ())) < self._slots
 
     def _forget_sizes(self) -> None:
         """Free the memory of sizes beyond those that are kept and that nobody uses, least recently used first."""

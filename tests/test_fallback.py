@@ -373,6 +373,21 @@ def test_what_a_failed_engine_left_in_a_memory_is_forgotten() -> None:
     assert last.numbers == [0, 0]
 
 
+def test_what_a_better_engine_kept_on_its_device_is_forgotten_where_the_last_one_goes_on() -> None:
+    last, better = Counting("last"), Fake("better")
+    with several(last, better, ready=(32, 32)) as engine:
+        memory, held = engine.remember(), engine.acquire(32, 32)
+        for numbers in memory.turn():
+            numbers[:] = 7  # from before the better engine took over
+        better.broken = "make"  # no room for one more slot: from now on the size is the last engine's
+        for slot in (held, engine.acquire(32, 32)):
+            slot.memory, slot.keep = memory, 0.9
+            engine.submit([slot])
+            slot.wait()
+        assert engine.failures["better"] == 1
+    assert last.numbers == [0, 0]
+
+
 # Opening and closing
 
 

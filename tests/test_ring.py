@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from engines.door import Door, Slot
-from engines.errors import EngineError
+from engines.errors import EngineError, EngineMismatch
 from tests.doubling import DoublingEngine
 from tests.waiting import wait_until
 
@@ -150,6 +150,38 @@ def test_whoever_prepares_a_size_waits_until_it_is_ready() -> None:
             assert not thread.is_alive()
 
 
+class Hurried(DoublingEngine):
+    """Whoever prepares is overtaken just before it asks for a slot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.overtake = threading.Event()
+        self.overtaken = threading.Event()
+
+    def acquire(self, width: int, height: int, timeout: float | None = None) -> Slot:
+        if threading.current_thread().name == "prepares":
+            self.overtake.set()
+            self.overtaken.wait(1)
+        return super().acquire(width, height, timeout)
+
+    def _make(self, width: int, height: int) -> Slot:
+        self.overtaken.set()
+        return super()._make(width, height)
+
+
+def test_whoever_prepares_a_size_and_whoever_wants_its_only_slot_do_not_wait_for_each_other() -> None:
+    with Hurried() as engine:
+        engine.allow(1, 4)
+        preparing = threading.Thread(target=engine.prepare, args=(32, 32), name="prepares", daemon=True)
+        preparing.start()
+        assert engine.overtake.wait(10)
+        wanting = threading.Thread(target=lambda: engine.acquire(32, 32).release(), daemon=True)
+        wanting.start()
+        for thread in (wanting, preparing):
+            thread.join(5)
+            assert not thread.is_alive()
+
+
 def test_fewer_slots_and_sizes_free_what_nobody_uses() -> None:
     with Remembering() as engine:  # four slots
         for slot in [engine.acquire(32, 32) for _ in range(4)]:
@@ -163,12 +195,33 @@ def test_fewer_slots_and_sizes_free_what_nobody_uses() -> None:
         held.release()
 
 
+def test_fewer_slots_are_fewer_pictures_at_once_also_when_more_were_under_way() -> None:
+    with DoublingEngine() as engine:
+        held = [engine.acquire(32, 32) for _ in range(4)]
+        engine.allow(1, 4)
+        for slot in held:
+            slot.release()
+        slot = engine.acquire(32, 32)
+        with pytest.raises(TimeoutError):
+            engine.acquire(32, 32, timeout=0.1)
+        slot.release()
+        assert engine.acquire(32, 32, timeout=1) is slot
+
+
 def test_a_size_that_is_prepared_is_not_made_again() -> None:
     with DoublingEngine() as engine:
         engine.prepare(32, 32)
         held = engine.acquire(32, 32)
         engine.prepare(32, 32)
         assert engine.acquire(32, 32, timeout=1) is not held
+
+
+def test_sizes_that_are_refused_leave_nothing_behind() -> None:
+    with DoublingEngine() as engine:
+        for width in range(5000, 5100):
+            with pytest.raises(EngineMismatch, match=f"a picture of {width}x32"):
+                engine.prepare(width, 32)
+        assert not engine._making
 
 
 def test_more_slots_can_be_allowed_while_somebody_waits_for_one() -> None:
