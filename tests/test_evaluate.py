@@ -18,7 +18,10 @@ from engines.colour import Colour, to_planes
 from engines.data.lol import HELD_OUT, OUTLIERS, Pair, decode_picture, double, halve, read_lol
 from engines.data.pairs import lol_samples
 from engines.door import Slot
+from engines.errors import EngineMismatch
+from engines.evaluation.daylight import daylight
 from engines.evaluation.evaluate import PICTURE_COLOUR, enhance_picture, evaluate, read_split, summary
+from engines.evaluation.sheet import sheet_row
 from tests.doubling import DoublingEngine
 from tests.test_check import nightbridge
 from tools.evaluate import CLIP, compared
@@ -126,6 +129,27 @@ def test_the_engine_is_given_the_halved_dark_picture_in_the_colours_of_picture_f
     assert score.name == "7"
 
 
+def test_a_picture_with_odd_sides_is_compared_with_what_it_shows() -> None:
+    slope = np.repeat(3 * np.arange(75, dtype=np.uint8)[None, :, None], 51, axis=0).repeat(3, axis=2)
+    with Recording() as engine:
+        list(evaluate(engine, [Pair("1", slope, slope)]))
+    between = slope[:50, :74, 0].reshape(25, 2, 37, 2).mean((1, 3))
+    assert np.abs(engine.given[0][0] - between)[:, 2:-2].max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 64), (10, 10)])
+def test_a_picture_that_is_too_small_is_told_by_its_name(size: tuple[int, int]) -> None:
+    icon = np.full((*size, 3), 150, np.uint8)
+    with DoublingEngine() as engine:
+        for measure in (
+            lambda: list(daylight(engine, [("icon.png", icon)])),
+            lambda: list(evaluate(engine, [Pair("icon.png", icon, icon)])),
+            lambda: sheet_row(engine, "icon.png", icon),
+        ):
+            with pytest.raises(EngineMismatch, match=r"^icon\.png: "):
+                measure()
+
+
 def test_scores_are_those_of_the_doubled_picture_against_the_bright_one() -> None:
     flat = [np.full((49, 65, 3), value, np.uint8) for value in (10, 20)]
     with DoublingEngine() as engine:
@@ -211,6 +235,8 @@ def test_seeds_are_told_as_mean_and_spread_for_each_kind_of_engine() -> None:
     ]
     assert compared(results) == {"seeds": {"openvino fp32": {"lol.psnr_db": {"mean": 21.0, "spread": 1.0}}}}
     assert compared(results[:1]) == {}
+    (one, *_) = ({key: value for key, value in result.items() if key != "lol"} for result in results)
+    assert "seeds" not in compared([one, one]), "the same runtime by two names, such as auto"
 
 
 def test_live_figures_and_a_contact_sheet_come_from_one_command(tmp_path: Path, command: Evaluate) -> None:
@@ -313,6 +339,9 @@ def test_a_picture_stands_upright_as_its_camera_says() -> None:
     lying = Image.fromarray(scene(1, 1.0))
     picture = decode_picture(encoded(lying, "PNG", exif=exif), "phone.png")
     np.testing.assert_array_equal(picture, np.rot90(scene(1, 1.0), -1))
+    deep = Image.fromarray(scene(1, 1.0)[..., 0].astype(np.uint16) << 8)
+    picture = decode_picture(encoded(deep, "PNG", exif=exif), "infrared.png")
+    np.testing.assert_array_equal(picture[..., 0], np.rot90(scene(1, 1.0)[..., 0], -1))
 
 
 def test_a_picture_without_a_known_white_is_refused_by_name() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from engines.data.pairs import (
     draw,
     even_out,
     light_up,
+    lol_samples,
     shared_region,
     small_sizes,
     subsample_chroma,
@@ -197,3 +200,16 @@ def test_pictures_of_several_sizes_give_one_batch_that_fits_the_smallest() -> No
     assert chosen.size == (60, 70)
     ends = chosen.places[:, 1:3] + torch.tensor(chosen.size)
     assert (ends <= torch.tensor(sizes)[chosen.places[:, 0]]).all()
+
+
+def test_pairs_with_odd_sides_show_the_same_place_from_end_to_end(tmp_path: Path) -> None:
+    slope = np.repeat(3 * np.arange(75, dtype=np.uint8)[None, :, None], 50, axis=0).repeat(3, axis=2)
+    for side in ("low", "high"):
+        (tmp_path / "our485" / side).mkdir(parents=True)
+        for number in (1, 660):
+            Image.fromarray(slope).save(tmp_path / "our485" / side / f"{number}.png")
+    for (sample,) in lol_samples(tmp_path):
+        assert sample.small.shape == (24, 36, 3), "even sides, whose chroma can be halved"
+        assert sample.large.shape == sample.dark.shape == (48, 72, 3)
+        between = sample.large.reshape(24, 2, 36, 2, 3).mean((1, 3))
+        assert np.abs(sample.small - between)[:, 2:-2].max() <= 1

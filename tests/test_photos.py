@@ -15,9 +15,9 @@ from engines.data.darken import Night, encode, gather
 from engines.data.lamps import POWER, lamps
 from engines.data.lol import Picture, double, halve
 from engines.data.pairs import Sample
-from engines.data.photos import day_samples, grey, night_samples, read_scenes, send, weather
+from engines.data.photos import day_samples, grey, night_samples, read_samples, read_scenes, send, weather
 from engines.evaluation.scores import psnr
-from tests.test_train import scene
+from tests.test_train import scene, write_lol
 
 WIDE = (8_000_000, 8_000_001)
 CLEAR = Night(exposure=1.0, photons=1e9, read_noise=0.0)
@@ -179,6 +179,18 @@ def test_scenes_are_photos_and_bright_parts_of_videos_and_nothing_else(tmp_path:
     assert columns == [0, 4, 8, 12, 16, 20, 24, 28]
 
 
+def test_each_of_several_videos_is_looked_at_in_places_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photos, "PART", (288, 448))
+    columns = np.repeat(np.linspace(90, 250, 480)[None, :, None], 320, axis=0).repeat(3, axis=2).astype(np.uint8)
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        write_video(tmp_path / name, [columns] * 8)
+    places = [scene[0].mean() for scene in read_scenes(tmp_path)]
+    assert np.ptp(places) > 1
+    assert places == [scene[0].mean() for scene in read_scenes(tmp_path)]
+
+
 def test_a_video_s_night_shows_its_own_movement_and_its_target_is_the_last_picture(plain: pytest.MonkeyPatch) -> None:
     clip = np.stack([moving(number) for number in range(8)])
     (night,), (day,) = night_samples([clip], 1, seed=1), day_samples([clip], 1, seed=1)
@@ -196,3 +208,13 @@ def test_a_folder_without_scenes_and_a_broken_photo_are_told(tmp_path: Path) -> 
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(OSError, match=r"broken\.png: not a picture"):
         read_scenes(tmp_path)
+
+
+def test_that_no_scene_can_be_held_out_is_told_before_anything_is_learned(tmp_path: Path) -> None:
+    lol = write_lol(tmp_path / "lol")
+    for side in ("low", "high"):
+        (lol / "our485" / side / "665.png").unlink()
+    with pytest.raises(FileNotFoundError, match="lol: our485 has none of the held-out scenes 660 to 699"):
+        read_samples(lol, None, seed=1)
+    (train, *_), held_out = read_samples(lol, None, seed=1, hold_out=False)
+    assert (len(train), held_out) == (3, [])

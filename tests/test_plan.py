@@ -49,6 +49,13 @@ def test_packs_give_the_samples_back_and_no_file_is_too_large(tmp_path: Path, se
     assert back["day"][0].dark is back["day"][0].large
 
 
+def test_flat_pictures_of_two_shapes_are_not_taken_for_one(tmp_path: Path) -> None:
+    shapes = ((32, 64), (64, 32))
+    flat = [[np.zeros((scale * h, scale * w, 3), np.uint8) for scale in (1, 2, 2)] for h, w in shapes]
+    write_packs({"lol": [Sample(*pictures) for pictures in flat]}, tmp_path)
+    assert [sample.small.shape[:2] for sample in read_packs(tmp_path)["lol"]] == list(shapes)
+
+
 def test_a_missing_pack_is_named(tmp_path: Path, sets: dict[str, list[Sample]]) -> None:
     files = write_packs(sets, tmp_path, limit=24_000)
     files[1].unlink()

@@ -222,7 +222,8 @@ def compared(results: Sequence[Figures]) -> dict[str, object]:
 
     by_kind = [(name, list(group)) for name, group in groupby(sorted(results, key=kind), key=kind)]
     by_weights = [list(group) for _, group in groupby(results, key=lambda result: result["weights_id"])]
-    seeds = {name: mean_and_spread(group) for name, group in by_kind if len(group) > 1}
+    several = [(name, {result["weights_id"]: result for result in group}.values()) for name, group in by_kind]
+    seeds = {name: mean_and_spread(list(group)) for name, group in several if len(group) > 1}
     differences = []
     for first, *others in by_weights:
         for other in others:

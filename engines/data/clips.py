@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from engines.data.lol import Picture
+from engines.data.lol import Picture, trimmed
 
 
 def read_clip(path: Path) -> Iterator[Picture]:
@@ -22,9 +22,7 @@ def read_clip(path: Path) -> Iterator[Picture]:
         with av.open(path) as container:
             for frame in container.decode(video=0):
                 empty = False
-                picture = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-                height, width = (side - side % 4 for side in picture.shape[:2])
-                yield picture[:height, :width]
+                yield trimmed(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False), 4)
     except (av.FFmpegError, IndexError) as error:
         raise OSError(f"{path}: no video that can be decoded ({error})") from error
     if empty:

@@ -66,7 +66,7 @@ def decode_picture(data: bytes, name: str) -> Picture:
     """The bytes of a picture file as (H, W, 3) uint8 RGB, upright; raises `OSError` by `name` where they are none."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(ImageOps.exif_transpose(_eight_bit(image)).convert("RGB"))
+            return np.asarray(_eight_bit(ImageOps.exif_transpose(image)).convert("RGB"))
     except UnidentifiedImageError:
         raise OSError(f"{name}: not a picture of a known kind") from None
     except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
@@ -80,6 +80,12 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I;16"):
         return image
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def trimmed(picture: Picture, multiple: int) -> Picture:
+    """(H, W, 3) without its last rows and columns, so that both sides are multiples: halves fit even sides alone."""
+    height, width = (side - side % multiple for side in picture.shape[:2])
+    return picture[:height, :width]
 
 
 def halve(picture: Picture) -> Picture:

@@ -51,7 +51,8 @@ def _store(sample: Sample, stored: dict[str, bytes]) -> list[str]:
     names = []
     for kind, options in KINDS.items():
         picture: Picture = getattr(sample, kind)
-        name = f"{hashlib.sha256(picture.tobytes()).hexdigest()[:20]}-{kind}.{options['format']}"
+        digest = hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()
+        name = f"{digest[:20]}-{kind}.{options['format']}"
         same = name.replace("-dark", "-large")
         if same in stored:  # a day picture's target is also what its detail branch should make
             name = same

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engines.data.lol import HELD_OUT, OUTLIERS, Pair, Picture, halve, read_lol
+from engines.data.lol import HELD_OUT, OUTLIERS, Pair, Picture, halve, read_lol, trimmed
 
 ALIGN = 16
 """Crops are multiples of this, so that they need no padding."""
@@ -80,7 +80,8 @@ def lol_samples(folder: Path) -> tuple[list[Sample], list[Sample]]:
 
 
 def _from_lol(pair: Pair) -> Sample:
-    return Sample(small=halve(pair.low), large=pair.high, dark=pair.low)
+    low, high = trimmed(pair.low, 4), trimmed(pair.high, 4)  # the small picture's sides are even, as 4:2:0 wants them
+    return Sample(small=halve(low), large=high, dark=low)
 
 
 def even_out(samples: Sequence[Sample], share: float, reach: int | None = None) -> list[Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import islice
@@ -16,7 +17,7 @@ from engines.data.coded import Codec, at_bit_rate
 from engines.data.darken import DECODE, Night, encode, gather, record
 from engines.data.kinds import PICTURES, VIDEOS
 from engines.data.lamps import Light, between, lamps
-from engines.data.lol import Picture, double, halve, read_picture
+from engines.data.lol import HELD_OUT, Picture, double, halve, read_picture
 from engines.data.pairs import ALIGN, PHOTO_CROP, Sample, lol_samples
 
 GREY = 0.15
@@ -55,11 +56,15 @@ def read_samples(
 ) -> tuple[tuple[list[Sample], ...], list[Sample]]:
     """LOL, night and day samples for training, and LOL's held-out ones; without `hold_out` those are in both.
 
-    Without `photos` there are no nights and no days.
+    Without `photos` there are no nights and no days. Raises `OSError` by name for what cannot be read, or where scenes
+    are to be held out and there are none.
     """
     train, held_out = lol_samples(lol)
     if not hold_out:
         train = train + held_out
+    elif not held_out:
+        missing = f"our485 has none of the held-out scenes {HELD_OUT[0]} to {HELD_OUT[-1]}"
+        raise FileNotFoundError(f"{lol}: {missing}; a recipe with `hold_out = false` needs none")
     scenes = read_scenes(photos) if photos else []
     night = night_samples(scenes, 2 * len(scenes), seed)
     day = day_samples(scenes, len(scenes), seed + 1)
@@ -192,7 +197,8 @@ def _bright_parts(path: Path) -> Iterator[Scene]:
             part.append(picture)
         if len(part) == CLIP[1]:
             if part[-1].mean() >= DAY_MEAN:
-                yield from _fit(_somewhere(np.stack(part), np.random.default_rng(number)))
+                seed = (*os.fsencode(path.name), number)  # each video is looked at in places of its own
+                yield from _fit(_somewhere(np.stack(part), np.random.default_rng(seed)))
             part = []
 
 

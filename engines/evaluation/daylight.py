@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from engines.data.coded import at_rate_factor
-from engines.data.lol import Picture, double, halve, read_picture
+from engines.data.lol import Picture, double, halve, read_picture, trimmed
 from engines.door import Door
-from engines.evaluation.evaluate import enhance_picture
+from engines.evaluation.evaluate import by_name, enhance_picture
 from engines.evaluation.scores import mean_ratio, psnr
 
 BRIGHT = 80
@@ -38,11 +38,11 @@ def read_bright(paths: Iterable[Path]) -> Iterator[tuple[str, Picture]]:
 def daylight(engine: Door, pictures: Iterable[tuple[str, Picture]], crf: int | None = None) -> Iterator[DayScore]:
     """A score for each named picture; with `crf` the engine is given what libx264 leaves of it."""
     for name, picture in pictures:
-        small = halve(picture)
-        if crf is not None:
-            height, width = small.shape[:2]
-            small = at_rate_factor(small[: height - height % 2, : width - width % 2], crf)
-        bright, doubled = enhance_picture(engine, small), double(small)
+        with by_name(name):
+            small = halve(picture)
+            if crf is not None:
+                small = at_rate_factor(trimmed(small, 2), crf)
+            bright, doubled = enhance_picture(engine, small), double(small)
         yield DayScore(name, psnr(bright, doubled), mean_ratio(bright, doubled))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,8 +11,9 @@ from typing import Literal
 import numpy as np
 
 from engines.colour import Colour, to_planes, to_rgb
-from engines.data.lol import HELD_OUT, Pair, Picture, halve, read_lol
+from engines.data.lol import HELD_OUT, Pair, Picture, halve, read_lol, trimmed
 from engines.door import Door, Memory
+from engines.errors import EngineMismatch
 from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean, ssim
 
 Split = Literal["eval15", "held-out", "our485"]
@@ -51,6 +53,15 @@ def enhance_picture(engine: Door, picture: Picture, memory: Memory | None = None
     return to_rgb(*engine.enhance(y, uv, PICTURE_COLOUR, memory, keep), PICTURE_COLOUR)
 
 
+@contextmanager
+def by_name(name: str) -> Iterator[None]:
+    """Of a picture that cannot be halved or enhanced, as one that is too small, its name: raises `EngineMismatch`."""
+    try:
+        yield
+    except ValueError as error:
+        raise EngineMismatch(f"{name}: {error}") from error
+
+
 def evaluate(engine: Door, pairs: Iterable[Pair], full_size: bool = False) -> Iterator[Score]:
     """A score for each pair, as it is measured.
 
@@ -58,7 +69,11 @@ def evaluate(engine: Door, pairs: Iterable[Pair], full_size: bool = False) -> It
     engine is given the whole dark picture, and its output is halved before it is compared.
     """
     for pair in pairs:
-        picture = halve(enhance_picture(engine, pair.low)) if full_size else enhance_picture(engine, halve(pair.low))
+        with by_name(pair.name):
+            if full_size:
+                picture = halve(enhance_picture(engine, pair.low))
+            else:
+                picture = enhance_picture(engine, halve(trimmed(pair.low, 2)))
         height, width = picture.shape[:2]
         truth = pair.high[:height, :width]
         yield Score(

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from engines.data.lol import Picture, double
 from engines.door import Door
-from engines.evaluation.evaluate import enhance_picture
+from engines.evaluation.evaluate import by_name, enhance_picture
 
 THUMBNAIL = 360
 """Width of a column in pixels."""
@@ -32,7 +32,8 @@ class SheetRow:
 
 def sheet_row(engine: Door, name: str, picture: Picture) -> SheetRow:
     """A picture as it is, doubled by bicubic and enhanced."""
-    pictures = (picture, double(picture), enhance_picture(engine, picture))
+    with by_name(name):
+        pictures = (picture, double(picture), enhance_picture(engine, picture))
     notes = (name, *COLUMNS[1:])
     captions = tuple(
         f"{note}  {each.shape[1]}x{each.shape[0]}  mean {each.mean():.0f}"
