@@ -51,12 +51,14 @@ class Weights:
             self.card = msgspec.json.decode((folder / CARD).read_bytes(), type=Card)
         except FileNotFoundError:
             raise EngineMissing(f"no weights in {folder}: it holds no {CARD}") from None
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise EngineMismatch(f"{folder / CARD} is no card: {error}") from error
 
     @property
     def id(self) -> str:
-        """SHA-256 of the stored numbers, in hex; what headers and metrics call the model."""
+        """SHA-256 of the stored numbers, in hex; what headers and metrics call the model. Raises `EngineMissing`."""
+        if not self.has(NUMBERS):
+            raise EngineMissing(f"{self.folder / CARD} tells of no {NUMBERS}")
         return self.card.files[NUMBERS]
 
     def has(self, name: str) -> bool:

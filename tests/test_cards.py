@@ -34,6 +34,12 @@ def test_a_missing_or_broken_card_is_told(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text('{"name": "mine", "speed": 3}')
     with pytest.raises(EngineMismatch, match="speed"):
         Weights(tmp_path)
+    (tmp_path / "card.json").write_bytes(b'{"name": "\xff"}')
+    with pytest.raises(EngineMismatch, match=r"card\.json is no card"):
+        Weights(tmp_path)
+    (tmp_path / "card.json").write_text('{"name": "mine", "network": "neid", "files": {}}')
+    with pytest.raises(EngineMissing, match=r"card\.json tells of no weights\.safetensors"):
+        _ = Weights(tmp_path).id
 
 
 def test_a_file_that_the_card_does_not_list_is_not_used(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from engines.network.config import NEID_LIVE
 from engines.network.neid import Neid
 from engines.training import train as training
 from engines.training.recipe import RECIPES, Recipe, learning_rate, read_recipe
-from engines.training.steps import Steps, detail_target, loss_parts, train_step
+from engines.training.steps import Steps, detail_target, half_window, loss_parts, train_step
 from tests.test_check import nightbridge
 
 
@@ -208,6 +208,20 @@ def test_a_run_can_begin_with_stored_weights(tmp_path: Path) -> None:
     begun = training.Run.begin(Recipe(seed=9), tmp_path / NUMBERS)
     for name, value in network.encoder.state_dict().items():
         assert torch.equal(value, begun.network.encoder.state_dict()[name])
+
+
+def test_a_run_cannot_begin_with_the_numbers_of_another_network(tmp_path: Path) -> None:
+    training.store(Neid(NEID_LIVE), Recipe(), tmp_path, {})
+    with pytest.raises(EngineMismatch, match=r"safetensors holds a network neid-live; the recipe is for neid$"):
+        training.Run.begin(Recipe(network="neid"), tmp_path / NUMBERS)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 9)])
+def test_every_row_and_column_can_be_in_the_window_of_ssim(size: tuple[int, int]) -> None:
+    large = torch.zeros(1, 3, *size)
+    for seed in range(200):
+        large[(..., *half_window(large, np.random.default_rng(seed)))] += 1
+    assert large.min() > 0
 
 
 def test_a_checkpoint_of_a_gpu_goes_on_on_the_cpu(tmp_path: Path) -> None:
@@ -445,6 +459,8 @@ def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
         ("twin_noise = -1.0", "twin_noise is -1.0; it must be a number from 0 on"),
         ("steady_weight = nan", "steady_weight is nan"),
         ("twins = 0.5\nbatch = 3", "batch is 3; with twins it must be even"),
+        ("mix = [0.7, 0.2, 0.2]", "mix is [0.7, 0.2, 0.2]; its shares must be from 0 on, and 1 together"),
+        ("mix = [1.5, -0.5, 0.0]", "mix is [1.5, -0.5, 0.0]; its shares"),
     ):
         file.write_text(text)
         with pytest.raises(EngineMismatch, match=re.escape(told)):

@@ -135,6 +135,8 @@ def _fault(recipe: Recipe) -> str | None:
             return f"{name} is {share}; it must be from 0 to 1"
     if not all(0 <= share <= 1 for share in recipe.evened):
         return f"evened is {list(recipe.evened)}; both must be from 0 to 1"
+    if min(recipe.mix) < 0 or not math.isclose(sum(recipe.mix), 1, abs_tol=1e-9):
+        return f"mix is {list(recipe.mix)}; its shares must be from 0 on, and 1 together"
     for name in ("noise", "twin_noise", "steady_weight"):
         if (value := getattr(recipe, name)) is not None and not 0 <= value < math.inf:
             return f"{name} is {value}; it must be a number from 0 on"

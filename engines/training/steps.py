@@ -139,5 +139,5 @@ def detail_target(recipe: Recipe, dark: Tensor) -> Tensor:
 def half_window(large: Tensor, random: np.random.Generator) -> Window:
     """A window of half the height and width, somewhere: SSIM of all would cost more than the network on a CPU."""
     height, width = large.shape[-2:]
-    top, left = int(random.integers(height // 2)), int(random.integers(width // 2))
+    top, left = (int(random.integers(side - side // 2 + 1)) for side in (height, width))
     return slice(top, top + height // 2), slice(left, left + width // 2)

@@ -157,7 +157,10 @@ class Run:
         network = Neid(config, with_reconstruction=True)
         STARTS[recipe.start](network, torch.Generator().manual_seed(recipe.seed))
         if start is not None:
-            network.load_state_dict(load_network(start).state_dict(), strict=False)
+            stored = load_network(start)
+            if replace(stored.config, parts=config.parts) != config:
+                raise EngineMismatch(f"{start} holds a network {stored.config.name}; the recipe is for {config.name}")
+            network.load_state_dict(stored.state_dict(), strict=False)
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.AdamW(network.parameters(), **optimiser_options(recipe, device))
         average = {name: value.detach().clone() for name, value in network.state_dict().items()}
