@@ -43,7 +43,7 @@ def form_of(url: str) -> str:
     """How addresses of this one's scheme are written."""
     scheme = url.partition("://")[0].lower()
     return (
-        "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS"
+        "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS, and SOURCE@ in front of an IPv4 group"
         if scheme == "udp"
         else f"{scheme}://HOST[:PORT][/PATH]"
     )
@@ -120,6 +120,8 @@ class UdpAddress:
     port: int
     interface: str = ""
     """Network interface that joins a multicast group, by address or for IPv6 by name; empty: the system's choice."""
+    source: str = ""
+    """Address of the only sender to a multicast group that is listened to, IPv4; empty: all of them."""
 
     @property
     def multicast(self) -> bool:
@@ -145,7 +147,7 @@ class UdpAddress:
 
     @classmethod
     def of(cls, url: str) -> Self:
-        """The address in `udp://[@][HOST]:PORT[?localaddr=INTERFACE]`; raises `SourceUnsupported`."""
+        """The address in `udp://[[SOURCE]@][HOST]:PORT[?localaddr=INTERFACE]`; raises `SourceUnsupported`."""
         try:
             parts = urlsplit(url)
             options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
@@ -154,7 +156,19 @@ class UdpAddress:
             port, options = None, {}
         if not port or parts.path.strip("/") or options.keys() - {"localaddr"}:
             raise malformed(url)
-        return cls(parts.hostname or "", port, options.get("localaddr", ""))
+        source = parts.netloc.rpartition("@")[0]
+        address = cls(parts.hostname or "", port, options.get("localaddr", ""), source)
+        if source and not (address.multicast and is_ipv4(source) and is_ipv4(address.host)):
+            raise malformed(url)
+        return address
+
+
+def is_ipv4(text: str) -> bool:
+    """Whether this is an address of IPv4."""
+    try:
+        return ip_address(text).version == 4
+    except ValueError:
+        return False
 
 
 def address_of(url: str) -> RemoteAddress | UdpAddress:

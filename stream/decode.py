@@ -172,7 +172,10 @@ class Decoder:
 
     def _enter(self, source: SourcePacket) -> AccessUnit:
         packet = source.packet
-        self._damage_in = (self._misses_references(packet) or self._damage_in) and not packet.is_keyframe
+        self._damage_in = self._misses_references(packet) or self._damage_in
+        if packet.is_keyframe:  # which may only begin to renew the picture, or come after some that are shown before it
+            self._damage_out = self._damage_out or self._damage_in
+            self._damage_in = False
         unit = AccessUnit(
             number=self._count,
             pts=packet.pts,

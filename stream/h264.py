@@ -18,8 +18,8 @@ MOST_SEQUENCE_SETS, MOST_PICTURE_SETS = 32, 256
 """What the standard allows in a stream; they are numbered from 0."""
 LONGEST_CODE = 31
 """Zeros that a number of variable length begins with, at most."""
-MOST_NAL_UNITS = 64
-"""More than come in front of the first slice of a picture."""
+MOST_NAL_UNITS = 256
+"""More than a picture has slices, and what comes in front of them."""
 WITH_CHROMA_FORMAT = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}
 """Profiles whose sequence parameter sets say their chroma format."""
 SEPARATE_PLANES = 3
@@ -35,18 +35,74 @@ class ReferenceCheck:
 
     def __init__(self, parameter_sets: bytes = b"") -> None:
         """`parameter_sets` (Annex B) are those from outside the stream."""
-        self.sequence_changed = False
-        """Whether the last access unit has brought another sequence parameter set in place of one before."""
-        self._sequences: dict[int, Sequence] = {}
-        self._pictures: dict[int, int] = {}  # number of the sequence set by the number of the picture set
+        self._headers = Headers(parameter_sets)
         self._last: int | None = None  # `frame_num` of the last picture that others may refer to
-        self.is_missing(parameter_sets)
+
+    @property
+    def sequence_changed(self) -> bool:
+        """Whether the last access unit has brought another sequence parameter set in place of one before."""
+        return self._headers.sequence_changed
 
     def is_missing(self, unit: bytes) -> bool:
         """Whether pictures are missing in front of this access unit, since the last IDR picture or the last hole.
 
         False where that cannot be told, since headers are damaged or parameter sets have not come.
         """
+        first = self._headers.first_slice(unit)
+        if first is None:
+            return False
+        sequence, last = first.sequence, self._last
+        before = (first.number - 1) % (1 << sequence.frame_num_bits)
+        if first.idr or last is None or sequence.gaps_allowed:
+            hole = False
+        elif first.number == last:  # the second field of a picture has the number of the first
+            hole = first.field is None
+        else:
+            hole = last != before
+        if first.referred or hole:
+            self._last = first.number if first.referred else before
+        return hole
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What the header of a slice says of its picture."""
+
+    sequence: Sequence
+    number: int
+    """`frame_num`: the same for both fields of a picture."""
+    idr: bool
+    referred: bool
+    """Whether others may refer to the picture."""
+    field: int | None
+    """0: it is a top field, 1: a bottom field, None: a whole picture."""
+
+    def is_completed_by(self, other: Slice) -> bool:
+        """Whether the other one, next in the order of decoding, is of the second field of the same picture."""
+        return (
+            {self.field, other.field} == {0, 1}
+            and (self.number, self.referred) == (other.number, other.referred)
+            and (self.idr or not other.idr)
+        )
+
+
+class Headers:
+    """Reads the headers of one stream's access units, in the order of decoding."""
+
+    def __init__(self, parameter_sets: bytes = b"") -> None:
+        """`parameter_sets` (Annex B) are those from outside the stream."""
+        self.sequence_changed = False
+        """Whether the last access unit has brought another sequence parameter set in place of one before."""
+        self._sequences: dict[int, Sequence] = {}
+        self._pictures: dict[int, int] = {}  # number of the sequence set by the number of the picture set
+        self.first_slice(parameter_sets)
+
+    def first_slice(self, unit: bytes) -> Slice | None:
+        """The first one of an access unit that can be read; parameter sets in front of it are taken in."""
+        return next(self.slices(unit), None)
+
+    def slices(self, unit: bytes) -> Iterator[Slice]:
+        """Those of an access unit that can be read, in order; parameter sets in front of each are taken in."""
         self.sequence_changed = False
         for kind, referred, body in islice(nal_units(unit), MOST_NAL_UNITS):
             try:
@@ -57,32 +113,23 @@ class ReferenceCheck:
                     picture, sequence = bits.count(MOST_PICTURE_SETS - 1), bits.count(MOST_SEQUENCE_SETS - 1)
                     self._pictures[picture] = sequence
                 elif kind in (SLICE, IDR_SLICE):
-                    return self._check(kind == IDR_SLICE, referred, Bits(body[:SLICE_HEADER_BYTES]))
+                    yield self._slice(kind == IDR_SLICE, referred, body)
             except (EOFError, KeyError):
                 continue
-        return False
 
     def _take(self, sequence: Sequence) -> None:
         self.sequence_changed = self._sequences.get(sequence.number, sequence) != sequence
         self._sequences[sequence.number] = sequence
 
-    def _check(self, idr: bool, referred: bool, bits: Bits) -> bool:
-        """The same for the header of a picture's first slice; `referred`: others may refer to the picture."""
+    def _slice(self, idr: bool, referred: bool, body: bytes) -> Slice:
+        bits = Bits(body[:SLICE_HEADER_BYTES])
         bits.count()  # first macroblock
         bits.count()  # type of slice
         sequence = self._sequences[self._pictures[bits.count()]]
         bits.take(2 if sequence.separate_planes else 0)
         number = bits.take(sequence.frame_num_bits)
-        last, before = self._last, (number - 1) % (1 << sequence.frame_num_bits)
-        if idr or last is None or sequence.gaps_allowed:
-            hole = False
-        elif number == last:  # the second field of a picture has the number of the first
-            hole = sequence.frames_only or not bits.take(1)
-        else:
-            hole = last != before
-        if referred or hole:
-            self._last = number if referred else before
-        return hole
+        field = None if sequence.frames_only or not bits.take(1) else bits.take(1)
+        return Slice(sequence, number, idr, referred, field)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,3 +86,23 @@ def drips(connection: socket.socket, stop: threading.Event) -> None:
     connection.sendall(b"RTSP/1.0 200 OK\r\nX-Header: ")
     while not stop.wait(0.02):
         connection.sendall(b"x")
+
+
+def answers_until(method: bytes, answer: bytes) -> Behaviour:
+    """Talk like an RTSP camera over TCP until asked for this; then say `answer`, with its NUMBER, and hang up."""
+    camera = b"v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
+    headers = b"Session: 1\r\nTransport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nContent-Type: application/sdp\r\n"
+
+    def talk(connection: socket.socket, _: threading.Event) -> None:
+        with connection.makefile("rb") as requests:
+            for line in requests:
+                asked = dict(header.strip().split(b": ", 1) for header in iter(requests.readline, b"\r\n"))
+                if line.startswith(method):
+                    connection.sendall(answer.replace(b"NUMBER", asked[b"CSeq"]))
+                    connection.shutdown(socket.SHUT_RDWR)
+                    return
+                body = camera if line.startswith(b"DESCRIBE") else b""
+                told = b"CSeq: %s\r\n%sContent-Length: %d\r\n\r\n%s" % (asked[b"CSeq"], headers, len(body), body)
+                connection.sendall(b"RTSP/1.0 200 OK\r\n" + told)
+
+    return talk

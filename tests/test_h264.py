@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stream.decode import Decoder
+from stream.frame import Frame
 from stream.h264 import Bits, ReferenceCheck, nal_units
 from stream.settings import FeedSettings
 from stream.source import open_source
@@ -268,3 +269,30 @@ def test_pictures_that_follow_from_a_missing_one_are_tainted_until_the_next_key_
         [missing] = set(range(60)) - set(states)
         assert {state for number, state in states.items() if missing < number < 40} <= {"tainted", "concealed"}
     assert {state for number, state in states.items() if number < 20 or number >= 40} == {"clean"}
+
+
+@pytest.mark.parametrize("missing", [19, 32, 39], ids=["in front of a renewal", "with no picture until one", "later"])
+def test_no_picture_that_is_only_being_renewed_passes_as_clean_after_a_missing_one(
+    tmp_path: Path, missing: int
+) -> None:
+    """With intra refresh, where what counts as a key frame only begins to renew the picture."""
+    made = make_clip(tmp_path / "clip.ts", pictures=90, key_interval=20, options={"intra-refresh": "1"})
+    whole, holed = decoded_without(made), decoded_without(made, missing)
+    wrong = {
+        number: frame.state
+        for number, frame in holed.items()
+        if np.abs(frame.planes()[0].astype(int) - whole[number].planes()[0]).mean() > 0.5
+    }
+    assert wrong
+    assert "clean" not in wrong.values()
+    assert holed[89].state == "clean"
+
+
+def decoded_without(clip: Path, missing: int | None = None) -> dict[int, Frame]:
+    """The pictures of a clip by their numbers, where one access unit is left out."""
+    with open_source(FeedSettings(url=str(clip))) as source:
+        segment = next(source.segments())
+        decoder = Decoder(segment.video)
+        units = [unit for number, unit in enumerate(segment.packets()) if number != missing]
+        frames = [frame for unit in units for frame in decoder.decode(unit)] + decoder.flush()
+    return {round(float(frame.pts * frame.time_base) * 25): frame for frame in frames}

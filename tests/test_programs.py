@@ -117,3 +117,12 @@ def test_damaged_tables_are_not_believed(tmp_path: Path) -> None:
         data[start + 1] |= 0x80  # the radio says that it could not repair the packet
         data[start + 20 : start + 40] = os.urandom(20)
     assert programs.change_in(bytes(data)) is None
+
+
+def test_pictures_come_with_the_first_packet_of_a_stream_that_is_said_to_hold_them(tmp_path: Path) -> None:
+    data = stream(tmp_path, "a", klv=True)
+    packets = [data[start : start + PACKET_BYTES] for start in range(0, len(data), PACKET_BYTES)]
+    place = next(number for number, packet in enumerate(packets) if packet[1] & 0x1F == 1 and packet[2] == 0)
+    programs = Programs()
+    come = [(programs.change_in(packet), programs.pictures_come)[1] for packet in packets]
+    assert come == [False] * place + [True] * (len(packets) - place)

@@ -17,6 +17,7 @@ from typing import Any
 import av
 import pytest
 
+from stream.decode import Decoder
 from stream.errors import SourceLost
 from stream.settings import FeedSettings
 from stream.source import open_source, opener_of
@@ -26,6 +27,7 @@ from tests.clips import free_port, make_clip
 from tests.impostors import (
     Behaviour,
     Impostor,
+    answers_until,
     drips,
     hangs_up,
     is_mute,
@@ -65,6 +67,13 @@ def test_a_server_that_is_none_is_told(behaviour: Behaviour) -> None:
     with nothing_left(), Impostor(behaviour) as server:
         lost = why_lost(impatient(f"rtsp://127.0.0.1:{server.port}/"))
     assert lost.reason in ("no video", "lost", "time-out")
+
+
+def test_a_camera_that_hangs_up_when_it_is_to_play_is_told() -> None:
+    with nothing_left(), Impostor(answers_until(b"PLAY", b"")) as server:
+        lost = why_lost(impatient(f"rtsp://127.0.0.1:{server.port}/x", transport="tcp"))
+    assert lost.reason == "refused"
+    assert str(lost).endswith("/x: the server breaks off when it is asked to play")
 
 
 def test_nobody_who_listens_is_told(unused_tcp_port: int) -> None:
@@ -366,6 +375,44 @@ def test_a_stream_over_http_whose_video_moves_goes_on_and_its_reader_can_end(tmp
         with open_source(feed(server.url("/live"))) as source:
             assert len(take(next(source.segments()), 50)) == 50
         wait_until(lambda: not readers(), "the end of the reader")
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_stream_over_http_that_repeats_its_parameter_sets_goes_on(tmp_path: Path, codec: str) -> None:
+    body = make_clip(tmp_path / "clip.flv", codec=codec, pictures=20).read_bytes()
+    with (
+        WebServer(tmp_path, {"/live": flv(body, body)}) as server,
+        open_source(feed(server.url("/live"))) as source,
+    ):
+        segment = next(source.segments())
+        decoder = Decoder(segment.video)
+        frames = [frame for unit in take(segment, 100) for frame in decoder.decode(unit)] + decoder.flush()
+    assert (len(frames), decoder.lost) == (40, 0)
+
+
+def test_a_stream_over_http_whose_parameter_sets_of_hevc_change_is_lost_at_once(tmp_path: Path) -> None:
+    """FFmpeg goes on with the first ones."""
+    first = make_clip(tmp_path / "first.flv", codec="libx265", pictures=20).read_bytes()
+    second = make_clip(tmp_path / "second.flv", codec="libx265", pictures=20, size=(320, 240)).read_bytes()
+    with (
+        WebServer(tmp_path, {"/live": flv(first, second)}) as server,
+        open_source(feed(server.url("/live"))) as source,
+    ):
+        assert len(take(next(source.segments()), 100)) == 20
+        with pytest.raises(SourceLost, match="its video has another size or another profile now") as lost:
+            next(source.segments())
+    assert lost.value.reason == "lost"
+
+
+def flv(first: bytes, second: bytes) -> Answer:
+    """An answer of two streams in FLV, one behind the other."""
+    header_bytes = 13
+
+    def stream(handler: http.server.BaseHTTPRequestHandler) -> None:
+        send(handler, 200, Content_Type="video/x-flv")
+        handler.wfile.write(first + second[header_bytes:])
+
+    return stream
 
 
 def test_pictures_of_a_webcam_have_the_times_at_which_they_came(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from stream.decode import Decoder
 from stream.errors import SourceLost
 from stream.source import open_source, opener_of
 from tests.clips import make_clip
+from tests.impostors import Behaviour, Impostor, answers_until
 from tests.reading import feed, nothing_left, numbers, read, take, why_lost
 from tests.rtsp_server import (
     RtspServer,
@@ -82,6 +85,18 @@ def test_every_picture_comes_once_and_in_order(tmp_path: Path, transport: str) -
         assert numbers(next(source.segments()), 38) == list(range(38))
 
 
+def test_of_two_cameras_at_one_address_the_first_is_relayed_although_the_other_sends_more() -> None:
+    first, second = camera(rate=10, key_interval=50), camera(size=(160, 120), rate=25, key_interval=10)
+    both = first.removesuffix(")") + second.removeprefix("(").replace("pay0", "pay1")
+    with RtspServer({"/both": both}) as server:
+        for _ in range(3):
+            with open_source(feed(server.url("/both"), transport="tcp")) as source:
+                segment = next(source.segments())
+                decoder = Decoder(segment.video)
+                frames = [frame for unit in take(segment, 5) for frame in decoder.decode(unit)]
+                assert {frame.width for frame in frames} == {320}
+
+
 def test_time_stamps_begin_with_the_first_picture(server: RtspServer) -> None:
     units = read(feed(server.url("/h264")), 5)
     assert [unit.packet.pts for unit in units] == [0, 3600, 7200, 10800, 14400]
@@ -124,6 +139,40 @@ def test_a_camera_whose_certificate_is_made_out_to_another_is_not_read(tmp_path:
         lost = why_lost(feed(server.url("/cam"), tls_ca_file=tmp_path / "certificate.pem"))
     assert lost.reason == "refused"
     assert "its certificate is not trusted: IP address mismatch" in str(lost)
+
+
+def test_a_camera_that_sends_us_elsewhere_is_read_there(server: RtspServer) -> None:
+    with Impostor(answers_until(b"DESCRIBE", redirection(server.url("/h264")))) as elsewhere:
+        assert len(read(feed(f"rtsp://127.0.0.1:{elsewhere.port}/x", transport="tcp"), 3)) == 3
+
+
+def test_a_redirection_does_not_lead_out_of_tls(server: RtspServer, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    with RtspServer({"/cam": camera()}, certificate=certificate) as guarded:
+        for target, reason in ((guarded.url("/cam"), None), (server.url("/h264"), "refused")):
+            behaviour = answers_until(b"DESCRIBE", redirection(target))
+            with Impostor(over_tls(behaviour, certificate)) as elsewhere:
+                settings = feed(f"rtsps://127.0.0.1:{elsewhere.port}/x", tls_ca_file=tmp_path / "certificate.pem")
+                if reason is None:
+                    assert len(read(settings, 3)) == 3
+                else:
+                    assert why_lost(settings).reason == reason
+
+
+def redirection(url: str) -> bytes:
+    return f"RTSP/1.0 302 Moved\r\nCSeq: NUMBER\r\nLocation: {url}\r\n\r\n".encode()
+
+
+def over_tls(behaviour: Behaviour, certificate: Path) -> Behaviour:
+    """The same, with a PEM file of a key and a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def behave(connection: socket.socket, stop: threading.Event) -> None:
+        with context.wrap_socket(connection, server_side=True) as secured:
+            behaviour(secured, stop)
+
+    return behave
 
 
 # Transport

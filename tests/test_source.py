@@ -142,6 +142,7 @@ def test_what_cannot_be_relayed_is_told_in_one_line(tmp_path: Path) -> None:
         "noise.ts": "Invalid data found",
         "empty": "no recording that can be read, in 0 media files",
         "sound.mkv": "no video in it; it holds audio pcm_s16le",
+        "long" * 100: "File name too long",  # as for a path that may not be looked at
     }.items():
         with nothing_left(), pytest.raises(SourceUnsupported) as refused:
             read_all(tmp_path / name)

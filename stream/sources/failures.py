@@ -33,6 +33,7 @@ NO_TRANSPORT = Failure("the server does not offer this transport", "refused")
 NOT_KNOWN = Failure("what comes is nothing that is known", "no video")
 NOT_CHECKED = Failure("it leads to a playlist, or to an address without TLS: tls_ca_file cannot be kept", "refused")
 OTHER_CODEC = Failure("its video has another codec now", "lost")
+OTHER_PARAMETERS = Failure("its video has another size or another profile now", "lost")
 ENDED = Failure("the server ended the stream", "lost")
 
 MEANINGS: dict[type[Exception], Failure] = {
@@ -56,6 +57,7 @@ MEANINGS: dict[type[Exception], Failure] = {
 }
 NUMBERS: dict[int, Failure] = {
     errno.EIO: NOT_KNOWN,
+    errno.EPERM: Failure("the server breaks off when it is asked to play", "refused"),  # FFmpeg means "an error"
     errno.EPROTONOSUPPORT: NO_TRANSPORT,
     errno.EHOSTUNREACH: Failure("no way to the host", "refused"),
     errno.ENETUNREACH: Failure("no way to the host", "refused"),

@@ -10,6 +10,8 @@ ASSOCIATIONS, PROGRAM_MAP = 0x00, 0x02
 """Identifiers of the two tables."""
 SOUND = {0x03, 0x04, 0x0F, 0x11, 0x81, 0x83, 0x84, 0x87}
 """Stream types that come and go without any meaning for a feed."""
+PICTURES = {0x01, 0x02, 0x10, 0x1B, 0x24}
+"""Stream types of MPEG-1 and MPEG-2 video, MPEG-4, H.264 and HEVC."""
 
 Entries = tuple[tuple[int, int], ...]
 
@@ -23,6 +25,9 @@ class Programs:
     def __init__(self) -> None:
         self.associations = b""
         """The last transport packet with the program association table."""
+        self.pictures_come = False
+        """Whether packets have come of a stream that is said to hold pictures."""
+        self._pictures: set[int] = set()  # PIDs of such streams
         self._known: dict[tuple[int, int], Entries] = {}  # by PID and number: maps may share a PID, a PAT have sections
         self._maps: dict[int, set[int]] = {}  # numbers of the programs by the PID of their maps
 
@@ -34,6 +39,7 @@ class Programs:
         for start in range(0, len(data) - PACKET_BYTES + 1, PACKET_BYTES):
             packet = data[start : start + PACKET_BYTES]
             pid = (packet[1] & 0x1F) << 8 | packet[2]
+            self.pictures_come = self.pictures_come or pid in self._pictures
             if packet[0] != SYNC or not (pid == ASSOCIATIONS_PID or pid in self._maps):
                 continue
             said = section_of(packet, ASSOCIATIONS if pid == ASSOCIATIONS_PID else PROGRAM_MAP)
@@ -46,6 +52,8 @@ class Programs:
                     self._maps.setdefault(of_map, set()).add(program)
             elif number not in self._maps[pid]:
                 continue
+            else:
+                self._pictures.update(place for kind, place in entries if kind in PICTURES)
             if self._known.setdefault((pid, number), entries) != entries:
                 return start
         return None

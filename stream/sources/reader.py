@@ -26,13 +26,14 @@ from stream.sources.failures import (
     ENDED,
     NOT_CHECKED,
     OTHER_CODEC,
+    OTHER_PARAMETERS,
     Failure,
     failure_of,
     no_video_for,
     silence,
     tls_failure,
 )
-from stream.sources.segment import has_become_another
+from stream.sources.segment import best_video, fixed_parameters, has_become_another
 
 POLL_SECONDS = 0.1
 """The longest that a feed which is to stop still waits for a packet."""
@@ -196,6 +197,7 @@ class Reader:
     def _read(self, container: InputContainer) -> Failure:
         """Take in packets until the container ends or nobody wants them; gives why, or raises what FFmpeg does."""
         wanted = choose(container)
+        fixed = fixed_parameters(wanted[0]) if wanted else None
         with self._changed:
             self.container = container
             self._recorded = is_recorded(container)
@@ -205,7 +207,7 @@ class Reader:
             self._changed.notify_all()
         while wanted and not self._left:
             try:
-                return self._take_in(container, wanted)
+                return self._take_in(container, wanted, fixed)
             except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
                 return ENDED
             except av.ExitError:
@@ -214,7 +216,7 @@ class Reader:
                     raise
         return ENDED
 
-    def _take_in(self, container: InputContainer, wanted: list[Stream]) -> Failure:
+    def _take_in(self, container: InputContainer, wanted: list[Stream], fixed: bytes | None) -> Failure:
         changeable = container.format.name in ("mpegts", "hls")
         key_at = time.monotonic()
         for packet in container.demux(wanted):
@@ -224,6 +226,8 @@ class Reader:
                 key_at = time.monotonic()
                 if changeable and has_become_another(wanted[0]):
                     return OTHER_CODEC
+            if fixed and new_parameters(packet) not in (None, fixed):
+                return OTHER_PARAMETERS
             if changeable and time.monotonic() - key_at > KEYLESS_SECONDS:
                 return Failure(f"no key frame for {KEYLESS_SECONDS:g} s", "no video")
             if packet.size:
@@ -253,9 +257,14 @@ class Reader:
             self._changed.notify_all()
 
 
+def new_parameters(packet: Packet[Stream]) -> bytes | None:
+    """Parameter sets that come with a packet, outside of it."""
+    return bytes(packet.get_sidedata("new_extradata")) if packet.has_sidedata("new_extradata") else None
+
+
 def choose(container: InputContainer) -> list[Stream]:
     """The streams that a feed wants, none without video; FFmpeg does not even fetch the others, where it can."""
-    video = container.streams.best("video")
+    video = best_video(container)
     wanted = [video, *container.streams.data] if video is not None else []
     for stream in container.streams:
         if stream not in wanted:

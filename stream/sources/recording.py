@@ -22,6 +22,7 @@ from av.stream import Stream
 from stream.errors import SourceUnsupported
 from stream.frame import SourcePacket
 from stream.settings import FeedSettings
+from stream.sources.fields import rewritten
 from stream.sources.segment import Segment
 
 SUFFIXES = {".264", ".265", ".avi", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4"}
@@ -86,11 +87,17 @@ class RecordedSegment(Segment):
             if self.units > self.first or not self.first:
                 yield source
 
+    def demuxed(self) -> Iterator[tuple[Packet[Stream], int]]:
+        """See `Segment.demuxed`."""
+        for packet, received_ns in super().demuxed():
+            if packet.stream is self.video:
+                self.bytes_read = max(self.bytes_read, packet.pos or 0)
+            yield packet, received_ns
+
     def _count(self, packet: Packet[Stream]) -> None:
         if packet.is_keyframe and not packet.is_corrupt and self.units >= self.first:
             self.keys.append(self.units)
         self.units += 1
-        self.bytes_read = max(self.bytes_read, packet.pos or 0)
 
 
 def parameter_sets(codec: str, unit: bytes) -> bytes:
@@ -104,11 +111,7 @@ def parameter_sets(codec: str, unit: bytes) -> bytes:
 
 def with_headers(headers: bytes, packet: Packet[Stream]) -> Packet[Stream]:
     """The packet behind these headers."""
-    whole: Packet[Stream] = Packet(headers + bytes(packet))
-    whole.stream, whole.time_base = packet.stream, packet.time_base
-    whole.pts, whole.dts, whole.duration = packet.pts, packet.dts, packet.duration
-    whole.is_keyframe, whole.is_corrupt = packet.is_keyframe, packet.is_corrupt
-    return whole
+    return rewritten(packet, headers + bytes(packet))
 
 
 def open_recordings(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
@@ -166,8 +169,7 @@ def open_recording(
 
 def open_container(file: Path, timeouts: tuple[float, float] | None = None) -> InputContainer:
     """An opened file, from which nothing else is opened; raises `SourceUnsupported`."""
-    if not file.is_file():
-        raise SourceUnsupported(f"{file}: no such file or folder", reason="not found")
+    require_file(file)
     try:
         return av.open(
             str(file.absolute()),
@@ -187,14 +189,30 @@ def find_recordings(paths: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for path in paths:
-        files = sorted(file for file in path.iterdir() if is_recording(file)) if path.is_dir() else [path]
+        with told(path):
+            files = sorted(file for file in path.iterdir() if is_recording(file)) if path.is_dir() else [path]
         if not files:
             raise SourceUnsupported(f"{path}: no recording that can be read, in 0 media files", reason="no video")
         for file in files:
-            if not file.is_file():
-                raise SourceUnsupported(f"{file}: no such file or folder", reason="not found")
+            require_file(file)
             found.setdefault(file.resolve(), file)
     return list(found.values())
+
+
+def require_file(file: Path) -> None:
+    """Raise `SourceUnsupported` where there is no such file, or none that may be looked at."""
+    with told(file):
+        if not file.is_file():
+            raise SourceUnsupported(f"{file}: no such file or folder", reason="not found")
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turns what the system says of a path, such as that it may not be looked at, into `SourceUnsupported`."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceUnsupported(f"{path}: {error.strerror}", reason="not found") from None
 
 
 def is_recording(file: Path) -> bool:

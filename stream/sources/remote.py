@@ -190,7 +190,7 @@ def rtsp_ways(feed: FeedSettings, basis: Way) -> list[Way]:
     """
     media = "video+data" if feed.publish_data else "video"
     options = basis.options | RTP_PROBING | {"allowed_media_types": media, "buffer_size": str(feed.receive_buffer)}
-    allowed = "rtp,udp,tcp,tls" if basis.tls else "rtp,udp,tcp"
+    allowed = "rtsps,rtp,udp,tcp,tls" if basis.tls else "rtsp,rtp,udp,tcp"  # the first one for redirections
     tcp = replace(basis, format="rtsp", options=options | {"rtsp_transport": "tcp", "protocol_whitelist": allowed})
     udp = replace(
         tcp,

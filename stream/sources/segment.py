@@ -6,19 +6,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
 
 import av
 from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Stream
+from av.stream import Discard, Stream
 from av.video.stream import VideoStream
 
 from stream.errors import SourceUnsupported
 from stream.frame import CaptureClock, SourcePacket
+from stream.sources.fields import FieldPairs, rewritten
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ class Segment:
         self._stop = stop
         self._capture_ns = capture_ns
         self._annex_b = annex_b_filter(name, self.video)
+        self._fields = FieldPairs(self.video.codec_context.extradata or b"") if self.info.codec == "h264" else None
         self._marks_early = container.format.name == "mpegts"
         self._mark = False  # the next access unit is damaged
 
@@ -102,7 +103,8 @@ class Segment:
     def packets(self) -> Iterator[SourcePacket]:
         """Video and data packets in the order of the source, until it ends, fails (see `failure`) or is stopped.
 
-        H.264 and HEVC come as Annex B with their parameter sets, however they are stored.
+        H.264 and HEVC come as Annex B with their parameter sets, however they are stored, and both fields of a picture
+        as one packet.
         """
         try:
             for packet, received_ns in self.demuxed():
@@ -110,14 +112,18 @@ class Segment:
                     return
                 if not packet.size:  # the demuxer's sign for the end of a stream
                     continue
-                if packet.stream is not self.video:
-                    yield self._source_packet(packet, "data", received_ns)
+                source = self._source_packet(packet, received_ns)
+                if source.kind == "data":
+                    yield source
                 elif unit := self._access_unit(packet):
-                    yield self._source_packet(unit, "video", received_ns)
+                    source = replace(source, packet=unit)
+                    yield from self._fields.add(source) if self._fields else (source,)
         except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
-            return
+            pass
         except av.FFmpegError as error:
             self.failure = error.strerror or str(error)
+        if self._fields:
+            yield from self._fields.flush()
 
     def demuxed(self) -> Iterator[tuple[Packet[Stream], int]]:
         """Packets of the video and of the data streams, each with when it was read: UTC, nanoseconds since 1970."""
@@ -143,6 +149,8 @@ class Segment:
                 self._count_unreadable("nothing is in it")
                 return None
             packet.stream = self.video
+            if packet.has_sidedata("new_extradata"):  # which tells the decoder that there are lengths
+                packet = rewritten(packet, bytes(packet))
         early = packet.is_corrupt and self._marks_early
         packet.is_corrupt = self._mark or (packet.is_corrupt and not early)
         self._mark = early
@@ -155,20 +163,39 @@ class Segment:
         self.unreadable += 1
         self._mark = True
 
-    def _source_packet(self, packet: Packet[Stream], kind: Literal["video", "data"], received_ns: int) -> SourcePacket:
+    def _source_packet(self, packet: Packet[Stream], received_ns: int) -> SourcePacket:
         capture_ns, clock = self.captured(packet, received_ns)
-        return SourcePacket(packet, kind, received_ns, capture_ns, clock)
+        return SourcePacket(packet, "video" if packet.stream is self.video else "data", received_ns, capture_ns, clock)
 
 
 def video_stream(name: str, container: InputContainer) -> VideoStream:
     """The best video stream; raises `SourceUnsupported` where there is none that can be decoded."""
-    stream = container.streams.best("video")
+    stream = best_video(container)
     if stream is None and not container.streams.video:
         held = ", ".join(map(label, container.streams)) or "nothing"
         raise SourceUnsupported(f"{name}: no video in it; it holds {held}", reason="no video")
     if not isinstance(stream, VideoStream) or stream.codec_context is None:
         raise SourceUnsupported(f"{name}: its video has a codec that is not known here", reason="codec")
     return stream
+
+
+def best_video(container: InputContainer) -> Stream | None:
+    """The video stream to relay; None where there is none that can be decoded.
+
+    Of several cameras in one live stream FFmpeg takes the one of which most came while it looked, another one each time
+    that it looks. Here it is the one with the lowest number (PID) of those that send something.
+    """
+    best = container.streams.best("video")
+    if best is None or container.format.name not in ("mpegts", "rtsp", "sdp"):
+        return best
+    wanted = [video for video in container.streams.video if is_wanted(video)]
+    sending = [video for video in wanted if video.start_time is not None]
+    return min(sending or wanted, key=lambda video: video.id, default=best)
+
+
+def is_wanted(video: VideoStream) -> bool:
+    """Whether a stream can be decoded, and whoever opened it reads it."""
+    return video.codec_context is not None and video.discard != Discard.all
 
 
 def describe(container: InputContainer, video: VideoStream) -> SourceInfo:
@@ -208,6 +235,15 @@ def annex_b_filter(name: str, video: VideoStream) -> BitStreamFilterContext | No
         raise SourceUnsupported(f"{name}: its {codec} cannot be read: {error.strerror}", reason="codec") from None
     context.extradata = None  # the decoder finds the parameter sets in the access units from now on
     return unpack
+
+
+def fixed_parameters(video: Stream) -> bytes | None:
+    """Parameter sets that FFmpeg goes on with although others come: those of HEVC with lengths, stored apart."""
+    context = video.codec_context
+    if context is None or context.codec.canonical_name != "hevc":
+        return None
+    parameters: bytes = context.extradata or b""
+    return parameters if parameters[:1] == bytes([LENGTH_PREFIXED]) else None
 
 
 def has_become_another(video: Stream) -> bool:

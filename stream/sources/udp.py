@@ -10,6 +10,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Generator
+from contextlib import suppress
 from functools import cache
 from types import TracebackType
 from typing import Self
@@ -31,7 +32,16 @@ POLL_SECONDS = 0.1
 """The longest that a closed source still waits for a datagram."""
 ARRIVALS_KEPT = 8_192
 """Datagrams whose time of arrival is remembered: 10 MB of MPEG-TS."""
+ADD_SOURCE_MEMBERSHIP = 39
+"""Linux's IP_ADD_SOURCE_MEMBERSHIP, which Python does not name."""
+TELL_ARRIVAL = 35
+"""Linux's SO_TIMESTAMPNS, which Python does not name: the kernel tells of each datagram when it came."""
+MOMENT = struct.Struct("@ll")
+"""How it tells that: UTC, seconds since 1970 and nanoseconds."""
 
+FIRST_KEY_SECONDS = 20.0
+"""The longest that opening waits for a key frame beyond the time-out, where pictures come: FFmpeg wants one, or 31
+pictures."""
 SILENT_STREAM_SECONDS = 2.5
 """The longest that opening waits for streams that are announced but send nothing."""
 
@@ -100,6 +110,7 @@ class UdpReader:
         self._rest = b""
         self._programs = Programs()
         self._following = b""  # what has come of the streams after the change
+        self._following_ns = 0  # and when
         self._position = 0
         self._arrivals: deque[tuple[int, int]] = deque(maxlen=ARRIVALS_KEPT)
         self._opened = False
@@ -133,7 +144,7 @@ class UdpReader:
         self._waited = self._silent = 0.0
         self._arrivals.clear()
         self._position = 0
-        self._rest = self._accept(associations + self._following)
+        self._rest = self._accept(associations + self._following, self._following_ns)
         return True
 
     def arrival(self, packet: Packet[Stream]) -> int:
@@ -156,53 +167,60 @@ class UdpReader:
         """One datagram, or no bytes at the end."""
         while not self._stop.is_set() and self.failure is None and not self.changed:
             began = time.monotonic()
-            datagram = self._poll()
+            datagram, came_ns = self._poll()
             self._count_wait(time.monotonic() - began, heard=bool(datagram))
-            if datagram and (accepted := self._accept(datagram)):
+            if datagram and (accepted := self._accept(datagram, came_ns)):
                 return accepted
         return b""
 
-    def _accept(self, datagram: bytes) -> bytes:
+    def _accept(self, datagram: bytes, came_ns: int) -> bytes:
         """What is to be read of a datagram: all, unless the streams change in it."""
         change = self._programs.change_in(datagram)
         if change is not None:
-            self.changed, self._following = True, datagram[change:]
+            self.changed, self._following, self._following_ns = True, datagram[change:], came_ns
             datagram = datagram[:change]
-        self._arrivals.append((self._position, time.time_ns()))
+        self._arrivals.append((self._position, came_ns))
         self._position += len(datagram)
         return datagram
 
-    def _poll(self) -> bytes:
-        """One datagram, or no bytes where none came for a while."""
+    def _poll(self) -> tuple[bytes, int]:
+        """One datagram, or no bytes where none came for a while; and when it came: UTC, nanoseconds since 1970."""
         try:
-            return self._socket.recv(LARGEST_DATAGRAM)
+            return receive(self._socket)
         except TimeoutError:
-            return b""
+            return b"", 0
         except OSError as error:
             self.failure = Failure(error.strerror or str(error), "lost")
-            return b""
+            return b"", 0
 
     def _count_wait(self, seconds: float, heard: bool) -> None:
         first = heard and not self._arrivals
         self._waited = 0.0 if first else self._waited + seconds
         self._silent = 0.0 if heard else self._silent + seconds
-        limit = self._feed.read_timeout if self._opened else self._feed.open_timeout
-        if self._waited > limit:
-            self.failure = silence(limit) if self._silent > limit / 2 else no_video_for(limit)
+        limit = patience = self._feed.read_timeout if self._opened else self._feed.open_timeout
+        if not self._opened and self._programs.pictures_come:
+            patience += FIRST_KEY_SECONDS
+        if self._silent > limit or self._waited > patience:
+            self.failure = silence(limit) if self._silent > limit / 2 else no_video_for(patience)
 
 
 def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:
     """A socket that receives what is sent to `address`; raises `OSError`."""
+    host = address.host.partition("%")[0] if address.multicast else address.host
     try:
-        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host or None, address.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
     except UnicodeError:  # of a name that has an empty or an overlong part
         raise OSError("no such host") from None
     family, kind, protocol, _, local = found[0]
+    if address.multicast and family == socket.AF_INET6:
+        local = (*local[:3], interface_index(address))  # groups of one link exist on each of them
     listener = socket.socket(family, kind, protocol)
     try:
         if address.multicast:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         widen(listener, receive_buffer)
+        with suppress(OSError):  # else it counts as come when it is read
+            listener.setsockopt(socket.SOL_SOCKET, TELL_ARRIVAL, 1)
         listener.bind(local)
         if address.multicast:
             join(listener, address)
@@ -211,6 +229,16 @@ def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def receive(listener: socket.socket) -> tuple[bytes, int]:
+    """One datagram and when it came, which may be long before it is read: UTC, nanoseconds since 1970."""
+    datagram, told, _, _ = listener.recvmsg(LARGEST_DATAGRAM, socket.CMSG_SPACE(MOMENT.size))
+    for _, kind, moment in told:
+        if kind == TELL_ARRIVAL:
+            seconds, nanoseconds = MOMENT.unpack(moment)
+            return datagram, seconds * 1_000_000_000 + nanoseconds
+    return datagram, time.time_ns()
 
 
 def widen(listener: socket.socket, receive_buffer: int) -> None:
@@ -231,11 +259,21 @@ def tell_small_buffer(granted: int, wanted: int) -> None:
 
 def join(listener: socket.socket, address: UdpAddress) -> None:
     """Make the socket a member of the multicast group that it is bound to."""
-    host, _, zone = address.host.partition("%")
     if listener.family == socket.AF_INET:
         interface = socket.inet_aton(address.interface) if address.interface else bytes(4)
-        listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(host) + interface)
+        group = socket.inet_aton(address.host) + interface
+        if address.source:
+            listener.setsockopt(socket.IPPROTO_IP, ADD_SOURCE_MEMBERSHIP, group + socket.inet_aton(address.source))
+        else:
+            listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
         return
-    group = socket.inet_pton(socket.AF_INET6, host)
-    index = socket.if_nametoindex(address.interface or zone) if address.interface or zone else 0
-    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + struct.pack("@I", index))
+    group = socket.inet_pton(socket.AF_INET6, address.host.partition("%")[0])
+    listener.setsockopt(
+        socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + struct.pack("@I", interface_index(address))
+    )
+
+
+def interface_index(address: UdpAddress) -> int:
+    """Number of the interface that joins a multicast group of IPv6; 0: the system's choice. Raises `OSError`."""
+    name = address.interface or address.host.partition("%")[2]
+    return socket.if_nametoindex(name) if name else 0

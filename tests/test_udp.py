@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import pytest
+
+from stream.address import UdpAddress
+from stream.errors import SourceUnsupported
+from stream.source import open_source
+from stream.sources.udp import listen
+from tests.clips import UdpSender, add_video, datagrams, free_port, make_clip
+from tests.clips import frame as picture_for
+from tests.reading import feed
+
+GROUP, GROUP_OF_THE_LINK = "239.255.77.8", "ff02::7777"
+INTERFACES_OF_IPV6 = Path("/proc/net/if_inet6")
+
+
+def two_cameras(path: Path, sending: Sequence[int] = (0, 1)) -> Path:
+    """A transport stream with two cameras, 160 and 320 pixels wide, of which only those that are `sending` do."""
+    with av.open(str(path), "w") as container:
+        streams = [add_video(container, "libx264", 25, {}, 0) for _ in range(2)]
+        for width, stream in zip((160, 320), streams, strict=True):
+            stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, width * 3 // 4, "yuv420p", 300_000
+            stream.codec_context.gop_size = 25
+        for number in range(100):
+            for stream in (streams[index] for index in sending):
+                container.mux(stream.encode(picture_for(number, stream, None, False, False, False)))
+    return path
+
+
+def width_of(url: str) -> int | None:
+    with open_source(feed(url)) as source:
+        return next(source.segments()).info.width
+
+
+def test_of_two_cameras_in_one_stream_the_same_one_is_relayed_wherever_it_is_joined(tmp_path: Path) -> None:
+    both = two_cameras(tmp_path / "both.ts")
+    widths = []
+    for sixteenth in range(8):
+        port = free_port()
+        start = len(datagrams(both)) * sixteenth // 16
+        with UdpSender(both, port, start=start, bit_rate=3_000_000):
+            widths.append(width_of(f"udp://127.0.0.1:{port}"))
+    assert widths == [160] * 8
+
+
+def test_a_camera_that_is_announced_and_sends_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    one, port = two_cameras(tmp_path / "one.ts", sending=[1]), free_port()
+    with UdpSender(one, port, bit_rate=1_000_000):
+        assert width_of(f"udp://127.0.0.1:{port}") == 320
+
+
+def test_a_slow_camera_is_opened_with_its_next_key_frame_although_that_is_far_away(tmp_path: Path) -> None:
+    """Over a thin link, where FFmpeg would open without one only after 31 pictures."""
+    clip = make_clip(tmp_path / "clip.ts", pictures=40, key_interval=20, rate=5)
+    port, size = free_port(), clip.stat().st_size
+    with (
+        UdpSender(clip, port, start=len(datagrams(clip)) // 8, bit_rate=size * 8 // 4),
+        open_source(feed(f"udp://127.0.0.1:{port}", open_timeout=0.5)) as source,
+    ):
+        assert next(source.segments()).info.width == 160
+
+
+def test_a_picture_that_is_read_late_counts_as_captured_when_it_came(tmp_path: Path) -> None:
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=50), free_port()
+    with (
+        UdpSender(clip, port, bit_rate=clip.stat().st_size * 8) as sender,
+        open_source(feed(f"udp://127.0.0.1:{port}", read_timeout=0.5)) as source,
+    ):
+        packets = next(source.segments()).packets()
+        seen = [next(packets)]
+        assert sender.wait()
+        seen += packets
+    came = [sender.sent_ns[(packet.packet.pos or 0) // 1316] for packet in seen]
+    late = [packet.capture_ns - sent for packet, sent in zip(seen, came, strict=True)]
+    assert len(seen) == 50
+    assert max(packet.received_ns - sent for packet, sent in zip(seen, came, strict=True)) > 500_000_000
+    assert max(late) < 100_000_000
+
+
+# Groups
+
+
+def interface_of_ipv6() -> str:
+    """One with an address of its link, which is where groups of the link are; skips where there is none."""
+    lines = (
+        [line.split() for line in INTERFACES_OF_IPV6.read_text().splitlines()] if INTERFACES_OF_IPV6.exists() else []
+    )
+    for _, _, _, scope, _, name in lines:
+        if scope == "20":
+            return name
+    pytest.skip("no IPv6 here")
+
+
+def test_a_group_of_the_link_is_joined_at_the_interface_that_the_address_names() -> None:
+    name, port = interface_of_ipv6(), free_port()
+    for url in (f"udp://[{GROUP_OF_THE_LINK}]:{port}?localaddr={name}", f"udp://[{GROUP_OF_THE_LINK}%{name}]:{port}"):
+        with (
+            listen(UdpAddress.of(url), 65_536) as listener,
+            socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender,
+        ):
+            sender.sendto(b"here", (GROUP_OF_THE_LINK, port, 0, socket.if_nametoindex(name)))
+            listener.settimeout(5)
+            assert listener.recv(100) == b"here"
+
+
+def test_only_the_source_that_the_address_names_is_listened_to() -> None:
+    port = free_port()
+    url = f"udp://127.0.0.2@{GROUP}:{port}?localaddr=127.0.0.1"
+    with listen(UdpAddress.of(url), 65_536) as listener:
+        for host in ("127.0.0.1", "127.0.0.2"):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+                sender.bind((host, 0))
+                sender.sendto(host.encode(), (GROUP, port))
+        listener.settimeout(5)
+        assert listener.recv(100) == b"127.0.0.2"
+
+
+@pytest.mark.parametrize(
+    "url", ["udp://10.0.0.5@10.0.0.1:5000", "udp://me@239.1.1.1:5000", "udp://10.0.0.5@[ff05::1]:5000"]
+)
+def test_a_source_that_cannot_be_chosen_is_refused(url: str) -> None:
+    with pytest.raises(SourceUnsupported, match="malformed"):
+        UdpAddress.of(url)
