@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from engines.data.darken import Night, darken
 from stream.datagrams import Datagrams, udp_address
 from stream.errors import CodecError, SourceUnsupported
+from stream.sources.segment import video_stream
 
 Picture = NDArray[np.uint8]
 Codec = Literal["h264", "hevc", "mpeg4"]
@@ -33,6 +34,8 @@ KEY_SECONDS = 2
 """Between two key frames."""
 SMALLEST, LARGEST = 16, 4096
 """Pixels of a side of a sent picture."""
+LONGEST = 1_000_000_000
+"""Seconds of video, where there is to be an end."""
 LARGEST_WAIT = 0.1
 """Seconds that a camera sleeps before it looks whether it was stopped."""
 
@@ -108,8 +111,8 @@ class NightCamera:
             raise ValueError(f"rate {self.rate}; must be above 0, at most 240 pictures a second")
         if self.bit_rate < 10_000:
             raise ValueError(f"bit rate {self.bit_rate}; must be at least 10000 bit/s")
-        if self.seconds is not None and self.seconds <= 0:
-            raise ValueError(f"seconds {self.seconds}; must be above 0")
+        if self.seconds is not None and not 0 < self.seconds <= LONGEST:
+            raise ValueError(f"seconds {self.seconds}; must be above 0, at most {LONGEST}")
         if not 0 <= self.loss <= 1:
             raise ValueError(f"loss {self.loss}; must be a share from 0 to 1")
 
@@ -180,14 +183,7 @@ class Clip:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            self._container = av.open(path.absolute())
-        except av.FFmpegError as error:
-            raise SourceUnsupported(f"{path}: {error.strerror}") from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise SourceUnsupported(f"{path}: no video in it")
-        self._stream = self._container.streams.video[0]
+        self._open()
         self.rate = Fraction(self._stream.average_rate or 25)
         """Pictures a second."""
 
@@ -198,6 +194,24 @@ class Clip:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._container.close()
+
+    def _open(self) -> None:
+        try:
+            self._container = av.open(self._path.absolute(), metadata_errors="replace")
+        except av.FFmpegError as error:
+            raise SourceUnsupported(f"{self._path}: {error.strerror}") from error
+        try:
+            self._stream = video_stream(str(self._path), self._container)
+        except SourceUnsupported:
+            self._container.close()
+            raise
+
+    def _begin_again(self) -> None:
+        try:
+            self._container.seek(0)
+        except av.FFmpegError:  # nobody knows where a raw .h264 has which time
+            self._container.close()
+            self._open()
 
     def half_size(self) -> tuple[int, int]:
         """Half of its width and height, rounded down to even numbers."""
@@ -214,7 +228,7 @@ class Clip:
                 for frame in self._container.decode(self._stream):
                     yield frame
                 if loop:
-                    self._container.seek(0)
+                    self._begin_again()
             except av.FFmpegError as error:
                 raise SourceUnsupported(f"{self._path}: {error.strerror}") from error
             if frame is None:

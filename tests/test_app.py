@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,19 @@ def test_an_error_is_one_line_and_a_code(
         app.main()
     assert ended.value.code == code
     assert capsys.readouterr() == ("", f"nightbridge: {line}\n")
+
+
+def test_the_name_of_a_file_that_is_no_utf_8_is_printed_as_it_is(tmp_path: Path) -> None:
+    name = b"night\xff.png"
+    program = f"from tools import app; app.app = lambda: print({os.fsdecode(name)!r}); app.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, name + b"\n", b"")
 
 
 def test_the_log_level_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:

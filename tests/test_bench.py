@@ -13,11 +13,13 @@ import pytest
 
 from engines.cards import SHIPPED, Card, write_card
 from engines.runtime import EngineOptions
+from stream.subscribe import Subscriber
 from tests.clips import make_clip
+from tests.doubling import DoublingEngine
 from tests.test_check import ROOT, nightbridge
 from tools import bench_engine
 from tools.bench_engine import engine_figures, onnxruntime_picture
-from tools.bench_stream import decode
+from tools.bench_stream import decode, run_pipeline, running_relay, watch
 
 pytest.importorskip("onnxruntime", reason="the engine is compared with ONNX Runtime, of the extra `dev`")
 
@@ -81,6 +83,33 @@ def test_every_figure_is_printed_and_written_as_a_number(tmp_path: Path) -> None
         assert figures[f"{name}_p50_ms"] <= figures[f"{name}_p95_ms"] <= figures[f"{name}_p99_ms"]
     printed = {line.split()[0] for line in done.stdout.splitlines()}
     assert printed == figures.keys() | {f"engine_ms_by_precision.{precision}" for precision in by_precision}
+
+
+def test_the_relay_is_this_programs_whatever_is_here_and_meant_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "__init__.py").write_text("raise SystemExit('tools of somebody else')")
+    (tmp_path / "mine").symlink_to(SHIPPED / "field")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NIGHTBRIDGE__RELAY__ENDPOINT", f"ipc://{tmp_path}/another")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    clip = make_clip(tmp_path / "clip.ts", pictures=50, size=(64, 48))
+    with (
+        running_relay(clip, tmp_path, 1, {"weights": "mine"}) as (relay, endpoint),
+        Subscriber(endpoint, "bench0") as viewer,
+    ):
+        pictures, _ = watch(viewer, 0.5, lambda: relay.poll() is None)
+    assert len(pictures) > 1
+    monkeypatch.setenv("NIGHTBRIDGE__FEEDS__PIER__READ_TIMEOUT", "10s")
+    with DoublingEngine() as engine:
+        assert run_pipeline(clip, engine)["pipeline_fps"] > 0
+
+
+def test_pictures_of_any_size_that_is_taken_pass_the_path(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=2, size=(2048, 1536))
+    with DoublingEngine() as engine:
+        assert run_pipeline(clip, engine)["pipeline_fps"] > 0
 
 
 def test_a_precision_that_the_weights_do_not_have_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -24,15 +26,16 @@ from stream.frame import plane_view
 from stream.plain import colour_of, is_neutral
 from tests.clips import joined, klv_packet, make_clip, read_number, read_patches
 from tests.doubling import DoublingEngine
+from tests.test_fields import PICTURES, fields, transport_stream
 from tests.waiting import wait_until
 
 
-def with_sound(clip: Path, path: Path, codec: str = "aac") -> Path:
+def with_sound(clip: Path, path: Path, codec: str = "aac", sounds: int = 20) -> Path:
     """The clip with a second and more of silence, which begins before its pictures, and with all else it holds."""
     with av.open(clip) as source, av.open(path, "w") as target:
         copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
         audio = cast("AudioStream", target.add_stream(codec, rate=48_000))
-        for number in range(20):
+        for number in range(sounds):
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.int16), format="s16", layout="stereo")
             frame.sample_rate, frame.pts, frame.time_base = 48_000, number * 1024, Fraction(1, 48_000)
             target.mux(audio.encode(frame))
@@ -63,6 +66,41 @@ def test_a_video_comes_out_doubled_with_its_times_its_matrix_and_its_sound(tmp_p
         assert sound == [bytes(packet) for packet in before.demux(audio=0) if packet.size]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("source", ["clip.mp4", "clip.mkv", "clip.ts"])
+def test_a_file_lasts_as_long_as_its_recording_and_tells_the_same_rate(
+    tmp_path: Path, source: str, suffix: str
+) -> None:
+    clip = make_clip(tmp_path / source, pictures=50)
+    with DoublingEngine() as engine:
+        convert(engine, clip, tmp_path / f"out{suffix}", lambda _: None)
+    with av.open(tmp_path / f"out{suffix}") as out:
+        assert out.streams.video[0].average_rate == 25
+        last = list(out.demux(video=0))[-2]  # before the sign for the end
+        assert last.duration is not None
+        assert last.duration * last.time_base == Fraction(1, 25)
+
+
+def test_a_recording_whose_name_is_no_utf_8_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_writer, "PART_PICTURES", 10)
+    source = make_clip(tmp_path / "clip.mp4", pictures=25).rename(tmp_path / os.fsdecode(b"night\xff.mp4"))
+    target = tmp_path / os.fsdecode(b"bright\xff.mp4")
+    assert not stopped_after(15, source, target).complete
+    with DoublingEngine() as engine:
+        assert convert(engine, source, target, lambda _: None).resumed >= 10
+    assert target.is_file()
+
+
+def test_a_file_that_cannot_be_written_is_told_by_name(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=3)
+    (tmp_path / "out.mp4").mkdir()
+    with DoublingEngine() as engine, pytest.raises(CodecError, match=r"clip\.mp4 to .*out\.mp4: Is a directory"):
+        convert(engine, clip, tmp_path / "out.mp4", lambda _: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mp4"]
+
+
 def test_a_failure_leaves_no_half_written_file(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", pictures=10)
     (tmp_path / "no.mp4").write_bytes(b"no video")
@@ -79,6 +117,32 @@ def test_a_failure_leaves_no_half_written_file(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             convert(engine, clip, tmp_path / "out.mp4", interrupt)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "no.mp4"]
+
+
+def cut_in_front(path: Path, seconds: int) -> None:
+    """Make an MP4 begin later, as a phone does it: by its edit lists alone."""
+    with av.open(path) as reader:
+        ticks = [round(seconds / (stream.time_base or 1)) for stream in reader.streams]
+    content, at = bytearray(path.read_bytes()), 0
+    for skipped in ticks:
+        at = content.index(b"elst", at) + len("elst") + 8  # version, flags and the number of edits
+        lasts, begins = struct.unpack_from(">Ii", content, at)
+        struct.pack_into(">Ii", content, at, lasts - 1000 * seconds, begins + skipped)
+    path.write_bytes(content)
+
+
+def test_sound_that_was_cut_off_in_front_stays_cut_off(tmp_path: Path) -> None:
+    source = with_sound(make_clip(tmp_path / "clip.mp4", pictures=50, b_frames=2), tmp_path / "cut.mp4", sounds=90)
+    cut_in_front(source, 1)
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.mkv", lambda _: None)
+    with av.open(tmp_path / "out.mkv") as out:
+        pictures = list(out.decode(video=0))
+    with av.open(tmp_path / "out.mkv") as out:
+        sound = [frame.time for frame in out.decode(audio=0)]
+    assert read_number(pictures[0].to_ndarray()[:240].astype(np.uint8)) == 25
+    assert sound[0] == pytest.approx(pictures[0].time, abs=0.05)  # the packet before, where decoding begins
+    assert len(sound) > 40
 
 
 def test_sound_that_the_container_cannot_hold_is_left_out_with_a_warning(
@@ -232,6 +296,34 @@ def test_a_recorders_clock_that_was_set_leaves_no_hole_and_data_stays_with_its_p
     assert [time - times[0] for time in times] == pytest.approx([number / 25 for number in range(60)], abs=0.001)
     assert [klv for _, klv in data] == [klv_packet(number % 30) for number in range(60)]
     assert [time for time, _ in data] == pytest.approx(times, abs=0.001)
+
+
+def with_klv(fields: Path, path: Path) -> Path:
+    """A clip whose pictures are two packets each, with KLV of the time of each picture."""
+    with av.open(fields) as source, av.open(path, "w") as target:
+        video, data = target.add_stream_from_template(source.streams.video[0]), target.add_data_stream("klv")
+        for number, field in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            if number % 2 == 0:
+                klv = av.Packet(klv_packet(number // 2))
+                klv.stream, klv.pts, klv.dts, klv.time_base = data, field.pts, field.dts, field.time_base
+                target.mux(klv)
+            field.stream = video
+            target.mux(field)
+    return path
+
+
+def test_data_stays_with_pictures_that_are_two_packets_each_where_the_clock_was_set(tmp_path: Path) -> None:
+    clip = with_klv(transport_stream(tmp_path / "fields.ts", fields(), 3600), tmp_path / "clip.ts")
+    source = tmp_path / "twice.ts"
+    source.write_bytes(2 * clip.read_bytes())
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.ts", lambda _: None)
+    with av.open(tmp_path / "out.ts") as out:
+        times = [frame.time or 0 for frame in out.decode(video=0)]
+    with av.open(tmp_path / "out.ts") as out:
+        data = [float(packet.pts * packet.time_base) for packet in out.demux(out.streams.data) if packet.size]
+    assert len(times) == 2 * PICTURES
+    assert data == pytest.approx(times, abs=0.001)
 
 
 PHONE = (0, 1 << 16, 0, -1 << 16, 0, 0, 120 << 16, 0, 1 << 30)

@@ -91,6 +91,15 @@ def test_a_folder_without_pictures_is_refused_by_name(tmp_path: Path, enhance: E
     assert names(tmp_path) == ["in"]
 
 
+def test_hidden_files_and_folders_are_not_taken_for_pictures(tmp_path: Path, enhance: Enhance) -> None:
+    save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "._a.png").write_bytes(b"what a Mac leaves beside a file")
+    (tmp_path / "in" / "more.png").mkdir()
+    done = enhance("in", "out")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 picture to out/a.png\n", "")
+    assert names(tmp_path / "out") == ["a.png"]
+
+
 def test_two_pictures_of_one_name_are_refused_since_one_would_be_lost(tmp_path: Path, enhance: Enhance) -> None:
     save(tmp_path / "in" / "pier.jpg")
     save(tmp_path / "in" / "pier.png")
@@ -197,6 +206,14 @@ def test_one_file_cannot_become_a_folder(tmp_path: Path, enhance: Enhance) -> No
     done = enhance("dark.png", "out")
     assert (done.returncode, done.stdout) == (2, "")
     assert "out is a folder; for one file OUT must be a file" in done.stderr
+
+
+def test_a_folder_cannot_become_one_file(tmp_path: Path, enhance: Enhance) -> None:
+    save(tmp_path / "in" / "a.png")
+    (tmp_path / "notes.txt").write_text("no folder")
+    done = enhance("in", "notes.txt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "notes.txt is no folder; for a folder OUT must be one" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["picture.png", "video.mp4", "folder"])

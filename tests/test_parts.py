@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -112,6 +114,24 @@ def test_a_journal_that_says_nothing_is_begun_anew(work: Work, text: bytes) -> N
     work.do(1)
     with work.parts() as parts:
         assert parts.pictures == 10
+
+
+def test_a_folder_goes_again_where_its_journal_cannot_be_written_and_stays_where_work_is_in_it(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr("stream.files.parts.os.fsync", full)
+        with pytest.raises(OSError, match="No space left"), work.parts():
+            pass
+    assert not work.folder.exists()
+    work.do(1)
+    monkeypatch.setattr("stream.files.parts.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"), work.parts(msgspec.structs.replace(JOB, size=1)):
+        pass
+    assert work.folder.exists()
 
 
 def test_no_two_processes_work_on_one_file(work: Work) -> None:

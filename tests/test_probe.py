@@ -53,11 +53,35 @@ def test_a_recording_is_described_and_measured(tmp_path: Path) -> None:
         "height": 480,
         "codec": "h264",
         "bit_rate": 2_000_000,
+        "refused": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((2048, 1536), 'its pictures are 2048x1536; the feed must have memory = "504MB" or more'),
+        ((1920, 1080), None),
+        ((4104, 32), "its pictures are 4104x32; they must be 16x16 to 4096x4096"),
+        ((8, 8), "its pictures are 8x8; they must be 16x16 to 4096x4096"),
+    ],
+)
+def test_pictures_that_the_relay_would_not_take_are_told_with_what_it_takes(
+    tmp_path: Path, size: tuple[int, int], reason: str | None
+) -> None:
+    clip = make_clip(tmp_path / "clip.avi", codec="mjpeg", pix_fmt="yuvj420p", size=size, pictures=1)
+    assert found(clip)["relay"]["refused"] == reason
 
 
 def test_only_the_time_asked_for_is_looked_at(tmp_path: Path) -> None:
     assert found(make_clip(tmp_path / "clip.mkv", pictures=60), seconds=1)["video"]["access_units"] == 26
+
+
+def test_a_recording_without_time_stamps_is_looked_at_by_its_rate(tmp_path: Path) -> None:
+    video = found(make_clip(tmp_path / "clip.h264", pictures=60), seconds=1)["video"]
+    assert video["access_units"] == 26
+    assert (video["seconds"], video["key_interval_seconds"]) == pytest.approx((1, 1))
+    assert video["bit_rate"] > 10_000
 
 
 def test_a_live_feed_is_described_with_its_data_streams(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from stream.files.replay import Bookmark, Playlist, Position
-from stream.settings import FeedSettings
+from stream.settings import FeedSettings, load_settings
 from stream.subscribe import Subscriber
 from stream.wire import Message
 from tests.clips import klv_packet, make_clip, read_number
 from tests.replaying import Replay, finished, replay, result
+from tools.replay_wire import Show, feed_settings
 
 BEGAN_NS = 1795361400_000_000_000
 """2026-11-22T15:30:00Z."""
@@ -155,6 +156,18 @@ def test_a_stop_while_it_plays_is_clean(tmp_path: Path) -> None:
     assert 0 < done["published"] == done["received"] < 250
 
 
+def test_what_the_environment_says_of_another_feed_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTBRIDGE__FEEDS__PIER__READ_TIMEOUT", "10s")
+    monkeypatch.setenv("NIGHTBRIDGE__DEFAULTS__ENCODER__BIT_RATE", "300k")
+    config = tmp_path / "config.toml"
+    config.write_text('[defaults]\nmemory = "50MB"\n[feeds.pier]\nurl = "udp://0.0.0.0:5000"\n')
+    feed = feed_settings(load_settings(config), Show([], [tmp_path / "a b.ts"], "replay", 4.0))
+    assert (feed.url, feed.mode, feed.speed) == (f"file://{tmp_path}/a%20b.ts", "replay", 4.0)
+    assert (feed.memory, feed.encoder.bit_rate) == (50_000_000, 300_000)
+
+
 # Playlist and bookmark
 
 FEED = FeedSettings(url="a.mp4", mode="replay")
@@ -187,6 +200,15 @@ def test_a_recording_that_is_gone_is_told_and_the_others_are_played(tmp_path: Pa
     files[1].unlink()
     assert [len(list(segment.packets())) for segment in playlist.open(FEED, threading.Event())] == [3, 3]
     assert list(playlist.failed) == [files[1]]
+
+
+def test_the_position_in_a_recording_whose_name_is_no_utf_8_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    clip = make_clip(tmp_path / "a.ts", pictures=3, size=(96, 80)).rename(tmp_path / os.fsdecode(b"a\xff.ts"))
+    Bookmark([clip], "replay").write([clip], Position(0, 2))
+    assert Bookmark([clip], "replay").read([clip]) == Position(0, 2)
 
 
 def test_where_the_position_cannot_be_kept_it_is_told_once(

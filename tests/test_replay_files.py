@@ -9,15 +9,19 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 from typer.testing import CliRunner
 
+from stream.settings import load_settings
 from tests.clips import make_clip
+from tests.doubling import DoublingEngine
 from tests.replaying import COMMAND, finished, names, numbers, packets, replay, result
 from tests.test_check import ROOT
 from tests.test_convert import with_sound
 from tools.app import app
+from tools.replay_files import file_jobs, to_files
 
 
 @pytest.fixture
@@ -85,6 +89,27 @@ def test_a_folder_becomes_files_of_the_same_names_and_a_bad_one_spoils_no_other(
     assert [numbers(tmp_path / "out" / name) for name in ("a.mp4", "b.ts", "d.mkv")] == [list(range(8))] * 3
     states = [outcome["state"] for outcome in result(tmp_path)["files"]]
     assert (states, result(tmp_path)["complete"]) == (["done", "done", "failed", "done"], False)
+
+
+def test_a_file_that_cannot_be_written_spoils_no_other(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        make_clip(tmp_path / name, pictures=8, size=(96, 80))
+    (tmp_path / "out" / "a.mp4").mkdir(parents=True)
+    done = finished(tmp_path, "a.mp4", "b.mp4", "--to", "out", "--json", "done.json")
+    assert done.code() == 1
+    assert "a.mp4 to out/a.mp4: Is a directory" in done.said
+    assert "of 2 recordings 1 done, 1 failed" in done.said
+    assert [outcome["state"] for outcome in result(tmp_path)["files"]] == ["failed", "done"]
+    assert numbers(tmp_path / "out" / "b.mp4") == list(range(8))
+
+
+def test_a_recording_that_the_engine_fails_on_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = make_clip(tmp_path / "a.mp4", pictures=3, size=(96, 80))
+    monkeypatch.setattr("engines.runtime.open_engine", lambda *_: DoublingEngine(failures=1))
+    [outcome] = cast(
+        "list[dict[str, str]]", to_files(load_settings(None), file_jobs([clip], tmp_path / "out"), False)["files"]
+    )
+    assert outcome["reason"] == f"{clip} to {tmp_path}/out/a.mp4: a failure on purpose"
 
 
 def test_a_finished_file_is_made_anew_where_its_recording_is_newer_or_somebody_says_so(tmp_path: Path) -> None:

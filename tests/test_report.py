@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def test_the_json_file_is_one_object_of_plain_values(tmp_path: Path) -> None:
         "live": True,
         "streams": [{"codec": "h264"}],
     }
+
+
+def test_the_name_of_a_file_that_is_no_utf_8_comes_back_from_json(tmp_path: Path) -> None:
+    name = os.fsdecode(b"night\xff.mp4")
+    write_json(tmp_path / "report.json", {"source": name, "target": "Brücke"})
+    assert json.loads((tmp_path / "report.json").read_text()) == {"source": name, "target": "Brücke"}
 
 
 def test_no_path_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

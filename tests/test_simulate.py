@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from engines.data.darken import Night
 from stream.errors import SourceLost, SourceUnsupported
 from stream.simulate import Codec, NightCamera, Sent, simulate_night
+from tests.clips import make_clip
 from tools import simulate as command
 
 SHIPPED = Path(command.__file__).parent / "clip" / "day.mp4"
@@ -181,6 +182,11 @@ def test_a_loop_begins_again_and_a_clip_alone_ends(clock: Clock, small_clip: Pat
     assert light[20] == pytest.approx(light[0], abs=4)
 
 
+def test_a_clip_that_cannot_be_sought_in_begins_again_too(clock: Clock, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.h264", pictures=20, size=(96, 64))
+    assert NightCamera(clip, "udp://127.0.0.1:9", loop=True, seconds=2).run().pictures == 50
+
+
 @pytest.mark.parametrize(("rate", "pictures"), [(Fraction(10), 8), (Fraction(25, 2), 10), (Fraction(50), 40)])
 def test_another_rate_shows_the_same_scene_at_the_same_time(
     clock: Clock, small_clip: Path, rate: Fraction, pictures: int
@@ -272,6 +278,25 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
         NightCamera(tmp_path / "gone.mp4", "udp://127.0.0.1:9").run()
 
 
+def test_a_clip_of_a_codec_that_is_not_known_is_refused(small_clip: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(small_clip.read_bytes().replace(b"avc1", b"none"))
+    with pytest.raises(SourceUnsupported, match=r"clip\.mp4: its video has a codec that is not known here"):
+        NightCamera(clip, "udp://127.0.0.1:9").run()
+
+
+def test_a_clip_whose_title_is_no_utf_8_is_played(clock: Clock, tmp_path: Path) -> None:
+    clip, old = tmp_path / "clip.avi", tmp_path / "old.avi"
+    with av.open(clip, "w") as out:
+        out.metadata["title"] = "Brücke"
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        out.mux(stream.encode(av.VideoFrame(96, 64, "yuv420p")))
+        out.mux(stream.encode())
+    old.write_bytes(clip.read_bytes().replace("Brücke".encode(), "Brücken".encode("latin-1")))
+    assert NightCamera(old, "udp://127.0.0.1:9").run().pictures == 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -282,6 +307,8 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
         ({"rate": Fraction(0)}, "rate 0; must be above 0"),
         ({"bit_rate": 3}, "bit rate 3; must be at least 10000"),
         ({"seconds": 0}, "seconds 0; must be above 0"),
+        ({"seconds": float("nan")}, "seconds nan; must be above 0, at most 1000000000"),
+        ({"seconds": float("inf")}, "seconds inf; must be above 0, at most 1000000000"),
         ({"loss": 1.2}, "loss 1.2; must be a share from 0 to 1"),
         ({"codec": "vp9"}, "codec 'vp9'; must be one of h264, hevc, mpeg4"),
     ],
@@ -314,6 +341,13 @@ def test_wrong_use_of_the_command_ends_with_2(arguments: tuple[str, ...], messag
     code, output = typed(str(SHIPPED), *arguments)
     assert code == 2
     assert message in output
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("25", Fraction(25)), ("12.5", Fraction(25, 2)), ("29.97002997", Fraction(30_000, 1001))]
+)
+def test_a_rate_of_many_digits_is_one_that_ffmpeg_can_hold(text: str, rate: Fraction) -> None:
+    assert command.as_rate(text) == rate
 
 
 def test_the_command_tells_what_it_sent(clock: Clock, small_clip: Path) -> None:

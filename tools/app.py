@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
 from typing import Annotated, Literal
 
 import typer
@@ -75,6 +76,8 @@ def options(
 
 def main() -> None:
     """Run one command and end the process; an error is one line, or one for each mistake in the settings."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files come out as they are, though they be no UTF-8
     try:
         with clearing_up_at_sigterm():
             app()

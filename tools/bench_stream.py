@@ -17,6 +17,7 @@ from statistics import median
 import av
 import numpy as np
 
+from engines.cards import shipped
 from engines.data.darken import Night
 from engines.door import Door
 from stream.decode import Decoder
@@ -31,6 +32,7 @@ from stream.simulate import Clip, at_rate, shrunk, simulate_night
 from stream.source import open_source
 from stream.subscribe import Subscriber
 from stream.wire import Message, decode_status
+from tools.demo_parts import ROOT, without_overrides
 
 RATE = Fraction(25)
 BIT_RATE = 300_000
@@ -48,6 +50,8 @@ KEPT = 125
 """Frames that engine and encoder are timed on alone: five seconds."""
 ROUNDS = 5
 """Every CPU figure is the median of this many whole runs."""
+MEMORY = "64GB"
+"""Of a feed: pictures of any size are let in."""
 
 
 def make_feed(clip: Path, feed: Path, size: tuple[int, int], pictures: int) -> None:
@@ -129,9 +133,9 @@ def encode_alone(planes: Sequence[tuple[Plane, Plane]], frames: Sequence[Frame])
 
 def run_pipeline(feed: Path, engine: Door) -> dict[str, float]:
     """One whole run: `pipeline_fps` and `pipeline_cpu_ms`."""
-    settings = Settings(
+    settings = Settings.model_construct(  # whatever the environment says of another relay
         relay=RelaySettings(endpoint="tcp://127.0.0.1:*"),
-        feeds={"bench": FeedSettings(url=str(feed), mode="replay")},
+        feeds={"bench": FeedSettings.model_validate({"url": str(feed), "mode": "replay", "memory": MEMORY})},
     )
     with Publisher(settings.relay, "bench") as publisher:
         cpu, clock = time.process_time(), time.perf_counter()
@@ -189,10 +193,12 @@ def running_relay(
     """A relay process with so many feeds, `bench0` and so on, all of one recording, and its endpoint."""
     config = folder / "bench.toml"
     endpoint = f"ipc://{folder}/wire{count}"
-    chosen = "\n".join(f'{key} = "{value}"' for key, value in engine.items())
-    feeds = "\n".join(f'[feeds.bench{number}]\nurl = "{feed}"\nmode = "live"' for number in range(count))
+    chosen = "\n".join(f'{key} = "{in_full(value)}"' for key, value in engine.items())
+    table = f'url = "{feed}"\nmode = "live"\nmemory = "{MEMORY}"'
+    feeds = "\n".join(f"[feeds.bench{number}]\n{table}" for number in range(count))
     config.write_text(f'[relay]\nendpoint = "{endpoint}"\nlog_level = "warning"\n[engine]\n{chosen}\n{feeds}\n')
-    relay = subprocess.Popen([sys.executable, "-m", "tools", "run", str(config)])  # noqa: S603 - our own program
+    command = [sys.executable, "-m", "tools", "run", str(config)]
+    relay = subprocess.Popen(command, cwd=ROOT, env=without_overrides())  # noqa: S603 - our own program
     try:
         yield relay, endpoint
     finally:
@@ -202,6 +208,11 @@ def running_relay(
         except subprocess.TimeoutExpired:
             relay.kill()
             relay.wait()
+
+
+def in_full(value: str) -> str:
+    """A setting of the engine; where it is a folder of weights, with its path from the root on."""
+    return str(Path(value).absolute()) if value not in shipped() and Path(value).is_dir() else value
 
 
 def join_ms(endpoint: str) -> float:

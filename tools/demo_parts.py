@@ -34,6 +34,11 @@ LAST_LINES = 6
 """Of what a process said, shown where it failed."""
 
 
+def without_overrides() -> dict[str, str]:
+    """The environment variables of a process that runs a relay of this command's own; see `OVERRIDES`."""
+    return {name: text for name, text in os.environ.items() if not name.upper().startswith(OVERRIDES)}
+
+
 class Part:
     """`python -m tools WORDS` in a process of its own, from the beginning of its `with` block to the end."""
 
@@ -48,7 +53,7 @@ class Part:
             self._process = subprocess.Popen(  # noqa: S603 - this program itself
                 [sys.executable, "-m", "tools", *self._words],
                 cwd=ROOT,
-                env={name: text for name, text in os.environ.items() if not name.upper().startswith(OVERRIDES)},
+                env=without_overrides(),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,

@@ -44,6 +44,8 @@ def enhance(
 def picture_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     """Each picture with the file that it becomes; none where `source` is a video."""
     if source.is_dir():
+        if target.exists() and not target.is_dir():
+            raise typer.BadParameter(f"{target} is no folder; for a folder OUT must be one")
         return folder_jobs(source, target)
     if target.is_dir():
         raise typer.BadParameter(f"{target} is a folder; for one file OUT must be a file")
@@ -66,11 +68,16 @@ def folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder, of which there must be one at least, in the order of their names."""
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    """The picture files of a folder but for hidden ones, in the order of their names; there must be one at least."""
+    pictures = sorted(path for path in folder.iterdir() if is_picture(path))
     if not pictures:
         raise typer.BadParameter(f"{folder} holds no pictures ({KNOWN})")
     return pictures
+
+
+def is_picture(path: Path) -> bool:
+    """Whether what a folder holds is taken for a picture; what is hidden is left alone, such as a Mac's `._a.jpg`."""
+    return path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file()
 
 
 def enhance_pictures(engine: Door, jobs: list[tuple[Path, Path]]) -> None:

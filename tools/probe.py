@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -137,7 +138,8 @@ def look(segment: Segment, seconds: float) -> Sight:
         if packet.kind == "data":
             seen.data[packet.packet.stream.name or "unknown"] += 1
             continue
-        seen.units.append(unit_of(packet))
+        step = float(1 / segment.rate) if segment.rate else 0.0
+        seen.units.append(unit_of(packet, seen.units[-1].seconds + step if seen.units else 0.0))
         note(seen, decoder.decode(packet))
         elapsed = seen.units[-1].seconds - seen.units[0].seconds if segment.recorded else time.monotonic() - began
         if elapsed >= seconds:
@@ -156,10 +158,11 @@ def note(seen: Sight, frames: list[Frame]) -> None:
         seen.states[frame.state] += 1
 
 
-def unit_of(packet: SourcePacket) -> Unit:
-    """What is worth noting of an access unit."""
-    ticks = packet.packet.dts if packet.packet.dts is not None else packet.packet.pts or 0
-    return Unit(float(ticks * packet.packet.time_base), packet.packet.size, packet.packet.is_keyframe)
+def unit_of(packet: SourcePacket, expected: float) -> Unit:
+    """What is worth noting of an access unit, whose time is `expected` where it says none, as in a raw .h264."""
+    ticks = packet.packet.dts if packet.packet.dts is not None else packet.packet.pts
+    seconds = expected if ticks is None else float(ticks * packet.packet.time_base)
+    return Unit(seconds, packet.packet.size, packet.packet.is_keyframe)
 
 
 def video_values(segment: Segment, seen: Sight, picture: Frame) -> dict[str, object]:
@@ -191,6 +194,21 @@ def video_values(segment: Segment, seen: Sight, picture: Frame) -> dict[str, obj
     }
 
 
+def refusal(feed: FeedSettings, picture: Frame) -> str | None:
+    """Why the relay would make nothing of pictures of this size with the default settings; None where it would."""
+    from engines.door import EngineInfo
+    from stream.enhance import BYTES_PER_PIXEL
+
+    width, height = picture.width, picture.height
+    (least_width, least_height), (most_width, most_height) = EngineInfo.smallest, EngineInfo.largest
+    if not (least_width <= width <= most_width and least_height <= height <= most_height):
+        allowed = f"{least_width}x{least_height} to {most_width}x{most_height}"
+        return f"its pictures are {width}x{height}; they must be {allowed}"
+    if (needed := BYTES_PER_PIXEL * width * height) > feed.memory:
+        return f'its pictures are {width}x{height}; the feed must have memory = "{math.ceil(needed / 1e6)}MB" or more'
+    return None
+
+
 def relay_values(feed: FeedSettings, picture: Frame, clock: str) -> dict[str, object]:
     """What the relay would make of it with the default settings."""
     from engines.door import SCALE
@@ -202,4 +220,5 @@ def relay_values(feed: FeedSettings, picture: Frame, clock: str) -> dict[str, ob
         "height": SCALE * picture.height,
         "codec": feed.encoder.codec,
         "bit_rate": feed.encoder.bit_rate,
+        "refused": refusal(feed, picture),
     }

@@ -129,7 +129,7 @@ class Work:
                 log.info("%s is there already; --from-start makes it anew", job.target)
                 return Outcome(source, target, "there already")
             outcome = self._make(job)
-        except (StreamError, EngineError) as error:
+        except (StreamError, EngineError, OSError) as error:
             log.error("%s", error)
             outcome = Outcome(source, target, "failed", reason=str(error))
         finally:

@@ -48,17 +48,17 @@ class Show:
 
 def feed_settings(settings: Settings, show: Show) -> FeedSettings:
     """The settings of the feed that is played: the defaults, but for what a replay is."""
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
-    from stream.settings import Settings
+    from stream.settings import FeedSettings
+    from stream.values import FeedName
 
-    table = {"url": show.files[0].absolute().as_uri(), "mode": "replay", "speed": show.speed}
     try:
-        whole = Settings(defaults=settings.defaults, feeds={show.feed: table})  # type: ignore[dict-item]
+        TypeAdapter[str](FeedName).validate_python(show.feed)
     except ValidationError as error:
-        reason = error.errors()[0].get("ctx", {}).get("error", error.errors()[0]["msg"])
-        raise typer.BadParameter(f"--feed {show.feed!r}; must be {reason}") from None
-    return whole.feeds[show.feed]
+        raise typer.BadParameter(f"--feed {show.feed!r}; must be {error.errors()[0]['ctx']['error']}") from None
+    table = {"url": show.files[0].absolute().as_uri(), "mode": "replay", "speed": show.speed}
+    return FeedSettings.model_validate(settings.defaults.model_dump(mode="json", exclude_unset=True) | table)
 
 
 def to_wire(settings: Settings, show: Show, *, wait: bool, from_start: bool) -> dict[str, object]:

@@ -44,7 +44,7 @@ def write_json(path: Path | None, values: Mapping[str, object]) -> None:
     if path is None:
         return
     text = json.dumps(plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(errors="backslashreplace"))  # names of files may be no UTF-8; JSON escapes alike
 
 
 def write_whole(path: Path, content: bytes) -> None:

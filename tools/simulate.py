@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 10
 """Seconds of video between two lines where the output is no terminal."""
+FINEST_RATE = 100_000
+"""The largest denominator of a rate: FFmpeg's fractions have 32 bits."""
 
 
 def as_size(text: str) -> tuple[int, int]:
@@ -28,9 +30,9 @@ def as_size(text: str) -> tuple[int, int]:
 
 
 def as_rate(text: str) -> Fraction:
-    """Pictures a second of a text such as 25, 12.5 or 30000/1001."""
+    """Pictures a second of a text such as 25, 12.5 or 30000/1001; 29.97002997 is the last one, too."""
     try:
-        return Fraction(text)
+        return Fraction(text).limit_denominator(FINEST_RATE)
     except (ValueError, ZeroDivisionError):
         raise typer.BadParameter(f"{text!r}; must be a number such as 25, 12.5 or 30000/1001") from None
 

@@ -21,13 +21,14 @@ import numpy as np
 from av.sidedata.sidedata import SideData, Type
 
 from engines.door import SCALE, Door
+from engines.errors import EngineError
 from stream.decode import Decoder
 from stream.enhance import enhance
 from stream.errors import CodecError, SourceUnsupported, StreamError
 from stream.files.fileclock import FileClock
 from stream.files.join import ENCODER, companions, join
 from stream.files.part_writer import OPTIONS, PART_PICTURES, PartWriter
-from stream.files.parts import Job, Layout, Parts
+from stream.files.parts import Job, Layout, Parts, as_text
 from stream.frame import Frame
 from stream.recall import Recall
 from stream.sources.recording import RecordedSegment, open_recording
@@ -86,21 +87,24 @@ def convert(
     stop = stop or threading.Event()
     if not source.is_file():
         raise SourceUnsupported(f"{source}: no such file", reason="not found")
-    with Parts(target.with_name(f".part-{target.name}"), job_of(engine, source)) as parts:
-        useful = keep_parts
-        try:
-            if from_start:
-                parts.clear()
-            conversion = convert_with_parts(engine, source, target, parts, report, stop)
-            useful = keep_parts and not conversion.complete
-        except av.FFmpegError as error:
-            raise CodecError(f"{source} to {target}: {error.strerror}") from error
-        except SourceUnsupported:
-            useful = False
-            raise
-        finally:
-            if not (useful and parts.done):
-                parts.remove()
+    try:
+        with Parts(target.with_name(f".part-{target.name}"), job_of(engine, source)) as parts:
+            useful = keep_parts
+            try:
+                if from_start:
+                    parts.clear()
+                conversion = convert_with_parts(engine, source, target, parts, report, stop)
+                useful = keep_parts and not conversion.complete
+            except SourceUnsupported:
+                useful = False
+                raise
+            finally:
+                if not (useful and parts.done):
+                    parts.remove()
+    except (av.FFmpegError, OSError) as error:
+        raise CodecError(f"{source} to {target}: {error.strerror or error}") from error
+    except EngineError as error:
+        raise EngineError(f"{source} to {target}: {error}") from error
     return conversion
 
 
@@ -133,7 +137,7 @@ def job_of(engine: Door, source: Path) -> Job:
     """What makes parts fit together."""
     found = source.stat()
     return Job(
-        source=source.name,
+        source=as_text(source.name),
         size=found.st_size,
         mtime_ns=found.st_mtime_ns,
         model=f"{engine.info.weights_id} {engine.info.precision}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,10 +18,12 @@ from av.packet import Packet
 from av.stream import Discard, Stream
 from av.video.stream import VideoStream
 
+from stream.encode import USUAL_RATE
 from stream.errors import CodecError
 from stream.files.fileclock import Jumps
 from stream.files.parts import Parts
-from stream.sources.recording import open_container
+from stream.sources.recording import open_container, open_recording
+from stream.sources.segment import describe as source_info
 from stream.sources.segment import label, video_stream
 
 log = logging.getLogger(__name__)
@@ -130,15 +133,17 @@ def join(source: Path, parts: Parts, target: Path, kept: list[int]) -> None:
         )
         writer.set_chapters(reader.chapters())
         pictures = add_pictures(parts, writer, video)
+        pictures.codec_context.framerate = source_info(reader, video).rate or USUAL_RATE
         copies = {index: add_copy(writer, reader.streams[index]) for index in kept}
         time_base = video.time_base or Fraction(1)
         jumps = Jumps([(unit, jump * time_base) for part in parts.done for unit, jump in part.jumps])
+        units = unit_stamps(source) if any(part.jumps for part in parts.done) else []
         own = packets_of_parts(parts, pictures, time_base)
-        for _, packet in heapq.merge(own, copied_packets(reader, video, copies, jumps), key=itemgetter(0)):
+        for _, packet in heapq.merge(own, copied_packets(reader, video, copies, jumps, units), key=itemgetter(0)):
             writer.mux(packet)
 
 
-def add_pictures(parts: Parts, writer: OutputContainer, video: VideoStream) -> Stream:
+def add_pictures(parts: Parts, writer: OutputContainer, video: VideoStream) -> VideoStream:
     """A stream for what is in the parts, which are all alike."""
     with av.open(str(parts.paths()[0].absolute())) as part:
         stream = writer.add_stream_from_template(part.streams.video[0])
@@ -183,6 +188,7 @@ def packets_of_parts(parts: Parts, stream: Stream, time_base: Fraction) -> Itera
             packets = [packet for packet in part.demux(part.streams[0]) if packet.size]
         for packet in packets:
             packet.pts = round((packet.pts or 0) * packet.time_base / time_base) - SHIFT
+            packet.duration = round((packet.duration or 0) * packet.time_base / time_base)
         times = sorted(packet.pts or 0 for packet in packets)
         step = times[1] - times[0] if len(times) > 1 else 1
         before = before or [times[0] - number * step for number in range(REORDERED, 0, -1)]
@@ -192,28 +198,57 @@ def packets_of_parts(parts: Parts, stream: Stream, time_base: Fraction) -> Itera
         before = (before + times)[-REORDERED:]
 
 
+def unit_stamps(source: Path) -> list[int | None]:
+    """Of each access unit of a recording, as they are counted where its pictures are made: its decoding time."""
+    with open_recording(source, threading.Event()) as segment:
+        return [stamp_of(packet.packet) for packet in segment.packets() if packet.kind == "video"]
+
+
+def stamp_of(packet: Packet[Stream]) -> int | None:
+    """When a packet is to be decoded, in its own ticks."""
+    return packet.pts if packet.dts is None else packet.dts
+
+
 def copied_packets(
-    reader: InputContainer, video: VideoStream, copies: dict[int, Stream], jumps: Jumps
+    reader: InputContainer, video: VideoStream, copies: dict[int, Stream], jumps: Jumps, units: Sequence[int | None]
 ) -> Iterator[Timed]:
-    """Packets of the streams in `copies`, placed as the pictures are, in the order of the recording."""
+    """Packets of the streams in `copies`, placed as the pictures are, in the order of the recording.
+
+    What was cut off in front, and is in the recording all the same, is left out. `units` are its `unit_stamps`, which
+    only jumps need.
+    """
     latest: dict[int, int] = {}
-    units = 0
-    for packet in demux(reader, video, copies):
-        stamp = packet.pts if packet.dts is None else packet.dts
+    passed = 0
+    for packet in played(demux(reader, video, copies), video):
+        stamp, index = stamp_of(packet), packet.stream.index
+        if index == video.index:  # not every packet is an access unit: it may be unreadable, or a second field
+            if passed < len(units) and packet.size and stamp == units[passed]:
+                if stamp is not None:
+                    jumps.pass_picture(passed, Fraction(stamp * packet.time_base))
+                passed += 1
+            continue
         if stamp is None or not packet.size:
             continue
         seconds = Fraction(stamp * packet.time_base)
-        index = packet.stream.index
-        if index == video.index:
-            jumps.pass_picture(units, seconds)
-            units += 1
-            continue
         shift = round(jumps.of(seconds) / packet.time_base)
         late = max(0, latest.get(index, stamp + shift - 1) + 1 - stamp - shift)  # no two have one time
         packet.pts = (stamp if packet.pts is None else packet.pts) + shift + late
         packet.dts = latest[index] = stamp + shift + late
         packet.stream = copies[index]
         yield float(packet.dts * packet.time_base), packet
+
+
+def played(packets: Iterator[Packet[Stream]], video: VideoStream) -> Iterator[Packet[Stream]]:
+    """All packets of the video; of other streams those that are played, and the one before, where decoding begins."""
+    before: dict[int, Packet[Stream]] = {}
+    for packet in packets:
+        index = packet.stream.index
+        if packet.is_discard and index != video.index:
+            before[index] = packet
+            continue
+        if index in before:
+            yield before.pop(index)
+        yield packet
 
 
 def demux(reader: InputContainer, video: VideoStream, copies: dict[int, Stream]) -> Iterator[Packet[Stream]]:

@@ -89,6 +89,7 @@ class Parts:
         self._journal: FileIO | None = None
 
     def __enter__(self) -> Self:
+        new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         journal = FileIO(self.folder / JOURNAL, "a+")
         try:
@@ -100,6 +101,8 @@ class Parts:
             raise StreamError(f"{self.folder}: another process is at work here") from None
         except BaseException:
             journal.close()
+            if new:
+                self.remove()
             raise
         return self
 
@@ -188,6 +191,11 @@ class Parts:
     def _is_there(self, part: Part) -> bool:
         path = self._path(len(self.done))
         return path.is_file() and path.stat().st_size == part.size
+
+
+def as_text(name: str) -> str:
+    """The name of a file as text that can be written: bytes in it that are no UTF-8 are spelled out."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def decoded(line: bytes) -> Entry | None:

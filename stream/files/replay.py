@@ -15,6 +15,7 @@ import msgspec
 from platformdirs import user_state_path
 
 from stream.errors import SourceUnsupported
+from stream.files.parts import as_text
 from stream.settings import FeedSettings
 from stream.sources.recording import RecordedSegment, open_file
 
@@ -155,4 +156,4 @@ class Bookmark:
 
     def _mark(self, file: Path, unit: int) -> Mark:
         found = file.stat()
-        return Mark(self._feed, os.fsdecode(file.resolve()), found.st_size, found.st_mtime_ns, unit)
+        return Mark(self._feed, as_text(str(file.resolve())), found.st_size, found.st_mtime_ns, unit)
