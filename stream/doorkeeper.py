@@ -7,10 +7,10 @@ from pathlib import Path
 from time import monotonic
 
 import zmq
-import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
 from stream.errors import WireError
+from stream.keys import check_public_keys, read_keys
 from stream.settings import CurveSettings
 
 TOLD_SECONDS = 10.0
@@ -27,10 +27,10 @@ def encrypt(socket: zmq.SyncSocket, curve: CurveSettings) -> ThreadAuthenticator
     if curve.server_secret_key_file is None:
         return None
     try:
-        public, secret = zmq.auth.load_certificate(curve.server_secret_key_file)
+        public, secret = read_keys(curve.server_secret_key_file)
         folder = curve.client_keys_folder
         if folder is not None:
-            zmq.auth.load_certificates(folder)  # fails here rather than turning viewers away later
+            check_public_keys(folder)  # fails here rather than turning viewers away later
     except (OSError, ValueError) as error:
         raise WireError(f"CURVE keys that cannot be read: {error}") from None
     if secret is None:
@@ -58,16 +58,23 @@ class Guests:
         self._quiet_until = 0.0
 
     def callback(self, _domain: str, key: bytes) -> bool:
-        """Whether the viewer with this public key (Z85, 40 characters) is let in."""
-        if any(key == theirs for theirs in map(self._read, self._folder.glob("*.key"))):
-            return True
-        self._tell(key.decode("ascii", "replace"))
+        """Whether the viewer with this public key (Z85, 40 characters) is let in.
+
+        Nothing is raised: that would end the thread that asks, and nobody would be let in any more.
+        """
+        why = f"its public key {key.decode('ascii', 'replace')} is not in {self._folder}"
+        try:
+            if any(key == theirs for theirs in map(self._read, self._folder.glob("*.key"))):
+                return True
+        except OSError as error:
+            why = f"{self._folder} cannot be read: {error.strerror}"
+        self._tell(why)
         return False
 
     def _read(self, path: Path) -> bytes | None:
         """The public key in a file; None where there is none, which is told once."""
         try:
-            key, _ = zmq.auth.load_certificate(path)
+            key, _ = read_keys(path)
         except (OSError, ValueError) as error:
             if path not in self._unreadable:
                 log.warning("a viewer's key that cannot be read lets nobody in: %s", error)
@@ -76,9 +83,9 @@ class Guests:
         self._unreadable.discard(path)
         return key
 
-    def _tell(self, key: str) -> None:
+    def _tell(self, why: str) -> None:
         self._turned_away += 1
         if (now := monotonic()) >= self._quiet_until:
             others = f", after {self._turned_away - 1} others" if self._turned_away > 1 else ""
-            log.warning("a viewer was turned away%s: its public key %s is not in %s", others, key, self._folder)
+            log.warning("a viewer was turned away%s: %s", others, why)
             self._turned_away, self._quiet_until = 0, now + TOLD_SECONDS

@@ -39,6 +39,8 @@ NEVER = 1 << 30
 
 SVT_SPEEDS = {"ultrafast": 12, "superfast": 11, "veryfast": 10, "faster": 9, "fast": 8, "medium": 7}
 """SVT-AV1 numbers its presets."""
+SVT_FASTEST = 100_000_000
+"""Bits a second; it takes no bit rate above."""
 
 ROW = 9
 """Pictures in a row that tell a rate."""
@@ -257,7 +259,8 @@ class Clock:
 
 def encoder_options(settings: EncoderSettings) -> dict[str, str]:
     """FFmpeg's options for an encoder that holds back no picture and caps its bit rate."""
-    cap = {"maxrate": str(settings.bit_rate), "bufsize": str(settings.bit_rate // 4)}
+    bit_rate = min(settings.bit_rate, SVT_FASTEST) if settings.codec == "av1" else settings.bit_rate
+    cap = {"maxrate": str(bit_rate), "bufsize": str(bit_rate // 4)}
     match settings.codec:
         case "h264":
             own = {"crf": "23", "forced-idr": "1", "sc_threshold": "0"}
@@ -270,7 +273,7 @@ def encoder_options(settings: EncoderSettings) -> dict[str, str]:
             buffer = "buf-sz=250:buf-initial-sz=125:buf-optimal-sz=150"  # milliseconds at the bit rate
             return cap | {
                 "preset": str(SVT_SPEEDS[settings.preset]),
-                "b": str(settings.bit_rate),
+                "b": str(bit_rate),
                 "svtav1-params": f"{delay}:{buffer}:lp={min(settings.threads, 6)}",
             }
     return cap | own | {"preset": settings.preset, "tune": "zerolatency"}

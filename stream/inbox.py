@@ -53,6 +53,8 @@ class Inbox:
             self.states[header.state] += 1
         track = self._tracks.setdefault(address(message), Track(message.kind in PICTURE_KINDS))
         self.lost += track.follow(header.relay, header.seq, now_ns)
+        if header.gop == 0:
+            track.cut()
         best_before_ns = self._best_before(message, now_ns)
         if best_before_ns < now_ns:
             self.dropped["late"] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,18 +13,47 @@ import zmq.auth
 SECRET, PUBLIC = "key_secret", "key"
 """How the names of the files end."""
 
+KEY = re.compile(rb"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
+"""A key as files hold it: 32 bytes in Z85."""
+
 
 def make_keys(name: str, folder: Path) -> tuple[Path, Path]:
     """A new pair, in the files `NAME.key`, which is public, and `NAME.key_secret`, which only its owner may read.
 
-    The secret file holds both keys. Raises `FileExistsError` rather than replace a key, and `OSError`.
+    The secret file holds both keys. Raises `FileExistsError` rather than replace a key, and `OSError`; then it leaves
+    neither file.
     """
     public, secret = folder / f"{name}.{PUBLIC}", folder / f"{name}.{SECRET}"
     if public.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(public))
     with TemporaryDirectory() as closed:
         zmq.auth.create_certificates(closed, name)
+        made: list[Path] = []
         for path, mode in ((secret, 0o600), (public, 0o644)):
-            path.touch(mode, exist_ok=False)
-            path.write_bytes((Path(closed) / path.name).read_bytes())
+            try:
+                path.touch(mode, exist_ok=False)
+                made.append(path)
+                path.write_bytes((Path(closed) / path.name).read_bytes())
+            except OSError as error:
+                for each in made:
+                    each.unlink()
+                raise OSError(error.errno, error.strerror, str(path)) from None
     return public, secret
+
+
+def read_keys(path: Path) -> tuple[bytes, bytes | None]:
+    """The public key in a file, and the secret one where there is one. Raises `OSError` and `ValueError`."""
+    try:
+        public, secret = zmq.auth.load_certificate(path)
+    except IndexError:  # a line that ends behind its name
+        raise ValueError(f"{path} names a key and does not hold it") from None
+    for key in (public, secret):
+        if key is not None and not KEY.fullmatch(key):
+            raise ValueError(f"{path} holds a key that is none; must be 40 characters of Z85")
+    return public, secret
+
+
+def check_public_keys(folder: Path) -> None:
+    """Raise `OSError` or `ValueError` where a public key in a folder cannot be read."""
+    for path in folder.glob(f"[!.]*.{PUBLIC}"):
+        read_keys(path)

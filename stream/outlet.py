@@ -14,7 +14,7 @@ from stream.errors import CodecError
 from stream.feed import Feed
 from stream.frame import Frame
 from stream.publish import Publisher
-from stream.wire import Header, ticks
+from stream.wire import Header, moment, ticks
 
 PAUSE_SECONDS = 1.0
 """Between the failure of an encoder and the next attempt; most would fail again at once."""
@@ -96,7 +96,7 @@ class Outlet:
                 pts=picture.pts,
                 source_pts=ticks(frame.source_pts),
                 time_base=picture.time_base,
-                capture_ns=frame.capture_ns,
+                capture_ns=moment(frame.capture_ns),
                 capture_clock=frame.capture_clock,
                 received_ns=frame.received_ns,
                 state=frame.state,

@@ -22,7 +22,7 @@ from stream.pace import paced
 from stream.publish import Publisher
 from stream.source import Segment, open_source
 from stream.sources.recording import RecordedSegment
-from stream.wire import Header, ticks
+from stream.wire import Header, moment, ticks
 
 
 def bring_in(feed: Feed, engine: Door, gather: Gather[Feed], publisher: Publisher) -> None:
@@ -83,6 +83,7 @@ def relay_source(feed: Feed, engine: Door, gather: Gather[Feed], publisher: Publ
 def relay_segment(feed: Feed, segment: Segment, engine: Door, gather: Gather[Feed], publisher: Publisher) -> None:
     """One continuous stretch of a source: its packets to the wire as they are, its pictures to the gather."""
     intake = Intake(feed, segment, engine, gather)
+    publisher.begin_anew(feed.name, "source")
     packets = segment.packets()
     if segment.recorded and (speed := feed.speed) is not None:
         packets = paced(packets, feed.stop, speed)
@@ -111,7 +112,7 @@ def publish_untouched(feed: Feed, segment: Segment, packet: SourcePacket, publis
         pts=ticks(raw.pts),
         dts=ticks(raw.dts) if raw.dts != raw.pts else None,
         time_base=raw.time_base,
-        capture_ns=packet.capture_ns,
+        capture_ns=moment(packet.capture_ns),
         capture_clock=packet.capture_clock,
         received_ns=packet.received_ns,
     )

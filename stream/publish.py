@@ -120,6 +120,13 @@ class Publisher:
                 time.sleep(ROOM_INTERVAL)
         return stamped.seq
 
+    def begin_anew(self, feed: str, kind: Kind) -> None:
+        """Number what is published next as pictures that refer to none of those before them."""
+        with self._lock:
+            line = self._lines.setdefault(topic(feed, kind), Line(kind))
+        with line.turn:
+            line.numbers.begin_anew()
+
     def take_join(self, feed: str) -> bool:
         """Whether the feed is to begin a key frame: True once after viewers have come, at most once a second."""
         with self._lock:
@@ -155,6 +162,7 @@ class Publisher:
             return True
 
     def _set_options(self, socket: zmq.SyncSocket) -> None:
+        socket.set(zmq.IPV6, "[" in self._settings.endpoint)
         socket.set(zmq.XPUB_VERBOSE, 1)  # tells of every viewer, not only of a topic's first
         socket.set(zmq.MAXMSGSIZE, LONGEST_EVENT)
         socket.set(zmq.SNDHWM, UNDER_WAY_MOST if self._lossless else self._settings.high_water_mark)

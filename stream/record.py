@@ -6,16 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 import av
 import msgspec
-from av.packet import Packet
-from av.stream import Stream
 
 from stream.errors import StreamError
 from stream.wire import Kind, Message, Stamped
@@ -29,10 +26,11 @@ MPEG_TS_DATA = ("klv", "timed_id3")
 CLOCK = Fraction(1, 90_000)
 """Seconds: the time base of data streams, as MPEG-TS has it."""
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
 LONGEST_GROUP = 1_000
 """Messages of a group of pictures that are held back at once: a camera may make no key frame for hours."""
+
+LONGEST_LEAD = 60
+"""Seconds by which data may be ahead of its pictures or behind them; a stamp that is further away says nothing."""
 
 OPTIONS = {
     "flush_packets": "1",  # what is written is in the kernel's hands, which outlives the process
@@ -75,9 +73,7 @@ class Recorder:
             raise StreamError(f"cannot record into {self._folder}: {error.strerror}") from None
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def write(self, message: Message) -> None:
@@ -115,7 +111,8 @@ class Recorder:
         early: list[Message] = []
         for message in came:
             placed = on_feed_clock(message, self._pictures)
-            if key and placed is not message and decode_time(placed.header) >= decode_time(key.header):
+            lead = decode_time(placed.header) - decode_time(key.header) if key else -1
+            if placed is not message and 0 <= lead <= LONGEST_LEAD:
                 early.append(message)
             else:
                 group.append(placed)
@@ -124,7 +121,10 @@ class Recorder:
         try:
             segment = self._segment_for(group)
             for message in group:
-                self._count(message, segment.write(message))
+                if loss := segment.write(message):
+                    self.lost[loss] += 1
+                else:
+                    self.written[message.kind] += 1
         except (av.FFmpegError, OSError, OverflowError, ValueError) as error:
             self._abandon_segment()
             raise StreamError(f"cannot record into {self._folder}: {reason(error)}") from error
@@ -142,16 +142,14 @@ class Recorder:
             self.paths.append(self._segment.path)
         return self._segment
 
-    def _count(self, message: Message, loss: Loss | None) -> None:
-        if loss is None:
-            self.written[message.kind] += 1
-        else:
-            self.lost[loss] += 1
-
     def _abandon_segment(self) -> None:
-        self._begun = False
+        self._begun, segment = False, self._segment
         with suppress(StreamError):
             self._finish_segment()
+        with suppress(OSError):
+            if segment is not None and not segment.path.stat().st_size:
+                segment.path.unlink()
+                self.paths.remove(segment.path)
 
     def _finish_segment(self) -> None:
         segment, self._segment = self._segment, None
@@ -196,17 +194,20 @@ class SegmentFile:
 
     def __init__(self, folder: Path, layout: Layout, first: Stamped) -> None:
         container, suffix = ("mpegts", ".ts") if layout.codec in MPEG_TS else ("mp4", ".mp4")
-        began = EPOCH + timedelta(microseconds=(first.capture_ns or first.published_ns) // 1000)
+        began = datetime.fromtimestamp((first.capture_ns or first.published_ns) // 1000 / 1e6, UTC)
         self.path = new_file(folder, first.feed, began, suffix)
         self._layout = layout
         self._start = decode_time(first)
         self._latest = self._start - layout.time_base
-        self._container = av.open(str(self.path.absolute()), "w", format=container, container_options=OPTIONS)
-        self._container.metadata.update({"title": first.feed, "creation_time": began.isoformat()})
-        self._video = self._container.add_mux_stream(
-            layout.codec, width=layout.width, height=layout.height, time_base=layout.time_base
-        )
-        self._data = {codec: self._container.add_data_stream(codec) for codec in sorted(layout.data)}
+        try:
+            self._container = av.open(str(self.path.absolute()), "w", format=container, container_options=OPTIONS)
+            self._container.metadata.update({"title": first.feed, "creation_time": began.isoformat()})
+            size = {"width": layout.width, "height": layout.height}
+            self._video = self._container.add_mux_stream(layout.codec, time_base=layout.time_base, **size)
+            self._data = {codec: self._container.add_data_stream(codec) for codec in sorted(layout.data)}
+        except BaseException:
+            self.path.unlink()
+            raise
         self._latest_data = dict.fromkeys(self._data, self._start)
 
     def takes(self, layout: Layout, first: Stamped, segment_seconds: float) -> bool:
@@ -235,25 +236,25 @@ class SegmentFile:
         packet.is_keyframe = header.key
         packet.time_base = self._layout.time_base
         packet.dts = round((time - self._start) / packet.time_base)
-        packet.pts = packet.dts + (0 if header.dts is None else (header.pts or 0) - header.dts)
-        self._mux(packet, self._video)
+        packet.pts = packet.dts + (0 if header.dts is None else max(0, (header.pts or 0) - header.dts))
+        packet.stream = self._video
+        self._container.mux(packet)
         return None
 
     def _write_data(self, message: Message) -> Loss | None:
         codec = message.header.codec or ""
         if codec not in self._data:
             return "not recordable"
-        time = self._latest if message.header.pts is None else decode_time(message.header)
+        time = decode_time(message.header)
+        if message.header.pts is None or abs(time - self._latest) > LONGEST_LEAD:
+            time = self._latest
         self._latest_data[codec] = max(time, self._latest_data[codec])
         packet = av.Packet(message.payload)
         packet.time_base = CLOCK
         packet.pts = packet.dts = round((self._latest_data[codec] - self._start) / CLOCK)
-        self._mux(packet, self._data[codec])
-        return None
-
-    def _mux(self, packet: Packet[Stream], stream: Stream) -> None:
-        packet.stream = stream
+        packet.stream = self._data[codec]
         self._container.mux(packet)
+        return None
 
 
 def decode_time(header: Stamped) -> Fraction:
@@ -287,11 +288,10 @@ def new_file(folder: Path, feed: str, began: datetime, suffix: str) -> Path:
     while True:
         try:
             path.touch(exist_ok=False)
+            return path
         except FileExistsError:
             number += 1
             path = folder / f"{name}-{number}{suffix}"
-        else:
-            return path
 
 
 def reason(error: Exception) -> str:

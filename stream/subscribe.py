@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Self
 
 import zmq
-import zmq.auth
 from zmq.utils.monitor import recv_monitor_message
 
 from stream.errors import WireError
 from stream.inbox import Inbox, Reason
+from stream.keys import read_keys
 from stream.wire import Kind, Message, decode_message, topic
 
 POLL_MS = 100
@@ -67,8 +67,9 @@ class Subscriber:
     anew, so that what waits on a thin link is thrown away.
 
     With `max_age` None nothing is too old: at most `WAITING_MOST` messages wait for the reader, then the socket is
-    read no faster than by him. `feed` None means all feeds. Raises `WireError`, at the reader too: for an endpoint
-    that cannot be used, for a relay that wants other keys, and for messages that are none of wire version 1.
+    read no faster than by him; those that wait when it is closed he still gets. `feed` None means all feeds. Raises
+    `WireError`, at the reader too: for an endpoint that cannot be used, for a relay that wants other keys, and for
+    messages that are none of wire version 1.
     """
 
     def __init__(
@@ -118,18 +119,19 @@ class Subscriber:
 
     def __iter__(self) -> Iterator[Message]:
         """Messages as they come, until the subscriber is closed."""
-        while not self._closing.is_set():
-            if (message := self.receive()) is not None:
-                yield message
+        while (message := self.receive()) is not None:
+            yield message
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """The next message; None where none came within `timeout` seconds (None: no limit), or once closed."""
         end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            while not self._closing.is_set():
+            while self._lossless or not self._closing.is_set():
                 if (message := self._inbox.take(time.monotonic_ns())) is not None:
                     self._changed.notify_all()  # there is room again
                     return message
+                if self._closing.is_set():
+                    return None
                 if self._failure is not None:
                     raise self._failure
                 remaining = None if end is None else end - time.monotonic()
@@ -165,6 +167,7 @@ class Subscriber:
         socket = context.socket(zmq.SUB)
         try:
             socket.set(zmq.LINGER, 0)
+            socket.set(zmq.IPV6, "[" in self.endpoint)  # else a name that has both would be looked up as IPv6 alone
             socket.set(zmq.RCVBUF, RECEIVE_BUFFER)
             socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
             socket.set(zmq.RECONNECT_IVL_MAX, LONGEST_RECONNECT_MS)
@@ -298,8 +301,8 @@ def notice_lost_relay(socket: zmq.SyncSocket, lossless: bool) -> None:
 def use_keys(socket: zmq.SyncSocket, keys: ViewerKeys) -> None:
     """Make a socket that is not connected yet a CURVE client. Raises `WireError`."""
     try:
-        server, _ = zmq.auth.load_certificate(keys.server_public_key_file)
-        public, secret = zmq.auth.load_certificate(keys.secret_key_file)
+        server, _ = read_keys(keys.server_public_key_file)
+        public, secret = read_keys(keys.secret_key_file)
     except (OSError, ValueError) as error:
         raise WireError(f"CURVE keys that cannot be read: {error}") from None
     if secret is None:

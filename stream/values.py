@@ -11,13 +11,13 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
-import zmq.auth
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from engines.cards import find_weights, shipped
 from engines.errors import EngineMismatch, EngineMissing
 from stream.address import address_of, form_of, redact
 from stream.errors import SourceUnsupported
+from stream.keys import check_public_keys, read_keys
 
 SCHEMES = ("file", "http", "https", "rtsp", "rtsps", "udp")
 """Of the addresses that a source may have; a plain path has none."""
@@ -138,8 +138,10 @@ def _readable_file(path: Path) -> Path:
 
 def _readable_folder(path: Path) -> Path:
     path = _beside(path)
-    if not path.is_dir():
-        raise ValueError(f"a folder ({path.absolute()} is none)")
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        raise ValueError(f"a folder that can be read ({path.absolute()}: {error.strerror})") from None
     return path
 
 
@@ -158,8 +160,13 @@ def _address(url: str) -> str:
 
 
 def _listenable(address: str) -> str:
-    if int(address.rpartition(":")[2]) > LARGEST_PORT:
+    host, _, port = address.rpartition(":")
+    if int(port) > LARGEST_PORT:
         raise ValueError(f"HOST:PORT with a port from 0 to {LARGEST_PORT}")
+    try:
+        host.encode("idna")  # as it is done to look it up
+    except UnicodeError:
+        raise ValueError("HOST:PORT with a host whose parts have 1 to 63 letters") from None
     return address
 
 
@@ -184,12 +191,17 @@ def _weights(name: str) -> str:
         raise ValueError(f"one of {', '.join(shipped())}, or a folder of weights") from None
     except EngineMismatch as error:
         raise ValueError(f"weights that can be read ({error})") from None
+    except OSError as error:
+        raise ValueError(f"weights that can be read ({error.filename}: {error.strerror})") from None
     return place
 
 
 def _folder_to_be(path: Path) -> Path:
     path = _beside(path)
-    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    try:
+        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    except OSError as error:
+        raise ValueError(f"a folder, or where one can be made ({error.filename}: {error.strerror})") from None
     if not nearest.is_dir():
         raise ValueError(f"a folder, or where one can be made ({nearest} is none)")
     return path
@@ -198,7 +210,7 @@ def _folder_to_be(path: Path) -> Path:
 def _secret_key_file(path: Path) -> Path:
     path = _readable_file(path)
     try:
-        _, secret = zmq.auth.load_certificate(path)
+        _, secret = read_keys(path)
     except ValueError:
         secret = None
     if secret is None:
@@ -209,7 +221,7 @@ def _secret_key_file(path: Path) -> Path:
 def _keys_folder(path: Path) -> Path:
     path = _readable_folder(path)
     try:
-        zmq.auth.load_certificates(path)
+        check_public_keys(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"a folder whose .key files hold public keys ({error})") from None
     return path

@@ -20,11 +20,17 @@ RgbPicture = NDArray[np.uint8]
 DECODERS = {"av1": "libdav1d"}
 """FFmpeg's decoder where its name is not the codec's."""
 
+AT_ONCE = ("h264", "hevc", "av1")
+"""Codecs whose decoders, told not to wait, still give pictures in their order; that of MPEG-2 would not."""
+
 WIDEST = Fraction(4)
 """Pixels that should be wider are a mistake; those of cameras are 2 at most."""
 
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 """Without the last two, libswscale is quicker and off by three code values."""
+
+WIDENED = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
+"""Luma of limited range at full range: libswscale takes grey pictures for full range whatever they say."""
 
 
 class PictureDecoder:
@@ -72,16 +78,18 @@ class PictureDecoder:
             interpolation=EXACT,
             threads=1,
         )
-        return converted.to_ndarray().astype(np.uint8, copy=False)
+        rgb = converted.to_ndarray().astype(np.uint8, copy=False)
+        return WIDENED[rgb] if colour.grey and not colour.full_range else rgb
 
 
 def open_decoder(codec: str) -> av.VideoCodecContext:
-    """A decoder that gives each picture at once. Raises `CodecError`."""
+    """A decoder that gives each picture as soon as its order allows. Raises `CodecError`."""
     try:
         context = av.CodecContext.create(DECODERS.get(codec, codec), "r")
     except ValueError:
         raise CodecError(f"pictures of codec {codec!r} cannot be decoded here") from None
     if not isinstance(context, av.VideoCodecContext):
         raise CodecError(f"{codec!r} is no codec of pictures")
-    context.flags |= Flags.low_delay
+    if codec in AT_ONCE:
+        context.flags |= Flags.low_delay
     return context

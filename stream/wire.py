@@ -23,7 +23,8 @@ PICTURE_KINDS: tuple[Kind, ...] = ("video", "source")
 Side = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 LARGEST_TICKS = 2**62
 Ticks = Annotated[int, msgspec.Meta(ge=-LARGEST_TICKS, le=LARGEST_TICKS)]
-Moment = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+LATEST = 2**62
+Moment = Annotated[int, msgspec.Meta(ge=0, le=LATEST)]
 """What a header may say: more would not fit where a viewer puts it."""
 LARGEST_BASE = 2**31 - 1
 """Of the two integers of a time base."""
@@ -78,7 +79,7 @@ class Stamped(Header, frozen=True, kw_only=True, omit_defaults=True):
     published_ns: Moment
     """UTC, nanoseconds since 1970."""
     gop: int | None = None
-    """Number of the group of pictures, from 1; 0 before the first key frame."""
+    """Number of the group of pictures, from 1; 0 where no key frame has come since the source was opened."""
     au: int | None = None
     """Number of the access unit in its group, 0 for the key frame."""
 
@@ -119,12 +120,18 @@ class Numbering:
     def __init__(self, kind: Kind) -> None:
         self._pictures = kind in PICTURE_KINDS
         self._seq, self._gop, self._au = -1, 0, -1
+        self._begun = False  # there was a key frame that the next pictures refer to
+
+    def begin_anew(self) -> None:
+        """The next pictures, up to a key frame, refer to none of those before them."""
+        self._begun, self._au = False, -1
 
     def stamp(self, header: Header, relay: str, feed: str, published_ns: int) -> Stamped:
         """The header of the topic's next message."""
         self._seq += 1
         if self._pictures:
             self._gop, self._au = (self._gop + 1, 0) if header.key else (self._gop, self._au + 1)
+            self._begun = self._begun or header.key
         return Stamped(
             **msgspec.structs.asdict(header),
             v=VERSION,
@@ -132,7 +139,7 @@ class Numbering:
             feed=feed,
             seq=self._seq,
             published_ns=published_ns,
-            gop=self._gop if self._pictures else None,
+            gop=(self._gop if self._begun else 0) if self._pictures else None,
             au=self._au if self._pictures else None,
         )
 
@@ -140,6 +147,11 @@ class Numbering:
 def ticks(stamp: int | None) -> int | None:
     """A source's stamp as a header may say it; None for one so wild that viewers would refuse the message."""
     return stamp if stamp is not None and abs(stamp) <= LARGEST_TICKS else None
+
+
+def moment(utc_ns: int) -> int | None:
+    """A time as a header may say it; None for one before 1970 or so late that viewers would refuse the message."""
+    return utc_ns if 0 <= utc_ns <= LATEST else None
 
 
 def topic(feed: str, kind: Kind) -> bytes:

@@ -71,6 +71,12 @@ def test_a_path_where_nothing_is_yet_is_told(folder: Path) -> None:
     ]
 
 
+def test_a_path_where_nothing_can_be_seen_is_not_told_to_be_empty(folder: Path) -> None:
+    (folder / "config.toml").write_text(f'[feeds.pier]\nurl = "/{"a" * 256}"')
+    done = nightbridge(folder, "check")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_check_of_the_shipped_file_is_clean() -> None:
     assert nightbridge(ROOT, "check").returncode == 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -82,11 +84,19 @@ def test_keys_that_are_added_and_taken_away_count_from_the_next_connection_on(ke
             assert_turned_away(guest)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("nothing", "No public key found in {}"),
+        ("public-key", "{} names a key and does not hold it"),
+        ('public-key = "a"', "{} holds a key that is none; must be 40 characters of Z85"),
+    ],
+)
 def test_a_key_that_is_damaged_later_lets_nobody_in_and_is_told_once(
-    keys: Path, caplog: pytest.LogCaptureFixture
+    keys: Path, caplog: pytest.LogCaptureFixture, text: str, reason: str
 ) -> None:
     with Publisher(encrypted(keys), "run-1") as publisher:
-        (keys / "guests" / "broken.key").write_text("nothing")
+        (keys / "guests" / "broken.key").write_text(text)
         for _ in range(2):
             with viewer(publisher, keys, "stranger") as stranger:
                 assert_turned_away(stranger)
@@ -94,7 +104,7 @@ def test_a_key_that_is_damaged_later_lets_nobody_in_and_is_told_once(
             assert_sees(publisher, guest)
     told = [line for line in caplog.messages if "broken.key" in line]
     path = keys / "guests" / "broken.key"
-    assert told == [f"a viewer's key that cannot be read lets nobody in: No public key found in {path}"]
+    assert told == [f"a viewer's key that cannot be read lets nobody in: {reason.format(path)}"]
 
 
 def test_keys_that_are_damaged_before_the_relay_starts_are_named(keys: Path) -> None:
@@ -126,6 +136,22 @@ def test_many_viewers_that_are_turned_away_are_counted_and_told_in_one_line(
     one, other = caplog.messages
     assert one.startswith("a viewer was turned away: its")
     assert other.startswith("a viewer was turned away, after 2 others: its")
+
+
+def test_a_time_without_file_descriptors_turns_viewers_away_and_is_got_over(
+    keys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guests, key = Guests(keys / "guests"), public_key(keys / "guests" / "guest.key")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        assert not guests.callback("*", key)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert guests.callback("*", key)
+    assert caplog.messages == [f"a viewer was turned away: {keys / 'guests'} cannot be read: Too many open files"]
 
 
 def test_a_viewer_with_the_key_of_another_relay_is_told_and_tries_on(

@@ -278,6 +278,13 @@ def test_no_thread_of_an_encoder_outranks_the_rest_of_the_machine(codec: str) ->
         assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
 
 
+@codecs
+@pytest.mark.parametrize("bit_rate", [1_000, 1_000_000_000])
+def test_every_codec_takes_every_bit_rate_that_may_be_set(codec: str, bit_rate: int) -> None:
+    with encoder(codec=codec, bit_rate=bit_rate) as encode:
+        assert len(encode.encode(*planes(0), pts=0)) == 1
+
+
 def test_a_size_that_cannot_be_encoded_is_refused_by_name() -> None:
     with pytest.raises(CodecError, match="193x128"):
         encoder(width=193)

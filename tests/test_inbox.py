@@ -15,14 +15,14 @@ class Feed:
 
     def __init__(self, relay: str = "run-1", name: str = "pier", kind: Kind = "video", keys_every: int = 10) -> None:
         self._relay, self._name, self._kind, self._keys_every = relay, name, kind, keys_every
-        self._numbers = Numbering(kind)
+        self.numbers = Numbering(kind)
         self._places = count()
 
     def next(self) -> Message:
         place = next(self._places)
         header = Header(key=self._kind != "data" and place % self._keys_every == 0, state="clean")
         published_ns = 77 * SECOND + place * FRAME
-        return Message(self._kind, self._numbers.stamp(header, self._relay, self._name, published_ns), b"")
+        return Message(self._kind, self.numbers.stamp(header, self._relay, self._name, published_ns), b"")
 
     def take(self, amount: int) -> list[Message]:
         return [self.next() for _ in range(amount)]
@@ -65,6 +65,16 @@ def test_after_a_hole_pictures_begin_again_at_the_next_key_frame() -> None:
     assert read_all(inbox, now) == [0, 1, 2, *range(10, 22)]
     assert inbox.lost == 2
     assert inbox.dropped == {"no key frame": 5}
+
+
+def test_a_source_that_begins_anew_without_a_key_frame_is_no_hole_and_begins_again_with_the_next() -> None:
+    inbox, feed = Inbox(max_age=2), Feed(kind="source")
+    messages = feed.take(3)
+    feed.numbers.begin_anew()
+    now = add_in_time(inbox, messages + feed.take(9))
+    assert read_all(inbox, now) == [0, 1, 2, 10, 11]
+    assert inbox.lost == 0
+    assert inbox.dropped == {"no key frame": 7}
 
 
 def test_a_hole_right_before_a_key_frame_costs_nothing_more() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import zmq.auth
 
+from stream.keys import make_keys
 from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
@@ -37,6 +40,25 @@ def test_a_key_that_is_there_is_kept_and_named(tmp_path: Path, kept: str) -> Non
     done = nightbridge(tmp_path, "keys", "relay")
     assert (done.returncode, done.stderr) == (1, f"nightbridge: {kept}: File exists\n")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {kept: "mine"}
+
+
+@pytest.mark.parametrize("full", ["relay.key", "relay.key_secret"])
+def test_a_pair_that_finds_no_room_leaves_nothing_and_can_be_made_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    write = Path.write_bytes
+
+    def write_where_there_is_room(path: Path, content: bytes) -> int:
+        if path.name == full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_where_there_is_room)
+        with pytest.raises(OSError, match=rf"No space left on device: '.*/{full}'"):
+            make_keys("relay", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    make_keys("relay", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../relay", ".relay", "a b", "x" * 65])

@@ -24,6 +24,7 @@ from stream.relay import Relay
 from stream.settings import EncoderSettings, FeedSettings, RelaySettings, Settings
 from stream.sources.recording import RecordedSegment
 from stream.subscribe import Subscriber
+from stream.view import PictureDecoder
 from stream.wire import Header, Kind, Message, decode_status
 from tests.clips import PATCHES, UdpSender, free_port, klv_packet, make_clip, read_number, read_patches
 from tests.doubling import DoublingEngine
@@ -362,6 +363,35 @@ def test_a_wild_stamp_costs_a_viewer_no_message(wild: int, tmp_path: Path, monke
         assert len(headers) == 20
         assert sum(stamp is None for stamp in stamps) == 1
         assert {header.dts for header in headers} == {None}
+
+
+def test_a_source_that_is_opened_in_the_middle_is_not_shown_over_what_came_before(tmp_path: Path) -> None:
+    folder = tmp_path / "mission"
+    folder.mkdir()
+    make_clip(folder / "1.ts", pictures=20, key_interval=10)
+    whole = make_clip(tmp_path / "whole.ts", pictures=40, key_interval=20, options={"x264-params": "scenecut=0"})
+    with av.open(str(whole)) as container, av.open(str(folder / "2.ts"), "w") as cut:
+        stream = cut.add_stream_from_template(container.streams.video[0])
+        for packet in [packet for packet in container.demux(video=0) if packet.size][5:]:
+            packet.stream = stream
+            cut.mux(packet)
+    figures, messages = replayed(DoublingEngine(), recording(folder))
+    assert (figures.published, figures.lost) == (40, {"undecodable": 15})
+    decoder = PictureDecoder()
+    shown = [frame for message in messages if message.kind == "source" for frame in decoder.decode(message)]
+    assert [read_number(luma(frame)) for frame in shown] == list(range(40))
+
+
+@pytest.mark.parametrize("wild", [-1, (1 << 62) + 1])
+def test_a_wild_capture_time_costs_a_viewer_no_message(
+    wild: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RecordedSegment, "captured", lambda *_: (wild, "recording"))
+    clip = make_clip(tmp_path / "clip.ts", pictures=20, klv=True)
+    figures, messages = replayed(DoublingEngine(), recording(clip))
+    assert figures.published == 20
+    for kind in ("video", "source", "data"):
+        assert [message.header.capture_ns for message in messages if message.kind == kind] == [None] * 20
 
 
 def test_a_recording_that_plays_live_ages_from_its_own_pace(tmp_path: Path) -> None:

@@ -180,9 +180,9 @@ def test_a_folder_may_have_a_colon_in_its_name(tmp_path: Path, monkeypatch: pyte
 
 def test_numbers_that_no_file_can_hold_end_the_recording_with_a_reason(tmp_path: Path) -> None:
     first, second, *_ = list(pictures(3))
-    wild = changed(data(b"told", pts=2**62), time_base=Fraction(2**30, 1))
+    wild = changed(second, pts=2**62, time_base=Fraction(2**30, 1))
     with pytest.raises(StreamError, match="cannot record into"):
-        record(tmp_path, [first, wild, second])
+        record(tmp_path, [first, wild])
 
 
 def test_mp4_says_when_it_began(tmp_path: Path) -> None:
@@ -326,6 +326,28 @@ def test_a_picture_with_a_stamp_that_is_missing_or_wild_moves_no_klv(wild: int |
     assert klv_offsets(record(tmp_path, messages).paths) == dict.fromkeys(range(LEAD + 1, 30), 700)
 
 
+@pytest.mark.parametrize("apart", [-3600, 3600])
+def test_klv_on_a_clock_of_its_own_is_neither_kept_in_memory_nor_put_far_from_its_pictures(
+    apart: int, tmp_path: Path
+) -> None:
+    shown = with_stamps(pictures(100, start=4000 * 90_000), [index * TICKS for index in range(100)])
+    with Recorder(tmp_path) as recorder:
+        for message in beside_klv(shown, offset=apart * 90_000):
+            recorder.write(message)
+            assert len(recorder._group) < 50
+    assert recorder.written == {"video": 100, "data": 100 - LEAD - 1}
+    assert len(recorder.paths) == 1
+    assert all(abs(offset) < 10 * TICKS for offset in klv_offsets(recorder.paths).values())
+
+
+def test_klv_with_one_wild_stamp_does_not_move_what_comes_after_it(tmp_path: Path) -> None:
+    shown = list(pictures(30))
+    klv = [data(bytes([index]), index * TICKS + (index == 12) * 2**32) for index in range(30)]
+    recorder = record(tmp_path, [message for pair in zip(shown, klv, strict=True) for message in pair])
+    stamps = [(pts or 0) // TICKS for pts, _ in units(recorder.paths[0], "data")]
+    assert stamps == list(range(30))
+
+
 def test_klv_without_times_is_kept_beside_the_picture_before_it_whatever_its_neighbours_tell(tmp_path: Path) -> None:
     messages: list[Message] = with_stamps(pictures(10), [450_000_000 + index * TICKS for index in range(10)])
     messages.insert(6, data((5).to_bytes(2), None))
@@ -396,6 +418,15 @@ def test_pictures_in_another_order_than_they_are_decoded_in_keep_both_times(tmp_
     ]
 
 
+def test_a_picture_that_is_to_be_shown_before_it_is_decoded_is_shown_then_and_ends_nothing(tmp_path: Path) -> None:
+    shown = list(pictures(10))
+    shown[4] = changed(shown[4], pts=(shown[4].header.pts or 0) - TICKS, dts=shown[4].header.pts)
+    recorder = record(tmp_path, shown)
+    assert (recorder.written, recorder.lost) == ({"video": 10}, {})
+    times = [frame.pts or 0 for frame in played(recorder.paths[0])]
+    assert {after - before for before, after in pairwise(times)} == {TICKS}
+
+
 def test_a_picture_without_a_time_is_counted_and_left_out(tmp_path: Path) -> None:
     messages = list(pictures(10))
     messages[5] = changed(messages[5], pts=None)
@@ -417,18 +448,24 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         record(tmp_path / "file", pictures(1))
 
 
-def test_a_codec_that_no_file_can_hold_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StreamError, match="smoke_signals"):
-        record(tmp_path, [changed(message, codec="smoke_signals") for message in pictures(2)])
+@pytest.mark.parametrize("codec", ["smoke_signals", "vp8"])
+def test_a_codec_that_no_file_can_hold_is_named_and_leaves_no_file(codec: str, tmp_path: Path) -> None:
+    with pytest.raises(StreamError, match=codec):
+        record(tmp_path, [changed(message, codec=codec) for message in pictures(2)])
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_ends_the_recording_with_its_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("room", "files"), [(4096, 1), (0, 0)])
+def test_a_full_disk_ends_the_recording_with_its_reason_and_leaves_no_empty_file(
+    room: int, files: int, tmp_path: Path
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
         with pytest.raises(StreamError, match=r"cannot record into .*File too large"):
             record(tmp_path, pictures(60))
+        assert len(list(tmp_path.iterdir())) == files
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from stream.errors import SettingsError
+from stream.keys import make_keys
 from stream.settings import EncoderSettings, EngineSettings, FeedSettings, Settings, load_settings
 
 SHIPPED = Path(__file__).parents[1] / "config.toml"
@@ -192,7 +193,7 @@ NAME = "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit"
 RUNTIME = "one of auto, tensorrt, torch, openvino"
 WEIGHTS = "one of field, paper, or a folder of weights"
 SECRET_KEY = "a file with a secret key, as `nightbridge keys` makes them"
-UDP = "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS"
+UDP = "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS, and SOURCE@ in front of an IPv4 group"
 ENGINE_KEYS = "runtime, weights, precision, batch, threads, cache"
 TABLES = "[relay], [engine], [defaults], [feeds]"
 
@@ -246,7 +247,8 @@ TABLES = "[relay], [engine], [defaults], [feeds]"
         ),
         (
             '[relay.curve]\nclient_keys_folder = "/no"',
-            '[relay.curve] client_keys_folder is "/no"; it must be a folder (/no is none)',
+            '[relay.curve] client_keys_folder is "/no"; '
+            "it must be a folder that can be read (/no: No such file or directory)",
         ),
         ("[defaults]\npublish_data = 1", "[defaults] publish_data is 1; it must be true or false"),
         ('[defaults]\nread_timeout = "5 s"', f'[defaults] read_timeout is "5 s"; it must be {DURATION}'),
@@ -283,6 +285,31 @@ TABLES = "[relay], [engine], [defaults], [feeds]"
 )
 def test_a_mistake_is_one_line(tmp_path: Path, text: str, line: str) -> None:
     assert mistakes(written(tmp_path, text)) == [f"config.toml: {line}"]
+
+
+@pytest.mark.parametrize(
+    ("table", "key"), [("engine", "cache"), ("engine", "weights"), ("relay.curve", "client_keys_folder")]
+)
+def test_a_path_that_the_system_does_not_take_is_a_mistake_like_any_other(tmp_path: Path, table: str, key: str) -> None:
+    path = f"/{'a' * 256}"
+    [line] = mistakes(written(tmp_path, f'[{table}]\n{key} = "{path}"'))
+    assert line.startswith(f"config.toml: [{table}] {key} is")
+    assert line.endswith(f"({path}: File name too long)")
+
+
+@pytest.mark.parametrize("text", ["secret-key", 'public-key = "a"\nsecret-key = "b"'])
+def test_keys_that_are_cut_off_are_a_mistake_like_any_other(tmp_path: Path, text: str) -> None:
+    (tmp_path / "relay.key_secret").write_text(text)
+    (tmp_path / "guests").mkdir()
+    (tmp_path / "guests" / "guest.key").write_text(text.replace("secret", "public"))
+    secret = '[relay.curve]\nserver_secret_key_file = "relay.key_secret"'
+    wrong = f'[relay.curve] server_secret_key_file is "relay.key_secret"; it must be {SECRET_KEY}'
+    assert mistakes(written(tmp_path, secret)) == [f"config.toml: {wrong}"]
+    make_keys("good", tmp_path)
+    guests = '[relay.curve]\nserver_secret_key_file = "good.key_secret"\nclient_keys_folder = "guests"'
+    [line] = mistakes(written(tmp_path, guests))
+    assert 'client_keys_folder is "guests"; it must be a folder whose .key files hold public keys' in line
+    assert "guest.key" in line
 
 
 def test_feeds_may_share_a_port_by_addresses_of_their_own_and_by_groups(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -300,6 +301,17 @@ def test_closing_from_another_thread_ends_the_readers_loop() -> None:
         assert read == []
 
 
+def test_what_waits_for_a_reader_who_wants_everything_is_his_after_closing_too() -> None:
+    with relay() as publisher, Subscriber(publisher.endpoint, "pier", max_age=None) as subscriber:
+        camera = Camera(publisher)
+        camera.wait_for_viewer()
+        camera.show(50)
+        wait_until(lambda: subscriber.received == 50, "all messages")
+        subscriber.close()
+        assert [message.header.seq for message in subscriber] == list(range(50))
+        assert subscriber.receive() is None
+
+
 def test_a_relay_of_another_version_ends_the_reader_with_its_number() -> None:
     context: zmq.SyncContext = zmq.Context.instance()
     with context.socket(zmq.XPUB) as foreign:
@@ -341,6 +353,19 @@ def test_an_endpoint_that_cannot_be_used_is_named(endpoint: str) -> None:
         Subscriber(endpoint).__enter__()
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="this machine has no IPv6")  # noqa: PTH110
+@pytest.mark.parametrize("host", ["[::1]", "[::]"])
+def test_relay_and_viewer_talk_over_ipv6(host: str) -> None:
+    with (
+        relay(endpoint=f"tcp://{host}:*") as publisher,
+        Subscriber(publisher.endpoint.replace(host, "[::1]"), "pier") as subscriber,
+    ):
+        camera = Camera(publisher)
+        camera.wait_for_viewer()
+        camera.show()
+        assert subscriber.receive(DEADLINE) is not None
+
+
 def test_a_feed_with_a_wrong_name_is_refused() -> None:
     with pytest.raises(WireError, match="Pier/video/"):
         Subscriber("tcp://127.0.0.1:5560", "Pier")
@@ -361,6 +386,15 @@ def test_with_its_keys_a_viewer_reads_an_encrypted_relay(tmp_path: Path) -> None
         assert subscriber.receive(DEADLINE) is not None
     with pytest.raises(WireError, match=r"guest\.key holds no secret key"):
         Subscriber(publisher.endpoint, keys=ViewerKeys(tmp_path / "relay.key", tmp_path / "guest.key")).__enter__()
+
+
+@pytest.mark.parametrize("text", ["public-key", 'public-key = "a"'])
+def test_keys_that_are_cut_off_are_named_and_not_the_endpoint(tmp_path: Path, text: str) -> None:
+    make_keys("guest", tmp_path)
+    (tmp_path / "relay.key").write_text(text)
+    keys = ViewerKeys(tmp_path / "relay.key", tmp_path / "guest.key_secret")
+    with pytest.raises(WireError, match=r"^CURVE keys that cannot be read: .*relay\.key"):
+        Subscriber("tcp://127.0.0.1:5560", keys=keys).__enter__()
 
 
 @pytest.mark.parametrize(

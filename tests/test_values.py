@@ -83,6 +83,12 @@ def test_a_port_that_cannot_be_is_refused(text: str) -> None:
         HOST_PORT.validate_python(text)
 
 
+@pytest.mark.parametrize("text", ["10.0.0..1:9560", f"{'a' * 64}:9560"])
+def test_a_host_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="HOST:PORT with a host whose parts have 1 to 63 letters"):
+        HOST_PORT.validate_python(text)
+
+
 @pytest.mark.parametrize("url", ["rtsp://", "rtsp:///x", "rtsp://host:port/x", "rtsp://a b/x"])
 def test_an_address_without_meaning_is_told(url: str) -> None:
     with pytest.raises(ValidationError, match=r"rtsp://HOST\[:PORT\]\[/PATH\]"):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -14,8 +15,10 @@ from threading import Thread
 from typing import Any
 
 import av
+import msgspec
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange
 from PIL import Image
 
 from engines.colour import Colour
@@ -25,6 +28,7 @@ from stream.publish import Publisher
 from stream.settings import EncoderSettings
 from stream.view import PictureDecoder
 from stream.wire import Header, Message, Numbering
+from tests.clips import make_clip
 from tests.published import HEIGHT, WIDTH, Camera, relay
 from tests.test_check import ROOT, nightbridge
 from tests.waiting import DEADLINE
@@ -104,6 +108,30 @@ def test_colours_that_a_stream_does_not_name_are_taken_by_the_height_of_the_pict
         ]
         picture = av.VideoFrame.from_dlpack(tuple(planes), format="yuv420p")
         assert np.abs(decoder.rgb(picture).astype(int) - ORANGE).max() <= 2
+
+
+def test_grey_pictures_have_the_brightness_that_their_range_says() -> None:
+    decoder = PictureDecoder()
+    for full_range, values in ((False, {16: 0, 126: 128, 235: 255}), (True, {0: 0, 128: 128, 255: 255})):
+        for luma, shown in values.items():
+            picture = av.VideoFrame.from_ndarray(np.full((64, 64), luma, np.uint8), "gray")
+            picture.color_range = ColorRange.JPEG if full_range else ColorRange.MPEG
+            assert np.all(decoder.rgb(picture) == shown)
+
+
+@pytest.mark.parametrize("codec", ["h264", "mpeg2video", "mpeg4"])
+def test_pictures_of_a_camera_that_refer_to_later_ones_are_shown_in_their_order(codec: str, tmp_path: Path) -> None:
+    library = {"h264": "libx264"}.get(codec, codec)
+    clip = make_clip(tmp_path / "clip.ts", pictures=20, codec=library, b_frames=2)
+    decoder, shown = PictureDecoder(), []
+    with av.open(str(clip)) as container:
+        for packet in container.demux(video=0):
+            if packet.size:
+                came = message(bytes(packet), codec)
+                header = msgspec.structs.replace(came.header, pts=packet.pts, dts=packet.dts)
+                shown += [picture.pts for picture in decoder.decode(replace(came, header=header))]
+    assert len(shown) > 15
+    assert shown == sorted(shown)
 
 
 def test_an_access_unit_that_cannot_be_decoded_is_counted_and_the_next_key_frame_shown() -> None:

@@ -22,6 +22,7 @@ from stream.wire import (
     decode_status,
     encode_message,
     encode_status,
+    moment,
     ticks,
     topic,
 )
@@ -129,6 +130,13 @@ def test_a_stamp_travels_or_is_left_out_but_never_makes_a_message_that_is_refuse
     assert (came.pts, came.dts, came.source_pts) == (expected, expected, expected)
 
 
+@pytest.mark.parametrize("utc_ns", [-1, 0, 2**62, 2**62 + 1])
+def test_a_time_travels_or_is_left_out_but_never_makes_a_message_that_is_refused(utc_ns: int) -> None:
+    header = stamped(capture_ns=moment(utc_ns))
+    came = decode_message(encode_message(topic("pier", "video"), header, b"unit")).header
+    assert came.capture_ns == (utc_ns if 0 <= utc_ns <= 2**62 else None)
+
+
 def test_bytes_that_are_no_message_are_refused() -> None:
     good = parts_with()
     for parts in (
@@ -163,6 +171,19 @@ def test_pictures_are_numbered_by_group_and_place_in_it() -> None:
     assert [header.seq for header in headers] == [0, 1, 2, 3, 4, 5]
     assert [header.gop for header in headers] == [0, 1, 1, 1, 2, 2]
     assert [header.au for header in headers] == [0, 0, 1, 2, 0, 1]
+
+
+def test_pictures_of_a_source_that_begins_anew_are_of_no_group_up_to_their_key_frame() -> None:
+    numbers = Numbering("source")
+    headers = []
+    for key in (True, False, None, False, False, True, False):
+        if key is None:
+            numbers.begin_anew()
+        else:
+            headers.append(numbers.stamp(Header(key=key), "run-1", "pier", 0))
+    assert [header.seq for header in headers] == [0, 1, 2, 3, 4, 5]
+    assert [header.gop for header in headers] == [1, 1, 0, 0, 2, 2]
+    assert [header.au for header in headers] == [0, 1, 0, 1, 0, 1]
 
 
 def test_messages_without_pictures_have_a_number_alone() -> None:

@@ -18,13 +18,21 @@ def check(
 
     settings = load_settings(config)
     for name, feed in settings.feeds.items():
-        if "://" not in feed.url and not Path(feed.url).exists():
+        if "://" not in feed.url and is_missing(Path(feed.url)):
             typer.echo(
                 f"nightbridge: {config}: [feeds.{name}] url is the path {feed.url}, where nothing is yet; "
                 "the address of a camera begins with rtsp:// or udp://",
                 err=True,
             )
     typer.echo("\n".join(as_toml(settings.model_dump(mode="json"))).lstrip())
+
+
+def is_missing(path: Path) -> bool:
+    """Whether nothing is at a path; False where that is not to be seen."""
+    try:
+        return not path.exists()
+    except OSError:
+        return False
 
 
 def as_toml(table: dict[str, Any], name: str = "") -> Iterator[str]:
