@@ -51,6 +51,17 @@ def test_parameter_sets_that_are_in_front_of_the_first_key_frame_alone_are_given
     assert decoded(behind)[-10:] == list(range(30, 40))
 
 
+@pytest.mark.parametrize(("codec", "library"), [("h264", "libx264"), ("hevc", "libx265"), ("mpeg4", "mpeg4")])
+def test_every_key_frame_can_be_decoded_alone_however_its_parameter_sets_are_stored(
+    tmp_path: Path, codec: str, library: str
+) -> None:
+    clip = make_clip(tmp_path / "a.mkv", pictures=40, size=(96, 80), codec=library, key_interval=10)
+    whole, packets = read(clip)
+    assert whole.keys == [0, 10, 20, 30]
+    for key in whole.keys:
+        assert decoded(packets[key : key + 1], codec) == [key]
+
+
 def test_a_name_that_says_when_it_began_is_the_clock_of_a_recording_that_says_nothing(tmp_path: Path) -> None:
     for name, capture_ns in {
         "pier-20261122T153000.250Z.ts": BEGAN_NS + 250_000_000,
@@ -112,14 +123,15 @@ def test_a_stream_that_cannot_be_decoded_beside_the_video_is_named_and_ignored(t
 
 
 def test_a_wild_time_stamp_is_taken_as_recorded_with_the_one_before(tmp_path: Path) -> None:
-    clock = recorder_clock(BEGAN_NS)
-    packet = av.Packet(b"unit")
-    packet.time_base = Fraction(1, 1000)
-    told = []
-    for pts in (0, 40, 2**61, -(2**61), 120):
-        packet.pts = pts
-        told.append(clock(packet) - BEGAN_NS)
-    assert told == [0, 40_000_000, 40_000_000, 40_000_000, 120_000_000]
+    for start in (0, 2**41):  # milliseconds; the second one is a time of day, as some recorders stamp
+        clock = recorder_clock(BEGAN_NS, start * 1_000_000)
+        packet = av.Packet(b"unit")
+        packet.time_base = Fraction(1, 1000)
+        told = []
+        for pts in (0, 40, 2**61, -(2**61), None, 120):
+            packet.pts = None if pts is None else start + pts
+            told.append(clock(packet) - BEGAN_NS)
+        assert told == [0, 40_000_000, 40_000_000, 40_000_000, 40_000_000, 120_000_000]
 
 
 def test_files_and_folders_are_found_in_order_and_none_twice(tmp_path: Path) -> None:

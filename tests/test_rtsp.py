@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import av
 import pytest
 
 from stream.decode import Decoder
@@ -83,6 +84,16 @@ def test_every_picture_comes_once_and_in_order(tmp_path: Path, transport: str) -
         open_source(feed(server.url("/clip"), transport=transport)) as source,
     ):
         assert numbers(next(source.segments()), 38) == list(range(38))
+
+
+def test_key_frames_of_a_camera_that_tells_their_parameter_sets_once_bring_them_along(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", pictures=40, key_interval=10)
+    launch = recording(clip).replace("config-interval=-1", "config-interval=0")  # in the SDP alone
+    viewers = av.CodecContext.create("h264", "r")
+    assert isinstance(viewers, av.VideoCodecContext)
+    with RtspServer({"/clip": launch}) as server, open_source(feed(server.url("/clip"), transport="tcp")) as source:
+        frames = [frame for unit in take(next(source.segments()), 30) for frame in viewers.decode(unit.packet)]
+    assert len(frames) >= 29
 
 
 def test_of_two_cameras_at_one_address_the_first_is_relayed_although_the_other_sends_more() -> None:

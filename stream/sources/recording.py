@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +21,6 @@ from av.stream import Stream
 from stream.errors import SourceUnsupported
 from stream.frame import SourcePacket
 from stream.settings import FeedSettings
-from stream.sources.fields import rewritten
 from stream.sources.segment import Segment
 
 SUFFIXES = {".264", ".265", ".avi", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4"}
@@ -34,11 +32,6 @@ CLOCKS_SET_SINCE = 2000
 
 NAMED_TIME = re.compile(r"-(\d{8}T\d{6}(?:\.\d{3})?Z)(?:-\d+)?$")
 """The end of a name that says when the recording began, as `nightbridge record` writes it."""
-
-START_CODE = b"\x00\x00\x01"
-
-PARAMETER_SETS = {"h264": (0, 0x1F, (7, 8)), "hevc": (1, 0x3F, (32, 33, 34))}
-"""Where the first byte of a NAL unit says its type, by how many bits and which; and the types of parameter sets."""
 
 NANOSECONDS = 1_000_000_000
 LONGEST_RECORDING = 366 * 86_400 * NANOSECONDS
@@ -62,7 +55,7 @@ class RecordedSegment(Segment):
             stop,
             recorded=True,
             clock="arrival" if began_ns is None else "recording",
-            capture_ns=now if began_ns is None else recorder_clock(began_ns - (container.start_time or 0) * 1000),
+            capture_ns=now if began_ns is None else recorder_clock(began_ns, (container.start_time or 0) * 1000),
         )
         self.file = file
         self.first = 0
@@ -76,13 +69,8 @@ class RecordedSegment(Segment):
 
     def packets(self) -> Iterator[SourcePacket]:
         """See `Segment.packets`."""
-        headers = b""  # parameter sets that were stored apart, and are needed where reading begins in the middle
         for source in super().packets():
             if source.kind == "video":
-                if source.packet.is_keyframe and self.units < self.first:
-                    headers = parameter_sets(self.info.codec, bytes(source.packet)) or headers
-                elif headers and self.units == self.first:
-                    source = replace(source, packet=with_headers(headers, source.packet))
                 self._count(source.packet)
             if self.units > self.first or not self.first:
                 yield source
@@ -98,20 +86,6 @@ class RecordedSegment(Segment):
         if packet.is_keyframe and not packet.is_corrupt and self.units >= self.first:
             self.keys.append(self.units)
         self.units += 1
-
-
-def parameter_sets(codec: str, unit: bytes) -> bytes:
-    """Those of an access unit of H.264 or HEVC (Annex B); of others nothing."""
-    if codec not in PARAMETER_SETS:
-        return b""
-    shift, mask, types = PARAMETER_SETS[codec]
-    _, *nal_units = unit.split(START_CODE)
-    return b"".join(START_CODE + nal for nal in nal_units if nal and nal[0] >> shift & mask in types)
-
-
-def with_headers(headers: bytes, packet: Packet[Stream]) -> Packet[Stream]:
-    """The packet behind these headers."""
-    return rewritten(packet, headers + bytes(packet))
 
 
 def open_recordings(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
@@ -225,19 +199,20 @@ def now(_: Packet[Stream]) -> int:
     return time.time_ns()
 
 
-def recorder_clock(zero_ns: int) -> Callable[[Packet[Stream]], int]:
-    """When what is in a packet was recorded, where time stamp 0 means `zero_ns` (UTC, nanoseconds since 1970).
+def recorder_clock(began_ns: int, start_ns: int) -> Callable[[Packet[Stream]], int]:
+    """When what is in a packet was recorded, where time stamp `start_ns` means `began_ns` (UTC, from 1970 on).
 
     A stamp that no recording is long enough for says nothing: what it stands on is taken as recorded with the last one.
     """
-    last_ns = zero_ns
+    last_ns = began_ns
 
     def capture_ns(packet: Packet[Stream]) -> int:
         nonlocal last_ns
-        ticks = packet.pts if packet.pts is not None else packet.dts or 0
-        since_zero = int(ticks * NANOSECONDS * Fraction(packet.time_base))
-        if abs(since_zero) <= LONGEST_RECORDING:
-            last_ns = zero_ns + since_zero
+        ticks = packet.pts if packet.pts is not None else packet.dts
+        if ticks is not None:
+            since_start = int(ticks * NANOSECONDS * Fraction(packet.time_base)) - start_ns
+            if abs(since_start) <= LONGEST_RECORDING:
+                last_ns = began_ns + since_start
         return last_ns
 
     return capture_ns

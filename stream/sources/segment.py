@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 from stream.errors import SourceUnsupported
 from stream.frame import CaptureClock, SourcePacket
 from stream.sources.fields import FieldPairs, rewritten
+from stream.sources.parameter_sets import ParameterSets
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,9 @@ class Segment:
         self._stop = stop
         self._capture_ns = capture_ns
         self._annex_b = annex_b_filter(name, self.video)
-        self._fields = FieldPairs(self.video.codec_context.extradata or b"") if self.info.codec == "h264" else None
+        stored = self.video.codec_context.extradata or b""
+        self._parameters = ParameterSets(self.info.codec, stored)
+        self._fields = FieldPairs(stored) if self.info.codec == "h264" else None
         self._marks_early = container.format.name == "mpegts"
         self._mark = False  # the next access unit is damaged
 
@@ -103,8 +106,8 @@ class Segment:
     def packets(self) -> Iterator[SourcePacket]:
         """Video and data packets in the order of the source, until it ends, fails (see `failure`) or is stopped.
 
-        H.264 and HEVC come as Annex B with their parameter sets, however they are stored, and both fields of a picture
-        as one packet.
+        H.264 and HEVC come as Annex B, however they are stored, and both fields of a picture as one packet. Key frames
+        of these and of MPEG-4 have their parameter sets with them.
         """
         try:
             for packet, received_ns in self.demuxed():
@@ -154,7 +157,7 @@ class Segment:
         early = packet.is_corrupt and self._marks_early
         packet.is_corrupt = self._mark or (packet.is_corrupt and not early)
         self._mark = early
-        return packet
+        return self._parameters.complete(packet)
 
     def _count_unreadable(self, why: str) -> None:
         """Count an access unit that gives no packet, and mark the next one."""
