@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -119,14 +119,20 @@ class Segment:
                 if source.kind == "data":
                     yield source
                 elif unit := self._access_unit(packet):
-                    source = replace(source, packet=unit)
-                    yield from self._fields.add(source) if self._fields else (source,)
+                    yield from self._whole(replace(source, packet=unit))
         except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
             pass
         except av.FFmpegError as error:
             self.failure = error.strerror or str(error)
+        yield from self._whole(None)
+
+    def _whole(self, source: SourcePacket | None) -> Iterator[SourcePacket]:
+        """What is complete with an access unit, or at the end (None): pictures, with their parameter sets."""
+        ready: Iterable[SourcePacket] = (source,) if source else ()
         if self._fields:
-            yield from self._fields.flush()
+            ready = self._fields.add(source) if source else self._fields.flush()
+        for each in ready:
+            yield replace(each, packet=self._parameters.complete(each.packet))
 
     def demuxed(self) -> Iterator[tuple[Packet[Stream], int]]:
         """Packets of the video and of the data streams, each with when it was read: UTC, nanoseconds since 1970."""
@@ -157,7 +163,7 @@ class Segment:
         early = packet.is_corrupt and self._marks_early
         packet.is_corrupt = self._mark or (packet.is_corrupt and not early)
         self._mark = early
-        return self._parameters.complete(packet)
+        return packet
 
     def _count_unreadable(self, why: str) -> None:
         """Count an access unit that gives no packet, and mark the next one."""
