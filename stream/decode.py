@@ -233,7 +233,7 @@ class Decoder:
         if self._largest is None or not (unsaid or width * height > self._largest):
             return
         size = "too large" if unsaid else f"{width}x{height}, which is {width * height} pixels"
-        raise PictureTooLarge(f"its pictures are {size}: at most {self._largest} pixels are decoded")
+        raise PictureTooLarge(f"its pictures are {size}: the memory of its feed allows {self._largest} pixels")
 
     def _leave(self, pictures: list[VideoFrame]) -> list[Frame]:
         """Frames of plain pictures: one for an access unit, none for what FFmpeg made up for a missing one."""
