@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from errno import EADDRINUSE
+from socket import AF_UNIX
+from socket import socket as system_socket
 from types import TracebackType
 from typing import Self
 
@@ -80,6 +84,8 @@ class Publisher:
         try:
             self._set_options(socket)
             self._doorkeeper = encrypt(socket, self._settings.curve)
+            if is_listened_at(self._settings.endpoint):
+                raise WireError(f"cannot publish at {self._settings.endpoint}: {os.strerror(EADDRINUSE)}")
             socket.bind(self._settings.endpoint)
         except zmq.ZMQError as error:
             self._close(socket)
@@ -239,6 +245,22 @@ class Joins:
             return False
         self._taken[topic] = (latest, now)
         return True
+
+
+def is_listened_at(endpoint: str) -> bool:
+    """Whether another process listens at an ipc path: ZeroMQ would take it away from that one, and say nothing."""
+    scheme, _, path = endpoint.partition("://")
+    if scheme != "ipc":
+        return False
+    with system_socket(AF_UNIX) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(path)
+        except BlockingIOError:
+            return True  # with viewers that it has not let in yet
+        except OSError:
+            return False
+    return True
 
 
 def notice_lost_viewers(socket: zmq.SyncSocket, seconds: float) -> None:

@@ -173,7 +173,7 @@ def test_pictures_that_become_too_large_are_refused_and_smaller_ones_decoded_aga
         frames = [frame for unit in units[:10] for frame in decoder.decode(unit)]
         size = "640x480, which is 307200 pixels" if said else "too large"
         key, *rest = [with_bytes(unit, bytes(unit.packet)) for unit in next(other.segments()).packets()]
-        with pytest.raises(PictureTooLarge, match=f"^its pictures are {size}: the memory of its feed allows 19200 pixels$"):
+        with pytest.raises(PictureTooLarge, match=f"^its pictures are {size}: the memory of its feed allows"):
             decoder.decode(key)
         for unit in rest:
             with suppress(PictureTooLarge):

@@ -186,8 +186,9 @@ def test_viewers_that_left_and_what_is_no_subscription_count_nothing() -> None:
     assert not joins.take(b"pier/video/", 10.0)
 
 
-def test_an_address_that_is_taken_is_named() -> None:
-    with Publisher(ANYWHERE, "run-1") as first:
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:*", "ipc://{folder}/wire"])
+def test_an_address_that_is_taken_is_named(tmp_path: Path, endpoint: str) -> None:
+    with Publisher(RelaySettings(endpoint=endpoint.format(folder=tmp_path)), "run-1") as first:
         taken = RelaySettings(endpoint=first.endpoint)
         with (
             pytest.raises(WireError, match=f"cannot publish at {first.endpoint}: Address already in use"),
