@@ -68,6 +68,13 @@ def test_a_dark_picture_becomes_a_bright_one_of_twice_the_size(tmp_path: Path, e
     assert names(tmp_path / "made") == ["bright.png"]
 
 
+def test_little_is_lost_in_a_jpeg_of_what_was_made(tmp_path: Path, enhance: Enhance) -> None:
+    save(tmp_path / "dark.png")
+    assert enhance("dark.png", "bright.jpg").returncode == 0
+    with Image.open(tmp_path / "bright.jpg") as picture:
+        assert picture.quantization[0][0] <= 2, "the coarsest steps of luma, 8 at Pillow's own quality"
+
+
 def test_a_folder_becomes_png_files_of_the_same_names_whatever_their_kind_and_size(
     tmp_path: Path, enhance: Enhance
 ) -> None:
