@@ -62,10 +62,20 @@ def test_a_table_tells_types_and_places(tmp_path: Path) -> None:
 
 
 def packet_of(pid: int, table: int, number: int, section: int, body: bytes) -> bytes:
-    """A transport packet with one section of a table; its checksum is not looked at."""
+    """A transport packet with one section of a table."""
     head = bytes([table, 0xB0, 5 + len(body) + 4]) + number.to_bytes(2, "big") + bytes([0xC1, section, 1])
-    packet = bytes([0x47, 0x40 | pid >> 8, pid & 0xFF, 0x10, 0]) + head + body + bytes(4)
+    packet = bytes([0x47, 0x40 | pid >> 8, pid & 0xFF, 0x10, 0]) + head + body + checksum(head + body)
     return packet.ljust(PACKET_BYTES, b"\xff")
+
+
+def checksum(section: bytes) -> bytes:
+    """CRC-32 of ISO/IEC 13818-1, annex A, bit by bit."""
+    rest = 0xFFFFFFFF
+    for byte in section:
+        rest ^= byte << 24
+        for _ in range(8):
+            rest = (rest << 1 ^ (0x04C11DB7 if rest & 0x80000000 else 0)) & 0xFFFFFFFF
+    return rest.to_bytes(4, "big")
 
 
 def associations(section: int, *maps: tuple[int, int]) -> bytes:
@@ -117,6 +127,15 @@ def test_damaged_tables_are_not_believed(tmp_path: Path) -> None:
         data[start + 1] |= 0x80  # the radio says that it could not repair the packet
         data[start + 20 : start + 40] = os.urandom(20)
     assert programs.change_in(bytes(data)) is None
+
+
+def test_a_table_with_a_wrong_bit_that_nobody_has_noticed_is_not_believed() -> None:
+    whole = associations(0, (1, 0x20)) + program_map(0x20, 1, 0x100)
+    for bit in range(8 * 13, 8 * 34):  # from the program's number on, to the end of the map
+        programs, damaged = Programs(), bytearray(whole)
+        damaged[PACKET_BYTES + bit // 8 - 5] ^= 1 << bit % 8
+        assert programs.change_in(whole) is None
+        assert programs.change_in(bytes(damaged)) is None
 
 
 def test_pictures_come_with_the_first_packet_of_a_stream_that_is_said_to_hold_them(tmp_path: Path) -> None:

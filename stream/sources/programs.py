@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 PACKET_BYTES = 188
 SYNC = 0x47
 ASSOCIATIONS_PID = 0
@@ -12,6 +14,11 @@ SOUND = {0x03, 0x04, 0x0F, 0x11, 0x81, 0x83, 0x84, 0x87}
 """Stream types that come and go without any meaning for a feed."""
 PICTURES = {0x01, 0x02, 0x10, 0x1B, 0x24}
 """Stream types of MPEG-1 and MPEG-2 video, MPEG-4, H.264 and HEVC."""
+
+MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+"""Each byte with its bits the other way round: a table's checksum takes the highest bit first, that of zlib the lowest."""
+INTACT = 0xFFFF_FFFF
+"""What zlib finds over a section with its own checksum."""
 
 Entries = tuple[tuple[int, int], ...]
 
@@ -71,9 +78,10 @@ def section_of(packet: bytes, table: int) -> tuple[int, Entries] | None:
     section = packet[start + 1 + packet[start] :]
     if len(section) < 12 or section[0] != table or not section[5] & 1:  # not for now, but for later
         return None
-    end = 3 + ((section[1] & 0x0F) << 8 | section[2]) - 4  # without the checksum
-    if end > len(section):
+    size = 3 + ((section[1] & 0x0F) << 8 | section[2])
+    if size > len(section) or zlib.crc32(section[:size].translate(MIRRORED)) != INTACT:
         return None
+    end = size - 4  # without the checksum
     if table == ASSOCIATIONS:
         return section[6], programs(section[8:end])
     return section[3] << 8 | section[4], streams(section[10:end])
