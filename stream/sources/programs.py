@@ -16,7 +16,7 @@ PICTURES = {0x01, 0x02, 0x10, 0x1B, 0x24}
 """Stream types of MPEG-1 and MPEG-2 video, MPEG-4, H.264 and HEVC."""
 
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-"""Each byte with its bits the other way round: a table's checksum takes the highest bit first, that of zlib the lowest."""
+"""Each byte with its bits the other way round: a table's checksum takes the highest bit first, zlib the lowest."""
 INTACT = 0xFFFF_FFFF
 """What zlib finds over a section with its own checksum."""
 
