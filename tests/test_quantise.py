@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from engines.data.lol import Picture
-from engines.evaluation.scores import psnr
 from engines.export import export_onnx, quiet
 from engines.network.neid import Neid, initialise
 from engines.quantise import export_int8, inputs_of
@@ -158,18 +157,12 @@ def test_calibrating_without_pictures_is_refused(folder: Path, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-def test_shipped_weights_bear_sums_that_overflow_16_bits_on_processors_without_vnni(tmp_path: Path) -> None:
-    made = {}
-    for instructions in ("AVX2", "DEFAULT"):
-        environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
-        command = [sys.executable, "-m", "tests.without_vnni", str(tmp_path / f"{instructions}.npz")]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=120
-        )
-        kernels = json.loads(done.stdout)["kernels"]
-        assert kernels, "some convolutions compute in int8"
-        assert instructions != "AVX2" or all("avx2" in kernel for kernel in kernels)
-        made[instructions] = np.load(tmp_path / f"{instructions}.npz")
-    assert len(made["AVX2"].files) == 5
-    for name in made["AVX2"].files:
-        assert psnr(made["AVX2"][name], made["DEFAULT"][name]) > 45, f"{name}: as good as the same"
+def test_shipped_weights_bear_sums_that_overflow_16_bits_on_processors_without_vnni() -> None:
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-m", "tests.without_vnni"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    told = json.loads(done.stdout)
+    assert told["kernels"], "some convolutions compute in int8"
+    assert [kernel for kernel in told["kernels"] if "avx2" not in kernel] == []
+    assert len(told["psnr_db"]) == 5
+    assert min(told["psnr_db"].values()) > 34, told
