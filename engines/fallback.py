@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import groupby
 from types import TracebackType
 from typing import Self
-from weakref import WeakKeyDictionary
 
 from engines.door import Door, Memory, Slot
 from engines.errors import EngineError, EngineMismatch, EngineMissing
+from engines.loans import Loan, Loans
 
 EXIT_SECONDS = 5.0
 """How long the end waits for an engine that is being opened, made ready or closed, which nothing can interrupt."""
@@ -32,18 +30,6 @@ SIZES_NOTED = 64
 Size = tuple[int, int]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Loan:
-    """A slot that a caller has, and the engine that it came from."""
-
-    slot: Slot
-    engine: Door
-    under_way: bool = False
-    """Whether it is submitted, and nobody has seen its picture yet."""
-    failure: EngineError | None = None
-    """Why it could not be submitted; `wait` tells."""
 
 
 class FallbackEngine(Door):
@@ -63,8 +49,7 @@ class FallbackEngine(Door):
         self._preferred: Door | None = None  # the better engine that is open and has not failed
         self._wanted: dict[Size, None] = {}  # sizes that the preferred engine is to be made ready for, in order
         self._refused: dict[Size, None] = {}  # sizes that it will never be ready for
-        self._loans: dict[int, Loan] = {}  # by id of the slot
-        self._users: WeakKeyDictionary[Memory, Door] = WeakKeyDictionary()  # the last engine that used a memory
+        self._loans = Loans(self._changed)
         self._allowed: tuple[int, int] | None = None  # what `allow` said last
         self._readying = threading.Thread(target=self._make_ready, name="nightbridge-engine", daemon=True)
 
@@ -86,7 +71,6 @@ class FallbackEngine(Door):
         with self._changed:
             self._opened = False
             self._loans.clear()
-            self._changed.notify_all()
         self._readying.join(EXIT_SECONDS)
         if self._readying.is_alive():
             log.warning("engine: %s is left behind, busy for more than %g s", self._readying.name, EXIT_SECONDS)
@@ -106,8 +90,7 @@ class FallbackEngine(Door):
             engine = self._last
             slot = engine.acquire(width, height, timeout)
         slot.engine = self  # so that `wait` and `release` come here
-        with self._changed:
-            self._loans[id(slot)] = Loan(slot, engine)
+        self._loans.lend(slot, engine)
         return slot
 
     def prepare(self, width: int, height: int) -> None:
@@ -137,10 +120,13 @@ class FallbackEngine(Door):
 
     def submit(self, slots: Sequence[Slot]) -> None:
         """See `Door.submit`; the slots may be of several engines. What fails is told by `wait`, picture by picture."""
-        for engine, batch in self._batches(slots):
+        with self._changed:
+            self._check_open()
+            batches = list(self._loans.batches(slots))
+        for engine, batch in batches:
             try:
                 self._check_in_use(engine)
-                self._pass_memories_on(engine, batch)
+                self._loans.pass_memories_on(engine, batch, self._last)
                 engine.submit([loan.slot for loan in batch])
             except EngineMismatch:
                 raise
@@ -167,11 +153,9 @@ class FallbackEngine(Door):
 
     def release(self, slot: Slot) -> None:
         """See `Slot.release`."""
-        with self._changed:
-            loan = self._loans.pop(id(slot), None)
-            if loan is None:  # after exit
-                return
-            self._changed.notify_all()
+        loan = self._loans.end(slot)
+        if loan is None:  # after exit
+            return
         slot.engine = loan.engine
         loan.engine.release(slot)
 
@@ -200,38 +184,7 @@ class FallbackEngine(Door):
     def _loan_of(self, slot: Slot) -> Loan:
         with self._changed:
             self._check_open()
-            return self._loans[id(slot)]
-
-    def _batches(self, slots: Sequence[Slot]) -> Iterator[tuple[Door, list[Loan]]]:
-        """Slots as batches of one engine each, none larger than it takes, in their order."""
-        for engine, loans in groupby(map(self._loan_of, slots), lambda loan: loan.engine):
-            whole, limit = list(loans), engine.info.largest_batch
-            for start in range(0, len(whole), limit):
-                yield engine, whole[start : start + limit]
-
-    def _pass_memories_on(self, engine: Door, batch: Sequence[Loan]) -> None:
-        """Let memories that the last engine used hold what its pictures left; a better one's are lost on its device."""
-        for loan in batch:
-            memory = loan.slot.memory
-            if memory is None:
-                continue
-            with self._changed:
-                before, self._users[memory] = self._users.get(memory, engine), engine
-                lost = before not in (engine, self._last)
-            if lost:
-                memory.clear()
-                loan.slot.keep = 0.0
-            elif before is not engine:
-                self._finish(before, memory)
-
-    def _finish(self, engine: Door, memory: Memory) -> None:
-        """Return when no picture of a feed is under way in an engine; those that fail tell so themselves."""
-        with self._changed:
-            loans = [loan for loan in self._loans.values() if loan.engine is engine and loan.slot.memory is memory]
-        for loan in loans:
-            if loan.under_way:
-                with suppress(EngineError):
-                    engine.wait(loan.slot)
+            return self._loans.of(slot)
 
     def _make_ready(self) -> None:
         """Open the better engines, one after another, each when the one before is given up; for the own thread."""
@@ -269,7 +222,7 @@ class FallbackEngine(Door):
             else:
                 self._take_over(engine, size)
         with self._changed:
-            self._changed.wait_for(lambda: not any(loan.engine is engine for loan in self._loans.values()))
+            self._changed.wait_for(lambda: not self._loans.any_of(engine))
 
     def _next_wanted(self, engine: Door) -> Size | None:
         """The next size to prepare, which stays wanted meanwhile; None at the engine's end."""
