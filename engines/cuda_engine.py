@@ -59,8 +59,8 @@ class CudaSlot(Slot):
 class Kept:
     """A feed's memory on the device; when it ends, in whatever thread, that is left to be freed where it can be."""
 
-    def __init__(self, numbers: Any, dropped: list[Any]) -> None:
-        self.numbers, self._dropped = numbers, dropped
+    def __init__(self, numbers: Any, turns: int, dropped: list[Any]) -> None:
+        self.numbers, self.turns, self._dropped = numbers, turns, dropped
 
     def __del__(self) -> None:
         self._dropped.append(self.numbers)
@@ -251,9 +251,11 @@ class CudaEngine(Engine):
         """A feed's memory lives on the device, in the order of the compute stream; pictures alone read zeros."""
         if memory is None:
             return self._nothing
-        if memory not in self._memories:
-            self._memories[memory] = Kept(device.copy(memory.turn()[0]), self._dropped)
-        return self._memories[memory].numbers
+        kept = self._memories.get(memory)
+        if kept is None or kept.turns != memory.turns:  # another engine had the feed
+            numbers = device.copy(memory.turn()[0])
+            kept = self._memories[memory] = Kept(numbers, memory.turns, self._dropped)
+        return kept.numbers
 
     def _finish(self, slot: Slot) -> None:
         assert isinstance(slot, CudaSlot)

@@ -42,7 +42,7 @@ class CapturedGraph:
         try:
             work()
         except BaseException:
-            bindings.cuStreamEndCapture(handle)  # whatever it says: the stream must not stay as it is
+            _, self._graph = bindings.cuStreamEndCapture(handle)  # whatever it says: the stream must not stay as it is
             raise
         self._graph = self._call("cuStreamEndCapture", handle)
         self._ready = self._call("cuGraphInstantiate", self._graph, 0)

@@ -66,15 +66,19 @@ class Memory:
     def __init__(self, numbers: int) -> None:
         """Empty: for a feed whose first picture is still to come."""
         self._both = np.zeros((2, 1, numbers), np.float32)
+        self.turns = 0
+        """How often it was turned or cleared; an engine that keeps a copy elsewhere sees by it that another used it."""
 
     def turn(self) -> tuple[Numbers, Numbers]:
         """(1, numbers) float32 each: what to read for the next picture, and where to write what it leaves."""
         self._both = self._both[::-1]
+        self.turns += 1
         return self._both[1], self._both[0]
 
     def clear(self) -> None:
         """Become empty; whoever still writes what a picture leaves does not write it here."""
         self._both = np.zeros_like(self._both)
+        self.turns += 1
 
 
 @dataclass

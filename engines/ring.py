@@ -73,8 +73,7 @@ class Engine(Door):
             making = self._making.setdefault(size, threading.Lock())  # a size that takes long keeps no other waiting
         try:
             with self._as_engine_error():
-                with self._free:
-                    self._forget_sizes()
+                self._forget_sizes()
                 with making:
                     slot = self._make(width, height)
                     self._ready.add(size)
@@ -104,8 +103,8 @@ class Engine(Door):
                 while ring and self._made[size] > slots:
                     ring.pop()
                     self._made[size] -= 1
-            self._forget_sizes()
             self._free.notify_all()
+        self._forget_sizes()
 
     def remember(self) -> Memory:
         """See `Door.remember`."""
@@ -153,12 +152,34 @@ class Engine(Door):
         return not self._opened or self._made.get(size, 0) - len(self._rings.get(size, ())) < self._slots
 
     def _forget_sizes(self) -> None:
-        """Free the memory of sizes beyond those that are kept and that nobody uses, least recently used first."""
-        idle = [size for size, ring in self._rings.items() if len(ring) == self._made[size]]
-        for size in idle[: max(0, len(self._rings) - self._sizes)]:
-            del self._rings[size], self._made[size], self._making[size]
-            self._ready.discard(size)
-            self._forget(*size)
+        """Free the memory of sizes beyond those that are kept and that nobody uses, least recently used first.
+
+        Freeing takes its time, and keeps nobody waiting but who asks for such a size again.
+        """
+        with self._free:
+            idle = [size for size, ring in self._rings.items() if len(ring) == self._made[size]]
+            surplus = idle[: max(0, len(self._rings) - self._sizes)]
+            gone = [(size, self._making[size], self._rings.pop(size)) for size in surplus]
+            for size in surplus:
+                del self._made[size]
+                self._ready.discard(size)
+        for size, making, ring in gone:
+            ring.clear()
+            if making.acquire(blocking=False):  # else it is being made again
+                try:
+                    self._forget_unless_wanted(size)
+                finally:
+                    making.release()
+
+    def _forget_unless_wanted(self, size: tuple[int, int]) -> None:
+        """Forget a size that nobody has asked for again; its lock must be held."""
+        with self._free:
+            if size in self._rings:
+                return
+        self._forget(*size)
+        with self._free:
+            if size not in self._rings:  # who asks for it meanwhile waits for the lock
+                self._making.pop(size, None)
 
     @contextmanager
     def _as_engine_error(self) -> Iterator[None]:

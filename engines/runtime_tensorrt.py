@@ -119,8 +119,8 @@ class TensorRtEngine(CudaEngine):
                     kept = self._plans.get(self._weights, width, height, batch, self.info.precision, capability)
                     lanes = PlanLanes(self._load(kept), library, device, batch, (self._plans, kept.key))
                     lanes.warm_up([1], device.stream())  # a GPU may refuse its code as late as this
-            except (EngineMissing, EngineMismatch):
-                raise
+            except (EngineMissing, EngineMismatch, self._cuda.driver.MemoryError):
+                raise  # another plan would not help
             except Exception as error:  # pycuda and TensorRT have errors of their own
                 words = [str(error), *(word for word in dict.fromkeys(told) if word not in str(error))]
                 refusals.append(f"{capability or 'as usual'}: {'; '.join(words)}")

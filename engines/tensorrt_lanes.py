@@ -1,7 +1,7 @@
 """What the batches of one picture size run in with TensorRT: a plan, and lanes that each have execution contexts.
 
 Batches are started as CUDA graphs: TensorRT-RTX captures its own, TensorRT is captured here. What is captured holds
-only as long as its context's shapes stay as they were, so each count of pictures has a context of its own there.
+only as long as its context's shapes stay as they were, so each count of pictures has a context of its own.
 """
 
 from __future__ import annotations
@@ -47,22 +47,30 @@ class PlanLanes(Lanes):
     ) -> None:
         super().__init__([])  # first of all, since what comes first ends first where this fails
         self._kept, self._compiled, self._config = kept, None, None
-        bindings = import_bindings() if library.times_kernels else None
-        if not library.times_kernels:
-            trt = library.module
-            self._config = config = plan.create_runtime_config()
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER  # the usual one compiles while pictures come
-            config.dynamic_shapes_kernel_specialization_strategy = eager
-            self._compiled = config.create_runtime_cache()
-            plans, key = kept
-            if before := plans.load_cache(key):
-                self._compiled.deserialize(before)  # one that does not fit is refused, and made anew
-            config.set_runtime_cache(self._compiled)
+        user_managed = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if library.times_kernels:
+            bindings, how = import_bindings(), user_managed
+        else:
+            self._config = how = plan.create_runtime_config()
+            how.set_execution_context_allocation_strategy(user_managed)
+            self._compiled = self._compile_as_needed(how, library)
+            bindings = None
         tensors = describe(plan, library)
-        contexts = Contexts(library, plan, self._config, device, apart=bindings is not None)
         for _ in range(LANES):
-            self._lanes.append(PlanLane(contexts, tensors, device, largest_batch, bindings))
+            self._lanes.append(PlanLane(plan, how, tensors, device, largest_batch, bindings))
+
+    def _compile_as_needed(self, config: Any, library: Library) -> Any:
+        """Let TensorRT-RTX compile before pictures come, capture its own graphs, and remember what it compiled."""
+        trt = library.module
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER  # the usual one compiles while pictures come
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        compiled = config.create_runtime_cache()
+        plans, key = self._kept
+        if before := plans.load_cache(key):
+            compiled.deserialize(before)  # one that does not fit is refused, and made anew
+        config.set_runtime_cache(compiled)
+        return compiled
 
     def keep(self) -> None:
         """See `Lanes`."""
@@ -77,56 +85,30 @@ class PlanLanes(Lanes):
         self._config = self._compiled = None
 
 
-@dataclass(frozen=True)
-class Contexts:
-    """How the execution contexts of a plan are made."""
-
-    library: Library
-    plan: Any
-    config: Any
-    """Of TensorRT-RTX."""
-    device: PycudaDevice
-    apart: bool
-    """Whether each count of pictures has its own. They share what they need besides inputs and outputs."""
-
-    def scratch(self) -> Any:
-        """Device memory for all contexts of a lane, one of which runs at a time; None where each has its own."""
-        return self.device.driver.mem_alloc(max(1, self.plan.device_memory_size_v2)) if self.apart else None
-
-    def make(self, scratch: Any) -> Any:
-        """An execution context; raises `EngineError` where there is none."""
-        if self.apart:
-            strategy = self.library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = self.plan.create_execution_context(strategy)
-        else:
-            context = self.plan.create_execution_context(*([self.config] if self.config else []))
-        if context is None:
-            raise EngineError("TensorRT makes no execution context: is there too little GPU memory?")
-        if self.apart:
-            context.set_device_memory(int(scratch), self.plan.device_memory_size_v2)
-        return context
-
-
 class PlanLane(Lane):
     """Execution contexts and the device memory of their inputs and outputs."""
 
     def __init__(
         self,
-        contexts: Contexts,
+        plan: Any,
+        how: Any,
         tensors: Sequence[Tensor],
         device: PycudaDevice,
         largest_batch: int,
         bindings: Any = None,
     ) -> None:
-        """`bindings` capture a graph for each count of pictures; without them TensorRT is called each time."""
+        """`how` contexts are made: a strategy, or a configuration of TensorRT-RTX; either leaves their memory to us.
+
+        `bindings` capture a graph for each count of pictures; without them TensorRT is called each time.
+        """
         super().__init__(device)
         self._driver = device.driver
+        self._plan, self._how = plan, how
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._memory = {tensor.name: self._driver.mem_alloc(largest_batch * tensor.octets) for tensor in tensors}
-        self._making, self._scratch = contexts, contexts.scratch()
+        self._scratch = self._driver.mem_alloc(max(1, plan.device_memory_size_v2))  # of one context at a time
         self._contexts: dict[int, Any] = {}
-        self._shaped: dict[int, int] = {}
-        """For how many pictures each context has its shapes."""
+        """By the count of pictures that their shapes are for."""
         self._context(largest_batch)
         self._seen: set[int] = set()
         """Counts that were run."""
@@ -175,19 +157,18 @@ class PlanLane(Lane):
         self._seen.add(count)
 
     def _context(self, count: int) -> Any:
-        """The context for so many pictures, its shapes set."""
-        key = count if self._making.apart else 0
-        if key not in self._contexts:
-            self._contexts[key] = self._making.make(self._scratch)
-            for name, memory in self._memory.items():
-                self._contexts[key].set_tensor_address(name, int(memory))
-        context = self._contexts[key]
-        if self._shaped.get(key) != count:
+        """The execution context for so many pictures; raises `EngineError` where there is none."""
+        if count not in self._contexts:
+            context = self._plan.create_execution_context(self._how)
+            if context is None:
+                raise EngineError("TensorRT makes no execution context: is there too little GPU memory?")
+            context.set_device_memory(int(self._scratch), self._plan.device_memory_size_v2)
             for tensor in self._tensors.values():
+                context.set_tensor_address(tensor.name, int(self._memory[tensor.name]))
                 if tensor.is_input and not context.set_input_shape(tensor.name, (count, *tensor.shape)):
                     raise EngineError(f"TensorRT takes no batch of {count}: {tensor.name} of {tensor.shape}")
-            self._shaped[key] = count
-        return context
+            self._contexts[count] = context
+        return self._contexts[count]
 
     def _address(self, name: str, index: int) -> int:
         return int(self._memory[name]) + index * self._tensors[name].octets

@@ -166,7 +166,17 @@ class TorchLane(Lane):
             for _ in range(WARM_UP):
                 self._graph(*inputs)
             stream.synchronize()
+            forget_workspaces()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 outputs = self._graph(*inputs)
+            forget_workspaces()
         return graph, dict(zip(OUTPUTS, outputs, strict=True))
+
+
+def forget_workspaces() -> None:
+    """Let cuBLAS take new memory when it needs some next on any stream; nothing may be under way outside of graphs.
+
+    It keeps what it took for a stream. So one graph would use what was taken for another, which frees it at its end.
+    """
+    torch._C._cuda_clearCublasWorkspaces()

@@ -23,6 +23,10 @@ class Error(Exception):
     """As `pycuda.driver.Error`."""
 
 
+class OutOfMemory(Error):
+    """As `pycuda.driver.MemoryError`."""
+
+
 class Operation:
     """Something in a stream."""
 
@@ -41,7 +45,7 @@ class host_alloc_flags:  # noqa: N801 - pycuda's name
 class FakeCuda:
     """Stands for the module `pycuda.driver`."""
 
-    Error = Error
+    Error, MemoryError = Error, OutOfMemory
     event_flags, host_alloc_flags = event_flags, host_alloc_flags
 
     def __init__(self, seed: int = 1) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,14 +106,18 @@ class FakePlan:
 
     def create_runtime_config(self) -> Any:
         cache = SimpleNamespace(serialize=lambda: b"compiled", deserialize=self.library.compiled.append)
-        return SimpleNamespace(create_runtime_cache=lambda: cache, set_runtime_cache=lambda _: None)
+        config = SimpleNamespace(create_runtime_cache=lambda: cache, set_runtime_cache=lambda _: None)
+        config.set_execution_context_allocation_strategy = partial(setattr, config, "strategy")
+        return config
 
     device_memory_size_v2 = 1000
 
     def create_execution_context(self, config: Any = None) -> FakeContext | None:
         """`config` is a strategy of allocation where no runtime config is."""
-        managed = config == FakeTensorRt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self.library.__name__ == "tensorrt_rtx":
+        rtx = self.library.__name__ == "tensorrt_rtx"
+        strategy = config.strategy if rtx else config
+        managed = strategy == FakeTensorRt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if rtx:
             assert config.cuda_graph_strategy == FakeTensorRt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             eager = FakeTensorRt.DynamicShapesKernelSpecializationStrategy.EAGER
             assert config.dynamic_shapes_kernel_specialization_strategy == eager

@@ -44,7 +44,7 @@ def test_what_is_captured_runs_when_it_is_launched_and_each_time() -> None:
     assert bindings.held == 0
 
 
-def test_work_that_fails_leaves_the_stream_as_it_was() -> None:
+def test_work_that_fails_leaves_the_stream_as_it_was_and_no_graph() -> None:
     driver = FakeCuda()
     bindings = FakeBindings(driver)
     driver.Device(0).retain_primary_context().push()
@@ -56,3 +56,4 @@ def test_work_that_fails_leaves_the_stream_as_it_was() -> None:
     with pytest.raises(EngineError, match="not while capturing"):
         CapturedGraph(bindings, stream.handle, fail)
     assert stream.captured is None
+    assert bindings.held == 0

@@ -72,6 +72,45 @@ def test_a_size_that_was_forgotten_is_made_again() -> None:
         assert engine.acquire(32, 32) is not first
 
 
+class SlowToForget(DoublingEngine):
+    """Tells in which order sizes are made and forgotten, which ends when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+        self.forgetting, self.go_on = threading.Event(), threading.Event()
+
+    def _make(self, width: int, height: int) -> Slot:
+        self.told.append(f"made {width}x{height}")
+        return super()._make(width, height)
+
+    def _forget(self, width: int, height: int) -> None:
+        self.forgetting.set()
+        assert self.go_on.wait(10)
+        self.told.append(f"forgotten {width}x{height}")
+
+
+def test_a_size_that_is_being_forgotten_keeps_only_those_waiting_who_want_it_again() -> None:
+    with SlowToForget() as engine:
+        use(engine, 32, 34)
+        held = engine.acquire(34, 32)
+        shrinking = threading.Thread(target=engine.allow, args=(4, 1))
+        shrinking.start()
+        assert engine.forgetting.wait(10)
+        engine.acquire(34, 32).release()
+        again = threading.Thread(target=use, args=(engine, 32))
+        again.start()
+        wait_until(lambda: (32, 32) in engine._rings, "that it is asked for")
+        engine.acquire(34, 32).release()
+        assert "made 32x32" not in engine.told[1:]
+        engine.go_on.set()
+        for thread in (shrinking, again):
+            thread.join(10)
+            assert not thread.is_alive()
+        held.release()
+        assert [what for what in engine.told if "32x32" in what] == ["made 32x32", "forgotten 32x32", "made 32x32"]
+
+
 def test_whoever_waits_for_a_slot_gets_it_although_others_wait_for_another_size() -> None:
     with DoublingEngine() as engine:
         small, large = ([engine.acquire(side, side) for _ in range(4)] for side in (32, 64))

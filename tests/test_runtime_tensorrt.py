@@ -25,7 +25,7 @@ from engines.gpu import NO_GPU, Gpu
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_tensorrt import Cuda, TensorRtEngine
-from tests.fake_cuda import Error, FakeBindings, FakeCuda
+from tests.fake_cuda import Error, FakeBindings, FakeCuda, OutOfMemory
 from tests.fake_tensorrt import Arrays, FakeTensorRt
 from tests.test_runtimes import dusk
 
@@ -189,6 +189,24 @@ def test_a_feeds_memory_passes_from_picture_to_picture_without_waiting_for_the_h
             assert (second.y_out == (200 + number // 2 if number % 2 else 200)).all()
 
 
+def test_a_feed_that_another_engine_had_meanwhile_brings_its_memory_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(monkeypatch) as b:
+        memory = b.engine.remember()
+
+        def brightened() -> int:
+            slot = filled(b.engine, 100)
+            slot.memory, slot.keep = memory, 0.9
+            b.engine.submit([slot])
+            slot.wait()
+            slot.release()
+            return int(slot.y_out[0, 0]) - 100
+
+        assert [brightened(), brightened()] == [0, 1], "what a picture is brightened by is counted in the memory"
+        _, left = memory.turn()
+        left[:] = 7  # by an engine on the CPU
+        assert [brightened(), brightened()] == [7, 8]
+
+
 def test_pictures_of_two_sizes_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     with bench(monkeypatch) as b:
         small, large = filled(b.engine, 30), b.engine.acquire(33, 21)
@@ -272,6 +290,20 @@ def test_a_gpu_that_is_not_listed_gets_a_plan_that_it_takes(
         slot.wait()
         assert (slot.y_out == 9).all()
     assert "test takes a plan built for SM80 (as usual: " in caplog.text
+
+
+def test_where_memory_runs_out_no_other_plan_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def too_much(octets: int) -> None:
+        asked.append(octets)
+        raise OutOfMemory("cuMemAlloc failed: out of memory")
+
+    with bench(monkeypatch) as b:
+        monkeypatch.setattr(b.driver, "mem_alloc", too_much)
+        with pytest.raises(EngineError, match="tensorrt failed: cuMemAlloc failed: out of memory"):
+            b.engine.acquire(*SIZE)
+    assert len(asked) == 1
 
 
 def test_a_size_is_ready_when_every_lane_has_seen_every_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,8 @@ class Graph:
     """As `torch.cuda.CUDAGraph`: reads and writes the memory that it was captured with."""
 
     made: list[Graph]
+    workspaces: set[str]
+    """The memory that cuBLAS has taken on the stream of captures: outside of graphs, or in one."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Callable[..., Any], tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = []
@@ -72,15 +74,17 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
             for output in outputs:
                 output.zero_()  # a capture computes nothing
             capturing[-1].calls.append((lambda *given: forward(self, *given), inputs, outputs))
+        Graph.workspaces = Graph.workspaces or {f"graph {len(Graph.made)}" if capturing else "outside"}
         return outputs
 
     @contextmanager
     def capture(graph: Graph, **_: object) -> Iterator[None]:
         capturing.append(graph)
         yield
+        assert Graph.workspaces == {f"graph {len(Graph.made)}"}, "of its own, since others are freed"
         capturing.pop()
 
-    Graph.made = []
+    Graph.made, Graph.workspaces = [], set()
     monkeypatch.setattr(PictureGraph, "forward", recorded)
     monkeypatch.setattr(torch_cuda, "Stream", Stream)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
@@ -96,6 +100,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         "get_device_name": lambda _: "NVIDIA H200",
     }.items():
         monkeypatch.setattr(torch.cuda, name, stub)
+    monkeypatch.setattr(torch_cuda, "forget_workspaces", lambda: Graph.workspaces.clear())
     return Graph.made
 
 
