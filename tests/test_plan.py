@@ -76,7 +76,7 @@ def test_the_plan_is_rehearsed_and_not_done_twice(
     assert summary.keys() == {job.name for job in plan.JOBS}
     assert all(job["scores"]["steps"] == 2 and job["scores"]["step_ms"] > 0 for job in summary.values())
     assert "held_out_psnr_db" in summary["paper-best-2"]["scores"]
-    assert "held_out_psnr_db" not in summary["field-finish"]["scores"]
+    assert "held_out_psnr_db" not in summary["field-sharp"]["scores"]
     assert [summary[f"paper-best-{seed}"]["recipe"]["seed"] for seed in (1, 2, 3)] == [1, 2, 3]
     numbers = Weights(tmp_path / "out" / "field").file(NUMBERS)
     assert numbers.stat().st_size < 2.2 * sum(value.numel() for value in load_network(numbers).parameters())
@@ -114,7 +114,7 @@ def test_a_job_that_was_killed_after_its_last_step_is_told_as_it_was(
 
 
 def test_the_held_out_scenes_are_trained_on_where_nothing_is_left_to_be_chosen(sets: dict[str, list[Sample]]) -> None:
-    lol, night, day = plan.pairs(read_recipe("field-finish"), sets)
+    lol, night, day = plan.pairs(read_recipe("field-sharp"), sets)
     assert [*lol] == [*sets["lol"], *sets["held_out"]]
     assert (night, day) == (sets["night"], sets["day"])
     assert [*plan.pairs(read_recipe("field"), sets)[0]] == sets["lol"]

@@ -54,8 +54,8 @@ ROWS = ("table2-unet", "table2-le", "table2-le-dr", "table2-le-dr-ff")
 
 JOBS = (
     *(Job(f"paper-best-{seed}", "paper-best", 0.13, seed) for seed in (1, 2, 3)),
-    Job("field", "field", 0.16),
-    Job("field-finish", "field-finish", 0.05, seed=2, start="field"),
+    Job("field", "field", 0.13),
+    Job("field-sharp", "field-sharp", 0.08, seed=2, start="field"),
     *(Job(row, row, 0.08) for row in ROWS),
     Job("paper", "paper", 0.08),
 )
