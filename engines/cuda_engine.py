@@ -257,6 +257,16 @@ class CudaEngine(Engine):
             kept = self._memories[memory] = Kept(numbers, memory.turns, self._dropped)
         return kept.numbers
 
+    def recollect(self, memory: Memory) -> Numbers:
+        """See `Door.recollect`."""
+        with self._as_engine_error(), self._current() as device:
+            if memory not in self._memories:
+                return memory.numbers()
+            numbers, (*_, download) = device.locked((1, self._remembers), np.float32), self._streams
+            device.read(self._memories[memory].numbers, numbers, download)
+            download.synchronize()
+            return numbers.copy()
+
     def _finish(self, slot: Slot) -> None:
         assert isinstance(slot, CudaSlot)
         with self._current():

@@ -59,6 +59,9 @@ class Device(Protocol):
     def copy(self, numbers: Numbers) -> Any:
         """Device memory with these numbers, which lives as long as what is returned."""
 
+    def read(self, memory: Any, numbers: Numbers, stream: Any) -> None:
+        """Copy what `copy` returned to page-locked numbers of its shape; done when the stream is."""
+
 
 class Lane(ABC):
     """Device memory for one batch at a time, and the network that works on it."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.colour import Colour
+from engines.errors import EngineMismatch
 
 SCALE = 2
 """Every network of this project doubles."""
@@ -69,6 +70,19 @@ class Memory:
         self.turns = 0
         """How often it was turned or cleared; an engine that keeps a copy elsewhere sees by it that another used it."""
 
+    @classmethod
+    def of(cls, numbers: Numbers) -> Self:
+        """One that holds these numbers (1, C), as if a picture had left them."""
+        memory = cls(numbers.shape[1])
+        memory._both[0] = numbers
+        return memory
+
+    def numbers(self) -> Numbers:
+        """(1, numbers) float32, the caller's: what it holds, unless an engine keeps that elsewhere meanwhile; see
+        `Door.recollect`."""
+        held: Numbers = self._both[0].copy()
+        return held
+
     def turn(self) -> tuple[Numbers, Numbers]:
         """(1, numbers) float32 each: what to read for the next picture, and where to write what it leaves."""
         self._both = self._both[::-1]
@@ -100,7 +114,8 @@ class Slot:
     memory: Memory | None = None
     """Of the feed that the picture belongs to; None for a picture that stands alone. No two of a batch share one."""
     keep: float = 0.0
-    """The share of the memory that is kept, 0 to 1; less across a cut, which the network sees by itself."""
+    """The share of the memory that is kept, 0 to 1; less across a cut, which the network sees by itself. Beyond 1 the
+    picture goes on past the memory, see `engines.tiles`."""
     under_way: bool = field(default=False, repr=False)
     """Whether it was submitted, and nobody has waited for it yet; the engine's."""
 
@@ -169,6 +184,14 @@ class Door(ABC):
     @abstractmethod
     def remember(self) -> Memory:
         """An empty memory for a feed, to be set on the slots of its pictures in their order."""
+
+    def recollect(self, memory: Memory) -> Numbers:
+        """What a memory that this engine made holds after `wait`: (1, numbers) float32, the caller's.
+
+        Raises `EngineMismatch` where several engines share it.
+        """
+        del memory
+        raise EngineMismatch(f"{self.info} does not tell what it remembers")
 
     @abstractmethod
     def submit(self, slots: Sequence[Slot]) -> None:

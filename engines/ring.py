@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
-from engines.door import Door, EngineInfo, Memory, Slot
+from engines.door import Door, EngineInfo, Memory, Numbers, Slot
 from engines.errors import EngineError, EngineMismatch
 
 
@@ -110,6 +110,11 @@ class Engine(Door):
         """See `Door.remember`."""
         self._check_open()
         return Memory(self._remembers)
+
+    def recollect(self, memory: Memory) -> Numbers:
+        """See `Door.recollect`."""
+        self._check_open()
+        return memory.numbers()
 
     def submit(self, slots: Sequence[Slot]) -> None:
         """See `Door.submit`."""

@@ -82,6 +82,10 @@ class PycudaDevice:
         copied.synchronize()
         return memory
 
+    def read(self, memory: Any, numbers: Numbers, stream: Any) -> None:
+        """See `Device`."""
+        self.driver.memcpy_dtoh_async(numbers, int(memory), stream)
+
 
 @cache
 def primary_context(driver: Any) -> Any:

@@ -64,6 +64,11 @@ class TorchDevice:
         """See `Device`."""
         return torch.from_numpy(numbers.copy()).to(self.device)
 
+    def read(self, memory: Any, numbers: Numbers, stream: Any) -> None:
+        """See `Device`."""
+        with torch.cuda.stream(stream):
+            torch.from_numpy(numbers).copy_(memory, non_blocking=True)
+
 
 class TorchCudaEngine(CudaEngine):
     """Captures the picture graph once for each size, lane and count of pictures."""

@@ -11,6 +11,9 @@ import typer
 from engines.data.kinds import PICTURES
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from engines.data.lol import Picture
     from engines.door import Door
 
 log = logging.getLogger(__name__)
@@ -111,21 +114,37 @@ def enhance_pictures(engine: Door, jobs: list[tuple[Path, Path]]) -> None:
 
 def enhance_file(engine: Door, source: Path, target: Path) -> None:
     """One picture to its file; raises `OSError` or `EngineError`, which name it."""
-    from PIL import Image
-
     from engines.data.lol import read_picture
     from engines.errors import EngineError
-    from engines.evaluation.evaluate import enhance_picture
 
     picture = read_picture(source)
     part = target.with_name(f".part-{target.name}")
     try:
-        Image.fromarray(enhance_picture(engine, picture)).save(part, quality=QUALITY)
+        enhance_image(engine, picture).save(part, quality=QUALITY)
         part.replace(target)
     except (OSError, ValueError) as error:
         raise EngineError(f"{source} to {target}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def enhance_image(engine: Door, picture: Picture) -> Image.Image:
+    """RGB (H, W, 3) uint8 to its enhanced double, as a picture of Pillow's: a large one is put together there, since
+    it would need as much memory again to become one. Raises `EngineError`."""
+    from PIL import Image
+
+    from engines.door import SCALE
+    from engines.evaluation.evaluate import PICTURE_COLOUR, enhance_picture
+    from engines.tiles import enhance_tiles, is_large
+
+    engine.allow(1, 1)  # the memory of one size at a time
+    if not is_large(engine, picture):
+        return Image.fromarray(enhance_picture(engine, picture))
+    height, width = picture.shape[:2]
+    image = Image.new("RGB", (SCALE * width, SCALE * height))
+    for row, column, part in enhance_tiles(engine, picture, PICTURE_COLOUR):
+        image.paste(Image.fromarray(part), (column, row))
+    return image
 
 
 def enhance_video(engine: Door, source: Path, target: Path) -> None:
