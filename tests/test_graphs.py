@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from engines.data.pairs import Draw, draw, small_sizes
-from engines.training import graphs, train
+from engines.errors import EngineError
+from engines.training import graphs, guard, train
 from engines.training.recipe import Recipe
-from engines.training.steps import EagerSteps
+from engines.training.steps import EagerSteps, train_step
 from tests.test_train import sample
 
 CPU = torch.device("cpu")
@@ -49,8 +50,8 @@ def steps_of(recipe: Recipe, *, as_graphs: bool) -> tuple[train.Run, graphs.Grap
         group["lr"] = torch.tensor(1.0)
     samples = ([sample()], [], [])
     if as_graphs:
-        return run, graphs.GraphSteps(recipe, run.network, run.optimiser, samples, CPU)
-    return run, EagerSteps(recipe, run.network, run.optimiser, samples)
+        return run, graphs.GraphSteps(recipe, run.network, run.optimiser, samples, CPU, run.guard)
+    return run, EagerSteps(recipe, run.network, run.optimiser, samples, run.guard)
 
 
 @pytest.mark.parametrize("options", [{}, {"noise": 3.0, "twins": 1.0}], ids=["plain", "steady"])
@@ -99,6 +100,51 @@ def test_the_loss_is_looked_at_now_and_then_only(captured: list[mock.Mock]) -> N
     assert len(set(told)) == 1
     (chosen,) = draws([0.0])
     assert steps.take(0, chosen, graphs.READ_EVERY, 1e-2, np.random.default_rng(1))["huber"] != told[0]
+
+
+def test_spoiled_steps_are_looked_at_now_and_then_only_and_change_nothing(
+    captured: list[mock.Mock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look waits for the GPU."""
+    monkeypatch.setattr(guard, "MOST_IN_A_ROW", 3)
+    run, steps = steps_of(msgspec.structs.replace(RECIPE, detail_weight=0.0, huber_weight=float("inf")), as_graphs=True)
+    before = [number.clone() for number in run.network.state_dict().values()]
+    at = [0, 1, 2, graphs.READ_EVERY - 1, graphs.READ_EVERY]
+    for step, chosen in zip(at[:-1], draws([0.0] * 4), strict=True):
+        steps.take(0, chosen, step, 1e-2, np.random.default_rng(step))
+    (chosen,) = draws([0.0])
+    with pytest.raises(EngineError, match=f"ended at step {graphs.READ_EVERY + 1}: .* in the last 4 steps"):
+        steps.take(0, chosen, at[-1], 1e-2, np.random.default_rng(1))
+    assert all(map(torch.equal, run.network.state_dict().values(), before))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_captured_step_changes_nothing_where_its_gradient_is_not_finite() -> None:
+    device = torch.device("cuda")
+    run = train.Run.begin(RECIPE, device=device)
+    pictures = [torch.rand(2, 3, side, side, device=device) for side in (32, 64, 64)]
+    stream = torch.cuda.Stream(device)
+
+    def step() -> None:
+        train_step(RECIPE, run.network, run.optimiser, run.guard, pictures, graphs.ALL, False)
+
+    with torch.cuda.stream(stream):
+        for _ in range(graphs.WARM_UP):
+            step()
+        run.optimiser.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            step()
+        graph.replay()
+        before = [number.clone() for number in run.network.state_dict().values()]
+        pictures[0].fill_(float("nan"))
+        graph.replay()
+        assert all(map(torch.equal, run.network.state_dict().values(), before))
+        pictures[0].fill_(0.5)
+        graph.replay()
+    assert not all(map(torch.equal, run.network.state_dict().values(), before))
+    assert run.guard.counts.tolist() == [0, 1]
 
 
 @pytest.mark.gpu

@@ -116,7 +116,7 @@ def test_every_number_of_the_network_learns_from_twins() -> None:
     _, chosen = training.choose(learning, [small_sizes([sample()]), [], []], 0.0, np.random.default_rng(1))
     region = shared_region(chosen.places, chosen)
     window = (slice(0, 24), slice(0, 24))
-    parts = train_step(learning, run.network, run.optimiser, batch([sample()], chosen), window, True, region)
+    parts = train_step(learning, run.network, run.optimiser, run.guard, batch([sample()], chosen), window, True, region)
     assert parts.keys() == learning.weights().keys()
     assert parts["steady"] > 0
     for name, parameter in run.network.named_parameters():
@@ -317,7 +317,8 @@ def test_the_network_learns_from_pictures_as_video_carries_them() -> None:
         run = training.Run.begin(recipe(subsampled=subsampled))
         run.network.register_forward_pre_hook(lambda _network, given: seen.append(given[0]))
         window = (slice(0, 24), slice(0, 24))
-        train_step(recipe(subsampled=subsampled), run.network, run.optimiser, [stripes, *[stripes] * 2], window, False)
+        pictures = [stripes, *[stripes] * 2]
+        train_step(recipe(subsampled=subsampled), run.network, run.optimiser, run.guard, pictures, window, False)
     colours = [(picture[:, 0] - picture[:, 2]).abs().max().item() for picture in seen]
     assert colours[0] < 0.2 < colours[1]
 
@@ -329,7 +330,7 @@ def test_no_step_is_longer_than_the_clip_allows() -> None:
         run = training.Run.begin(learning)
         window = (slice(0, 24), slice(0, 24))
         whole = batch([sample()], draw([(32, 48)], (32, 48), 1, np.random.default_rng(1)))
-        train_step(learning, run.network, run.optimiser, whole, window, True)
+        train_step(learning, run.network, run.optimiser, run.guard, whole, window, True)
         gradients = [parameter.grad for parameter in run.network.parameters() if parameter.grad is not None]
         norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
     assert norms[0] == pytest.approx(1e-3, rel=1e-2)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engines.data.pairs import SCALES, Draw, Sample, light_up, rows_and_columns, shared_region
 from engines.network.neid import Neid
+from engines.training.guard import Guard
 from engines.training.recipe import Recipe
 from engines.training.steps import train_step
 
@@ -24,7 +25,7 @@ WARM_UP = 3
 """Steps of a kind before it is captured."""
 
 READ_EVERY = 25
-"""Steps between two looks at the loss; each look waits for the GPU."""
+"""Steps between two looks at the loss and at the guard; each look waits for the GPU."""
 
 ALL = (slice(None), slice(None))
 """SSIM looks at whole pictures here: a GPU has the time."""
@@ -82,11 +83,13 @@ class GraphSteps:
         optimiser: torch.optim.Optimizer,
         samples: Sequence[Sequence[Sample]],
         device: torch.device,
+        guard: Guard,
     ) -> None:
         """The optimiser must be capturable, its learning rate a tensor on the device."""
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.benchmark_limit = KERNELS_TRIED
         self._recipe, self._network, self._optimiser, self._device = recipe, network, optimiser, device
+        self._guard = guard
         used = [share > 0 for share in recipe.mix]
         self._decks = [Deck(some, device) if use else None for some, use in zip(samples, used, strict=True)]
         self._kinds: dict[tuple[object, ...], Kind] = {}
@@ -115,6 +118,7 @@ class GraphSteps:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         if step % READ_EVERY == 0 or not self._told:
             self._told = {name: part.item() for name, part in this.parts.items()}
+            self._guard.check(step + 1)
         return self._told
 
     def _run(self, this: Kind, deck: Deck, chosen: Draw, with_detail: bool) -> None:
@@ -137,4 +141,4 @@ class GraphSteps:
     def _step(self, this: Kind, deck: Deck, chosen: Draw, with_detail: bool) -> dict[str, Tensor]:
         pictures = deck.batch(this.places, this.light, chosen, self._noise)
         region = shared_region(this.places, chosen) if chosen.twins else None
-        return train_step(self._recipe, self._network, self._optimiser, pictures, ALL, with_detail, region)
+        return train_step(self._recipe, self._network, self._optimiser, self._guard, pictures, ALL, with_detail, region)

@@ -13,6 +13,7 @@ from engines.data.pairs import Draw, Sample, batch, shared_region, subsample_chr
 from engines.network.neid import Neid
 from engines.picture import cut, pad
 from engines.training import losses
+from engines.training.guard import Guard
 from engines.training.recipe import Recipe
 
 COLOUR_LOSSES: dict[str, losses.Loss] = {"chroma": losses.chroma, "hue": losses.hue_saturation}
@@ -28,7 +29,10 @@ class Steps(Protocol):
     """Takes training steps on some device."""
 
     def take(self, kind: int, chosen: Draw, step: int, rate: float, random: np.random.Generator) -> dict[str, float]:
-        """One step on pairs of this kind; returns the parts of the loss by name, where they are known by now."""
+        """One step on pairs of this kind; returns the parts of the loss by name, where they are known by now.
+
+        Raises `EngineError` where too many steps had no finite gradient, see `Guard.check`.
+        """
         ...
 
 
@@ -36,9 +40,15 @@ class EagerSteps:
     """Steps on the CPU, one operation after the other."""
 
     def __init__(
-        self, recipe: Recipe, network: Neid, optimiser: torch.optim.Optimizer, samples: Sequence[Sequence[Sample]]
+        self,
+        recipe: Recipe,
+        network: Neid,
+        optimiser: torch.optim.Optimizer,
+        samples: Sequence[Sequence[Sample]],
+        guard: Guard,
     ) -> None:
         self._recipe, self._network, self._optimiser, self._samples = recipe, network, optimiser, samples
+        self._guard = guard
 
     def take(self, kind: int, chosen: Draw, step: int, rate: float, random: np.random.Generator) -> dict[str, float]:
         """See `Steps`."""
@@ -48,8 +58,16 @@ class EagerSteps:
         window = half_window(pictures[1], random)
         region = shared_region(chosen.places, chosen) if chosen.twins else None
         parts = train_step(
-            self._recipe, self._network, self._optimiser, pictures, window, self._recipe.with_detail(step), region
+            self._recipe,
+            self._network,
+            self._optimiser,
+            self._guard,
+            pictures,
+            window,
+            self._recipe.with_detail(step),
+            region,
         )
+        self._guard.check(step + 1)
         return {name: part.item() for name, part in parts.items()}
 
 
@@ -57,6 +75,7 @@ def train_step(
     recipe: Recipe,
     network: Neid,
     optimiser: torch.optim.Optimizer,
+    guard: Guard,
     pictures: Iterable[Tensor],
     window: Window,
     with_detail: bool,
@@ -64,7 +83,7 @@ def train_step(
 ) -> dict[str, Tensor]:
     """One step on one batch [small, large, dark]; returns the parts of the loss by name, without their weights.
 
-    `region` is what twins share, in a batch of twins.
+    `region` is what twins share, in a batch of twins. The `guard` decides whether the step changes anything.
     """
     small, large, dark = (picture.contiguous(memory_format=torch.channels_last) for picture in pictures)
     if recipe.subsampled:
@@ -74,8 +93,8 @@ def train_step(
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
     optimiser.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
-    optimiser.step()
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+    guard.step(optimiser, norm)
     return {name: part.detach() for name, part in parts.items()}
 
 

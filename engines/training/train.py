@@ -24,6 +24,7 @@ from engines.network.config import CONFIGS
 from engines.network.neid import STARTS, Neid
 from engines.picture import cut, pad
 from engines.training.graphs import GraphSteps
+from engines.training.guard import Guard
 from engines.training.recipe import Recipe, learning_rate
 from engines.training.recipe import read_recipe as read_recipe
 from engines.training.steps import EagerSteps, Steps
@@ -80,7 +81,8 @@ def train(
     steps; where it exists the run goes on from it, on whichever device; `EngineMismatch` is raised if it was begun with
     another recipe or another `start`. On a CPU a budget of steps makes a run repeatable: it gives the same network,
     interrupted or not. One of minutes does not, since the learning rate follows the clock. `device` is a GPU where
-    there is one.
+    there is one. A step whose gradient is not finite changes neither network nor optimiser; too many in a row raise
+    `EngineError`, and leave the checkpoint as it is.
     """
     if recipe.select == "best" and trial is None:
         raise ValueError("the recipe selects the best network, but no held-out pairs were given to try it on")
@@ -125,8 +127,8 @@ def choose(
 def open_steps(recipe: Recipe, run: Run, samples: Sequence[Sequence[Sample]]) -> Steps:
     """What takes the steps on the run's device."""
     if run.device.type == "cuda":
-        return GraphSteps(recipe, run.network, run.optimiser, samples, run.device)
-    return EagerSteps(recipe, run.network, run.optimiser, samples)
+        return GraphSteps(recipe, run.network, run.optimiser, samples, run.device, run.guard)
+    return EagerSteps(recipe, run.network, run.optimiser, samples, run.guard)
 
 
 @dataclass
@@ -138,6 +140,7 @@ class Run:
     average: dict[str, Tensor]
     """The moving average of the network's numbers."""
     device: torch.device
+    guard: Guard
     step: int = 0
     seconds: float = 0.0
     best: dict[str, Tensor] | None = None
@@ -165,7 +168,7 @@ class Run:
         optimiser = torch.optim.AdamW(network.parameters(), **optimiser_options(recipe, device))
         average = {name: value.detach().clone() for name, value in network.state_dict().items()}
         origin = {"recipe": msgspec.to_builtins(recipe), "start": sha256(start) if start else None}
-        return cls(network, optimiser, average, device, origin=origin)
+        return cls(network, optimiser, average, device, Guard(device), origin=origin)
 
     def follow(self, decay: float) -> None:
         """Count a step, and let the average follow the network; faster at the beginning."""
@@ -208,6 +211,7 @@ class Run:
             "best_step": self.best_step,
             "trials": self.trials,
             "origin": self.origin,
+            "unfit": self.guard.counts,
         }
         torch.save(state, part)
         part.replace(checkpoint)
@@ -226,6 +230,7 @@ class Run:
         self.best = state.get("best")
         self.best_score, self.best_step = state.get("best_score", -math.inf), state.get("best_step", 0)
         self.trials, self.origin = state.get("trials", []), state.get("origin", self.origin)
+        self.guard.load(state.get("unfit", torch.zeros(2, dtype=torch.int64)))
 
 
 def read_trials(checkpoint: Path) -> tuple[int, list[tuple[int, float]]]:
