@@ -14,7 +14,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,37 +155,43 @@ class PrivateCache:
 
     def _store(self, path: Path, key: msgspec.Struct, data: bytes) -> bool:
         header = Header(msgspec.to_builtins(key), hashlib.sha256(data).hexdigest())
+        content = b"\n".join((FORMAT, msgspec.json.encode(header), data))
         try:
             self._remove_abandoned()
-            _replace(path, b"\n".join((FORMAT, msgspec.json.encode(header), data)))
+            _replace(path, content)
         except OSError as error:
             log.warning("%s cannot be kept: %s", path, error.strerror)
             return False
-        self._make_room(path)
+        others = [other for other in self.folder.glob("[!.]*.*") if other != path]
+        make_room(others, LARGEST_BYTES - len(content))
         return True
-
-    def _make_room(self, newest: Path) -> None:
-        """Remove files until the folder holds `LARGEST_BYTES` at most, the longest unused first and never `newest`."""
-        files = []
-        for path in self.folder.glob("[!.]*.*"):
-            with suppress(FileNotFoundError):
-                status = path.lstat()
-                files.append((status.st_atime_ns, status.st_size, path))
-        held = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
-            if held <= LARGEST_BYTES:
-                return
-            if path != newest:
-                with suppress(OSError):  # a folder in the place of a file, or another process was faster
-                    path.unlink()
-                    log.info("%s was removed: it was not used for the longest time", path)
-                    held -= size
 
     def _remove_abandoned(self) -> None:
         for part in self.folder.glob(".*.part"):
             with suppress(FileNotFoundError):
                 if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
                     part.unlink()
+
+
+def make_room(paths: Iterable[Path], largest: int) -> None:
+    """Remove files, the longest unused first, until those that are left have no more than `largest` bytes together.
+
+    Any number of processes may do so at once, and who reads a file meanwhile goes on reading it. Last used is when it
+    was last read, by the day at least; or written, on a file system that is mounted not to tell.
+    """
+    files = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            files.append((status.st_atime_ns, status.st_size, path))
+    held = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if held <= largest:
+            return
+        with suppress(OSError):  # a folder in the place of a file, or another process was faster
+            path.unlink()
+            log.info("%s was removed: it was not used for the longest time", path)
+            held -= size
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from engines.cards import Weights
 from engines.cores import available_cores
 from engines.door import SCALE, EngineInfo, Memory, Slot
 from engines.errors import EngineError, EngineMismatch
+from engines.private_cache import make_room
 from engines.ring import Engine
 from engines.runtime import EngineOptions
 
@@ -24,8 +26,13 @@ ACCEPTABLE_LOSS_DB = 0.15
 """`auto` takes a faster precision only where the picture loses no more than this against fp32."""
 CPU_INFO = Path("/proc/cpuinfo")
 """Where Linux tells of the processor."""
+LARGEST_CACHE = 1024**3
+"""Bytes of compiled models that are kept: some 80 sizes of pictures. Those of older weights, or of another OpenVINO,
+are asked for no more, and go first."""
 FILES = {"fp32": "fp32.onnx", "bf16": "fp32.onnx", "int8": "int8.xml"}
 """The file that each precision reads; bf16 is a way of computing the fp32 file."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -57,13 +64,13 @@ class OpenVinoEngine(Engine):
         self._weights = weights
         self._core = core
         self._options = options
+        self._cache = options.cache or user_cache_path("nightbridge") / "openvino"
         self._model: openvino.Model | None = None
         self._compiled: dict[tuple[int, int], openvino.CompiledModel] = {}
 
     def _open(self) -> None:
-        cache = self._options.cache or user_cache_path("nightbridge") / "openvino"
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._core.set_property({"CACHE_DIR": str(cache)})
+        self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._core.set_property({"CACHE_DIR": str(self._cache)})
         self._model = read_model(self._core, self._weights, self.info.precision)
         self._remembers = self._model.input("memory").get_partial_shape()[1].get_length()
 
@@ -116,12 +123,21 @@ class OpenVinoEngine(Engine):
                 }
             )
             try:
-                self._compiled[size] = self._core.compile_model(model, DEVICE, self._properties())
+                self._compiled[size] = self._compile_by_cache(model)
             except RuntimeError as error:
                 raise EngineError(
                     f"OpenVINO cannot compile {self.info.weights} for {width}x{height}: {error}"
                 ) from error
+            make_room(self._cache.glob("*.blob"), LARGEST_CACHE)
         return self._compiled[size]
+
+    def _compile_by_cache(self, model: openvino.Model) -> openvino.CompiledModel:
+        """Without the cache where that fails: a full disk, or another process that removed what was being written."""
+        try:
+            return self._core.compile_model(model, DEVICE, self._properties())
+        except RuntimeError as error:
+            log.warning("compiling again, without the cache in %s: %s", self._cache, " ".join(str(error).split()))
+            return self._core.compile_model(model, DEVICE, self._properties() | {"CACHE_DIR": ""})
 
     def _properties(self) -> dict[str, object]:
         """bf16 also carries what int8 leaves in floating point, where the processor has it."""

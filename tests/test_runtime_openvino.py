@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -9,11 +10,13 @@ from typing import cast
 import numpy as np
 import openvino
 import pytest
+from numpy.typing import NDArray
 
 from engines import runtime_openvino
 from engines.cards import NUMBERS, Card, Weights, write_card
 from engines.checkpoint import save_network
 from engines.colour import Colour
+from engines.door import Door
 from engines.errors import EngineMismatch
 from engines.export import export_onnx
 from engines.runtime import EngineOptions, open_engine
@@ -134,3 +137,65 @@ def test_weights_without_fp32_are_read_from_fp16(tmp_path: Path, precision: str)
         made, chroma = engine.enhance(y, uv, Colour())
     assert np.abs(made.astype(int) - 90).max() <= 1
     assert np.abs(chroma.astype(int) - 120).max() <= 1
+
+
+def compiled(cache: Path, width: int = 48) -> tuple[Door, NDArray[np.uint8]]:
+    """An engine that is left open, and what it made."""
+    engine = open_engine("openvino", "field", EngineOptions(precision="fp32", threads=1, cache=cache)).__enter__()
+    return engine, brightened(engine, width)
+
+
+def brightened(engine: Door, width: int = 48) -> NDArray[np.uint8]:
+    y, uv = np.full((32, width), 30, np.uint8), np.full((2, 16, width // 2), 128, np.uint8)
+    return engine.enhance(y, uv, Colour())[0]
+
+
+def test_compiled_models_that_were_not_used_for_the_longest_time_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, older, newer = tmp_path / "notes.txt", tmp_path / "1.blob", tmp_path / "2.blob"
+    for age, path in enumerate((newer, older, ours), start=1):
+        path.write_bytes(bytes(10**6))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    monkeypatch.setattr(runtime_openvino, "LARGEST_CACHE", 20 * 10**6)
+    compiled(tmp_path)[0].__exit__(None, None, None)
+    (made,) = set(tmp_path.glob("*.blob")) - {older, newer}
+    assert newer.exists(), "there is room for both"
+    monkeypatch.setattr(runtime_openvino, "LARGEST_CACHE", made.stat().st_size + 10**6)
+    compiled(tmp_path)[0].__exit__(None, None, None)
+    assert set(tmp_path.iterdir()) == {ours, newer, made}, "and of what is no compiled model nothing goes"
+
+
+def test_an_engine_goes_on_where_another_removes_its_compiled_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, expected = compiled(tmp_path)
+    first.__exit__(None, None, None)
+    reader, _ = compiled(tmp_path)
+    monkeypatch.setattr(runtime_openvino, "LARGEST_CACHE", 0)
+    other, _ = compiled(tmp_path, width=64)
+    assert list(tmp_path.glob("*.blob")) == []
+    np.testing.assert_array_equal(brightened(reader), expected)
+    again, made = compiled(tmp_path)
+    np.testing.assert_array_equal(made, expected)
+    for engine in (reader, other, again):
+        engine.__exit__(None, None, None)
+
+
+def test_a_cache_that_fails_costs_the_keeping_and_not_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, expected = compiled(tmp_path)
+    first.__exit__(None, None, None)
+    compile_model = openvino.Core.compile_model
+
+    def fail_by_cache(core: openvino.Core, model: openvino.Model, device: str, how: dict[str, object]) -> object:
+        if how.get("CACHE_DIR") != "":
+            raise RuntimeError("cannot set permissions: No such file or directory")
+        return compile_model(core, model, device, how)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", fail_by_cache)
+    engine, made = compiled(tmp_path)
+    engine.__exit__(None, None, None)
+    np.testing.assert_array_equal(made, expected)
+    assert f"without the cache in {tmp_path}: cannot set permissions" in caplog.text
