@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -11,12 +11,23 @@ from engines.gpu import has_driver
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip tests that need a GPU where there is none; with NIGHTBRIDGE_REQUIRE_GPU=1, fail them."""
-    if item.get_closest_marker("gpu") is None or has_driver():
-        return
-    if os.environ.get("NIGHTBRIDGE_REQUIRE_GPU") == "1":
-        pytest.fail("no NVIDIA GPU here, and NIGHTBRIDGE_REQUIRE_GPU=1")
-    pytest.skip("no NVIDIA GPU here")
+    """Skip tests that need a GPU where there is none."""
+    if item.get_closest_marker("gpu") is not None and not has_driver():
+        pytest.skip("no NVIDIA GPU here")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With NIGHTBRIDGE_REQUIRE_GPU=1 a test that needs a GPU fails where a mark or a fixture would skip it.
+
+    The test itself may still find that this GPU lacks a part, such as NVENC.
+    """
+    report = yield
+    required = os.environ.get("NIGHTBRIDGE_REQUIRE_GPU") == "1" and item.get_closest_marker("gpu") is not None
+    if required and report.skipped and report.when == "setup":
+        report.outcome = "failed"
+        report.longrepr = f"skipped in spite of NIGHTBRIDGE_REQUIRE_GPU=1: {report.longreprtext}"
+    return report
 
 
 @pytest.fixture(autouse=True)

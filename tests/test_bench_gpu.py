@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from engines.errors import EngineError, EngineMismatch
 from engines.gpu import Gpu, has_driver
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
+from engines.runtime_torch import TorchEngine
 from stream.wire import Status
 from tests.fake_tensorrt import Arrays, Compute
 from tests.test_check import nightbridge
@@ -97,7 +99,7 @@ def test_a_whole_run_fills_the_file_and_prints_each_figure_once(
     monkeypatch.setattr(bench_gpu, "why_not", lambda runtime, _: "refused" if runtime == "tensorrt" else None)
     monkeypatch.setattr(bench_gpu_matrix, "matrix_peak", lambda: matrix_peak("cpu", torch.float32, (32,)))
     monkeypatch.setattr(bench_gpu, "shipped", lambda: ["field"])
-    bench_gpu.bench_gpu("field", 2, tmp_path / "gpu.json")
+    bench_gpu.bench_gpu("field", 5, tmp_path / "gpu.json")
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert (found["gpu"], found["driver"]) == ("NVIDIA H200", "580")
     assert found["weights_id_field"] == find_weights("field").id
@@ -278,9 +280,9 @@ def test_differences_are_over_all_planes() -> None:
 
 
 def test_engines_take_turns_and_those_on_a_gpu_also_tell_their_parts(
-    monkeypatch: pytest.MonkeyPatch, short: None, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, short: None
 ) -> None:
-    with bench(monkeypatch) as b, open_engine("torch", "field", EngineOptions(cache=tmp_path)) as other:
+    with bench(monkeypatch) as b, TorchEngine(find_weights("field"), EngineOptions()) as other:
         found = times({"tensorrt": b.engine, "torch": other}, (32, 32), 2)
         assert b.driver.copied_pageable == 0
         assert [b.engine.acquire(32, 32, timeout=0) for _ in range(24)], "slots were kept"
@@ -293,10 +295,8 @@ def test_engines_take_turns_and_those_on_a_gpu_also_tell_their_parts(
     assert 0 <= float(cell["copies_hidden"]) <= 1
 
 
-def test_an_engine_that_fails_is_told_and_the_others_are_timed(
-    monkeypatch: pytest.MonkeyPatch, short: None, tmp_path: Path
-) -> None:
-    with bench(monkeypatch) as b, open_engine("torch", "field", EngineOptions(cache=tmp_path)) as other:
+def test_an_engine_that_fails_is_told_and_the_others_are_timed(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
+    with bench(monkeypatch) as b, TorchEngine(find_weights("field"), EngineOptions()) as other:
         b.library.without_memory = True
         engines = {"tensorrt": b.engine, "torch": other}
         found = dict(
@@ -482,6 +482,28 @@ def test_the_share_of_other_weights_is_by_their_own_operations() -> None:
 def test_without_time_no_relay_is_begun(tmp_path: Path) -> None:
     found = list(relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 1.0, lambda: None, (1, 4)))
     assert found == [{"relay_feeds": 0, "relay_limit": "no time was left"}]
+
+
+@pytest.mark.parametrize(
+    ("left", "waited", "told"),
+    [
+        (300.0, 120.0, "0 of them had a picture within 120 s"),
+        (30.0, 18.0, "0 of them had a picture within 18 s, then no time was left"),
+    ],
+)
+def test_a_relay_gets_no_more_time_to_start_than_is_left_beside_its_watch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left: float, waited: float, told: str
+) -> None:
+    waits: list[float] = []
+
+    def listen(_viewer: object, _seen: Watched, _relay: object, seconds: float, **_: object) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(bench_gpu_relay, "running_relay", lambda *_: nullcontext((None, f"ipc://{tmp_path}/wire")))
+    monkeypatch.setattr(bench_gpu_relay, "listen", listen)
+    *_, last = relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: left, lambda: None, (4,))
+    assert waits == [waited] * 2
+    assert last["relay_limit"] == f"4 feeds: {told}"
 
 
 @pytest.mark.skipif(has_driver(), reason="here is a GPU")

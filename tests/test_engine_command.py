@@ -7,13 +7,20 @@ import os
 import platform
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from engines.tensorrt_library import import_tensorrt
+from engines import gpu, plans, runtime_tensorrt, tensorrt_library
+from engines.tensorrt_builder import Built
+from engines.tensorrt_library import Library, import_tensorrt
+from tests.fake_cuda import FakeCuda
+from tests.fake_tensorrt import FakeTensorRt
 from tests.test_check import nightbridge
-from tests.test_plans import DOCUMENTED, doubling, store_doubling
+from tests.test_plans import DOCUMENTED, H200, REMEMBERS, doubling, store_doubling
+from tests.test_runtime_tensorrt import counting
+from tools import engine as command
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is made for x86-64 only")
 
@@ -144,6 +151,43 @@ def test_without_the_library_building_says_what_to_install_and_listing_still_wor
     assert error.startswith("nightbridge: no TensorRT here: pip install 'nightbridge[nvidia]'")
     code, lines, _ = engine(folder, "list", PYTHONPATH=path)
     assert (code, len(lines)) == (0, 2)
+
+
+def test_on_a_gpu_the_plan_is_built_that_it_runs_and_the_list_tells_it_from_those_that_it_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver = FakeCuda()
+    library = FakeTensorRt(driver, counting, REMEMBERS)
+    library.refuses, library.cannot_run = {""}, {"CURRENT"}
+
+    def build_plan(_: Library, _onnx: bytes, width: int, height: int, *rest: object) -> Built:
+        return Built(f"{width}x{height}@{rest[-1]}".encode(), b"")
+
+    for module in (gpu, runtime_tensorrt):
+        monkeypatch.setattr(module, "find_gpu", lambda: H200)
+    for module in (tensorrt_library, runtime_tensorrt):
+        monkeypatch.setattr(module, "import_tensorrt", library.library)
+    monkeypatch.setattr(plans, "build_plan", build_plan)
+    monkeypatch.setattr(runtime_tensorrt, "import_driver", lambda: driver)
+    monkeypatch.setattr(runtime_tensorrt, "CONFIGS", {"doubling": SimpleNamespace(remembers=REMEMBERS)})
+    cache, told = folder / "cache", folder / "told.json"
+    for built in (True, False):
+        command.build(["64x48"], str(folder / "doubling"), cache=cache, json=told)
+        values = json.loads(told.read_text())
+        assert values["usable"] is True
+        (plan,) = values["plans"]
+        assert (plan["capability"], plan["built"], plan["gpu"]) == ("SM80", built, H200.name)
+    command.list_plans(cache, told)
+    listed = json.loads(told.read_text())["plans"]
+    assert {plan["capability"]: plan["why"] for plan in listed} == {
+        "": command.NEVER_RAN,
+        "CURRENT": command.NEVER_RAN,
+        "SM80": "",
+    }
+    assert [file["path"] for file in listed if file["usable"]] == [plan["path"]]
+    lines = capsys.readouterr().out.splitlines()
+    assert "built in" in lines[0]
+    assert "was there" in lines[1]
 
 
 def test_changed_weights_get_a_new_plan(folder: Path) -> None:

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from engines import fallback
+from engines.cards import find_weights
 from engines.colour import Colour
 from engines.door import Door, Slot
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.evaluation.scores import psnr
 from engines.fallback import FallbackEngine
 from engines.runtime import EngineOptions, open_engine
+from engines.runtime_torch import TorchEngine
 from stream.metrics import FeedFigures
 from stream.monitor.health import Health
 from stream.publish import Publisher
@@ -469,13 +471,13 @@ def test_the_end_does_not_wait_for_ever_for_an_engine_that_is_being_made_ready(
 
 
 def test_pictures_are_the_same_across_a_change_of_runtime(tmp_path: Path) -> None:
-    """OpenVINO, then torch, which passes as the better one here; the feed's memory goes along."""
+    """OpenVINO, then torch on the CPU, which passes as the better one here; the feed's memory goes along."""
     options = EngineOptions(precision="fp32", cache=tmp_path)
     opening = threading.Event()
 
     def open_torch() -> Door:
         assert opening.wait(DEADLINE)
-        return open_engine("torch", "field", options)
+        return TorchEngine(find_weights("field"), options)
 
     def film(engine: Door, change: Callable[[], None]) -> list[np.ndarray]:
         memory, made = engine.remember(), []
@@ -485,7 +487,7 @@ def test_pictures_are_the_same_across_a_change_of_runtime(tmp_path: Path) -> Non
                 change()
         return made
 
-    with open_engine("torch", "field", options) as reference:
+    with TorchEngine(find_weights("field"), options) as reference:
         expected = film(reference, lambda: None)
     with FallbackEngine(open_engine("openvino", "field", options), {"torch": open_torch}) as engine:
 

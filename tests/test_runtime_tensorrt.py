@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +24,7 @@ from engines.gpu import NO_GPU, Gpu
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_tensorrt import Cuda, TensorRtEngine
+from engines.runtime_torch import TorchEngine
 from tests.fake_cuda import Error, FakeBindings, FakeCuda, OutOfMemory
 from tests.fake_tensorrt import Arrays, FakeTensorRt
 from tests.test_runtimes import dusk
@@ -387,7 +387,7 @@ def test_all_that_is_given_up_is_freed_where_the_device_is_current(monkeypatch: 
     assert not b.driver.leaked
 
 
-def test_the_shipped_network_in_batches_equals_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_shipped_network_in_batches_equals_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = find_weights("field")
     graph = PictureGraph(load_network(weights.file(NUMBERS))).eval()
 
@@ -397,7 +397,7 @@ def test_the_shipped_network_in_batches_equals_torch(monkeypatch: pytest.MonkeyP
             made = graph(*(torch.from_numpy(inputs[name]) for name in order))
         return dict(zip(("y_out", "uv_out", "memory_out"), (part.numpy() for part in made), strict=True))
 
-    reference = open_engine("torch", "field", EngineOptions(cache=tmp_path))
+    reference = TorchEngine(weights, EngineOptions())
     with bench(monkeypatch, remembers=256) as b, reference:
         b.library.compute = compute
         memory, expected_memory, slots = b.engine.remember(), reference.remember(), []

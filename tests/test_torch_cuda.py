@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from engines.cards import find_weights
 from engines.colour import Colour
 from engines.cuda_lanes import LANES
 from engines.picture import PictureGraph
-from engines.runtime import EngineOptions, open_engine
+from engines.runtime import EngineOptions
+from engines.runtime_torch import TorchEngine
 from engines.torch_cuda import TorchCudaEngine
 from tests.test_runtimes import dusk
 
@@ -109,10 +109,10 @@ def opened(batch: int = 3) -> TorchCudaEngine:
     return TorchCudaEngine(find_weights("field"), torch.device("cpu"), "fp32", options)
 
 
-def test_batches_with_their_feeds_memories_equal_the_reference(graphs: list[Graph], tmp_path: Path) -> None:
+def test_batches_with_their_feeds_memories_equal_the_reference(graphs: list[Graph]) -> None:
     with (
         opened() as engine,
-        open_engine("torch", "field", EngineOptions(precision="fp32", cache=tmp_path)) as reference,
+        TorchEngine(find_weights("field"), EngineOptions()) as reference,
     ):
         memory, expected_memory = engine.remember(), reference.remember()
         colours = [Colour("bt601"), Colour("bt709", full_range=True), Colour(grey=True)]

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from engines.cards import CARD, SHIPPED, find_weights
+from engines.cards import find_weights, shipped
 from engines.cores import available_cores
 from engines.door import Door
 from engines.errors import EngineError, EngineMismatch, EngineMissing
@@ -110,11 +110,6 @@ def installed(package: str) -> str | None:
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
-
-
-def shipped() -> list[str]:
-    """Names of the shipped weights."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CARD}"))
 
 
 def runtimes(wanted: Sequence[str], weights: str) -> Iterator[Mapping[str, object]]:

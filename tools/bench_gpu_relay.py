@@ -35,12 +35,13 @@ FIRST = 32
 TRIES = 2
 """Relays of one count, the later ones if the earlier dropped pictures."""
 START_SECONDS = 120.0
-"""How long a relay may take until every feed has a picture: TensorRT-RTX compiles when a plan is first run."""
+"""How long a relay may take until every feed has a picture, where there is time: TensorRT-RTX compiles when a plan is
+first run."""
 WATCH_SECONDS = 8.0
 SETTLE_SECONDS = 4.0
 """From the first picture of the last feed until it is watched: the engine sees new counts of pictures."""
 STEP_SECONDS = 30.0
-"""What one more relay may take with its start and its end; with less time left none is begun."""
+"""What one more relay takes with its start and its end; with less time left none is begun."""
 OLDEST_MS = 150.0
 """Age that 95 of 100 pictures may have."""
 SLOWEST = 0.98
@@ -96,7 +97,7 @@ def relay_figures(
         count, tries, reason = counts[place], 0, NO_TIME
         while reason and tries < TRIES and time_left() >= STEP_SECONDS:
             tries += 1
-            figures, reason = one_relay(feed, folder, count, engine, codecs_ms, used_mb)
+            figures, reason = one_relay(feed, folder, count, engine, codecs_ms, time_left, used_mb)
             yield {f"relay_{count}_feeds_{name}": value for name, value in (figures | {"tries": tries}).items()}
         if not reason:
             carried, place = count, place + 1
@@ -117,13 +118,14 @@ def one_relay(
     count: int,
     engine: Mapping[str, str],
     codecs_ms: float,
+    time_left: Callable[[], float],
     used_mb: Callable[[], float | None],
 ) -> tuple[Figures, str]:
     """Figures of a relay with so many feeds, and why they are too many for it; empty where they are not."""
     before = used_mb()
     with running_relay(feed, folder, count, engine) as (relay, endpoint):
         try:
-            figures = step_figures(watch_all(relay, endpoint, count), codecs_ms)
+            figures = step_figures(watch_all(relay, endpoint, count, time_left), codecs_ms)
         except StreamError as error:
             return {}, str(error)
         after = used_mb()
@@ -131,16 +133,19 @@ def one_relay(
     return figures, why_too_many(figures, count) or ""
 
 
-def watch_all(relay: subprocess.Popen[bytes], endpoint: str, count: int) -> Watched:
+def watch_all(relay: subprocess.Popen[bytes], endpoint: str, count: int, time_left: Callable[[], float]) -> Watched:
     """Everything that a relay publishes of all its feeds, for `WATCH_SECONDS`.
 
-    Raises `StreamError` where not every feed has a picture within `START_SECONDS`, or the relay ends.
+    Raises `StreamError` where not every feed has a picture within `START_SECONDS`, or in time to watch it, or the relay
+    ends.
     """
+    within = min(START_SECONDS, time_left() - SETTLE_SECONDS - WATCH_SECONDS)
     with Subscriber(endpoint, None, ("video", "status"), max_age=None) as viewer:
         settled = Watched()
-        listen(viewer, settled, relay, START_SECONDS, until=lambda: len(settled.first) == count)
+        listen(viewer, settled, relay, within, until=lambda: len(settled.first) == count)
         if len(settled.first) < count:
-            raise StreamError(f"{len(settled.first)} of them had a picture within {START_SECONDS:g} s")
+            cut = f", then {NO_TIME}" if within < START_SECONDS else ""
+            raise StreamError(f"{len(settled.first)} of them had a picture within {within:.0f} s{cut}")
         listen(viewer, settled, relay, SETTLE_SECONDS)
         seen = Watched(before=dict(settled.after))
         cpu, began = cpu_seconds(relay.pid), time.monotonic()

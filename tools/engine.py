@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -14,11 +15,13 @@ from tools.report import JsonFile
 
 if TYPE_CHECKING:
     from engines.cards import Weights
-    from engines.plans import PlanFile, PlanKey
+    from engines.plans import Plan, PlanFile, PlanKey, Plans
+    from engines.tensorrt_library import Library
 
 NOT_FOR_USE = (
     "no GPU here: this shows that plans can be built, but none of them will run; a machine with a GPU builds its own"
 )
+NEVER_RAN = "never ran here: this GPU may refuse it"
 CACHE = Annotated[
     Path | None,
     typer.Option(
@@ -45,7 +48,7 @@ def build(
     cache: CACHE = None,
     json: JsonFile = None,
 ) -> None:
-    """Build plans for pictures of these sizes, or see that they are there."""
+    """Build plans for pictures of these sizes, or see that they are there; on a GPU those that it runs."""
     import time
 
     from rich.console import Console
@@ -64,13 +67,16 @@ def build(
     except EngineMismatch as error:
         raise typer.BadParameter(str(error)) from None
     chosen = choose(weights)
-    gpu = find_gpu()
-    plans = Plans(import_tensorrt(), gpu, cache)
+    library, gpu = import_tensorrt(), find_gpu()
+    plans = Plans(library, gpu, cache)
     console, rows = Console(stderr=True), []
     for found, (width, height) in product(chosen, sizes):
         began = time.monotonic()
         with console.status(f"building {found.card.name} for {width}x{height}"):
-            plan = plans.get(found, width, height, batch)
+            if gpu == NO_GPU:
+                plan = plans.get(found, width, height, batch)
+            else:
+                plan = plan_that_runs(plans, library, found, (width, height), batch, cache)
         seconds = time.monotonic() - began
         rows.append(about(plan.key, plan.path, len(plan.data)) | {"built": plan.built, "seconds": round(seconds, 3)})
         done = f"built in {seconds:.1f} s" if plan.built else "was there"
@@ -97,7 +103,7 @@ def list_plans(cache: CACHE = None, json: JsonFile = None) -> None:
     except EngineMissing:
         library = None
     plans = Plans(library, find_gpu(), cache)
-    files = plans.files()
+    files = [replace(file, useless=why_useless(plans, library, file)) for file in plans.files()]
     for line in in_columns([texts(file) for file in files]):
         print(line)
     print(f"{len(files)} plans in {plans.folder}")
@@ -110,10 +116,35 @@ def list_plans(cache: CACHE = None, json: JsonFile = None) -> None:
 
 def choose(weights: str) -> list[Weights]:
     """The weights of this name, or all that are shipped."""
-    from engines.cards import CARD, SHIPPED, find_weights
+    from engines.cards import find_weights, shipped
 
-    names = sorted(card.parent.name for card in SHIPPED.glob(f"*/{CARD}")) if weights == "all" else [weights]
-    return [find_weights(name) for name in names]
+    return [find_weights(name) for name in (shipped() if weights == "all" else [weights])]
+
+
+def plan_that_runs(
+    plans: Plans, library: Library, weights: Weights, size: tuple[int, int], batch: int, cache: Path | None
+) -> Plan:
+    """The plan that a relay uses on this GPU. An engine finds it, and keeps what is compiled when it first runs."""
+    from engines.runtime import EngineOptions
+    from engines.runtime_tensorrt import open_engine
+    from engines.tensorrt_builder import capabilities
+
+    before = {file.path for file in plans.files()}
+    with open_engine(weights, EngineOptions(cache=cache, slots=1, batch=batch)) as engine:
+        engine.prepare(*size)
+    for capability in capabilities(library):
+        plan = plans.get(weights, *size, batch, capability=capability)
+        if plans.load_cache(plan.key) is not None:
+            break
+    return replace(plan, built=plan.path not in before)
+
+
+def why_useless(plans: Plans, library: Library | None, file: PlanFile) -> str:
+    """Why a plan is not used here; also one that fits is not if TensorRT-RTX has never compiled for it, as it does for
+    each that the GPU runs."""
+    if file.useless or file.key is None or library is None or library.times_kernels:
+        return file.useless
+    return NEVER_RAN if plans.load_cache(file.key) is None else ""
 
 
 def about(key: PlanKey | None, path: Path | None, size: int) -> dict[str, object]:

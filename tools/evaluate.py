@@ -38,9 +38,7 @@ def evaluate(
     lol: Annotated[
         Path | None, typer.Option(help="Folder of LOL v1: scores against bright pictures.", exists=True)
     ] = None,
-    split: Annotated[
-        Split, typer.Option("--split", "--part", help="Of LOL: eval15, held-out (our485, 660 to 699) or our485.")
-    ] = "eval15",
+    split: Annotated[Split, typer.Option(help="Of LOL: eval15, held-out (our485, 660 to 699) or our485.")] = "eval15",
     full_size: Annotated[bool, typer.Option("--full-size", help="LOL's whole pictures in, the output halved.")] = False,
     daylight: Annotated[
         Path | None,
