@@ -17,12 +17,16 @@ from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from stream.errors import CodecError
+from stream.ffmpeg_log import overheard, tells
 from stream.frame import CaptureClock, Frame, SourcePacket, State
-from stream.h264 import ReferenceCheck
-from stream.hardware import is_on_gpu, nvdec, trouble
-from stream.plain import PlainPictures, colour_of, is_neutral
+from stream.h264 import ReferenceCheck, is_idr
+from stream.hardware import informed, is_on_gpu, nvdec, trouble
+from stream.orientation import UPRIGHT, orientation_of, swaps_sides
+from stream.plain import PlainPictures, colour_of, display_matrix, is_neutral
 from stream.settings import DecoderChoice
 
+DAMAGE = "error while decoding MB"
+"""How FFmpeg's line about damage inside a picture of H.264 begins."""
 LONGEST_DELAY = 32
 """Access units after which a picture that has not come out never will: decoders reorder 16 at most."""
 PADDING = 1 << 18
@@ -68,15 +72,26 @@ class Decoder:
     is counted in `lost`. What a GPU cannot decode, or fails on, is decoded on the CPU.
     """
 
-    def __init__(self, video: VideoStream, largest: int | None = None, choice: DecoderChoice = "software") -> None:
+    def __init__(
+        self,
+        video: VideoStream,
+        largest: int | None = None,
+        choice: DecoderChoice = "software",
+        *,
+        upright: bool = True,
+    ) -> None:
         """`video` must have no other decoder; `largest` is the size up to which it is decoded, in pixels.
 
-        Raises `CodecError` where its codec cannot be opened, and `PictureTooLarge`.
+        Frames are turned and mirrored as the source tells, or with `upright` False as they were filmed. Raises
+        `CodecError` where its codec cannot be opened, and `PictureTooLarge`.
         """
         self.lost = 0
         """Access units that gave no picture, with those in front of the first key frame."""
+        self.orientation = UPRIGHT
+        """How the source tells that its latest picture is to be turned and mirrored."""
         self._choice = choice
         self._trouble: str | None = None
+        self._upright = upright
         self._video = video
         self._software = video.codec_context
         self._largest = largest
@@ -88,9 +103,11 @@ class Decoder:
         self._started = False
         self._damage_in = False  # in the order of decoding, until a key frame goes in
         self._damage_out = False  # in the order of showing, until a key frame comes out
+        self._spoilt = False  # FFmpeg met with damage inside a picture
         self._refreshing = False  # a stream without key frames began to renew itself after damage
         self._next_pts = 0
         self._grey = False
+        self._usual = UPRIGHT  # where a key frame tells none; a new context forgets that of the container
 
     @property
     def name(self) -> str:
@@ -127,7 +144,8 @@ class Decoder:
             return []
         unit = self._enter(source)
         packet.opaque = unit
-        return self._decode(packet)
+        before = self._begin_anew() if self._spoilt and is_idr(bytes(packet)) else []
+        return before + self._decode(packet)
 
     def flush(self) -> list[Frame]:
         """The last frames; nothing can be decoded after it."""
@@ -169,6 +187,24 @@ class Decoder:
         self._started = False
         for number in list(self._inside):
             self._lose(number)
+
+    def _begin_anew(self) -> list[Frame]:
+        """The frames that FFmpeg still holds; it goes on as if nothing had been decoded before.
+
+        Of a damaged picture of H.264 with CAVLC it else adds coefficients to the next one, be that a key frame.
+        """
+        context = av.CodecContext.create(self._software.codec, "r")
+        assert isinstance(context, VideoCodecContext)
+        informed(context, self._software)
+        context.width = context.height = 0  # the key frame tells it
+        self._open(context)
+        frames: list[Frame] = []
+        with suppress(PictureTooLarge):
+            frames = self._decode(None)
+        self._context = self._software = context
+        self._spoilt = False
+        self._usual = self.orientation
+        return frames
 
     def _enter(self, source: SourcePacket) -> AccessUnit:
         packet = source.packet
@@ -214,7 +250,12 @@ class Decoder:
         """Frames for a packet; for None, what FFmpeg still holds."""
         plain: list[VideoFrame] = []
         try:
-            for picture in self._context.decode(packet):
+            with overheard() as lines:
+                pictures = self._context.decode(packet)
+            if tells(lines, DAMAGE):  # pictures that refer to this one may come out before it
+                self._damage_in = True
+                self._spoilt = self._context.name == "h264"
+            for picture in pictures:
                 self._refuse_large(self._context)
                 plain += self._pictures.add(picture)
         except av.FFmpegError as error:
@@ -249,6 +290,12 @@ class Decoder:
         colour = colour_of(picture)
         pts = self._next_pts if unit.pts is None else unit.pts
         self._next_pts = pts + unit.duration
+        if matrix := display_matrix(picture):
+            self.orientation = orientation_of(matrix)
+        elif unit.key:  # what a codec tells may come with key frames alone
+            self.orientation = self._usual
+        orientation = self.orientation if self._upright else UPRIGHT
+        aspect = self._context.sample_aspect_ratio or self._video.sample_aspect_ratio or Fraction(1)
         return Frame(
             picture=picture,
             colour=replace(colour, grey=colour.grey or self._is_grey(picture, unit)),
@@ -260,7 +307,8 @@ class Decoder:
             capture_clock=unit.capture_clock,
             state=self._state(picture, unit),
             source_sha256=unit.sha256,
-            aspect=self._context.sample_aspect_ratio or self._video.sample_aspect_ratio or Fraction(1),
+            aspect=1 / aspect if swaps_sides(orientation) else aspect,
+            orientation=orientation,
         )
 
     def _is_grey(self, picture: VideoFrame, unit: AccessUnit) -> bool:

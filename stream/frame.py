@@ -13,6 +13,7 @@ from av.stream import Stream
 from numpy.typing import NDArray
 
 from engines.colour import Colour
+from stream.orientation import UPRIGHT, Orientation, swaps_sides, upright
 
 Plane = NDArray[np.uint8]
 CaptureClock = Literal["rtcp", "klv", "recording", "arrival"]
@@ -38,7 +39,7 @@ class Frame:
     """A decoded picture, planar 8-bit 4:2:0, with everything that is known of it."""
 
     picture: av.VideoFrame
-    """Of format `yuv420p`, `yuvj420p` or `gray`; the planes are views into its memory."""
+    """Of format `yuv420p`, `yuvj420p` or `gray`, as it was filmed; the planes are views into its memory."""
     colour: Colour
     pts: int
     source_pts: int | None
@@ -51,7 +52,9 @@ class Frame:
     source_sha256: bytes
     """32 bytes: of the access unit that this picture came from."""
     aspect: Fraction = Fraction(1)
-    """Width over height of a pixel as it is to be shown: 1 unless the source says another, as of 720x576."""
+    """Width over height of a pixel as it is to be shown, upright: 1 unless the source says another, as of 720x576."""
+    orientation: Orientation = UPRIGHT
+    """How `picture` is turned and mirrored to be upright, as width, height and planes of the frame are."""
 
     def __post_init__(self) -> None:
         if self.picture.format.name not in ("yuv420p", "yuvj420p", "gray"):
@@ -65,16 +68,16 @@ class Frame:
     @property
     def width(self) -> int:
         """Of luma, in pixels."""
-        return self.picture.width
+        return self.picture.height if swaps_sides(self.orientation) else self.picture.width
 
     @property
     def height(self) -> int:
         """Of luma, in pixels."""
-        return self.picture.height
+        return self.picture.width if swaps_sides(self.orientation) else self.picture.height
 
     def planes(self) -> tuple[Plane, ...]:
         """Y (H, W), and U and V (ceil(H/2), ceil(W/2)) unless grey: uint8 views, valid as long as the frame."""
-        return tuple(plane_view(plane) for plane in self.picture.planes)
+        return tuple(upright(plane_view(plane), self.orientation) for plane in self.picture.planes)
 
 
 def plane_view(plane: av.video.plane.VideoPlane) -> Plane:

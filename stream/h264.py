@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +12,7 @@ START = b"\x00\x00\x01"
 SLICE, IDR_SLICE, SEQUENCE_SET, PICTURE_SET = 1, 5, 7, 8
 """Types of NAL units."""
 SLICE_HEADER_BYTES = 40
-"""More than a slice header takes up to its `frame_num`."""
+"""More than a slice header takes up to its order count."""
 SEQUENCE_SET_BYTES, PICTURE_SET_BYTES = 4096, 64
 """More than parameter sets take up to what is read of them."""
 MOST_SEQUENCE_SETS, MOST_PICTURE_SETS = 32, 256
@@ -24,19 +25,23 @@ WITH_CHROMA_FORMAT = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 2
 """Profiles whose sequence parameter sets say their chroma format."""
 SEPARATE_PLANES = 3
 """Chroma format 4:4:4, the one in which colour planes may be coded apart."""
+ORDERS_KEPT = 256
+"""Order counts of the latest pictures that are remembered: a repetition among more of them tells nothing new."""
 
 
 class ReferenceCheck:
-    """Looks at the access units of one stream, in the order of decoding, for holes in their `frame_num`.
+    """Looks at the access units of one stream, in the order of decoding, for what their counters say of missing ones.
 
-    It counts the pictures that others refer to, so a hole means that at least one of them is missing. Where as many
-    are lost as the count has values (16 at least), there is no hole to be seen.
+    `frame_num` (clause 7.4.3) counts the pictures that others refer to, so a hole means that at least one of them is
+    missing. Order counts begin again with an IDR picture and else never repeat (8.2.1), so a repetition means that one
+    is missing. Where as many are lost as the counters have values, there is nothing to be seen.
     """
 
     def __init__(self, parameter_sets: bytes = b"") -> None:
         """`parameter_sets` (Annex B) are those from outside the stream."""
         self._headers = Headers(parameter_sets)
         self._last: int | None = None  # `frame_num` of the last picture that others may refer to
+        self._orders = Orders()
 
     @property
     def sequence_changed(self) -> bool:
@@ -61,7 +66,37 @@ class ReferenceCheck:
             hole = last != before
         if first.referred or hole:
             self._last = first.number if first.referred else before
-        return hole
+        return self._orders.repeats(first) or hole
+
+
+class Orders:
+    """Notices a picture with an order count (clause 8.2.1.1) that another one has had since the last IDR picture.
+
+    Not every encoder keeps to the standard: believed is a stream whose group of pictures before had no repetition.
+    """
+
+    def __init__(self) -> None:
+        self._believed = self._repeated = False
+        self._recent: deque[tuple[int, int]] = deque(maxlen=ORDERS_KEPT)  # with which field it is
+        self._last = 0  # of the last picture that others may refer to
+
+    def repeats(self, picture: Slice) -> bool:
+        """Whether it does so as the first one of its group."""
+        if picture.order is None or picture.sequence.order_bits is None:
+            return False
+        if picture.idr:
+            self._believed = not self._repeated if len(self._recent) > 1 else self._believed
+            self._repeated = False
+            self._recent.clear()
+            self._last = 0
+        order = nearest(picture.order, self._last, picture.sequence.order_bits)
+        if picture.referred:
+            self._last = order
+        own = order, picture.field or 0
+        first = own in self._recent and not self._repeated
+        self._repeated = self._repeated or first
+        self._recent.append(own)
+        return first and self._believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +111,8 @@ class Slice:
     """Whether others may refer to the picture."""
     field: int | None
     """0: it is a top field, 1: a bottom field, None: a whole picture."""
+    order: int | None
+    """Lowest bits of the order count; None where it follows from `frame_num`."""
 
     def is_completed_by(self, other: Slice) -> bool:
         """Whether the other one, next in the order of decoding, is of the second field of the same picture."""
@@ -129,7 +166,10 @@ class Headers:
         bits.take(2 if sequence.separate_planes else 0)
         number = bits.take(sequence.frame_num_bits)
         field = None if sequence.frames_only or not bits.take(1) else bits.take(1)
-        return Slice(sequence, number, idr, referred, field)
+        if idr:
+            bits.count()  # number of the IDR picture
+        order = None if sequence.order_bits is None else bits.take(sequence.order_bits)
+        return Slice(sequence, number, idr, referred, field, order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +178,8 @@ class Sequence:
 
     number: int
     frame_num_bits: int
+    order_bits: int | None
+    """Of an order count, those that are told."""
     separate_planes: bool
     gaps_allowed: bool
     """Whether pictures may be left out on purpose."""
@@ -153,11 +195,11 @@ class Sequence:
         number = bits.count(MOST_SEQUENCE_SETS - 1)
         separate = profile in WITH_CHROMA_FORMAT and skip_colour(bits)
         frame_num_bits = bits.count(12) + 4
-        skip_order_counts(bits)
+        order_bits = read_order_bits(bits)
         bits.count()  # pictures that are kept to be referred to
         gaps = bits.take(1) == 1
         bits.count(), bits.count()  # size in macroblocks
-        return cls(number, frame_num_bits, separate, gaps, bits.take(1) == 1, body)
+        return cls(number, frame_num_bits, order_bits, separate, gaps, bits.take(1) == 1, body)
 
 
 class Bits:
@@ -202,6 +244,11 @@ def nal_units(unit: bytes) -> Iterator[tuple[int, bool, bytes]]:
         start = end
 
 
+def is_idr(unit: bytes) -> bool:
+    """Whether an access unit is an IDR picture, before which nothing is referred to."""
+    return any(kind == IDR_SLICE for kind, _, _ in islice(nal_units(unit), MOST_NAL_UNITS))
+
+
 def skip_colour(bits: Bits) -> bool:
     """Read past chroma format, depths and scaling matrices; whether colour planes are coded apart."""
     chroma_format = bits.count(SEPARATE_PLANES)
@@ -224,13 +271,23 @@ def skip_scaling_list(bits: Bits, size: int) -> None:
         last = following or last
 
 
-def skip_order_counts(bits: Bits) -> None:
-    """Read past how pictures say the order in which they are shown."""
+def read_order_bits(bits: Bits) -> int | None:
+    """How many bits of its order count a picture tells; None where that follows from `frame_num`."""
     kind = bits.count(2)
     if kind == 0:
-        bits.count(12)
-    elif kind == 1:
+        return bits.count(12) + 4
+    if kind == 1:
         bits.take(1)
         bits.signed(), bits.signed()
         for _ in range(bits.count(255)):
             bits.signed()
+    return None
+
+
+def nearest(low: int, last: int, bits: int) -> int:
+    """The order count with these lowest bits that is nearest to the last one (clause 8.2.1.1)."""
+    size = 1 << bits
+    order = last - last % size + low
+    if last - order >= size // 2:
+        return order + size
+    return order - size if order - last > size // 2 else order

@@ -49,6 +49,7 @@ def informed(context: VideoCodecContext, told: VideoCodecContext) -> VideoCodecC
     context.extradata = told.extradata
     context.width, context.height = told.width, told.height
     context.colorspace, context.color_range = told.colorspace, told.color_range
+    context.color_trc, context.color_primaries = told.color_trc, told.color_primaries
     context.reorder_depth = told.reorder_depth
     return context
 

@@ -8,6 +8,7 @@ from stream.decode import Decoder
 from stream.enhance import BYTES_PER_PIXEL, Gather, size
 from stream.feed import Feed
 from stream.frame import Frame, SourcePacket
+from stream.orientation import Orientation
 from stream.source import Segment
 
 
@@ -29,6 +30,11 @@ class Intake:
             self._prepare(width, height)
         self._decoder = Decoder(segment.video, largest, feed.settings.decoder)
         feed.timeline.begin(segment.recorded)
+
+    @property
+    def orientation(self) -> Orientation:
+        """How the segment tells that its latest picture is to be turned and mirrored."""
+        return self._decoder.orientation
 
     def decode(self, packet: SourcePacket) -> list[Frame]:
         """The frames that an access unit completes. Raises `CodecError`."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import cast
 
 import av
+import numpy as np
 from av.filter import Graph
+from av.sidedata.sidedata import SideData, Type
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from engines.colour import Colour, Matrix
 from stream.frame import plane_view
@@ -21,6 +25,11 @@ BT601_CODES = (4, 5, 6)
 """Matrix coefficients of ITU-T H.273: FCC, BT.601 with 625 lines, with 525 lines."""
 BT709_CODES = (1, 7, 9, 10)
 """BT.709, SMPTE 240M, BT.2020 twice: the last three are near enough to the first."""
+
+BT2020_CODE = 9
+"""BT.2020 with non-constant luminance."""
+HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+"""PQ and HLG of ITU-R BT.2100."""
 
 NEUTRAL = 128
 """Code value of chroma that is no colour; codecs round to its neighbours."""
@@ -71,7 +80,8 @@ class PlainPictures:
         return ready
 
     def _plain(self, picture: VideoFrame) -> VideoFrame:
-        if picture.format.name in PLAIN:
+        hdr = is_hdr(picture)
+        if picture.format.name in PLAIN and not hdr:
             return picture
         colour = colour_of(picture)
         code_range = ColorRange.JPEG if colour.full_range else ColorRange.MPEG
@@ -80,10 +90,12 @@ class PlainPictures:
         return self._reformatter.reformat(
             picture,
             format="gray" if is_grey(picture.format) else "yuv420p",
-            src_colorspace=None if rgb else matrix,
+            src_colorspace=None if rgb else Colorspace.BT2020 if hdr else matrix,
             dst_colorspace=matrix,
             src_color_range=None if rgb else code_range,
             dst_color_range=code_range,
+            dst_color_trc=ColorTrc.BT709 if hdr else None,
+            dst_color_primaries=ColorPrimaries.BT709 if hdr else None,
             threads=1,
         )
 
@@ -125,6 +137,26 @@ def colour_of(picture: VideoFrame) -> Colour:
 def states_matrix(picture: VideoFrame) -> bool:
     """Whether a picture says its matrix itself, so that `colour_of` need not assume one."""
     return picture.colorspace in (*BT601_CODES, *BT709_CODES)
+
+
+def display_matrix(picture: VideoFrame) -> tuple[int, ...]:
+    """FFmpeg's nine numbers on how a decoded picture is to be shown, by its container or its codec; none: as it is."""
+    told = cast("Mapping[Type, SideData]", picture.side_data).get(Type.DISPLAYMATRIX)
+    return () if told is None else tuple(np.frombuffer(bytes(told), np.int32).tolist())
+
+
+def is_hdr(picture: VideoFrame) -> bool:
+    """Whether a picture in colour says that it is one of ITU-R BT.2100: PQ or HLG.
+
+    libswscale makes it plain: light up to 203 cd/m2 (BT.2408) stays in proportion, for a display by BT.1886, and more
+    light becomes white. HLG is taken as a display of 1000 cd/m2 shows it.
+    """
+    return (
+        picture.color_trc in HDR
+        and picture.color_primaries == ColorPrimaries.BT2020
+        and picture.colorspace == BT2020_CODE
+        and not is_grey(picture.format)
+    )
 
 
 def is_neutral(picture: VideoFrame) -> bool:

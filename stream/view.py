@@ -11,6 +11,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from stream.errors import CodecError
+from stream.orientation import UPRIGHT, upright
 from stream.plain import colour_of
 from stream.wire import Message
 
@@ -41,6 +42,7 @@ class PictureDecoder:
         """Access units that gave an error."""
         self._context: av.VideoCodecContext | None = None
         self._opened_for: tuple[str, str | None] | None = None
+        self._orientation = UPRIGHT
         self._reformatter = VideoReformatter()
 
     def decode(self, message: Message) -> list[av.VideoFrame]:
@@ -55,6 +57,7 @@ class PictureDecoder:
         if not message.payload:  # FFmpeg would take it as the end of everything
             self.undecodable += 1
             return []
+        self._orientation = header.orientation
         packet = av.Packet(message.payload)
         packet.pts = header.pts
         packet.dts = header.pts if header.dts is None else header.dts
@@ -65,7 +68,8 @@ class PictureDecoder:
             return []
 
     def rgb(self, picture: av.VideoFrame) -> RgbPicture:
-        """A decoded picture in RGB, by the matrix and range that the stream names, and as wide as it is to be shown."""
+        """A decoded picture in RGB, by the matrix and range that the stream names, upright, and as wide as it is to be
+        shown."""
         colour = colour_of(picture)
         aspect = (self._context and self._context.sample_aspect_ratio) or Fraction(1)
         converted = self._reformatter.reformat(
@@ -79,7 +83,8 @@ class PictureDecoder:
             threads=1,
         )
         rgb = converted.to_ndarray().astype(np.uint8, copy=False)
-        return WIDENED[rgb] if colour.grey and not colour.full_range else rgb
+        rgb = WIDENED[rgb] if colour.grey and not colour.full_range else rgb
+        return np.ascontiguousarray(upright(rgb, self._orientation))
 
 
 def open_decoder(codec: str) -> av.VideoCodecContext:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 
 from stream.errors import WireError
+from stream.orientation import UPRIGHT, Orientation
 
 VERSION = 1
 """Major version: a message of another one is refused."""
@@ -43,6 +44,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     width: Side | None = None
     height: Side | None = None
     """Of the picture, in pixels."""
+    orientation: Orientation = UPRIGHT
+    """Of a camera's own picture: how it is turned and mirrored to be upright."""
     pts: Ticks | None = None
     """When to show it, in units of `time_base`."""
     dts: Ticks | None = None

@@ -235,6 +235,18 @@ def joined(path: Path, *clips: Path) -> Path:
     return path
 
 
+def turned(clip: Path, path: Path, display_matrix: tuple[int, ...]) -> Path:
+    """The clip's video at `path`, whose container says by FFmpeg's nine numbers how it is shown."""
+    with av.open(clip) as source, av.open(path, "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        copy.set_display_matrix(display_matrix)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                target.mux(packet)
+    return path
+
+
 def datagrams(path: Path) -> list[bytes]:
     """A transport stream, cut as it is sent."""
     data = path.read_bytes()

@@ -24,7 +24,7 @@ from stream.files.convert import Conversion, Progress, convert
 from stream.files.recolour import recoloured
 from stream.frame import plane_view
 from stream.plain import colour_of, is_neutral
-from tests.clips import joined, klv_packet, make_clip, read_number, read_patches
+from tests.clips import joined, klv_packet, make_clip, read_number, read_patches, turned
 from tests.doubling import DoublingEngine
 from tests.test_fields import PICTURES, fields, transport_stream
 from tests.waiting import wait_until
@@ -332,18 +332,6 @@ FRONT_CAMERA = (0, 1 << 16, 0, 1 << 16, 0, 0, 0, 0, 1 << 30)
 """Turned and mirrored."""
 
 
-def turned(clip: Path, path: Path, display_matrix: tuple[int, ...]) -> Path:
-    """The clip's video in a container that says how it is shown."""
-    with av.open(clip) as source, av.open(path, "w") as target:
-        copy = target.add_stream_from_template(source.streams.video[0])
-        copy.set_display_matrix(display_matrix)
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = copy
-                target.mux(packet)
-    return path
-
-
 def shown_as(path: Path) -> tuple[int, list[int]]:
     """By how many degrees players turn the pictures of a file to the left, and the whole display matrix."""
     with av.open(path) as reader:
@@ -363,6 +351,9 @@ def test_pictures_are_shown_turned_and_mirrored_as_the_recordings(
     rotation, matrix = shown_as(tmp_path / name)
     assert (rotation, matrix[:6]) == (shown_as(source)[0], list(display_matrix[:6]))
     assert rotation == -90
+    with av.open(tmp_path / name) as out:
+        shown = [frame.to_ndarray()[: frame.height, : frame.width] for frame in out.decode(video=0)]
+    assert [(luma.shape, read_number(luma)) for luma in shown] == [((240, 320), number) for number in range(3)]
     if name != "out.mkv":  # which does not say by how much a picture is moved
         assert matrix[6:] == [2 * display_matrix[6], 0, 1 << 30]
     assert not caplog.messages

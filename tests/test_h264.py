@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from stream.decode import Decoder
-from stream.frame import Frame
+from stream.frame import Frame, plane_view
 from stream.h264 import Bits, ReferenceCheck, nal_units
 from stream.settings import FeedSettings
 from stream.source import open_source
+from stream.sources.fields import rewritten
 from tests.clips import make_clip
 
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
@@ -178,6 +181,48 @@ def test_two_fields_of_one_picture_have_one_number_and_two_pictures_do_not() -> 
     assert [fields.is_missing(header(number, "0")) for number in (6, 6)] == [False, True]
 
 
+ORDERS = coded(0, 4)
+"""In a sequence set: pictures tell the lowest 8 bits of their order count."""
+
+
+def ordered(number: int, order: int, referred: bool = True, idr: bool = False) -> bytes:
+    """A slice of a picture that tells its order count."""
+    body = coded(0, 5, 1) + f"{number % 16:04b}" + (coded(0) if idr else "") + f"{order % 256:08b}" + "1" * 20
+    return nal((0x60 if referred else 0) | (5 if idr else 1), body)
+
+
+def group(length: int, referred: bool = True) -> list[bytes]:
+    """An IDR picture and those after it; `referred`: each refers to the one before, else all to the first."""
+    others = [ordered(number if referred else 1, 2 * number, referred) for number in range(1, length)]
+    return [ordered(0, 0, idr=True), *others]
+
+
+def holes_after(outside: bytes, units: list[bytes]) -> list[int]:
+    check = ReferenceCheck(outside)
+    return [number for number, unit in enumerate(units) if check.is_missing(unit)]
+
+
+@pytest.mark.parametrize(("length", "referred"), [(5, False), (17, True), (33, True), (65, True)])
+def test_a_missing_idr_picture_is_noticed_by_order_counts_where_frame_num_goes_on(length: int, referred: bool) -> None:
+    outside, whole = sets(frames_only=True, order=ORDERS), group(length, referred) * 4
+    assert holes_after(outside, whole) == []
+    first = 3 * length
+    assert holes_after(outside, whole[:first] + whole[first + 1 :]) == [first]
+
+
+def test_an_encoder_that_repeats_its_order_counts_is_not_believed() -> None:
+    outside = sets(frames_only=True, order=ORDERS)
+    careless = [ordered(number, 0, idr=not number) for number in range(20)]
+    assert holes_after(outside, careless * 4) == []
+
+
+def test_a_picture_that_others_do_not_refer_to_is_noticed_if_it_comes_twice(tmp_path: Path) -> None:
+    units = clip(tmp_path, {"b_frames": 2})
+    [twice, *_] = [number for number in range(25, 60) if not is_referred(units[number])]
+    assert holes(units) == []
+    assert holes([*units[: twice + 1], *units[twice:]]) == [twice + 1]
+
+
 def cycle(length: int) -> str:
     """An order of showing that repeats itself after so many pictures."""
     return coded(1) + "0" + coded(0, 0, length, *[0] * length)
@@ -296,3 +341,57 @@ def decoded_without(clip: Path, missing: int | None = None) -> dict[int, Frame]:
         units = [unit for number, unit in enumerate(segment.packets()) if number != missing]
         frames = [frame for unit in units for frame in decoder.decode(unit)] + decoder.flush()
     return {round(float(frame.pts * frame.time_base) * 25): frame for frame in frames}
+
+
+@pytest.mark.parametrize("b_frames", [1, 2, 3])
+def test_pictures_that_are_shown_before_a_damaged_one_and_refer_to_it_do_not_pass_as_clean(
+    tmp_path: Path, b_frames: int
+) -> None:
+    params = {"x264-params": "b-adapt=0:b-pyramid=none"}
+    made = make_clip(tmp_path / "clip.ts", pictures=60, key_interval=20, b_frames=b_frames, options=params)
+    units = units_of(made)
+    [number, *_] = [number for number in range(25, 40) if is_referred(units[number])]
+    assert not is_referred(units[number + 1])
+    whole, damaged = decoded(made), decoded(made, {number: units[number][: len(units[number]) // 3]})
+    wrong = {shown: state for shown, (state, luma) in damaged.items() if (luma != whole[shown][1]).any()}
+    assert len(wrong) > b_frames
+    assert "clean" not in wrong.values(), wrong
+    assert {state for shown, (state, _) in damaged.items() if shown < 20 or shown >= 40} == {"clean"}
+
+
+def test_nothing_of_a_damaged_picture_is_left_in_the_key_frame_after_it(tmp_path: Path) -> None:
+    """With CAVLC, where FFmpeg keeps coefficients of a block that it gives up, and adds them to another picture's."""
+    made = make_clip(tmp_path / "clip.ts", pictures=40, key_interval=20, options={"x264-params": "cabac=0"})
+    whole, units = decoded(made), units_of(made)
+    spoilt_by_ffmpeg = 0
+    for cut in range(300, len(units[19]) - 100, 40):
+        hole = units[19][:cut] + units[19][cut + 100 :]
+        damaged = decoded(made, {19: hole})
+        assert len(damaged) == 40
+        assert {shown for shown, (_, luma) in damaged.items() if (luma != whole[shown][1]).any()} <= {19}, cut
+        alone = ffmpeg_alone([*units[:19], hole, *units[20:]])
+        spoilt_by_ffmpeg += (alone[20] != whole[20][1]).any()
+    assert spoilt_by_ffmpeg
+
+
+def decoded(clip: Path, changed: dict[int, bytes] | None = None) -> dict[int, tuple[str, NDArray[np.uint8]]]:
+    """State and luma of the pictures of a clip by their numbers, where some access units are not what they were."""
+    with open_source(FeedSettings(url=str(clip))) as source:
+        segment = next(source.segments())
+        decoder = Decoder(segment.video)
+        frames: list[Frame] = []
+        for number, unit in enumerate(segment.packets()):
+            data = (changed or {}).get(number, bytes(unit.packet))
+            frames += decoder.decode(replace(unit, packet=rewritten(unit.packet, data)))
+        frames += decoder.flush()
+    first = frames[0].pts
+    return {(frame.pts - first) // 3600: (frame.state, frame.planes()[0].copy()) for frame in frames}
+
+
+def ffmpeg_alone(units: list[bytes]) -> list[NDArray[np.uint8]]:
+    """Luma of the pictures, by FFmpeg's decoder as it is."""
+    context = av.CodecContext.create("h264", "r")
+    assert isinstance(context, av.VideoCodecContext)
+    context.thread_count = 1
+    pictures = [picture for unit in units for picture in context.decode(av.Packet(unit))] + context.decode(None)
+    return [plane_view(picture.planes[0]) for picture in pictures]

@@ -13,7 +13,7 @@ from stream.source import open_source
 from stream.sources.udp import listen
 from tests.clips import UdpSender, add_video, datagrams, free_port, make_clip
 from tests.clips import frame as picture_for
-from tests.reading import feed
+from tests.reading import feed, read
 
 GROUP, GROUP_OF_THE_LINK = "239.255.77.8", "ff02::7777"
 INTERFACES_OF_IPV6 = Path("/proc/net/if_inet6")
@@ -63,6 +63,19 @@ def test_a_slow_camera_is_opened_with_its_next_key_frame_although_that_is_far_aw
         open_source(feed(f"udp://127.0.0.1:{port}", open_timeout=0.5)) as source,
     ):
         assert next(source.segments()).info.width == 160
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_datagram_that_the_network_brings_twice_counts_once(tmp_path: Path, codec: str) -> None:
+    clip = make_clip(tmp_path / "clip.ts", codec=codec, pictures=40, key_interval=20)
+    units = [bytes(unit.packet) for unit in read(feed(clip), 40)]
+    doubled = tmp_path / "doubled.ts"
+    doubled.write_bytes(b"".join(each * (2 if number % 3 else 1) for number, each in enumerate(datagrams(clip))))
+    port = free_port()
+    with UdpSender(doubled, port):
+        received = [unit.packet for unit in read(feed(f"udp://127.0.0.1:{port}"), 38)]
+    assert [bytes(packet) for packet in received] == units[:38]
+    assert not any(packet.is_corrupt for packet in received)
 
 
 def test_a_picture_that_is_read_late_counts_as_captured_when_it_came(tmp_path: Path) -> None:

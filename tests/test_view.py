@@ -196,6 +196,15 @@ def test_a_snapshot_is_a_png_of_the_feed(tmp_path: Path) -> None:
     assert int(np.ptp(pixels)) <= 3, "every picture of the camera has one grey"
 
 
+def test_a_snapshot_of_pictures_that_are_to_be_turned_is_upright(tmp_path: Path) -> None:
+    path = tmp_path / "shot.png"
+    with on_air(orientation=6) as publisher:
+        done = nightbridge(ROOT, "view", publisher.endpoint, "pier", "--snapshot", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(path) as image:
+        assert image.size == (HEIGHT, WIDTH)
+
+
 def test_without_a_feed_the_first_that_is_heard_is_shown(tmp_path: Path) -> None:
     with on_air("quay") as publisher:
         done = nightbridge(ROOT, "view", publisher.endpoint, "--snapshot", str(tmp_path / "shot.png"))

@@ -10,15 +10,13 @@ import logging
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import av
 import numpy as np
-from av.sidedata.sidedata import SideData, Type
 
 from engines.door import SCALE, Door
 from engines.errors import EngineError
@@ -30,6 +28,7 @@ from stream.files.join import ENCODER, companions, join
 from stream.files.part_writer import OPTIONS, PART_PICTURES, PartWriter
 from stream.files.parts import Job, Layout, Parts, as_text
 from stream.frame import Frame
+from stream.plain import display_matrix
 from stream.recall import Recall
 from stream.sources.recording import RecordedSegment, open_recording
 
@@ -204,7 +203,7 @@ def remaining_frames(
 
 def numbered_frames(segment: RecordedSegment, stop: threading.Event) -> Iterator[Frame]:
     """The frames of a recording; in place of the time when it was read, each has the number of its access unit."""
-    decoder = Decoder(segment.video)
+    decoder = Decoder(segment.video, upright=False)  # the new file tells how they are turned
     for packet in segment.packets():
         if packet.kind == "video":
             yield from decoder.decode(replace(packet, received_ns=segment.units - 1))
@@ -219,7 +218,8 @@ def check_size(segment: RecordedSegment, frame: Frame, parts: Parts) -> None:
     """
     width, height = SCALE * frame.width, SCALE * frame.height
     if parts.layout is None:
-        parts.begin(Layout(width, height, frame.colour.matrix, frame.colour.full_range, display_matrix(frame)))
+        matrix = enlarged(display_matrix(frame.picture))
+        parts.begin(Layout(width, height, frame.colour.matrix, frame.colour.full_range, matrix))
     elif (width, height) != (parts.layout.width, parts.layout.height):
         raise SourceUnsupported(
             f"{segment.file}: its pictures change their size, to {frame.width}x{frame.height}; a file holds one",
@@ -227,11 +227,8 @@ def check_size(segment: RecordedSegment, frame: Frame, parts: Parts) -> None:
         )
 
 
-def display_matrix(frame: Frame) -> tuple[int, ...]:
-    """How players turn and mirror the enhanced picture of this frame; see `Layout`."""
-    told = cast("Mapping[Type, SideData]", frame.picture.side_data).get(Type.DISPLAYMATRIX)
-    if told is None:
-        return ()
-    matrix = np.frombuffer(bytes(told), np.int32).copy()
+def enlarged(display_matrix: tuple[int, ...]) -> tuple[int, ...]:
+    """How players turn and mirror the enhanced picture of one with this display matrix; see `Layout`."""
+    matrix = np.array(display_matrix, np.int32)
     matrix[6:8] *= SCALE  # by how much it is moved, in pixels
     return tuple(matrix.tolist())

@@ -21,6 +21,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Stream
 
+from stream.ffmpeg_log import overheard
 from stream.sources.backlog import Arrival, Backlog
 from stream.sources.failures import (
     ENDED,
@@ -33,6 +34,7 @@ from stream.sources.failures import (
     silence,
     tls_failure,
 )
+from stream.sources.rtp import RtpLosses
 from stream.sources.segment import best_video, fixed_parameters, has_become_another
 
 POLL_SECONDS = 0.1
@@ -156,6 +158,10 @@ class Reader:
         return self.container is not None and not self.container.streams.video
 
     def _run(self) -> None:
+        with overheard() as lines:
+            self._open_and_read(RtpLosses(lines))
+
+    def _open_and_read(self, losses: RtpLosses) -> None:
         began = time.monotonic()
         try:
             container = self._open()
@@ -164,7 +170,7 @@ class Reader:
             return
         with container:
             try:
-                self._end(self._read(container))
+                self._end(self._read(container, losses))
             except Exception as error:
                 self._end(failure_of(error, 0.0, self._way.silence))
             with self._changed:
@@ -194,7 +200,7 @@ class Reader:
             return NOT_CHECKED
         return failure_of(error, seconds, way.open_timeout)
 
-    def _read(self, container: InputContainer) -> Failure:
+    def _read(self, container: InputContainer, losses: RtpLosses) -> Failure:
         """Take in packets until the container ends or nobody wants them; gives why, or raises what FFmpeg does."""
         wanted = choose(container)
         fixed = fixed_parameters(wanted[0]) if wanted else None
@@ -207,17 +213,21 @@ class Reader:
             self._changed.notify_all()
         while wanted and not self._left:
             try:
-                return self._take_in(container, wanted, fixed)
+                return self._take_in(container, wanted, fixed, losses)
             except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
                 return ENDED
             except av.ExitError:
+                losses.note()
                 silent = time.monotonic() - self._heard_at > self._way.silence
                 if not self._way.polls or not self._count or silent:
                     raise
         return ENDED
 
-    def _take_in(self, container: InputContainer, wanted: list[Stream], fixed: bytes | None) -> Failure:
+    def _take_in(
+        self, container: InputContainer, wanted: list[Stream], fixed: bytes | None, losses: RtpLosses
+    ) -> Failure:
         changeable = container.format.name in ("mpegts", "hls")
+        codec = (wanted[0].name or "") if wanted[0].codec_context else ""
         key_at = time.monotonic()
         for packet in container.demux(wanted):
             if self._left:
@@ -231,6 +241,8 @@ class Reader:
             if changeable and time.monotonic() - key_at > KEYLESS_SECONDS:
                 return Failure(f"no key frame for {KEYLESS_SECONDS:g} s", "no video")
             if packet.size:
+                if packet.stream is wanted[0]:
+                    losses.mark(packet, codec)
                 key_at += self._add(packet)
         return ENDED
 

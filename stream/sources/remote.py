@@ -37,6 +37,9 @@ PLAYLIST = re.compile(r"[^/?#]+/[^?#]*\.m3u8?(?=[?#]|$)", re.IGNORECASE)
 
 RTP_PROBING = {"probesize": "32", "fpsprobesize": "0"}
 """Options that open RTP with its first packet: an SDP has said already what it is."""
+OVER_TCP = {"rtsp_transport": "tcp", "reorder_queue_size": "2"}
+"""Options for RTP over TCP, where packets of a camera that has no room for them go missing: without a queue FFmpeg does
+not look at their numbers."""
 CHECKED = {
     "protocol_whitelist": "https,tls,tcp",
     "format_whitelist": "mpegts,mov,mp4,matroska,webm,flv,avi,ogg,mpeg,mpjpeg,mjpeg,h264,hevc,obu,ivf",
@@ -191,12 +194,13 @@ def rtsp_ways(feed: FeedSettings, basis: Way) -> list[Way]:
     media = "video+data" if feed.publish_data else "video"
     options = basis.options | RTP_PROBING | {"allowed_media_types": media, "buffer_size": str(feed.receive_buffer)}
     allowed = "rtsps,rtp,udp,tcp,tls" if basis.tls else "rtsp,rtp,udp,tcp"  # the first one for redirections
-    tcp = replace(basis, format="rtsp", options=options | {"rtsp_transport": "tcp", "protocol_whitelist": allowed})
+    options |= {"protocol_whitelist": allowed}
+    tcp = replace(basis, format="rtsp", options=options | OVER_TCP)
     udp = replace(
         tcp,
         name="udp",
         read_timeout=min(DATAGRAM_POLL, feed.read_timeout),
-        options=tcp.options | {"rtsp_transport": "udp"},
+        options=options | {"rtsp_transport": "udp"},
         polls=True,
     )
     if feed.transport == "udp" and not basis.tls:

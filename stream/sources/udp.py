@@ -108,6 +108,7 @@ class UdpReader:
         self._stop = stop
         self._feed = feed
         self._rest = b""
+        self._latest = b""  # some networks bring a datagram twice, which FFmpeg would take for two
         self._programs = Programs()
         self._following = b""  # what has come of the streams after the change
         self._following_ns = 0  # and when
@@ -169,7 +170,8 @@ class UdpReader:
             began = time.monotonic()
             datagram, came_ns = self._poll()
             self._count_wait(time.monotonic() - began, heard=bool(datagram))
-            if datagram and (accepted := self._accept(datagram, came_ns)):
+            doubled, self._latest = datagram == self._latest, datagram
+            if datagram and not doubled and (accepted := self._accept(datagram, came_ns)):
                 return accepted
         return b""
 

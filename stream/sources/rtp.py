@@ -1,0 +1,61 @@
+"""RTP packets that never came: FFmpeg tells of them in its log alone, and gives the rest of a picture as if whole."""
+
+from __future__ import annotations
+
+from av.packet import Packet
+from av.stream import Stream
+
+from stream.ffmpeg_log import Line, tells
+from stream.sources.parameter_sets import START_CODE, kind
+
+MISSED = "RTP: missed"
+"""How FFmpeg's line about packets that it waits for no longer begins."""
+SLICES = {"h264": (1, range(1, 6)), "hevc": (2, range(32))}
+"""By codec: bytes in the header of a NAL unit, and the types of those with a part of a picture."""
+WHOLE_OR_NOT_AT_ALL = {"mjpeg"}
+"""Codecs of which FFmpeg gives no picture that a packet is missing of."""
+
+
+class RtpLosses:
+    """Marks the access units of which packets may be missing. Pure, for the video of one source.
+
+    FFmpeg does not say of which stream a packet is missing: where data is read too, it may have been that.
+    """
+
+    def __init__(self, lines: list[Line]) -> None:
+        """`lines` are those that FFmpeg tells meanwhile; they are taken out."""
+        self._lines = lines
+        self._missed = False  # since the last access unit
+        self._doubtful = False  # the beginning of the next access unit may be missing
+
+    def note(self) -> None:
+        """Take in what FFmpeg has told."""
+        self._missed = self._missed or tells(self._lines, MISSED)
+        self._lines.clear()
+
+    def mark(self, packet: Packet[Stream], codec: str) -> None:
+        """Mark an access unit as corrupt if a part of it may be missing; it must be the next one that was read.
+
+        FFmpeg knows the end of a picture by the beginning of the next: what it missed meanwhile was a part of either.
+        """
+        self.note()
+        missed, self._missed = self._missed, False
+        if codec in WHOLE_OR_NOT_AT_ALL or not (missed or self._doubtful):
+            return
+        headless = self._doubtful and not begins_whole(codec, bytes(packet))
+        packet.is_corrupt = packet.is_corrupt or missed or headless
+        self._doubtful = missed or headless
+
+
+def begins_whole(codec: str, unit: bytes) -> bool:
+    """Whether the first slice of an access unit (Annex B) is the first one of its picture.
+
+    H.264 (7.3.3) says so by `first_mb_in_slice`, HEVC (7.3.6.1) by `first_slice_segment_in_pic_flag`: one bit for both.
+    Access units of other codecs always begin with the beginning of a picture.
+    """
+    if codec not in SLICES:
+        return True
+    header, kinds = SLICES[codec]
+    slices = (part for part in unit.split(START_CODE)[1:] if part and kind(codec, part) in kinds)
+    first = next(slices, b"")
+    return len(first) > header and first[header] & 0x80 > 0

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+from av import logging as ffmpeg
+
+from stream.ffmpeg_log import overheard, tells
+
+
+def test_what_ffmpeg_tells_in_a_thread_is_heard_there_and_nowhere_else(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with overheard() as lines:
+        ffmpeg.log(ffmpeg.WARNING, "camera", "lost 1\n")
+        ffmpeg.log(ffmpeg.WARNING, "camera", "lost 1\n")
+        ffmpeg.log(ffmpeg.INFO, "camera", "all is well\n")
+        other = threading.Thread(target=ffmpeg.log, args=(ffmpeg.ERROR, "camera", "lost 2\n"))
+        other.start()
+        other.join()
+    ffmpeg.log(ffmpeg.FATAL, "camera", "lost 3\n")
+    assert lines == [(24, "camera", "lost 1\n")] * 2
+    assert tells(lines, "lost")
+    assert not tells(lines, "all")
+    assert (caplog.text, *capfd.readouterr()) == ("", "", "")

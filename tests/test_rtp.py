@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from av.packet import Packet
+from av.stream import Stream
+from numpy.typing import NDArray
+
+from stream.decode import Decoder
+from stream.errors import SourceLost
+from stream.ffmpeg_log import Line
+from stream.frame import Frame
+from stream.settings import FeedSettings
+from stream.source import open_source
+from stream.sources.rtp import RtpLosses
+from tests.clips import free_port, listeners_at, make_clip
+from tests.impostors import Behaviour, Impostor
+from tests.reading import feed
+from tests.rtsp_server import RtspServer, recording
+from tests.waiting import wait_until
+
+X265 = "log-level=none:pools=1:frame-threads=1:b-adapt=0:rc-lookahead=20:"
+ENCODINGS: dict[str, dict[str, Any]] = {
+    "h264": {},
+    "h264, b-frames": {"b_frames": 3, "options": {"x264-params": "b-adapt=0:b-pyramid=none"}},
+    "h264, pyramid": {"b_frames": 5, "options": {"x264-params": "b-adapt=0:b-pyramid=normal:ref=4"}},
+    "h264, slices": {"b_frames": 2, "options": {"slices": "4"}},
+    "h264, open gop": {"b_frames": 3, "options": {"x264-params": "open-gop=1"}},
+    "h264, cavlc": {"options": {"x264-params": "cabac=0"}},
+    "h264, intra refresh": {"options": {"intra-refresh": "1"}, "pictures": 90},
+    "hevc": {"codec": "libx265"},
+    "hevc, slices": {"codec": "libx265", "options": {"x265-params": X265 + "slices=3"}},
+    "hevc, open gop": {"codec": "libx265", "b_frames": 4, "options": {"x265-params": X265 + "open-gop=1"}},
+}
+MTU = 400
+"""So that small pictures have several packets."""
+
+Luma = NDArray[np.uint8]
+Seen = list[tuple[int, str, Luma]]
+"""Time, state and luma of pictures: the time in pictures."""
+
+
+def rtp_of(clip: Path) -> list[bytes]:
+    """The datagrams that FFmpeg sends a clip in."""
+    datagrams: list[bytes] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(0.0)
+        url = f"rtp://127.0.0.1:{receiver.getsockname()[1]}?pkt_size={MTU}"
+        with av.open(str(clip)) as source, av.open(url, "w", format="rtp") as output:
+            stream = output.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    output.mux(packet)
+                with suppress(BlockingIOError):
+                    while True:
+                        datagrams.append(receiver.recv(65_536))
+    return datagrams
+
+
+def sdp_file(folder: Path, codec: str, port: int) -> Path:
+    file = folder / "camera.sdp"
+    name = {"h264": "H264", "hevc": "H265"}[codec]
+    lines = ["v=0", "o=- 0 0 IN IP4 127.0.0.1", "s=camera", "c=IN IP4 127.0.0.1", "t=0 0"]
+    lines += [f"m=video {port} RTP/AVP 96", f"a=rtpmap:96 {name}/90000"]
+    file.write_text("\r\n".join(lines) + "\r\n")
+    return file
+
+
+def seen(settings: FeedSettings) -> Seen:
+    """The pictures of a feed until it is lost."""
+    pictures: Seen = []
+    with suppress(SourceLost), open_source(settings) as source:
+        for segment in source.segments():
+            decoder = Decoder(segment.video)
+            try:
+                for packet in segment.packets():
+                    pictures += map(told, decoder.decode(packet))
+            finally:
+                pictures += map(told, decoder.flush())
+    return pictures
+
+
+def told(frame: Frame) -> tuple[int, str, Luma]:
+    return round(frame.pts * frame.time_base * 25), frame.state, frame.planes()[0].copy()
+
+
+def received(folder: Path, codec: str, datagrams: list[bytes]) -> Seen:
+    """What becomes of RTP that is sent like this."""
+    port = free_port() & ~1
+
+    def send() -> None:
+        wait_until(lambda: listeners_at(port), "somebody listens")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for datagram in datagrams:
+                sender.sendto(datagram, ("127.0.0.1", port))
+                time.sleep(0.001)  # as fast as a camera may
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        return seen(feed(sdp_file(folder, codec, port), read_timeout=0.6, age_budget=10.0))
+    finally:
+        thread.join()
+
+
+def numbered(pictures: Seen) -> dict[int, tuple[str, Luma]]:
+    """State and luma by the number of the picture, which is told by its time: the first one must be there."""
+    return {time - pictures[0][0]: (state, luma) for time, state, luma in pictures}
+
+
+def states_of_wrong(pictures: Seen, whole: Seen) -> dict[int, str]:
+    """The states of the pictures that are not what they should be, by number."""
+    right = numbered(whole)
+    return {number: state for number, (state, luma) in numbered(pictures).items() if (luma != right[number][1]).any()}
+
+
+@pytest.fixture(scope="module", params=list(ENCODINGS.values()), ids=list(ENCODINGS))
+def sent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[bytes], Seen]:
+    """Codec, datagrams and pictures of a clip, once for each encoding."""
+    made = {"pictures": 60, "key_interval": 20} | request.param
+    clip = make_clip(tmp_path_factory.mktemp("clip") / "clip.ts", **made)
+    codec = {"libx264": "h264", "libx265": "hevc"}[made.get("codec", "libx264")]
+    return codec, rtp_of(clip), seen(FeedSettings(url=str(clip)))
+
+
+Sent = tuple[str, list[bytes], Seen]
+
+
+def test_rtp_that_comes_whole_and_out_of_order_is_clean(tmp_path: Path, sent: Sent) -> None:
+    codec, datagrams, whole = sent
+    shuffled = [*datagrams[:40], *(datagrams[number ^ 1] for number in range(40, 200)), *datagrams[200:]]
+    pictures = received(tmp_path, codec, shuffled)
+    assert len(pictures) >= len(whole) - 1
+    assert {state for _, state, _ in pictures} == {"clean"}
+    assert states_of_wrong(pictures, whole) == {}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_wrong_picture_passes_as_clean_where_rtp_is_lost(tmp_path: Path, sent: Sent, seed: int) -> None:
+    codec, datagrams, whole = sent
+    random = np.random.default_rng(seed)
+    lost = {int(number) for number in random.integers(len(datagrams) // 5, len(datagrams) // 2, 4)}
+    lost |= {number + 1 for number in lost if number % 2}
+    pictures = received(tmp_path, codec, [each for number, each in enumerate(datagrams) if number not in lost])
+    assert "clean" not in states_of_wrong(pictures, whole).values()
+    assert pictures[-1][1] == "clean", "a key frame ends the damage"
+
+
+def swallows(server_port: int, lost: set[int]) -> Behaviour:
+    """Pass all on to and from an RTSP server but these packets of RTP over TCP, which are counted from 0."""
+
+    def behave(client: socket.socket, _: threading.Event) -> None:
+        count = itertools.count()
+        with socket.create_connection(("127.0.0.1", server_port)) as server:
+            thread = threading.Thread(target=pass_on, args=(client, server))
+            thread.start()
+            answers = server.makefile("rb")
+            while start := answers.read(1):
+                if start == b"$":  # RFC 2326, 10.12
+                    head = answers.read(3)
+                    body = answers.read(int.from_bytes(head[1:], "big"))
+                    if head[0] == 0 and next(count) in lost:
+                        continue
+                    start += head + body
+                client.sendall(start)
+            thread.join()
+
+    return behave
+
+
+def pass_on(giver: socket.socket, taker: socket.socket) -> None:
+    with suppress(OSError):
+        while data := giver.recv(65_536):
+            taker.sendall(data)
+    with suppress(OSError):
+        taker.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_packets_that_a_camera_leaves_out_over_tcp_are_noticed(tmp_path: Path, codec: str) -> None:
+    clip = make_clip(
+        tmp_path / "clip.mkv", codec=codec, pictures=50, key_interval=20, size=(320, 240), bit_rate=2_000_000
+    )
+    launch = recording(clip) if codec == "libx264" else recording(clip).replace("h264", "h265")
+    whole = seen(FeedSettings(url=str(clip)))
+    with RtspServer({"/clip": launch}) as server, Impostor(swallows(server.port, {60, 61})) as link:
+        pictures = seen(feed(f"rtsp://127.0.0.1:{link.port}/clip", transport="tcp", age_budget=10.0))
+    wrong = states_of_wrong(pictures, whole)
+    assert wrong
+    assert "clean" not in wrong.values()
+    assert {state for time, state, _ in pictures if time > pictures[0][0] + 20} == {"clean"}
+
+
+# What is marked
+
+
+def packet(codec: str, begins: bool = True) -> Packet[Stream]:
+    """An access unit with one slice, the first one of its picture or another one."""
+    head = {"h264": b"\x41", "hevc": b"\x02\x01"}[codec]
+    return Packet(b"\x00\x00\x00\x01" + head + (b"\x80" if begins else b"\x20"))
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_the_access_unit_after_a_loss_is_marked_too_if_its_beginning_is_missing(codec: str) -> None:
+    for begins, expected in ((True, [False, True, False, False]), (False, [False, True, True, False])):
+        lines: list[Line] = []
+        losses, units = RtpLosses(lines), [packet(codec), packet(codec), packet(codec, begins), packet(codec)]
+        for number, unit in enumerate(units):
+            lines += [(24, "rtsp", "max delay reached. need to consume packet\n")]
+            lines += [(24, "rtsp", "RTP: missed 3 packets\n")] if number == 1 else []
+            losses.mark(unit, codec)
+        assert [unit.is_corrupt for unit in units] == expected
+        assert lines == []
+
+
+def test_what_is_noted_while_nothing_comes_is_told_of_the_next_access_unit() -> None:
+    lines: list[Line] = [(24, "sdp", "RTP: missed 1 packets\n")]
+    losses, unit = RtpLosses(lines), packet("h264")
+    losses.note()
+    assert lines == []
+    losses.mark(unit, "h264")
+    assert unit.is_corrupt
+
+
+def test_a_picture_of_jpeg_is_whole_whatever_was_missed() -> None:
+    lines: list[Line] = [(24, "sdp", "RTP: missed 1 packets\n")]
+    unit = packet("h264")
+    RtpLosses(lines).mark(unit, "mjpeg")
+    assert not unit.is_corrupt
