@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from errno import EINVAL, ERANGE
 from fractions import Fraction
 from hashlib import sha256
@@ -16,9 +16,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
+from stream.damage import Damage
 from stream.errors import CodecError
 from stream.ffmpeg_log import overheard, tells
-from stream.frame import CaptureClock, Frame, SourcePacket, State
+from stream.frame import AccessUnit, Frame, SourcePacket
 from stream.h264 import ReferenceCheck, is_idr
 from stream.hardware import informed, is_on_gpu, nvdec, trouble
 from stream.orientation import UPRIGHT, orientation_of, swaps_sides
@@ -35,29 +36,6 @@ GPU_FAILURES = (av.ExternalError, av.MemoryError)
 """What NVDEC raises when the GPU does not work any more, other than for damaged pictures."""
 NO_MATRIX = 2
 """Matrix coefficients of ITU-T H.273: unspecified."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class AccessUnit:
-    """What a picture keeps of the access unit that it came from: FFmpeg carries it from packet to picture.
-
-    It must not hold the packet, which holds it.
-    """
-
-    number: int
-    """Counted in the order of decoding."""
-    pts: int | None
-    duration: int
-    time_base: Fraction
-    key: bool
-    received_ns: int
-    capture_ns: int
-    capture_clock: CaptureClock
-    sha256: bytes
-    damaged: bool
-    """Whether the source says that bytes of it are missing."""
-    tainted: bool
-    """Whether an access unit since the last key frame, in the order of decoding, was damaged."""
 
 
 class PictureTooLarge(CodecError):
@@ -98,13 +76,11 @@ class Decoder:
         self._context = self._open(self._chosen(video))
         self._references = ReferenceCheck(self._context.extradata or b"") if self._context.name == "h264" else None
         self._pictures = PlainPictures()
+        self._damage = Damage()
         self._inside: set[int] = set()
         self._count = 0
         self._started = False
-        self._damage_in = False  # in the order of decoding, until a key frame goes in
-        self._damage_out = False  # in the order of showing, until a key frame comes out
         self._spoilt = False  # FFmpeg met with damage inside a picture
-        self._refreshing = False  # a stream without key frames began to renew itself after damage
         self._next_pts = 0
         self._grey = False
         self._usual = UPRIGHT  # where a key frame tells none; a new context forgets that of the container
@@ -208,10 +184,8 @@ class Decoder:
 
     def _enter(self, source: SourcePacket) -> AccessUnit:
         packet = source.packet
-        self._damage_in = self._misses_references(packet) or self._damage_in
-        if packet.is_keyframe:  # which may only begin to renew the picture, or come after some that are shown before it
-            self._damage_out = self._damage_out or self._damage_in
-            self._damage_in = False
+        if self._misses_references(packet):
+            self._damage.meet()
         unit = AccessUnit(
             number=self._count,
             pts=packet.pts,
@@ -223,9 +197,8 @@ class Decoder:
             capture_clock=source.capture_clock,
             sha256=sha256(packet).digest(),
             damaged=packet.is_corrupt,
-            tainted=self._damage_in,
+            tainted=self._damage.enter(key=packet.is_keyframe, damaged=packet.is_corrupt),
         )
-        self._damage_in = self._damage_in or packet.is_corrupt
         self._inside.add(unit.number)
         self._count += 1
         self._lose(unit.number - LONGEST_DELAY)
@@ -253,13 +226,14 @@ class Decoder:
             with overheard() as lines:
                 pictures = self._context.decode(packet)
             if tells(lines, DAMAGE):  # pictures that refer to this one may come out before it
-                self._damage_in = True
+                self._damage.meet()
                 self._spoilt = self._context.name == "h264"
             for picture in pictures:
                 self._refuse_large(self._context)
+                self._damage.come_out(picture, self._unit_of(picture))
                 plain += self._pictures.add(picture)
         except av.FFmpegError as error:
-            self._damage_in = True
+            self._damage.meet()
             if packet and packet.is_keyframe and not packet.is_corrupt:
                 self._refuse_large(self._context, error)
             if isinstance(error, GPU_FAILURES) and is_on_gpu(self._context):
@@ -278,12 +252,13 @@ class Decoder:
 
     def _leave(self, pictures: list[VideoFrame]) -> list[Frame]:
         """Frames of plain pictures: one for an access unit, none for what FFmpeg made up for a missing one."""
-        units = ((picture, picture.opaque) for picture in pictures)
-        return [
-            self._frame(picture, unit)
-            for picture, unit in units
-            if isinstance(unit, AccessUnit) and unit.number in self._inside
-        ]
+        units = ((picture, self._unit_of(picture)) for picture in pictures)
+        return [self._frame(picture, unit) for picture, unit in units if unit]
+
+    def _unit_of(self, picture: VideoFrame) -> AccessUnit | None:
+        """The access unit that a picture came from; None where that was lost, or has its frame."""
+        unit = picture.opaque
+        return unit if isinstance(unit, AccessUnit) and unit.number in self._inside else None
 
     def _frame(self, picture: VideoFrame, unit: AccessUnit) -> Frame:
         self._inside.discard(unit.number)
@@ -305,7 +280,7 @@ class Decoder:
             received_ns=unit.received_ns,
             capture_ns=unit.capture_ns,
             capture_clock=unit.capture_clock,
-            state=self._state(picture, unit),
+            state=self._damage.leave(unit, mixed=self._pictures.interlaced),
             source_sha256=unit.sha256,
             aspect=1 / aspect if swaps_sides(orientation) else aspect,
             orientation=orientation,
@@ -315,14 +290,3 @@ class Decoder:
         """Whether there was no colour since the last key frame, as from a camera that sees by infrared."""
         self._grey = (unit.key or self._grey) and is_neutral(picture)
         return self._grey
-
-    def _state(self, picture: VideoFrame, unit: AccessUnit) -> State:
-        if unit.key:
-            if picture.key_frame or self._refreshing:
-                self._damage_out = False
-            self._refreshing = self._damage_out
-        if unit.damaged or picture.is_corrupt:
-            self._damage_out, self._refreshing = True, False
-            return "concealed"
-        self._damage_out = self._damage_out or unit.tainted
-        return "tainted" if self._damage_out else "clean"

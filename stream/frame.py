@@ -34,6 +34,29 @@ class SourcePacket:
     capture_clock: CaptureClock
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class AccessUnit:
+    """What a picture keeps of the access unit that it came from: FFmpeg carries it from packet to picture.
+
+    It must not hold the packet, which holds it.
+    """
+
+    number: int
+    """Counted in the order of decoding."""
+    pts: int | None
+    duration: int
+    time_base: Fraction
+    key: bool
+    received_ns: int
+    capture_ns: int
+    capture_clock: CaptureClock
+    sha256: bytes
+    damaged: bool
+    """Whether the source says that bytes of it are missing."""
+    tainted: bool
+    """Whether an access unit since the last key frame, in the order of decoding, was damaged."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """A decoded picture, planar 8-bit 4:2:0, with everything that is known of it."""

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from engines.colour import CENTRE, Colour
-from stream.decode import AccessUnit, Decoder
+from stream.decode import Decoder
 from stream.errors import SourceLost
-from stream.frame import Frame, SourcePacket
+from stream.frame import AccessUnit, Frame, SourcePacket
 from stream.plain import PlainPictures, colour_of
 from stream.settings import FeedSettings
 from stream.source import open_source
@@ -359,6 +359,32 @@ def test_a_picture_with_missing_bytes_is_concealed_and_those_that_follow_from_it
         frames += decoder.flush()
     assert [frame.state for frame in frames] == ["clean"] * 13 + ["concealed"] + ["tainted"] * 6 + ["clean"] * 10
     assert decoder.lost == 0
+
+
+def test_the_neighbours_of_a_damaged_picture_are_tainted_where_deinterlacing_mixes_them(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", interlaced=True, pictures=30, key_interval=10)
+    with open_source(FeedSettings(url=str(clip))) as source:
+        segment = next(source.segments())
+        decoder = Decoder(segment.video)
+        frames = []
+        for number, unit in enumerate(segment.packets()):
+            frames += decoder.decode(truncated(unit) if number == 13 else unit)
+        frames += decoder.flush()
+    assert [frame.state for frame in frames] == [
+        *["clean"] * 12,
+        "tainted",
+        "concealed",
+        *["tainted"] * 7,
+        *["clean"] * 9,
+    ]
+    whole = Decoded(clip).frames
+    differ = [
+        n
+        for n, (one, other) in enumerate(zip(frames, whole, strict=True))
+        if (one.planes()[0] != other.planes()[0]).any()
+    ]
+    assert {12, 13, 20} <= set(differ)
+    assert set(differ) <= set(range(12, 21))
 
 
 def truncated(unit: SourcePacket) -> SourcePacket:

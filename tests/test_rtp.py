@@ -36,6 +36,7 @@ ENCODINGS: dict[str, dict[str, Any]] = {
     "h264, slices": {"b_frames": 2, "options": {"slices": "4"}},
     "h264, open gop": {"b_frames": 3, "options": {"x264-params": "open-gop=1"}},
     "h264, cavlc": {"options": {"x264-params": "cabac=0"}},
+    "h264, interlaced": {"interlaced": True},
     "h264, intra refresh": {"options": {"intra-refresh": "1"}, "pictures": 90},
     "hevc": {"codec": "libx265"},
     "hevc, slices": {"codec": "libx265", "options": {"x265-params": X265 + "slices=3"}},

@@ -1,0 +1,60 @@
+"""Which pictures of a segment are damaged, and which are made of such ones. Pure.
+
+Damage is learned of in the order of decoding, before a picture comes out, and in the order of showing, when it does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from av.video.frame import VideoFrame
+
+from stream.frame import AccessUnit, State
+
+
+class Damage:
+    """From what is known of access units and of pictures to the states of frames."""
+
+    def __init__(self) -> None:
+        self._going_in = False  # in the order of decoding, until a key frame goes in
+        self._coming_out = False  # in the order of showing, until a key frame comes out
+        self._refreshing = False  # a stream without key frames began to renew itself after damage
+        self._states: deque[tuple[AccessUnit | None, State]] = deque()  # of pictures that are still to leave
+        self._before: State = "clean"  # of the one that left last
+
+    def enter(self, *, key: bool, damaged: bool) -> bool:
+        """An access unit goes in; whether one since the last key frame, in the order of decoding, was damaged."""
+        if key:  # which may only begin to renew the picture, or come after some that are shown before it
+            self._coming_out = self._coming_out or self._going_in
+            self._going_in = False
+        tainted = self._going_in
+        self._going_in = self._going_in or damaged
+        return tainted
+
+    def meet(self) -> None:
+        """Something before the next access unit is missing or damaged."""
+        self._going_in = True
+
+    def come_out(self, picture: VideoFrame, unit: AccessUnit | None) -> None:
+        """A picture was decoded, the next one to be shown; of no unit if it was made up for a missing one."""
+        self._states.append((unit, self._state(picture, unit) if unit else "concealed"))
+
+    def _state(self, picture: VideoFrame, unit: AccessUnit) -> State:
+        if unit.key:
+            if picture.key_frame or self._refreshing:
+                self._coming_out = False
+            self._refreshing = self._coming_out
+        if unit.damaged or picture.is_corrupt:
+            self._coming_out, self._refreshing = True, False
+            return "concealed"
+        self._coming_out = self._coming_out or unit.tainted
+        return "tainted" if self._coming_out else "clean"
+
+    def leave(self, unit: AccessUnit, *, mixed: bool) -> State:
+        """The state of the frame of a unit, the next one to leave; whether its neighbours were `mixed` into it."""
+        before, (left, own) = self._before, self._states.popleft()
+        while left is not unit:  # it was made up, or the deinterlacer failed on it
+            before, (left, own) = own, self._states.popleft()
+        self._before = own
+        after = self._states[0][1] if self._states else "clean"
+        return "tainted" if mixed and own == "clean" and (before, after) != ("clean", "clean") else own
