@@ -350,26 +350,14 @@ def by_number(decoded: Decoded) -> Iterator[tuple[int, Frame]]:
 
 def test_a_picture_with_missing_bytes_is_concealed_and_those_that_follow_from_it_are_tainted(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.ts", pictures=30, key_interval=10, options={"slices": "4"})
-    with open_source(FeedSettings(url=str(clip))) as source:
-        segment = next(source.segments())
-        decoder = Decoder(segment.video)
-        frames = []
-        for number, unit in enumerate(segment.packets()):
-            frames += decoder.decode(truncated(unit) if number == 13 else unit)
-        frames += decoder.flush()
+    frames, lost = with_one_truncated(clip, 13)
     assert [frame.state for frame in frames] == ["clean"] * 13 + ["concealed"] + ["tainted"] * 6 + ["clean"] * 10
-    assert decoder.lost == 0
+    assert lost == 0
 
 
 def test_the_neighbours_of_a_damaged_picture_are_tainted_where_deinterlacing_mixes_them(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.ts", interlaced=True, pictures=30, key_interval=10)
-    with open_source(FeedSettings(url=str(clip))) as source:
-        segment = next(source.segments())
-        decoder = Decoder(segment.video)
-        frames = []
-        for number, unit in enumerate(segment.packets()):
-            frames += decoder.decode(truncated(unit) if number == 13 else unit)
-        frames += decoder.flush()
+    frames, _ = with_one_truncated(clip, 13)
     assert [frame.state for frame in frames] == [
         *["clean"] * 12,
         "tainted",
@@ -385,6 +373,18 @@ def test_the_neighbours_of_a_damaged_picture_are_tainted_where_deinterlacing_mix
     ]
     assert {12, 13, 20} <= set(differ)
     assert set(differ) <= set(range(12, 21))
+
+
+def with_one_truncated(clip: Path, broken: int) -> tuple[list[Frame], int]:
+    """The frames of a clip of which one access unit lacks its second half, and how many are lost."""
+    with open_source(FeedSettings(url=str(clip))) as source:
+        segment = next(source.segments())
+        decoder = Decoder(segment.video)
+        frames: list[Frame] = []
+        for number, unit in enumerate(segment.packets()):
+            frames += decoder.decode(truncated(unit) if number == broken else unit)
+        frames += decoder.flush()
+    return frames, decoder.lost
 
 
 def truncated(unit: SourcePacket) -> SourcePacket:
