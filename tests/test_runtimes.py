@@ -321,7 +321,7 @@ def test_a_test_that_needs_a_gpu_cannot_be_skipped_where_one_is_required(
     monkeypatch.setenv("NIGHTBRIDGE_REQUIRE_GPU", required)
     (tmp_path / "conftest.py").write_bytes(Path(__file__).with_name("conftest.py").read_bytes())
     (tmp_path / "test_gpu.py").write_text(NEEDS_A_GPU)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:warnings", str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", "-rN", "-p", "no:cacheprovider", "-p", "no:warnings", str(tmp_path)]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False).stdout
     assert f" {outcome}" in said, said
     assert said.count("in spite of NIGHTBRIDGE_REQUIRE_GPU=1") == 2 * int(required), said
