@@ -6,30 +6,46 @@ from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from engines.errors import EngineMismatch
+from engines.errors import EngineError, EngineMismatch
 from engines.network.config import NetworkConfig
 from engines.network.neid import Neid
 
 
 def save_network(network: Neid, path: Path) -> None:
-    """Write the numbers that inference needs: the detail branch's decoder stays behind."""
+    """Write the numbers that inference needs: the detail branch's decoder stays behind.
+
+    In one move; raises `EngineError` where they cannot be written.
+    """
     numbers = {
         name: value.contiguous()
         for name, value in network.state_dict().items()
         if not name.startswith("reconstruction.")
     }
-    save_file(numbers, path, {"config": msgspec.json.encode(asdict(network.config)).decode()})
+    part = path.with_suffix(".part")
+    try:
+        save_file(numbers, part, {"config": msgspec.json.encode(asdict(network.config)).decode()})
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise EngineError(f"{path} cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_network(path: Path) -> Neid:
-    """The network of a file, built from the dimensions that it carries, ready for inference."""
-    with safe_open(path, "pt") as file:
-        config = (file.metadata() or {}).get("config")
-        if config is None:
-            raise EngineMismatch(f"{path} does not say which network it is for (no `config` in its metadata)")
-        network = Neid(msgspec.json.decode(config, type=NetworkConfig))
-        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    """The network of a file, built from the dimensions that it carries, ready for inference.
+
+    Raises `EngineMismatch` for a file that holds none.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            config = (file.metadata() or {}).get("config")
+            if config is None:
+                raise EngineMismatch(f"{path} does not say which network it is for (no `config` in its metadata)")
+            network = Neid(msgspec.json.decode(config, type=NetworkConfig))
+            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, msgspec.MsgspecError, RuntimeError) as error:  # the last: other tensors than the network's
+        raise EngineMismatch(f"{path} holds no network: {' '.join(str(error).split())[:200]}") from error
     return network.eval()

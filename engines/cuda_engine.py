@@ -122,13 +122,19 @@ class CudaEngine(Engine):
         with self._current():
             super()._forget_sizes()
 
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """What fails, as on a device that was lost, is told in the log: all the same it must be given back."""
+        try:
+            yield
+        except Exception as error:
+            log.warning("%s at the end: %s", self.info.runtime, error)
+
     def _settle(self) -> None:
         """Wait for all that is under way."""
-        try:
+        with self._ending():
             for stream in self._streams:
                 stream.synchronize()
-        except Exception as error:  # of a device that was lost, say: all the same it must be given back
-            log.warning("%s at the end: %s", self.info.runtime, error)
 
     def _close(self) -> None:
         with self._current():
@@ -140,15 +146,14 @@ class CudaEngine(Engine):
             self._streams = []
             self._warm_up_stream = None
         self._device = None
-        self._close_device()
+        with self._ending():
+            self._close_device()
 
     def _close_lanes(self) -> None:
         """In a frame of its own, which ends with the last reference to them: before the device is given back."""
-        try:
+        with self._ending():
             for lanes in self._lanes.values():
                 lanes.close()
-        except Exception as error:  # as in `_settle`
-            log.warning("%s at the end: %s", self.info.runtime, error)
         self._lanes.clear()
 
     def _make(self, width: int, height: int) -> CudaSlot:
@@ -260,17 +265,19 @@ class CudaEngine(Engine):
     def recollect(self, memory: Memory) -> Numbers:
         """See `Door.recollect`."""
         with self._as_engine_error(), self._current() as device:
-            if memory not in self._memories:
+            kept = self._memories.get(memory)
+            if kept is None or kept.turns != memory.turns:  # another engine had the feed
                 return memory.numbers()
             numbers, (*_, download) = device.locked((1, self._remembers), np.float32), self._streams
-            device.read(self._memories[memory].numbers, numbers, download)
+            device.read(kept.numbers, numbers, download)
             download.synchronize()
             return numbers.copy()
 
     def _finish(self, slot: Slot) -> None:
         assert isinstance(slot, CudaSlot)
         with self._current():
-            slot.done.synchronize()
+            if not slot.done.query():  # what is done is not waited for: that would let all other threads go first
+                slot.done.synchronize()
 
 
 def free_frames(error: BaseException) -> None:

@@ -27,6 +27,9 @@ class Event(Protocol):
     def record(self, stream: Any, /) -> None:
         """From now on it stands for what is in the stream by now."""
 
+    def query(self) -> bool:
+        """Whether the stream has come here."""
+
     def synchronize(self) -> None:
         """Wait until the stream has come here."""
 

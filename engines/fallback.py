@@ -4,8 +4,8 @@
     last engine ─────────────────► ready at once; takes each picture that no better one is ready for
 
 A better engine takes over a size as soon as it is ready for it. Refusing a size, or failing to get ready for it, costs
-it that size; failing on a picture costs it everything, and the next one is opened. Pictures of one feed stay in their
-order through all of that, since whoever submits them also waits for them in order.
+it that size; failing on a picture, or keeping it for too long, costs it everything, and the next one is opened.
+Pictures of one feed stay in their order through all of that, since whoever submits them also waits for them in order.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Self
 from engines.door import Door, Memory, Slot
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.loans import Loan, Loans
+from engines.watch import WatchedEngine
 
 EXIT_SECONDS = 5.0
 """How long the end waits for an engine that is being opened, made ready or closed, which nothing can interrupt."""
@@ -136,7 +137,7 @@ class FallbackEngine(Door):
                     loan.failure = error
             else:
                 for loan in batch:
-                    loan.under_way = True
+                    loan.under_way, loan.failure = True, None
 
     def wait(self, slot: Slot) -> None:
         """See `Slot.wait`."""
@@ -192,7 +193,7 @@ class FallbackEngine(Door):
             if not self._opened:
                 return
             try:
-                engine = opener().__enter__()
+                engine = WatchedEngine(opener()).__enter__()
             except (EngineMissing, EngineMismatch) as error:
                 log.warning("engine: %s cannot be used: %s", runtime, error)
                 continue

@@ -135,9 +135,8 @@ class Plans:
     ) -> Plan:
         """A plan for pictures of this size in batches of 1 to `batch`, kept or built.
 
-        Raises `EngineMismatch` for what no engine takes, `EngineMissing` where a file or a GPU is missing,
-        `EngineError` where the library cannot build it or the cache folder is not this user's, and `OSError` where
-        there can be no such folder.
+        Raises `EngineMismatch` for what no engine takes, `EngineMissing` where a file or a GPU is missing, and
+        `EngineError` where the library cannot build it or the cache folder is not this user's.
         """
         key = msgspec.structs.replace(self.key(weights, width, height, batch, precision), capability=capability)
         kept = self._cache.get(PLAN, key, lambda: self._build(key, weights.folder / FILES[precision]))

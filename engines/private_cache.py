@@ -74,8 +74,10 @@ class PrivateCache:
     """A folder of such files. Any number of processes and threads may use it at once."""
 
     def __init__(self, folder: Path) -> None:
-        """The folder is made when the first file is; nobody else may own it."""
+        """The folder is made when the first file is; nobody else may own it. Where there can be none nothing is kept,
+        and the log says so once."""
         self.folder = folder
+        self._is_told = False
 
     def path(self, kind: str, key: msgspec.Struct) -> Path:
         """Where the file of a key is; `kind` is the ending of its name."""
@@ -85,10 +87,10 @@ class PrivateCache:
     def get(self, kind: str, key: msgspec.Struct, make: Callable[[], bytes]) -> Kept:
         """The bytes of a key, made by `make` where there are none: by one process, while the others wait.
 
-        Raises `EngineError` for a folder that belongs to somebody else, `OSError` where there can be none, and what
-        `make` raises.
+        Raises `EngineError` for a folder that belongs to somebody else, and what `make` raises.
         """
-        self._own_folder()
+        if not self._own_folder():
+            return Kept(make(), None, made=True)
         path = self.path(kind, key)
         with suppress(Unfit, FileNotFoundError):
             return Kept(_verified(path, key), path, made=False)
@@ -101,39 +103,51 @@ class PrivateCache:
 
     def load(self, kind: str, key: msgspec.Struct) -> bytes | None:
         """The bytes of a key, or None. Raises as `get` does."""
-        self._own_folder()
-        return self._load(self.path(kind, key), key)
+        return self._load(self.path(kind, key), key) if self._own_folder() else None
 
     def store(self, kind: str, key: msgspec.Struct, data: bytes) -> bool:
         """Keep bytes in the place of those that were there; False, with a line in the log, where it cannot be done."""
-        self._own_folder()
-        return self._store(self.path(kind, key), key, data)
+        return self._own_folder() and self._store(self.path(kind, key), key, data)
 
     def entries(self, kind: str) -> list[Entry]:
         """All files of a kind, the newest first."""
-        if not self.folder.exists():
+        if not self.folder.exists() or not self._own_folder():
             return []
-        self._own_folder()
         entries = []
         for path in self.folder.glob(f"*.{kind}"):
             with suppress(FileNotFoundError):
                 entries.append(_entry(path))
         return sorted(entries, key=lambda entry: entry.made, reverse=True)
 
-    def _own_folder(self) -> None:
-        """Make the folder, or see that it is fit: one that others may write to is closed to them."""
-        self.folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
-        status = self.folder.stat()
-        if status.st_uid != os.geteuid():
-            raise EngineError(f"{self.folder} belongs to another user: what is kept there is executed; name another")
-        if status.st_mode & OTHERS_WRITE:
-            log.warning("%s could be written by others; now it cannot", self.folder)
-            self.folder.chmod(stat.S_IRWXU)
+    def _own_folder(self) -> bool:
+        """Make the folder, or see that it is fit: one that others may write to is closed to them. False where neither
+        can be done; raises `EngineError` where it belongs to somebody else."""
+        try:
+            self.folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+            status = self.folder.stat()
+            if status.st_uid != os.geteuid():
+                raise EngineError(
+                    f"{self.folder} belongs to another user: what is kept there is executed; name another"
+                )
+            if status.st_mode & OTHERS_WRITE:
+                self.folder.chmod(stat.S_IRWXU)
+                log.warning("%s could be written by others; now it cannot", self.folder)
+        except OSError as error:
+            if not self._is_told:
+                log.warning("%s cannot be used, so nothing is kept: %s", self.folder, error.strerror)
+            self._is_told = True
+            return False
+        return True
 
     @contextmanager
     def _making(self) -> Iterator[None]:
         """One process at a time: builds that time kernels would disturb each other. The end of a process frees it."""
-        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        lock = None
+        with suppress(OSError):  # of a folder that cannot be written to: `_store` says so
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if lock is None:
+            yield
+            return
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

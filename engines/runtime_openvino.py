@@ -69,8 +69,11 @@ class OpenVinoEngine(Engine):
         self._compiled: dict[tuple[int, int], openvino.CompiledModel] = {}
 
     def _open(self) -> None:
-        self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._core.set_property({"CACHE_DIR": str(self._cache)})
+        try:
+            self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._core.set_property({"CACHE_DIR": str(self._cache)})
+        except OSError as error:
+            log.warning("%s cannot be used, so nothing is kept: %s", self._cache, error.strerror)
         self._model = read_model(self._core, self._weights, self.info.precision)
         self._remembers = self._model.input("memory").get_partial_shape()[1].get_length()
 

@@ -17,6 +17,7 @@ import numpy as np
 from engines.colour import Colour, to_planes, to_rgb
 from engines.data.lol import Picture
 from engines.door import SCALE, Door, Memory, Numbers
+from engines.errors import EngineMismatch
 
 LARGEST_PIXELS = 1 << 21
 """Of a picture that is enhanced in one pass, which takes 550 bytes of memory for each."""
@@ -62,6 +63,9 @@ def enhance_tiles(engine: Door, picture: Picture, colour: Colour) -> Iterator[tu
     twice each. Raises `EngineError`, and `EngineMismatch` for a side that is too short.
     """
     height, width = picture.shape[:2]
+    narrowest, lowest = engine.info.smallest
+    if width < narrowest or height < lowest:
+        raise EngineMismatch(f"a picture of {width}x{height}; it must be {narrowest}x{lowest} or larger")
     places = list(product(cover(height), cover(width)))
     tiles = [picture[rows.start : rows.stop, columns.start : columns.stop] for rows, columns in places]
     own = [own_weights(engine, tile, colour) for tile in tiles]

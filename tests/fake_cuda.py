@@ -298,6 +298,10 @@ class Event:
         self.recorded = Operation(lambda: None)
         (stream or self._driver._default).add(self.recorded)
 
+    def query(self) -> bool:
+        self._driver.check()
+        return self.recorded is None or self.recorded.done
+
     def synchronize(self) -> None:
         self._driver.check()
         self._driver.run_until(self.recorded)

@@ -6,13 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from engines.cards import SHIPPED, Card, write_card
 from engines.runtime import EngineOptions
+from stream.errors import StreamError
 from stream.subscribe import Subscriber
 from tests.clips import make_clip
 from tests.doubling import DoublingEngine
@@ -106,6 +110,13 @@ def test_the_relay_is_this_programs_whatever_is_here_and_meant_for_another(
         assert run_pipeline(clip, engine)["pipeline_fps"] > 0
 
 
+def test_a_relay_that_ends_while_it_is_watched_is_told_and_not_measured() -> None:
+    viewer = SimpleNamespace(receive=lambda _: SimpleNamespace(kind="video"))
+    alive = chain(repeat(True, 5), repeat(False))
+    with pytest.raises(StreamError, match="the relay sent 5 pictures and ended"):
+        watch(cast("Subscriber", viewer), 60, lambda: next(alive))
+
+
 def test_pictures_of_any_size_that_is_taken_pass_the_path(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.ts", pictures=2, size=(2048, 1536))
     with DoublingEngine() as engine:
@@ -134,6 +145,14 @@ def test_a_size_that_no_camera_sends_is_refused(tmp_path: Path, size: str) -> No
     done = nightbridge(tmp_path, "bench", "--size", size)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"size {size}; both sides must be even, from 16 to 4096" in done.stderr
+
+
+@pytest.mark.parametrize("seconds", ["1", "inf", "nan"])
+def test_a_time_that_cannot_be_measured_is_refused(tmp_path: Path, seconds: str) -> None:
+    done = nightbridge(tmp_path, "bench", "--seconds", seconds)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert "'--seconds'" in done.stderr
 
 
 def test_weights_without_fp32_are_not_compared_with_onnx_runtime() -> None:

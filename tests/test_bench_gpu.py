@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -186,6 +187,19 @@ def test_a_runtime_that_cannot_be_used_is_told_however_it_ends(
     monkeypatch.setattr(bench_gpu, "TRY", program)
     monkeypatch.setattr(bench_gpu, "TRY_SECONDS", 1.0 if reason and reason.startswith("no picture") else 30.0)
     assert why_not("torch", "field") == reason
+
+
+def test_a_runtime_that_hangs_is_told_with_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = """
+import faulthandler, threading
+faulthandler.dump_traceback_later(0.2, exit=True)
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+threading.Event().wait()
+"""
+    monkeypatch.setattr(bench_gpu, "TRY", hanging)
+    reason = why_not("torch", "field")
+    assert reason is not None
+    assert re.fullmatch(r'no picture within 90 s: it hangs in File ".*/threading\.py", line \d+ in wait', reason)
 
 
 def test_a_runtime_is_tried_with_a_picture() -> None:

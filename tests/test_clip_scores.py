@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engines.data.clips import clip_rate, read_clip
+from engines.errors import EngineMismatch
 from engines.evaluation.clips import score_clip, summary
 from tests.doubling import DoublingEngine
 from tests.test_flow import scene
@@ -65,6 +66,13 @@ def test_halves_of_the_pictures_have_even_sides(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "odd.mp4", [scene(0, 0)[:98, :138]] * 2, rate=15)
     assert [picture.shape for picture in read_clip(clip)] == [(96, 136, 3)] * 2
     assert clip_rate(clip) == Fraction(15)
+
+
+@pytest.mark.parametrize("side", [2, 16])
+def test_a_clip_that_is_too_small_is_told_by_its_name(tmp_path: Path, side: int) -> None:
+    clip = make_clip(tmp_path / "tiny.mp4", [np.full((side, side, 3), 200, np.uint8)] * 2)
+    with DoublingEngine() as engine, pytest.raises(EngineMismatch, match=r"^tiny\.mp4: "):
+        score_clip(engine, clip)
 
 
 @pytest.mark.parametrize("read", [lambda path: list(read_clip(path)), clip_rate])

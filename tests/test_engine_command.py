@@ -153,12 +153,11 @@ def test_without_the_library_building_says_what_to_install_and_listing_still_wor
     assert (code, len(lines)) == (0, 2)
 
 
-def test_on_a_gpu_the_plan_is_built_that_it_runs_and_the_list_tells_it_from_those_that_it_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    """That of a machine with a GPU."""
     driver = FakeCuda()
     library = FakeTensorRt(driver, counting, REMEMBERS)
-    library.refuses, library.cannot_run = {""}, {"CURRENT"}
 
     def build_plan(_: Library, _onnx: bytes, width: int, height: int, *rest: object) -> Built:
         return Built(f"{width}x{height}@{rest[-1]}".encode(), b"")
@@ -170,6 +169,13 @@ def test_on_a_gpu_the_plan_is_built_that_it_runs_and_the_list_tells_it_from_thos
     monkeypatch.setattr(plans, "build_plan", build_plan)
     monkeypatch.setattr(runtime_tensorrt, "import_driver", lambda: driver)
     monkeypatch.setattr(runtime_tensorrt, "CONFIGS", {"doubling": SimpleNamespace(remembers=REMEMBERS)})
+    return library
+
+
+def test_on_a_gpu_the_plan_is_built_that_it_runs_and_the_list_tells_it_from_those_that_it_refused(
+    folder: Path, library: FakeTensorRt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library.refuses, library.cannot_run = {""}, {"CURRENT"}
     cache, told = folder / "cache", folder / "told.json"
     for built in (True, False):
         command.build(["64x48"], str(folder / "doubling"), cache=cache, json=told)
@@ -188,6 +194,20 @@ def test_on_a_gpu_the_plan_is_built_that_it_runs_and_the_list_tells_it_from_thos
     lines = capsys.readouterr().out.splitlines()
     assert "built in" in lines[0]
     assert "was there" in lines[1]
+
+
+def test_on_a_gpu_without_a_cache_folder_a_plan_runs_and_is_told_as_not_kept(
+    folder: Path, library: FakeTensorRt, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "file").touch()
+    told = folder / "told.json"
+    command.build(["64x48"], str(folder / "doubling"), cache=folder / "file" / "cache", json=told)
+    (plan,) = json.loads(told.read_text())["plans"]
+    assert (plan["path"], plan["capability"], plan["built"]) == (None, "", True)
+    assert capsys.readouterr().out.endswith(": not kept\n")
+    assert {record.getMessage().partition("/tensorrt ")[2] for record in caplog.records} == {
+        "cannot be used, so nothing is kept: Not a directory"
+    }
 
 
 def test_changed_weights_get_a_new_plan(folder: Path) -> None:

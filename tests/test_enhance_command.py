@@ -89,6 +89,14 @@ def test_a_folder_becomes_png_files_of_the_same_names_whatever_their_kind_and_si
         assert size_of(tmp_path / "out" / f"{Path(name).stem}.png") == (2 * width, 2 * height)
 
 
+def test_a_name_may_be_as_long_as_can_be(tmp_path: Path, enhance: Enhance) -> None:
+    name = "n" * 251 + ".png"
+    save(tmp_path / "in" / name)
+    done = enhance("in", "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(tmp_path / "out") == [name]
+
+
 def test_a_folder_without_pictures_is_refused_by_name(tmp_path: Path, enhance: Enhance) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").write_text("no picture")

@@ -15,16 +15,16 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from engines.colour import Colour, to_planes
-from engines.data.lol import HELD_OUT, OUTLIERS, Pair, decode_picture, double, halve, read_lol
+from engines.data.lol import HELD_OUT, OUTLIERS, Pair, Picture, decode_picture, double, halve, read_lol
 from engines.data.pairs import lol_samples
-from engines.door import Slot
+from engines.door import Door, Slot
 from engines.errors import EngineMismatch
 from engines.evaluation.daylight import daylight
 from engines.evaluation.evaluate import PICTURE_COLOUR, enhance_picture, evaluate, read_split, summary
 from engines.evaluation.sheet import sheet_row
 from tests.doubling import DoublingEngine
 from tests.test_check import nightbridge
-from tools.evaluate import CLIP, compared
+from tools.evaluate import CLIP, compared, folder_measure, steady_measure
 
 SCORES = ("psnr_db", "psnr_gt_mean_db", "ssim", "mean_ratio")
 TAPS = np.array([-3, -9, 29, 111, 111, 29, -9, -3]) / 256
@@ -257,6 +257,40 @@ def test_live_figures_and_a_contact_sheet_come_from_one_command(tmp_path: Path, 
     assert len(figures["folder"]["pictures"]) == 2
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 3 * 300
+
+
+def test_a_contact_sheet_that_cannot_be_written_costs_no_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(scene(1, 1.0)).save(tmp_path / "1.png")
+    sheet = lambda *_: Image.new("RGB", (10, 20_000))  # noqa: E731
+    monkeypatch.setattr("engines.evaluation.sheet.contact_sheet", sheet)
+    measure = folder_measure(tmp_path, tmp_path / "sheet.webp")
+    with DoublingEngine() as engine:
+        told = measure.summary(list(measure.rows(engine)))
+    assert told["contact_sheet"] is None
+    assert f"{tmp_path / 'sheet.webp'} cannot be written: " in told["failed"]
+    assert [row["name"] for row in told["pictures"]] == ["1.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["1.png"]
+
+
+def test_both_scenes_of_steadiness_have_as_many_pictures_as_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    def still(_engine: Door, _scene: Picture, frames: int) -> dict[str, float]:
+        counts.append(frames)
+        return {}
+
+    def moving(_engine: Door, clean: list[Picture]) -> dict[str, float]:
+        counts.append(len(clean))
+        return {}
+
+    monkeypatch.setattr("engines.evaluation.steady.still_scene", still)
+    monkeypatch.setattr("engines.evaluation.steady.moving_scene", moving)
+    measure = steady_measure(10_000)
+    with DoublingEngine() as engine:
+        told = measure.summary(list(measure.rows(engine)))
+    assert counts == [told["frames"]] * 2
 
 
 @pytest.mark.parametrize(

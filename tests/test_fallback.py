@@ -432,6 +432,21 @@ def test_the_last_engine_is_never_given_up() -> None:
             engine.prepare(8, 8)
 
 
+def test_a_slot_that_could_not_be_submitted_can_be_submitted_again() -> None:
+    last = Fake("last")
+    with several(last) as engine:
+        slot = engine.acquire(32, 32)
+        last.broken = "start"
+        engine.submit([slot])
+        with pytest.raises(EngineError, match="no start on purpose"):
+            slot.wait()
+        last.broken = None
+        slot.y[:] = 7
+        engine.submit([slot])
+        slot.wait()
+        assert (slot.y_out == 7).all()
+
+
 def test_the_end_leaves_no_thread_and_closes_all() -> None:
     last, better = Fake("last"), Fake("better")
     before = threading.active_count()

@@ -228,6 +228,19 @@ def test_two_processes_that_ask_at_once_build_one_plan(tmp_path: Path, weights: 
     assert told == ["False\n", "True\n"]
 
 
+def test_where_there_can_be_no_folder_a_plan_is_built_and_not_kept(
+    library: Library, weights: Weights, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    plans = Plans(library, H200, tmp_path / "file" / "cache")
+    plan = plans.get(weights, 64, 48, 2)
+    assert plan.data
+    assert (plan.path, plan.built) == (None, True)
+    plans.store_cache(plan.key, b"kernels")
+    assert plans.load_cache(plan.key) is None
+    assert plans.files() == []
+
+
 def test_a_file_that_is_not_the_one_of_its_card_is_not_built(
     here: Plans, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:

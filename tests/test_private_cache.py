@@ -210,6 +210,40 @@ def test_a_full_disk_costs_the_keeping_not_the_bytes(
     assert [path.name for path in cache.folder.iterdir()] == ["lock"]
 
 
+def test_where_there_can_be_no_folder_all_is_made_anew_and_the_log_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    cache = PrivateCache(tmp_path / "file" / "private")
+    for _ in range(2):
+        kept = cache.get("plan", KEY, lambda: GENUINE)
+        assert (kept.data, kept.path, kept.made) == (GENUINE, None, True)
+        assert not cache.store("plan", KEY, GENUINE)
+        assert cache.load("plan", KEY) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{cache.folder} cannot be used, so nothing is kept: Not a directory"
+    ]
+
+
+def test_a_folder_that_cannot_be_written_to_is_read_and_costs_only_the_keeping(
+    cache: PrivateCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep(cache, GENUINE)
+    open_file = os.open
+
+    def open_to_read(path: str, flags: int, *mode: int, **where: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(30, "Read-only file system")
+        return open_file(path, flags, *mode, **where)
+
+    monkeypatch.setattr(os, "open", open_to_read)
+    assert cache.get("plan", KEY, lambda: pytest.fail("what is kept is not made again")).data == GENUINE
+    kept = cache.get("plan", Key("day"), lambda: GENUINE)
+    assert (kept.data, kept.path, kept.made) == (GENUINE, None, True)
+    (line,) = caplog.records
+    assert "cannot be kept: Read-only file system" in line.getMessage()
+
+
 def test_what_fails_to_be_made_leaves_nothing_and_blocks_nobody(cache: PrivateCache) -> None:
     def fail() -> bytes:
         raise EngineError("no such layer")

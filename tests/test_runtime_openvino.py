@@ -120,6 +120,18 @@ def test_a_compiled_model_is_kept_in_a_folder_of_the_users_own_and_used_again(tm
     assert files[1] == files[0]
 
 
+def test_where_there_can_be_no_cache_folder_pictures_are_made_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    engine, made = compiled(tmp_path / "file" / "cache")
+    engine.__exit__(None, None, None)
+    assert made.shape == (64, 96)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'file' / 'cache'} cannot be used, so nothing is kept: Not a directory"
+    ]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_weights_without_fp32_are_read_from_fp16(tmp_path: Path, precision: str) -> None:
     folder = tmp_path / "large"

@@ -25,7 +25,7 @@ from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_tensorrt import Cuda, TensorRtEngine
 from engines.runtime_torch import TorchEngine
-from tests.fake_cuda import Error, FakeBindings, FakeCuda, OutOfMemory
+from tests.fake_cuda import Error, Event, FakeBindings, FakeCuda, OutOfMemory
 from tests.fake_tensorrt import Arrays, FakeTensorRt
 from tests.test_runtimes import dusk
 
@@ -114,6 +114,18 @@ def test_every_slot_gets_its_own_picture_in_whatever_order_the_streams_run(
             assert (slot.y_out == level).all()
             assert (slot.uv_out == 128).all()
         assert b.driver.copied_pageable == 0
+
+
+def test_what_is_done_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(monkeypatch) as b:
+        slots = [filled(b.engine, level) for level in (10, 20, 30)]
+        b.engine.submit(slots)
+        slots[-1].wait()
+        monkeypatch.setattr(Event, "synchronize", lambda _: pytest.fail("it waited"))
+        for slot, level in zip(slots, (10, 20, 30), strict=True):
+            slot.wait()
+            assert (slot.y_out == level).all()
+            slot.release()
 
 
 @pytest.mark.parametrize("seed", range(6))

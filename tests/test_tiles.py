@@ -159,6 +159,12 @@ def test_a_picture_longer_than_any_engine_takes_is_doubled_pixel_by_pixel_in_til
         assert engine.sizes[0][0] <= 1024 + GRID
 
 
+@pytest.mark.parametrize(("width", "height"), [(5000, 10), (9, 5000)])
+def test_a_long_picture_that_is_too_narrow_is_told_by_its_own_size(width: int, height: int) -> None:
+    with DoublingEngine() as engine, pytest.raises(EngineMismatch, match=f"{width}x{height}; it must be 16x16 or"):
+        enhance_image(engine, street(width, height))
+
+
 @pytest.mark.parametrize(
     ("width", "height", "large"), [(1920, 1080, False), (2048, 1024, False), (2049, 1024, True), (4097, 16, True)]
 )
@@ -199,6 +205,22 @@ def test_a_gpus_memory_is_read_where_it_is_kept_and_taken_from_where_it_was_set(
             np.testing.assert_array_equal(left, np.full((1, 4), expected + 1))
             slot.release()
         assert b.driver.copied_pageable == 0
+
+
+def test_a_memory_that_another_engine_used_since_is_not_told_as_the_gpu_left_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with bench(monkeypatch) as b:
+        memory = b.engine.remember()
+        slot = filled(b.engine, 100)
+        slot.memory, slot.keep = memory, 1.0
+        b.engine.submit([slot])
+        slot.wait()
+        _, left = memory.turn()
+        left[:] = 7
+        np.testing.assert_array_equal(b.engine.recollect(memory), np.full((1, 4), 7))
+        memory.clear()
+        np.testing.assert_array_equal(b.engine.recollect(memory), np.zeros((1, 4)))
 
 
 def test_engines_that_share_a_memory_do_not_guess_what_it_holds() -> None:

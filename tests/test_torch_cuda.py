@@ -14,6 +14,7 @@ from engines import torch_cuda
 from engines.cards import find_weights
 from engines.colour import Colour
 from engines.cuda_lanes import LANES
+from engines.errors import EngineError
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions
 from engines.runtime_torch import TorchEngine
@@ -39,6 +40,9 @@ class Event:
     def __init__(self, **_: object) -> None: ...
 
     def record(self, stream: object) -> None: ...
+
+    def query(self) -> bool:
+        return True
 
     def synchronize(self) -> None: ...
 
@@ -133,6 +137,20 @@ def test_batches_with_their_feeds_memories_equal_the_reference(graphs: list[Grap
         kept = engine._memories[memory].numbers.numpy()
         assert np.abs(kept - expected_memory.turn()[0]).max() < 1e-3
         assert np.abs(kept).max() > 0.1
+
+
+def test_an_error_of_a_gpu_that_was_lost_is_not_hidden_by_those_of_its_end(
+    graphs: list[Graph], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost() -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lost)
+    with pytest.raises(EngineError, match="on purpose"), opened():
+        raise EngineError("a failure on purpose")
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch at the end: CUDA error: unspecified launch failure"
+    ]
 
 
 def test_every_count_is_captured_before_a_size_is_ready_and_replayed_afterwards(graphs: list[Graph]) -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from engines.cards import NUMBERS, Weights
 from engines.checkpoint import load_network
@@ -21,7 +25,7 @@ from engines.network.neid import Neid
 from engines.training import train as training
 from engines.training.recipe import RECIPES, Recipe, learning_rate, read_recipe
 from engines.training.steps import Steps, detail_target, half_window, loss_parts, train_step
-from tests.test_check import nightbridge
+from tests.test_check import ROOT, nightbridge
 
 
 def scene(height: int = 64, width: int = 96) -> np.ndarray:
@@ -210,6 +214,38 @@ def test_a_run_can_begin_with_stored_weights(tmp_path: Path) -> None:
         assert torch.equal(value, begun.network.encoder.state_dict()[name])
 
 
+@pytest.mark.parametrize(
+    ("stored", "config", "reason"),
+    [
+        (None, None, "header too large"),
+        ({"a": torch.zeros(1)}, None, "does not say which network it is for"),
+        ({"a": torch.zeros(1)}, {}, "missing required field `name`"),
+        ({"a": torch.zeros(1)}, asdict(NEID_LIVE), "Missing key"),
+    ],
+    ids=["text", "no network", "no dimensions", "no numbers"],
+)
+def test_a_file_that_holds_no_network_is_told_by_its_name(
+    tmp_path: Path, stored: dict[str, torch.Tensor] | None, config: dict[str, object] | None, reason: str
+) -> None:
+    path = tmp_path / "numbers.safetensors"
+    if stored is None:
+        path.write_text("seed = 1\n")
+    else:
+        save_file(stored, path, None if config is None else {"config": json.dumps(config)})
+    with pytest.raises(EngineMismatch, match=f"^{path} .*{reason}") as told:
+        load_network(path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"x\n", b"PK\x03\x04 and no more"])
+def test_a_file_that_is_no_checkpoint_is_told_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content)
+    with pytest.raises(EngineMismatch, match=f"^{path} cannot be read as a checkpoint: "):
+        training.Run.begin(Recipe()).load(path)
+    assert path.read_bytes() == content
+
+
 def test_a_run_cannot_begin_with_the_numbers_of_another_network(tmp_path: Path) -> None:
     training.store(Neid(NEID_LIVE), Recipe(), tmp_path, {})
     with pytest.raises(EngineMismatch, match=r"safetensors holds a network neid-live; the recipe is for neid$"):
@@ -307,6 +343,37 @@ def test_engine_files_of_older_numbers_are_gone_when_new_ones_are_stored(tmp_pat
     training.store(Neid(NEID_LIVE), Recipe(), tmp_path, {})
     assert Weights(tmp_path).card.files.keys() == {NUMBERS}
     assert {path.name for path in tmp_path.iterdir()} == {NUMBERS, "card.json", "checkpoint.pt"}
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from engines.errors import EngineError
+from engines.training import train as training
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path(sys.argv[1])
+run = training.Run.begin(training.Recipe())
+run.save(folder / "checkpoint.pt")
+training.store(training.Neid(training.CONFIGS["neid-live"]), training.Recipe(), folder, {})
+before = {path.name: path.read_bytes() for path in folder.iterdir()}
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for write in (
+    lambda: run.save(folder / "checkpoint.pt"),
+    lambda: training.store(training.Neid(training.CONFIGS["neid-live"]), training.Recipe(), folder, {}),
+):
+    try:
+        write()
+    except EngineError as error:
+        print(str(error).partition(":")[0])
+assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+"""
+
+
+def test_a_full_disk_is_told_and_leaves_checkpoint_and_weights_as_they_were(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{tmp_path / name} cannot be written" for name in ("checkpoint.pt", NUMBERS)]
 
 
 def test_the_network_learns_from_pictures_as_video_carries_them() -> None:
@@ -462,10 +529,24 @@ def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
         ("twins = 0.5\nbatch = 3", "batch is 3; with twins it must be even"),
         ("mix = [0.7, 0.2, 0.2]", "mix is [0.7, 0.2, 0.2]; its shares must be from 0 on, and 1 together"),
         ("mix = [1.5, -0.5, 0.0]", "mix is [1.5, -0.5, 0.0]; its shares"),
+        ("batch = 0", "batch is 0; it must be a number from 1 on"),
+        ("steps = -5", "steps is -5; it must be a number from 1 on"),
+        ("gain = 0.5", "gain is 0.5; it must be a number from 1 on"),
+        ("seed = -1", "seed is -1; it must be a number from 0 on"),
+        ("learning_rate = nan", "learning_rate is nan; it must be a number from 0 on"),
+        ("weight_decay = -1.0", "weight_decay is -1.0; it must be a number from 0 on"),
+        ("ssim_weight = -1.0", "ssim_weight is -1.0; it must be a number from 0 on"),
+        ("ema = 2.0", "ema is 2.0; it must be from 0 to 1"),
+        ("clip = -1.0", "clip is -1.0; it must be above 0"),
+        ("crop = [32, 8]", "crop is [32, 8]; both sides must be 16 or more"),
+        ("huber_weight = 0.0\nssim_weight = 0.0\nchroma_weight = 0.0", "chroma_weight are all 0; one of them must"),
     ):
         file.write_text(text)
         with pytest.raises(EngineMismatch, match=re.escape(told)):
             read_recipe(str(file))
+    file.write_bytes(b"network = \xff")
+    with pytest.raises(EngineMismatch, match=f"^{file}: "):
+        read_recipe(str(file))
     with pytest.raises(EngineMissing, match="give one of field"):
         read_recipe("feild")
 

@@ -14,7 +14,7 @@ from tools.simulate import as_size
 
 def bench(
     size: Annotated[str, typer.Option(metavar="WxH", help="Of the camera's pictures.")] = "352x288",
-    seconds: Annotated[float, typer.Option(min=2, help="Of the recording and of the live feed.")] = 20,
+    seconds: Annotated[float, typer.Option(min=2, max=3600, help="Of the recording and of the live feed.")] = 20,
     weights: Annotated[str, typer.Option(help="Shipped weights, or a folder made by `export`.")] = "field",
     runtime: Annotated[
         str, typer.Option(help="auto, tensorrt, torch or openvino; with --gpu, auto measures all that work.")

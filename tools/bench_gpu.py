@@ -43,6 +43,8 @@ except Exception as error:
 os._exit(0)  # how the libraries end with the interpreter is not what is asked
 """
 """One picture through a runtime, in a process of its own: a library that refuses a GPU can end its process, or hang."""
+HUNG = "(most recent call first):\n"
+"""Behind it `faulthandler` tells where a thread is, the main one at last."""
 TIMES_SHARE = 0.5
 """Of all time: when it is over the relay begins, whatever is not timed yet."""
 LEAST_TIMES_SHARE = 0.3
@@ -128,6 +130,9 @@ def why_not(runtime: str, weights: str) -> str | None:
         return f"no picture within {TRY_SECONDS:g} s"
     if done.returncode == 0:
         return None
+    _, hung, stack = done.stderr.rpartition(HUNG)
+    if hung:
+        return f"no picture within {TRY_SECONDS:g} s: it hangs in {stack.strip().splitlines()[0]}"
     last = (done.stderr.strip().splitlines() or ["it does not say why"])[-1]
     return last if done.returncode > 0 else f"it ended with signal {-done.returncode}: {last}"
 

@@ -254,7 +254,7 @@ def watch(
             if not pictures:
                 end = time.monotonic() + seconds
             pictures.append((message, time.time_ns()))
-    if len(pictures) < 2:
+    if len(pictures) < 2 or not alive():
         raise StreamError(f"the relay sent {len(pictures)} pictures and ended, or took over {START_SECONDS:g} s")
     return pictures, status
 

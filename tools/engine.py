@@ -134,7 +134,7 @@ def plan_that_runs(
         engine.prepare(*size)
     for capability in capabilities(library):
         plan = plans.get(weights, *size, batch, capability=capability)
-        if plans.load_cache(plan.key) is not None:
+        if plan.path is None or plans.load_cache(plan.key) is not None:
             break
     return replace(plan, built=plan.path not in before)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,12 +120,19 @@ def enhance_file(engine: Door, source: Path, target: Path) -> None:
     from engines.errors import EngineError
 
     picture = read_picture(source)
-    part = target.with_name(f".part-{target.name}")
     try:
-        enhance_image(engine, picture).save(part, quality=QUALITY)
-        part.replace(target)
+        save(enhance_image(engine, picture), target)
     except (OSError, ValueError) as error:
         raise EngineError(f"{source} to {target}: {error}") from error
+
+
+def save(image: Image.Image, target: Path) -> None:
+    """Write a picture file, which is there when it is complete; raises `OSError` or `ValueError`."""
+    short = zlib.crc32(os.fsencode(target.name))  # a name may be as long as can be already
+    part = target.with_name(f".part-{short:08x}{target.suffix}")
+    try:
+        image.save(part, quality=QUALITY)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 

@@ -79,6 +79,7 @@ def evaluate(
     """
     from rich.console import Console
 
+    from engines.errors import EngineError
     from tools.report import print_values, write_json
 
     if (folder is None) != (contact_sheet is None):
@@ -105,6 +106,8 @@ def evaluate(
     if together:
         print_values(console, together)
     write_json(json, {**shown_first(results[0]), "engines": results, **together})
+    if failed := results[0].get("folder", {}).get("failed"):
+        raise EngineError(failed)
 
 
 def shown_first(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +151,7 @@ def steady_measure(frames: int) -> Measure:
     clean = list(islice(read_clip(CLIP), frames))
 
     def scenes(engine: Door) -> Iterator[tuple[str, dict[str, float]]]:
-        yield "still", still_scene(engine, clean[0], frames)
+        yield "still", still_scene(engine, clean[0], len(clean))
         yield "moving", moving_scene(engine, clean)
 
     return Measure("steady", 2, scenes, lambda rows: {"frames": len(clean), "noise": NOISE, **dict(rows)})
@@ -168,7 +171,7 @@ def folder_measure(folder: Path, target: Path) -> Measure:
     from engines.data.kinds import PICTURES
     from engines.data.lol import read_picture
     from engines.evaluation.sheet import SheetRow, contact_sheet, sheet_row
-    from tools.enhance import KNOWN, find_pictures
+    from tools.enhance import KNOWN, find_pictures, save
 
     if target.suffix.lower() not in PICTURES:
         raise typer.BadParameter(f"{target} is no picture; --contact-sheet must end in one of {KNOWN}")
@@ -176,13 +179,17 @@ def folder_measure(folder: Path, target: Path) -> Measure:
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def summary(rows: list[SheetRow]) -> dict[str, object]:
-        contact_sheet(f"{folder.name}: {len(rows)} pictures", rows).save(target)
+        told: dict[str, object] = {"contact_sheet": str(target)}
+        try:
+            save(contact_sheet(f"{folder.name}: {len(rows)} pictures", rows), target)
+        except (OSError, ValueError) as error:  # such as for more pictures than a WebP file has room for
+            told = {"contact_sheet": None, "failed": f"{target} cannot be written: {error}"}
         means = [(row.mean_in, row.mean_out) for row in rows]
         pictures = [
             {"name": path.name, "mean_in": mean_in, "mean_out": mean_out}
             for path, (mean_in, mean_out) in zip(paths, means, strict=True)
         ]
-        return {"contact_sheet": str(target), "pictures": pictures}
+        return told | {"pictures": pictures}
 
     return Measure(
         "folder",

@@ -14,6 +14,7 @@ from engines.data.coded import CODED_COLOUR, at_bit_rate
 from engines.data.darken import Night, darken
 from engines.data.lol import double, halve
 from engines.door import Door, kept_after
+from engines.evaluation.evaluate import by_name
 from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean
 
 BIT_RATE = 300_000
@@ -45,20 +46,22 @@ class ClipScore:
 
 
 def score_clip(engine: Door, path: Path, bit_rate: int = BIT_RATE, frames: int = FRAMES, seed: int = 0) -> ClipScore:
-    """The first `frames` pictures of a video by day; raises `OSError` by name where it cannot be read."""
+    """The first `frames` pictures of a video by day; raises `OSError` by name where it cannot be read, and
+    `EngineMismatch` by name where its pictures are too small."""
     rate = clip_rate(path)
     random = np.random.default_rng(seed)
     clean, source = tee(islice(read_clip(path), frames))
     nights = (darken(halve(picture), Night(), random) for picture in source)
     octets, rows = 0, []
     memory, keep = engine.remember(), kept_after(float(1 / rate))
-    for truth, coded in zip(clean, at_bit_rate(nights, bit_rate, rate), strict=True):
-        made = to_rgb(*engine.enhance(coded.y, coded.uv, CODED_COLOUR, memory, keep), CODED_COLOUR)
-        gamma = double(BRIGHTENED[coded.rgb()])
-        rows.append(
-            [figure(picture, truth) for picture in (made, gamma) for figure in (psnr, psnr_gt_mean, mean_ratio)]
-        )
-        octets += coded.octets
+    with by_name(path.name):
+        for truth, coded in zip(clean, at_bit_rate(nights, bit_rate, rate), strict=True):
+            made = to_rgb(*engine.enhance(coded.y, coded.uv, CODED_COLOUR, memory, keep), CODED_COLOUR)
+            gamma = double(BRIGHTENED[coded.rgb()])
+            rows.append(
+                [figure(picture, truth) for picture in (made, gamma) for figure in (psnr, psnr_gt_mean, mean_ratio)]
+            )
+            octets += coded.octets
     psnr_db, gt_mean, ratio, gamma_db, gamma_gt_mean, gamma_ratio = np.mean(rows, axis=0).tolist()
     return ClipScore(
         name=path.name,

@@ -13,6 +13,17 @@ from engines.network.config import CONFIGS, PARTS, Part
 
 RECIPES = Path(__file__).parent / "recipes"
 
+LEAST = {
+    **dict.fromkeys(("batch", "steps", "gain"), 1),
+    **dict.fromkeys(
+        ("learning_rate", "warm_up_steps", "weight_decay", "detail_every", "noise", "twin_noise", "seed"), 0
+    ),
+    **dict.fromkeys(("huber_weight", "ssim_weight", "chroma_weight", "detail_weight", "steady_weight"), 0),
+}
+"""What numbers of a recipe must be at least, by name."""
+SMALLEST_CROP = 16
+"""Pixels of a side: SSIM looks at half of a picture of twice the size, by windows of 11."""
+
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that decides what comes out of training, but the data and the budget."""
@@ -117,7 +128,7 @@ def read_recipe(name: str) -> Recipe:
     except FileNotFoundError:
         shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
         raise EngineMissing(f"no recipe {name!r}: give one of {shipped}, or a TOML file") from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise EngineMismatch(f"{path}: {error}") from error
     if (wrong := _fault(recipe)) is not None:
         raise EngineMismatch(f"{path}: {wrong}")
@@ -130,16 +141,22 @@ def _fault(recipe: Recipe) -> str | None:
         return f"network is {recipe.network!r}; it must be one of {', '.join(CONFIGS)}"
     if "fusing" in recipe.parts and "detail" not in recipe.parts:
         return "parts has fusing without detail; fusing mixes in what the detail branch knows"
-    for name in ("whole", "turn", "mixup", "twins", "evened_nearby", "exposure_free"):
+    for name in ("whole", "turn", "mixup", "twins", "evened_nearby", "exposure_free", "ema"):
         if not 0 <= (share := getattr(recipe, name)) <= 1:
             return f"{name} is {share}; it must be from 0 to 1"
     if not all(0 <= share <= 1 for share in recipe.evened):
         return f"evened is {list(recipe.evened)}; both must be from 0 to 1"
     if min(recipe.mix) < 0 or not math.isclose(sum(recipe.mix), 1, abs_tol=1e-9):
         return f"mix is {list(recipe.mix)}; its shares must be from 0 on, and 1 together"
-    for name in ("noise", "twin_noise", "steady_weight"):
-        if (value := getattr(recipe, name)) is not None and not 0 <= value < math.inf:
-            return f"{name} is {value}; it must be a number from 0 on"
+    for name, least in LEAST.items():
+        if (value := getattr(recipe, name)) is not None and not least <= value < math.inf:
+            return f"{name} is {value}; it must be a number from {least} on"
+    if not recipe.clip > 0:
+        return f"clip is {recipe.clip}; it must be above 0"
+    if min(recipe.crop) < SMALLEST_CROP:
+        return f"crop is {list(recipe.crop)}; both sides must be {SMALLEST_CROP} or more"
+    if not recipe.weights().keys() - {"detail", "steady"}:
+        return "huber_weight, ssim_weight and chroma_weight are all 0; one of them must be more"
     if recipe.twins > 0 and recipe.batch % 2:
         return f"batch is {recipe.batch}; with twins it must be even"
     if recipe.select == "best" and not recipe.hold_out:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Self
 
 import msgspec
@@ -19,7 +21,7 @@ from torch.nn import functional
 from engines.cards import KINDS, NUMBERS, Card, sha256, write_card
 from engines.checkpoint import load_network, save_network
 from engines.data.pairs import NEARBY, PHOTO_CROP, Draw, Sample, draw, even_out, small_sizes, subsample_chroma
-from engines.errors import EngineMismatch
+from engines.errors import EngineError, EngineMismatch
 from engines.network.config import CONFIGS
 from engines.network.neid import STARTS, Neid
 from engines.picture import cut, pad
@@ -198,7 +200,7 @@ class Run:
         return self.averaged(best or self.average).cpu()
 
     def save(self, checkpoint: Path) -> None:
-        """Write it in one move."""
+        """Write it in one move; raises `EngineError` where it cannot be written, and leaves it as it was."""
         part = checkpoint.with_suffix(".part")
         state = {
             "network": self.network.state_dict(),
@@ -213,12 +215,24 @@ class Run:
             "origin": self.origin,
             "unfit": self.guard.counts,
         }
-        torch.save(state, part)
-        part.replace(checkpoint)
+        try:
+            with part.open("wb") as file:
+                torch.save(state, file)
+                os.fsync(file.fileno())  # or a power cut might leave neither the old one nor the new
+            part.replace(checkpoint)
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
+            raise EngineError(f"{checkpoint} cannot be written: {error}") from error
+        finally:
+            part.unlink(missing_ok=True)
 
     def load(self, checkpoint: Path) -> None:
-        """Go on from what was saved, on this device or on another; raises `EngineMismatch` for another run's."""
-        state = torch.load(checkpoint, weights_only=True, map_location=self.device)
+        """Go on from what was saved, on this device or on another; raises `EngineMismatch` for another run's, and for
+        what cannot be read."""
+        try:
+            state = torch.load(checkpoint, weights_only=True, map_location=self.device)
+        except (EOFError, RuntimeError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise EngineMismatch(f"{checkpoint} cannot be read as a checkpoint: {reason}") from error
         if (wrong := _difference(state.get("origin"), self.origin)) is not None:
             raise EngineMismatch(f"{checkpoint} was begun with {wrong}; give that again, or another folder")
         self.network.load_state_dict(state["network"])

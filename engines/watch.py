@@ -1,0 +1,158 @@
+"""An engine whose pictures are waited for with a limit: a GPU that hangs must not take the relay along.
+
+Nothing can interrupt who waits inside a driver. So one thread waits there for all, picture by picture in their order,
+and whoever wants a picture waits for that thread, as long as is reasonable.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self
+
+from engines.door import Door, Memory, Numbers, Slot
+from engines.errors import EngineError
+
+PATIENCE_LOOKS, LOOK_SECONDS = 10, 1.0
+"""How often a picture that is waited for may be missing, one look after another, and the time between two looks: of a
+process that was stopped meanwhile one look is lost, and not the patience."""
+
+
+@dataclass(eq=False)
+class Watched:
+    """A slot that was submitted."""
+
+    slot: Slot
+    done: threading.Event = field(default_factory=threading.Event)
+    failure: Exception | None = None
+    """Why there is no picture, once that is known."""
+
+
+class WatchedEngine(Door):
+    """Does what another engine does, and fails where a picture does not come. While a size is being prepared, which may
+    take the whole device, pictures may take as long as they like.
+
+    A slot whose picture did not come stays with the engine until that lets go of it.
+    """
+
+    def __init__(self, engine: Door) -> None:
+        self.info = engine.info
+        self._engine = engine
+        self._watched: dict[int, Watched] = {}  # by id of the slot, from `submit` to `release`
+        self._tasks: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._watching = threading.Thread(target=self._watch, name="nightbridge-engine-watch", daemon=True)
+        self._counting = threading.Lock()
+        self._preparing = 0
+        self._hangs = False
+
+    def __enter__(self) -> Self:
+        self._engine.__enter__()
+        self._watching.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tasks.put(None)
+        self._watching.join()
+        self._engine.__exit__(kind, error, trace)
+
+    def acquire(self, width: int, height: int, timeout: float | None = None) -> Slot:
+        """See `Door.acquire`."""
+        if self.is_ready(width, height):
+            slot = self._engine.acquire(width, height, timeout)
+        else:
+            with self._as_preparing():
+                slot = self._engine.acquire(width, height, timeout)
+        slot.engine = self
+        return slot
+
+    def prepare(self, width: int, height: int) -> None:
+        """See `Door.prepare`."""
+        with self._as_preparing():
+            self._engine.prepare(width, height)
+
+    def is_ready(self, width: int, height: int) -> bool:
+        """See `Door.is_ready`."""
+        return self._engine.is_ready(width, height)
+
+    def allow(self, slots: int, sizes: int) -> None:
+        """See `Door.allow`."""
+        self._engine.allow(slots, sizes)
+
+    def remember(self) -> Memory:
+        """See `Door.remember`."""
+        return self._engine.remember()
+
+    def recollect(self, memory: Memory) -> Numbers:
+        """See `Door.recollect`."""
+        return self._engine.recollect(memory)
+
+    def submit(self, slots: Sequence[Slot]) -> None:
+        """See `Door.submit`."""
+        try:
+            self._engine.submit(slots)
+        finally:  # what failed may be under way in part
+            for slot in slots:
+                watched = self._watched[id(slot)] = Watched(slot)
+                self._tasks.put(partial(self._await, watched))
+
+    def wait(self, slot: Slot) -> None:
+        """See `Slot.wait`; raises `EngineError` also where the picture does not come."""
+        watched = self._watched.get(id(slot))
+        if watched is None:  # nothing is under way: it returns at once
+            self._engine.wait(slot)
+            return
+        if not self._comes(watched):
+            raise EngineError(f"no picture within {PATIENCE_LOOKS * LOOK_SECONDS:g} s")
+        self._watched.pop(id(slot), None)
+        if watched.failure is not None:
+            raise watched.failure
+
+    def release(self, slot: Slot) -> None:
+        """See `Slot.release`."""
+        if slot.under_way:
+            with suppress(EngineError):
+                self.wait(slot)
+        self._watched.pop(id(slot), None)
+        if slot.under_way:
+            self._tasks.put(partial(self._engine.release, slot))  # behind what it waits for
+        else:
+            self._engine.release(slot)
+
+    def _comes(self, watched: Watched) -> bool:
+        """Wait for a picture; where one did not come nobody waits for the others."""
+        looks = PATIENCE_LOOKS
+        while not self._hangs:
+            if watched.done.wait(LOOK_SECONDS):
+                return True
+            looks = PATIENCE_LOOKS if self._preparing else looks - 1
+            if looks == 0:
+                self._hangs = True
+        return watched.done.is_set()
+
+    def _watch(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            task()
+
+    def _await(self, watched: Watched) -> None:
+        try:
+            self._engine.wait(watched.slot)
+        except Exception as error:
+            watched.failure = error
+        watched.done.set()
+
+    @contextmanager
+    def _as_preparing(self) -> Iterator[None]:
+        with self._counting:
+            self._preparing += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._preparing -= 1
