@@ -204,7 +204,7 @@ def make_room(paths: Iterable[Path], largest: int) -> None:
             return
         with suppress(OSError):  # a folder in the place of a file, or another process was faster
             path.unlink()
-            log.info("%s was removed: it was not used for the longest time", path)
+            log.debug("%s was removed: it was not used for the longest time", path)
             held -= size
 
 

@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 from stream.damage import Damage
 from stream.errors import CodecError
 from stream.ffmpeg_log import overheard, tells
-from stream.frame import AccessUnit, Frame, SourcePacket
+from stream.frame import AccessUnit, Frame, SourcePacket, State
 from stream.h264 import ReferenceCheck, is_idr
 from stream.hardware import informed, is_on_gpu, nvdec, trouble
 from stream.orientation import UPRIGHT, orientation_of, swaps_sides
@@ -66,7 +66,7 @@ class Decoder:
         self.lost = 0
         """Access units that gave no picture, with those in front of the first key frame."""
         self.orientation = UPRIGHT
-        """How the source tells that its latest picture is to be turned and mirrored."""
+        """How the source tells that its latest clean picture is to be turned and mirrored."""
         self._choice = choice
         self._trouble: str | None = None
         self._upright = upright
@@ -80,7 +80,7 @@ class Decoder:
         self._inside: set[int] = set()
         self._count = 0
         self._started = False
-        self._spoilt = False  # FFmpeg met with damage inside a picture
+        self._spoilt = False  # FFmpeg keeps something of a damaged picture
         self._next_pts = 0
         self._grey = False
         self._usual = UPRIGHT  # where a key frame tells none; a new context forgets that of the container
@@ -104,6 +104,11 @@ class Decoder:
         return self._trouble
 
     @property
+    def filmed_size(self) -> tuple[int, int]:
+        """Width and height of the picture that went in last, as it was filmed; zeros where they are not known."""
+        return self._context.width, self._context.height
+
+    @property
     def deinterlaces(self) -> bool:
         """Whether an interlaced picture has come; from then on there is one more picture of delay."""
         return self._pictures.interlaced
@@ -120,7 +125,7 @@ class Decoder:
             return []
         unit = self._enter(source)
         packet.opaque = unit
-        before = self._begin_anew() if self._spoilt and is_idr(bytes(packet)) else []
+        before = self._begin_anew() if self._spoilt and self._begins_alone(packet) else []
         return before + self._decode(packet)
 
     def flush(self) -> list[Frame]:
@@ -164,10 +169,15 @@ class Decoder:
         for number in list(self._inside):
             self._lose(number)
 
+    def _begins_alone(self, packet: Packet[Stream]) -> bool:
+        """Whether a decoder that knows nothing can begin with this access unit."""
+        return is_idr(bytes(packet)) if self._context.name == "h264" else packet.is_keyframe
+
     def _begin_anew(self) -> list[Frame]:
         """The frames that FFmpeg still holds; it goes on as if nothing had been decoded before.
 
-        Of a damaged picture of H.264 with CAVLC it else adds coefficients to the next one, be that a key frame.
+        Of a damaged picture of H.264 with CAVLC it else adds coefficients to the next one, be that a key frame; and as
+        one of HEVC seems to be turned, all that follow are.
         """
         context = av.CodecContext.create(self._software.codec, "r")
         assert isinstance(context, VideoCodecContext)
@@ -210,7 +220,7 @@ class Decoder:
             return False
         missing = self._references.is_missing(bytes(packet))
         if self._references.sequence_changed:  # FFmpeg keeps the colour of the one before, if the new one says none
-            self._context.colorspace, self._context.color_range = NO_MATRIX, ColorRange.UNSPECIFIED
+            self._context.colorspace, self._context.color_range = NO_MATRIX, ColorRange.MPEG
         return missing
 
     def _lose(self, number: int) -> None:
@@ -265,10 +275,8 @@ class Decoder:
         colour = colour_of(picture)
         pts = self._next_pts if unit.pts is None else unit.pts
         self._next_pts = pts + unit.duration
-        if matrix := display_matrix(picture):
-            self.orientation = orientation_of(matrix)
-        elif unit.key:  # what a codec tells may come with key frames alone
-            self.orientation = self._usual
+        state = self._damage.leave(unit, mixed=self._pictures.interlaced)
+        self._see_orientation(picture, unit, state)
         orientation = self.orientation if self._upright else UPRIGHT
         aspect = self._context.sample_aspect_ratio or self._video.sample_aspect_ratio or Fraction(1)
         return Frame(
@@ -280,11 +288,22 @@ class Decoder:
             received_ns=unit.received_ns,
             capture_ns=unit.capture_ns,
             capture_clock=unit.capture_clock,
-            state=self._damage.leave(unit, mixed=self._pictures.interlaced),
+            state=state,
             source_sha256=unit.sha256,
             aspect=1 / aspect if swaps_sides(orientation) else aspect,
             orientation=orientation,
         )
+
+    def _see_orientation(self, picture: VideoFrame, unit: AccessUnit, state: State) -> None:
+        """Only clean pictures are believed: the rest of a damaged one may read as a message that nobody sent."""
+        matrix = display_matrix(picture)
+        if state != "clean":
+            false = bool(matrix) and orientation_of(matrix) != self.orientation
+            self._spoilt |= false and self._context.name == "hevc" and not is_on_gpu(self._context)
+        elif matrix:
+            self.orientation = orientation_of(matrix)
+        elif unit.key:  # what a codec tells may come with key frames alone
+            self.orientation = self._usual
 
     def _is_grey(self, picture: VideoFrame, unit: AccessUnit) -> bool:
         """Whether there was no colour since the last key frame, as from a camera that sees by infrared."""

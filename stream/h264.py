@@ -155,7 +155,7 @@ class Headers:
                 continue
 
     def _take(self, sequence: Sequence) -> None:
-        self.sequence_changed = self._sequences.get(sequence.number, sequence) != sequence
+        self.sequence_changed |= self._sequences.get(sequence.number, sequence) != sequence
         self._sequences[sequence.number] = sequence
 
     def _slice(self, idr: bool, referred: bool, body: bytes) -> Slice:

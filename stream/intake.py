@@ -36,6 +36,11 @@ class Intake:
         """How the segment tells that its latest picture is to be turned and mirrored."""
         return self._decoder.orientation
 
+    @property
+    def filmed_size(self) -> tuple[int, int]:
+        """See `Decoder.filmed_size`."""
+        return self._decoder.filmed_size
+
     def decode(self, packet: SourcePacket) -> list[Frame]:
         """The frames that an access unit completes. Raises `CodecError`."""
         self._feed.meter.receive()

@@ -17,7 +17,7 @@ from stream.errors import CodecError, SourceError, SourceLost, SourceUnsupported
 from stream.feed import Feed, FeedState
 from stream.frame import SourcePacket
 from stream.intake import Intake
-from stream.orientation import UPRIGHT, Orientation
+from stream.orientation import UPRIGHT
 from stream.outlet import Outlet
 from stream.pace import paced
 from stream.publish import Publisher
@@ -92,27 +92,26 @@ def relay_segment(feed: Feed, segment: Segment, engine: Door, gather: Gather[Fee
         for packet in packets:
             frames = intake.decode(packet) if packet.kind == "video" else []
             try:
-                publish_untouched(feed, segment, packet, intake.orientation, publisher)  # its size is known by now
+                publish_untouched(feed, segment, packet, intake, publisher)  # its size is known by now
             finally:
                 intake.hand_on(frames)
     finally:
         intake.finish()
 
 
-def publish_untouched(
-    feed: Feed, segment: Segment, packet: SourcePacket, orientation: Orientation, publisher: Publisher
-) -> None:
+def publish_untouched(feed: Feed, segment: Segment, packet: SourcePacket, intake: Intake, publisher: Publisher) -> None:
     """The camera's own access unit or data packet, as it came, where the settings ask for it."""
     video = packet.kind == "video"
     if not (feed.settings.publish_source if video else feed.settings.publish_data):
         return
     raw = packet.packet
+    width, height = intake.filmed_size if video else (0, 0)
     header = Header(
         key=video and raw.is_keyframe,
         codec=segment.info.codec if video else raw.stream.name or "unknown",
-        width=(segment.video.width or None) if video else None,
-        height=(segment.video.height or None) if video else None,
-        orientation=orientation if video else UPRIGHT,
+        width=width or None,
+        height=height or None,
+        orientation=intake.orientation if video else UPRIGHT,
         pts=ticks(raw.pts),
         dts=ticks(raw.dts) if raw.dts != raw.pts else None,
         time_base=raw.time_base,

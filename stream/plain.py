@@ -45,7 +45,7 @@ class PlainPictures:
         self.interlaced = False
         """Whether an interlaced picture has come; from then on pictures come out one later than they went in."""
         self._deinterlacer: Graph | None = None
-        self._shape: tuple[int, int, str] | None = None
+        self._layout: tuple[int, int, str, int, int] | None = None
         self._reformatter = VideoReformatter()
 
     def add(self, picture: VideoFrame) -> list[VideoFrame]:
@@ -54,10 +54,10 @@ class PlainPictures:
         if not self.interlaced:
             return [self._plain(picture)]
         ready = []
-        shape = (picture.width, picture.height, picture.format.name)
-        if self._deinterlacer is None or shape != self._shape:
+        layout = (picture.width, picture.height, picture.format.name, picture.colorspace, picture.color_range)
+        if self._deinterlacer is None or layout != self._layout:  # it gives its first colour to all that say none
             ready = self.flush()
-            self._deinterlacer, self._shape = deinterlacer(picture), shape
+            self._deinterlacer, self._layout = deinterlacer(picture), layout
         self._deinterlacer.vpush(picture)
         return ready + self._deinterlaced()
 
@@ -130,7 +130,9 @@ def colour_of(picture: VideoFrame) -> Colour:
         matrix = "bt601"
     elif picture.colorspace in BT709_CODES:
         matrix = "bt709"
-    full_range = picture.color_range == ColorRange.JPEG or picture.format.name.startswith("yuvj")
+    full_range = picture.color_range == ColorRange.JPEG or (
+        picture.color_range == ColorRange.UNSPECIFIED and picture.format.name.startswith("yuvj")
+    )
     return Colour(matrix, full_range and not rgb, grey)
 
 

@@ -26,13 +26,19 @@ CHANGES: dict[str, dict[str, Any]] = {
     "slower": {"rate": 5},
     "full range": FULL,
     "matrix": {"matrix": "bt709"},
+    "full range and matrix": FULL | {"matrix": "bt709"},
     "4:2:2": {"pix_fmt": "yuv422p"},
     "4:4:4": {"pix_fmt": "yuv444p"},
     "10 bit": {"pix_fmt": "yuv420p10le"},
     "10 bit 4:2:2": {"pix_fmt": "yuv422p10le"},
     "everything": {"size": (320, 240), "rate": 50, "pix_fmt": "yuv422p10le", "matrix": "bt709"},
 }
-H264 = {"interlaced": {"interlaced": True}, "profile": {"options": {"profile": "baseline"}}}
+H264: dict[str, dict[str, Any]] = {
+    "interlaced": {"interlaced": True},
+    "interlaced, matrix": {"interlaced": True, "matrix": "bt709"},
+    "interlaced, full range": FULL | {"interlaced": True},
+    "profile": {"options": {"profile": "baseline"}},
+}
 MPEG4 = {name: CHANGES[name] for name in ("size", "odd size", "rate", "slower")} | {"interlaced": {"interlaced": True}}
 MJPEG: dict[str, dict[str, Any]] = {
     "size": {"size": (320, 240)},

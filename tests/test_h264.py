@@ -159,6 +159,14 @@ def sets(frames_only: bool, sequence: int = 3, picture: int = 1, bits: int = 4, 
     return nal(0x67, BASELINE + body) + nal(0x68, coded(picture, sequence))
 
 
+def test_a_sequence_set_that_changes_is_noticed_beside_another_that_does_not() -> None:
+    other = sets(frames_only=True, sequence=1)
+    check = ReferenceCheck(sets(frames_only=True, sequence=0) + other)
+    for frames_only, changed in ((True, False), (False, True), (False, False)):
+        check.is_missing(sets(frames_only=frames_only, sequence=0) + other)
+        assert check.sequence_changed == changed
+
+
 def header(number: int, more: str = "", picture: int = 1, bits: int = 4) -> bytes:
     """A slice of a picture that others refer to."""
     return nal(0x61, coded(0, 5, picture) + f"{number:0{bits}b}" + more + "1" * 20)

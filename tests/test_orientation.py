@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import get_args
@@ -17,6 +18,7 @@ from stream.frame import Frame, plane_view
 from stream.orientation import Orientation, orientation_of, swaps_sides, upright
 from stream.settings import FeedSettings
 from stream.source import open_source
+from stream.sources.fields import rewritten
 from stream.sources.recording import open_recording
 from stream.view import PictureDecoder
 from stream.wire import Message
@@ -257,3 +259,25 @@ def test_a_recording_stays_upright_after_damage(tmp_path: Path) -> None:
         frames += decoder.flush()
     assert {frame.state for frame in frames[4:8]} != {"clean"}
     assert [frame.orientation for frame in frames] == [6] * 12
+
+
+@pytest.mark.parametrize("codec", SEI)
+def test_how_a_damaged_picture_is_turned_is_not_believed(codec: str, tmp_path: Path) -> None:
+    """Where bytes are missing, the rest of a picture may read as a message that nobody sent."""
+    clip = make_clip(tmp_path / "clip.ts", codec=codec, pictures=12, key_interval=4)
+    told = with_sei(clip, tmp_path / "told.ts", codec, keys_only=False)
+    with av.open(told) as source:
+        sixth = [bytes(packet) for packet in source.demux(video=0)][5]
+    with open_source(FeedSettings(url=str(clip))) as source:
+        segment = next(source.segments())
+        decoder = Decoder(segment.video)
+        frames = []
+        for number, unit in enumerate(segment.packets()):
+            if number == 5:
+                damaged = rewritten(unit.packet, sixth[:-60])
+                damaged.is_corrupt = True
+                unit = replace(unit, packet=damaged)
+            frames += decoder.decode(unit)
+        frames += decoder.flush()
+    assert [frame.state for frame in frames] == ["clean"] * 5 + ["concealed"] + ["tainted"] * 2 + ["clean"] * 4
+    assert [frame.orientation for frame in frames] == [1] * 12

@@ -169,6 +169,21 @@ def test_the_camera_s_own_pictures_say_their_size_from_their_first_key_frame_on(
     assert [(unit.width, unit.key) for unit in units[9:12]] == [(160, False), (320, True), (320, False)]
 
 
+def test_the_camera_s_own_pictures_say_their_new_size_also_after_damage(tmp_path: Path) -> None:
+    """After which decoding begins anew."""
+    small = make_clip(tmp_path / "small.h264", pictures=10, key_interval=5, options={"x264-params": "cabac=0"})
+    large = make_clip(tmp_path / "large.h264", pictures=5, size=(320, 240))
+    with av.open(small) as container:
+        units = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    units[3] = units[3][:300] + units[3][400:]
+    clip = tmp_path / "clip.h264"
+    clip.write_bytes(b"".join(units) + large.read_bytes())
+    _, messages = replayed(DoublingEngine(), recording(clip))
+    assert [message.header.state for message in pictures(messages)][3:6] == ["concealed", "tainted", "clean"]
+    sizes = [(message.header.width, message.header.height) for message in messages if message.kind == "source"]
+    assert sizes == [(160, 120)] * 10 + [(320, 240)] * 5
+
+
 def test_klv_travels_untouched(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.ts", pictures=20, klv=True)
     _, messages = replayed(DoublingEngine(), recording(clip))

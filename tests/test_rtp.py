@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import itertools
 import socket
+import struct
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -107,10 +109,15 @@ def received(folder: Path, codec: str, datagrams: list[bytes]) -> Seen:
                 sender.sendto(datagram, ("127.0.0.1", port))
                 time.sleep(0.001)  # as fast as a camera may
 
+    return seen_while(send, sdp_file(folder, codec, port))
+
+
+def seen_while(send: Callable[[], None], sdp: Path) -> Seen:
+    """The pictures of what an SDP file describes, while another thread sends it."""
     thread = threading.Thread(target=send)
     thread.start()
     try:
-        return seen(feed(sdp_file(folder, codec, port), read_timeout=0.6, age_budget=10.0))
+        return seen(feed(sdp, read_timeout=0.6, age_budget=10.0))
     finally:
         thread.join()
 
@@ -156,6 +163,27 @@ def test_no_wrong_picture_passes_as_clean_where_rtp_is_lost(tmp_path: Path, sent
     pictures = received(tmp_path, codec, [each for number, each in enumerate(datagrams) if number not in lost])
     assert "clean" not in states_of_wrong(pictures, whole).values()
     assert pictures[-1][1] == "clean", "a key frame ends the damage"
+
+
+def test_sound_that_is_lost_beside_them_damages_no_pictures(tmp_path: Path) -> None:
+    """As long as nobody reads the sound: FFmpeg does not say of which stream it misses packets."""
+    clip = make_clip(tmp_path / "clip.ts", pictures=40, key_interval=10)
+    video, sound = free_port() & ~1, free_port() & ~1
+    sdp = sdp_file(tmp_path, "h264", video)
+    sdp.write_text(sdp.read_text() + f"m=audio {sound} RTP/AVP 8\r\na=rtpmap:8 PCMA/8000\r\n")
+
+    def send() -> None:
+        wait_until(lambda: listeners_at(video), "somebody listens")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for number, datagram in enumerate(rtp_of(clip)):
+                header = struct.pack(">BBHII", 0x80, 8, 2 * number, 160 * number, 7)  # every second one is missing
+                sender.sendto(header + bytes(160), ("127.0.0.1", sound))
+                sender.sendto(datagram, ("127.0.0.1", video))
+                time.sleep(0.001)
+
+    pictures = seen_while(send, sdp)
+    assert len(pictures) == 40
+    assert {state for _, state, _ in pictures} == {"clean"}
 
 
 def swallows(server_port: int, lost: set[int]) -> Behaviour:

@@ -191,8 +191,7 @@ def rtsp_ways(feed: FeedSettings, basis: Way) -> list[Way]:
 
     Sound is left at the camera: on a thin link it costs as much as the picture. A data stream is fetched if wanted.
     """
-    media = "video+data" if feed.publish_data else "video"
-    options = basis.options | RTP_PROBING | {"allowed_media_types": media, "buffer_size": str(feed.receive_buffer)}
+    options = basis.options | RTP_PROBING | wanted_media(feed) | {"buffer_size": str(feed.receive_buffer)}
     allowed = "rtsps,rtp,udp,tcp,tls" if basis.tls else "rtsp,rtp,udp,tcp"  # the first one for redirections
     options |= {"protocol_whitelist": allowed}
     tcp = replace(basis, format="rtsp", options=options | OVER_TCP)
@@ -211,6 +210,11 @@ def rtsp_ways(feed: FeedSettings, basis: Way) -> list[Way]:
         ways = [in_a_hurry(udp), tcp]
     last = ways[-1]
     return [*ways, replace(last, name="any", options=last.options | {"allowed_media_types": "video+audio+data"})]
+
+
+def wanted_media(feed: FeedSettings) -> dict[str, str]:
+    """The option that keeps FFmpeg from other media: what is lost of them it tells in the same words."""
+    return {"allowed_media_types": "video+data" if feed.publish_data else "video"}
 
 
 def in_a_hurry(udp: Way) -> Way:
@@ -244,6 +248,7 @@ def sdp_way(feed: FeedSettings) -> Way:
         content = path.read_bytes()
     except OSError as error:
         raise SourceLost(f"{path}: {error.strerror}", reason="not found") from None
+    media = wanted_media(feed) if b"m=video" in content else {}  # without, it is told what there is
     return Way(
         name="sdp",
         file=content,
@@ -251,7 +256,7 @@ def sdp_way(feed: FeedSettings) -> Way:
         open_timeout=feed.open_timeout,
         read_timeout=min(DATAGRAM_POLL, feed.read_timeout),
         silence=feed.read_timeout,
-        options=RTP_PROBING | {"protocol_whitelist": "rtp,udp", "buffer_size": str(feed.receive_buffer)},
+        options=RTP_PROBING | media | {"protocol_whitelist": "rtp,udp", "buffer_size": str(feed.receive_buffer)},
         polls=True,
     )
 
