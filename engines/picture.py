@@ -84,27 +84,27 @@ class PictureGraph(nn.Module):
     def unfold(self, subpixels: Tensor, to_yuv: Tensor, fold: int) -> tuple[Tensor, Tensor]:
         """RGB sub-pixels (N, 3f^2, h, w) to code values: y (N, 1, fh, fw) and uv (N, 2, fh/2, fw/2).
 
-        Both colour conversion and the halving of chroma are linear, so one matrix product over the channels does them.
+        Both colour conversion and the halving of chroma are linear, so one matrix product over the channels makes each.
         """
-        batch, _, height, width = subpixels.shape
-        matrix = unfolding(to_yuv[:, :, :3], fold)  # (N, 3f^2, 1.5f^2)
-        offset = torch.cat(
-            (
-                to_yuv[:, :1, 3].expand(batch, fold * fold),
-                to_yuv[:, 1:, 3, None].expand(batch, 2, fold * fold // 4).flatten(1),
-            ),
-            dim=1,
-        )
+        (batch, _, height, width), half = subpixels.shape, fold // 2
         pixels = subpixels.permute(0, 2, 3, 1).flatten(1, 2)  # (N, hw, 3f^2)
-        codes = (pixels @ matrix + offset[:, None]).clamp(0, 255).round().to(self._rounded)
-        planes = codes.transpose(1, 2).reshape(batch, -1, height, width)  # (N, 1.5f^2, h, w)
-        y = functional.pixel_shuffle(planes[:, : fold * fold], fold)
-        uv = functional.pixel_shuffle(planes[:, fold * fold :], fold // 2)
-        return y, uv
+        to_y, to_uv = unfolding(to_yuv[:, :, :3], fold)
+        y = self.codes(pixels @ to_y + to_yuv[:, None, :1, 3])  # (N, hw, f^2)
+        uv = self.codes(pixels @ to_uv + to_yuv[:, None, 1:, 3].repeat_interleave(half * half, dim=2))  # (N, hw, f^2/2)
+        y = y.reshape(batch, height, width, fold, fold).permute(0, 1, 3, 2, 4)
+        uv = uv.reshape(batch, height, width, 2, half, half).permute(0, 3, 1, 4, 2, 5)
+        return (
+            y.reshape(batch, 1, height * fold, width * fold),
+            uv.reshape(batch, 2, height * half, width * half),
+        )
+
+    def codes(self, values: Tensor) -> Tensor:
+        """Rounded to code values from 0 to 255."""
+        return values.clamp(0, 255).round().to(self._rounded)
 
 
-def unfolding(to_yuv: Tensor, fold: int) -> Tensor:
-    """(N, 3, 3) RGB to YUV, as the matrix (N, 3f^2, 1.5f^2) from folded RGB to folded Y and half-size U and V."""
+def unfolding(to_yuv: Tensor, fold: int) -> tuple[Tensor, Tensor]:
+    """(N, 3, 3) RGB to YUV as matrices from folded RGB to folded Y (N, 3f^2, f^2) and half-size UV (N, 3f^2, f^2/2)."""
     squares = fold * fold
     position = torch.arange(squares, device=to_yuv.device)
     square = position // fold // 2 * (fold // 2) + position % fold // 2
@@ -113,13 +113,8 @@ def unfolding(to_yuv: Tensor, fold: int) -> Tensor:
     rgb = to_yuv.transpose(1, 2)  # (N, rgb, yuv)
     luma = rgb[:, :, :1, None, None] * same  # (N, 3, 1, f^2, f^2)
     chroma = rgb[:, :, 1:, None, None] * mean  # (N, 3, 2, f^2, f^2/4)
-    return torch.cat(
-        (
-            luma.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2),
-            chroma.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2),
-        ),
-        dim=2,
-    )
+    to_y, to_uv = (part.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2) for part in (luma, chroma))
+    return to_y, to_uv
 
 
 def padding(height: int, width: int, multiple: int) -> tuple[int, int, int, int]:

@@ -24,7 +24,7 @@ from tests.identity import SMALL
 
 ROOT = Path(__file__).parents[1]
 FLOAT_CONVOLUTIONS = 2 + 1 + 2
-"""The first two, the last one and two of feature fusing."""
+"""The first two, one of the decoder, and two of feature fusing."""
 
 
 def picture(light: float, seed: int = 1) -> Picture:
@@ -79,14 +79,20 @@ def is_int8(convolution: openvino.Node) -> bool:
     return weights
 
 
-def test_all_convolutions_but_those_at_the_ends_and_of_fusing_are_int8(int8: openvino.Model) -> None:
+def before_the_second_transposed_one(both: list[openvino.Node]) -> openvino.Node:
+    _, second = (place for place, node in enumerate(both) if node.get_type_name() != "Convolution")
+    return both[second - 1]
+
+
+def test_all_convolutions_but_the_first_two_a_sensitive_one_and_those_of_fusing_are_int8(int8: openvino.Model) -> None:
     both = convolutions(int8)
     forward = [node for node in both if node.get_type_name() == "Convolution"]
     quantised = [node for node in forward if is_int8(node)]
     assert len(forward) - len(quantised) == FLOAT_CONVOLUTIONS
     assert len(quantised) > len(forward) / 2
     kept = [node for node in both if not is_int8(node)]
-    assert {forward[0], forward[1], forward[-1]} <= set(kept)
+    assert {forward[0], forward[1], before_the_second_transposed_one(both)} <= set(kept)
+    assert is_int8(forward[-1])
     assert [node for node in both if list(node.input(1).get_shape())[2:] == [1, 1] and is_int8(node)] == []
     assert [node for node in both if node.get_type_name() != "Convolution" and is_int8(node)] == []
 
