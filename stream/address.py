@@ -17,10 +17,13 @@ PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 """Of each scheme, where the address names none."""
 LONGEST_CREDENTIALS = 127
 """Characters, with escapes, that FFmpeg's RTSP client keeps of user name and password; it cuts off the rest."""
-HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s/?#@:\[\]]+)(?::(\d{1,5}))?(?=[/?#]|$)")
+BYTES = "surrogateescape"
+"""How text keeps bytes that are no UTF-8, as in a password of Latin-1."""
+HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.~-]+)?\]|[^\s/?#@:\[\]]+)(?::(\d{1,5}))?(?=[/?#]|$)")
 
 _SECRET_PARAMETER = re.compile(
-    r"((?:usr|user|login|pass|psw|pwd|token|jwt|secret|key|auth|sig|credential)[^=&?/]*=|[?&](?:u|p|st)=)[^&]*",
+    r"((?:usr|user|login|pass|psw|pw|token|jwt|secret|key|auth|sig|credential|session)[^=&?/]*="
+    r"|[?&](?:u|p|st|_?sid)=)[^&]*",
     re.IGNORECASE,
 )
 
@@ -86,8 +89,8 @@ class RemoteAddress:
             match[1].strip("[]"),
             port,
             location,
-            unquote(username) if credentials else None,
-            unquote(password) if colon else None,
+            unescaped(username) if credentials else None,
+            unescaped(password) if colon else None,
         )
 
     def with_credentials(self, username: str | None, password: str | None) -> str:
@@ -133,17 +136,17 @@ class UdpAddress:
 
     def excludes(self, other: UdpAddress) -> bool:
         """Whether only one of both can be listened at."""
-        if self.port != other.port or self.multicast or other.multicast:
+        if self.port != other.port or (self.multicast and other.multicast):
             return False
-        return self.host == other.host or self.everywhere or other.everywhere
+        return self.host == other.host or self._covers(other) or other._covers(self)
 
-    @property
-    def everywhere(self) -> bool:
-        """Whether `host` is every address of this machine."""
+    def _covers(self, other: UdpAddress) -> bool:
+        """Whether `host` is every address of this machine, and that of `other` one of them: of IPv4 or of all."""
         try:
-            return not self.host or ip_address(self.host).is_unspecified
+            everywhere = not self.host or ip_address(self.host).is_unspecified
         except ValueError:
             return False
+        return everywhere and (":" in self.host or ":" not in other.host)
 
     @classmethod
     def of(cls, url: str) -> Self:
@@ -193,4 +196,9 @@ def split_credentials(rest: str) -> tuple[str, str]:
 
 def escaped(text: str | None) -> str:
     """The text with escapes for whatever has a meaning in front of a host; nothing for None."""
-    return quote(text or "", safe="!$&'()*+,;=:")
+    return quote(text or "", safe="!$&'()*+,;=:", errors=BYTES)
+
+
+def unescaped(text: str) -> str:
+    """The text without its escapes."""
+    return unquote(text, errors=BYTES)

@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engines.runtime import PRECISIONS
-from stream.address import UdpAddress, is_udp, redact
+from stream.address import UdpAddress, is_udp, redact, split_credentials
 from stream.complaints import PREFIX, TABLE_MISTAKE, complaints, variables
 from stream.errors import SettingsError
 from stream.values import (
@@ -181,14 +181,15 @@ class FeedDefaults(Table):
     def password(self) -> SecretStr | None:
         """The password as it is now in its file or variable; None where neither is named.
 
-        One line end after it is no part of it. Raises `SettingsError` if it cannot be read any more.
+        A byte order mark in front of it and one line end after it are no part of it. Raises `SettingsError` if it
+        cannot be read any more.
         """
         if self.password_env:
             return SecretStr(os.environ.get(self.password_env, ""))
         if self.password_file is None:
             return None
         try:
-            text = self.password_file.read_text(encoding="utf-8")
+            text = self.password_file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it must be UTF-8 text"
             raise SettingsError(f"password file {self.password_file}: {reason}") from None
@@ -266,10 +267,18 @@ def _over(inherited: dict[str, Any], table: Any) -> Any:
     for key in inherited.keys() & table.keys():
         if isinstance(inherited[key], dict):
             merged[key] = _over(inherited[key], table[key])
-    if "password_file" in table or "password_env" in table:
-        for key in {"password_file", "password_env"} - table.keys():
-            merged.pop(key, None)
+    for key in _replaced(table) - table.keys():
+        merged.pop(key, None)
     return merged
+
+
+def _replaced(table: dict[str, Any]) -> set[str]:
+    """The inherited credentials that mean nothing beside a table's own, which its address may hold."""
+    url = table.get("url")
+    credentials = split_credentials(url.partition("://")[2])[0] if isinstance(url, str) else ""
+    passwords = {"password_file", "password_env"}
+    replaced = passwords if ":" in credentials or passwords & table.keys() else set()
+    return replaced | {"username"} if credentials else replaced
 
 
 def load_settings(path: Path | None) -> Settings:
@@ -277,6 +286,7 @@ def load_settings(path: Path | None) -> Settings:
 
     Raises `SettingsError`; its message has one line for each mistake.
     """
+    _require_text()
     tables = _read(path) if path else {}
     known = tables | {name: {} for name in _unknown_sections() if name not in tables}
     try:
@@ -289,13 +299,25 @@ def load_settings(path: Path | None) -> Settings:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"{path}: it must be UTF-8 text") from None
     except ValueError as error:  # says at which line
         raise SettingsError(f"{path}: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: too many brackets inside one another") from None
+
+
+def _require_text() -> None:
+    """Raise `SettingsError` for a variable that is no UTF-8: pydantic-settings would not say which one."""
+    for name, text in os.environ.items():
+        if name.upper().startswith(PREFIX) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise SettingsError(f"environment: {name} must be UTF-8 text") from None
 
 
 def _unknown_sections() -> set[str]:

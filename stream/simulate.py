@@ -101,7 +101,11 @@ class NightCamera:
     _stopped: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        udp_address(self.url)
+        host, _ = udp_address(self.url)
+        try:
+            host.encode("idna")  # as it is done to look it up
+        except UnicodeError:
+            raise ValueError(f"url {self.url!r}; must have a host whose parts have 1 to 63 letters") from None
         if self.codec not in ENCODERS:
             raise ValueError(f"codec {self.codec!r}; must be one of {', '.join(get_args(Codec))}")
         if self.size is not None and any(not SMALLEST <= side <= LARGEST or side % 2 for side in self.size):

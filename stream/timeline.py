@@ -50,6 +50,7 @@ class Timeline:
         self._other = Fraction(0)  # the same for stamps that are not believed yet
         self._others = 0  # pictures in a row that were on that line; 0: there is no such line
         self._arrivals = Arrivals()
+        self._passed = Fraction(0)  # between the arrivals of the latest two pictures
         self._behind = Fraction(0)  # what the arrivals of pictures are ahead of the clock, where they are
         self._anchor = (Fraction(0), Fraction(0))  # a picture as placed, and its arrival
         self._since = 0  # pictures since the anchor
@@ -63,7 +64,8 @@ class Timeline:
 
     def place(self, frame: Frame) -> Frame:
         """The next picture of the feed, in the order of showing, with `pts` after that of every picture before."""
-        self._behind += self._arrivals.add(frame.received_ns)
+        self._passed = self._arrivals.add(frame.received_ns)
+        self._behind += self._passed
         self._since += 1
         self.repairs += not frame.stamped
         placed = self._first(frame) if self._last is None else self._next(frame, self._last)
@@ -123,8 +125,10 @@ class Timeline:
         late = placed + self._arrivals.now - arrived - last - step
         if not self._recorded and abs(late) > JITTER:
             step = step + late if late > 0 else step / 2
-            if self._since >= STEPS_KEPT:
+            paused = self._passed > JUMP  # or the machine's clock was set ahead; either tells nothing of the usual step
+            if self._since >= STEPS_KEPT and not paused:
                 self._measure(self._arrivals.now - arrived)
+            if self._since >= STEPS_KEPT or paused:
                 self._anchor, self._since = (last + step, self._arrivals.now), 0
         return max(round((last + step) / base), floor(last / base) + 1)
 

@@ -148,7 +148,8 @@ def _readable_folder(path: Path) -> Path:
 def _address(url: str) -> str:
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://", url, re.IGNORECASE)
     known = scheme is None or scheme[1].lower() in SCHEMES
-    if not known or not url.isprintable() or not url.strip() or (scheme is None and redact(url) != url):
+    text = url if scheme else url.encode(errors="replace").decode()  # names of files may be no UTF-8
+    if not known or not text.isprintable() or not url.strip() or (scheme is None and redact(url) != url):
         starts = ", ".join(f"{name}://" for name in SCHEMES)
         raise ValueError(f"a path, or an address that begins with one of {starts}")
     if scheme and scheme[1].lower() != "file":

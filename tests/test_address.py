@@ -13,6 +13,8 @@ from stream.errors import SourceUnsupported
         ("rtsps://host", "host", 322, "host", None, None),
         ("RTSP://10.0.0.7:8554/a?b=c#d", "10.0.0.7", 8554, "10.0.0.7:8554/a?b=c#d", None, None),
         ("http://[fe80::1]:81/x", "fe80::1", 81, "[fe80::1]:81/x", None, None),
+        ("rtsp://[fe80::1%eth0.10]:81/x", "fe80::1%eth0.10", 81, "[fe80::1%eth0.10]:81/x", None, None),
+        ("rtsp://[fe80::1%br-lan]/x", "fe80::1%br-lan", 554, "[fe80::1%br-lan]/x", None, None),
         ("https://me@host/", "host", 443, "host/", "me", None),
         ("rtsp://me:secret@host/path", "host", 554, "host/path", "me", "secret"),
         ("rtsp://me:@host", "host", 554, "host", "me", ""),
@@ -45,6 +47,12 @@ def test_credentials_of_any_characters_survive_the_way_to_ffmpeg(nasty: str) -> 
     written = RemoteAddress.of("rtsp://host/path").with_credentials(nasty.replace(":", ""), nasty)
     read = RemoteAddress.of(written)
     assert (read.username, read.password, read.location) == (nasty.replace(":", ""), nasty, "host/path")
+
+
+def test_a_password_that_is_no_utf_8_reaches_ffmpeg_byte_for_byte() -> None:
+    address = RemoteAddress.of("rtsp://me:k%FCche@host/x")
+    assert address.with_credentials(None, None) == "rtsp://me:k%FCche@host/x"
+    assert address.with_credentials(None, "k\udcfcche") == "rtsp://me:k%FCche@host/x"  # as os.environ gives it
 
 
 def test_credentials_in_their_own_keys_stand_above_those_in_the_address() -> None:

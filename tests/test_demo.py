@@ -137,7 +137,7 @@ def test_the_demo_leaves_nothing_behind(shown: tuple[Path, str, list[object]]) -
     assert {path.name for path in shown[0].iterdir()} == {"demo.png", "figures.json", "scratch"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_all_is_starting_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     with running_demo(tmp_path) as demo:
         wait_until(lambda: len(demo.members()) == 3, "the start of camera and relay")
@@ -147,12 +147,15 @@ def test_a_signal_while_all_is_starting_leaves_nothing_behind(tmp_path: Path, nu
         assert demo.left_behind() == []
 
 
-def test_control_c_while_watching_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_control_c_or_a_closed_terminal_while_watching_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     with running_demo(tmp_path, "--seconds", "60") as demo:
         assert demo.process.stdout is not None
         while not demo.process.stdout.readline().startswith("started"):
             assert demo.process.poll() is None
-        os.killpg(demo.process.pid, signal.SIGINT)  # a terminal sends it to all of them
+        os.killpg(demo.process.pid, number)  # a terminal sends it to all of them
         _, _, errors = demo.finish()
         assert "Traceback" not in errors
         assert demo.left_behind() == []

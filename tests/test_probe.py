@@ -84,6 +84,11 @@ def test_a_recording_without_time_stamps_is_looked_at_by_its_rate(tmp_path: Path
     assert video["bit_rate"] > 10_000
 
 
+def test_a_recording_whose_name_is_no_utf_8_is_looked_at(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=10).rename(tmp_path / "k\udcfcche.ts")
+    assert found(clip)["source"] == str(clip)
+
+
 def test_a_live_feed_is_described_with_its_data_streams(tmp_path: Path) -> None:
     clip, port = make_clip(tmp_path / "clip.ts", klv=True, interlaced=True, pictures=75), free_port()
     with UdpSender(clip, port, bit_rate=1_000_000):

@@ -103,6 +103,20 @@ def test_a_password_file_that_is_gone_is_told(tmp_path: Path) -> None:
     assert "No such file" in str(lost)
 
 
+def test_a_password_that_cannot_be_sent_is_a_loss_since_its_file_may_hold_another_one_later(
+    tmp_path: Path, unused_tcp_port: int
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("x" * 150)
+    settings = feed(f"rtsp://127.0.0.1:{unused_tcp_port}/x", username="me", password_file=file)
+    opener = opener_of(settings)
+    lost = why_lost(settings, opener)
+    assert lost.reason == "address"
+    assert "127 characters at most" in str(lost)
+    file.write_text("short")
+    assert why_lost(settings, opener).reason == "refused"
+
+
 @pytest.mark.parametrize("password", ["p[w", "p]w", "p\u2100w", "p/?#w"])
 def test_a_raw_password_of_any_characters_is_no_mistake(unused_tcp_port: int, password: str) -> None:
     lost = why_lost(impatient(f"http://admin:{password}@127.0.0.1:{unused_tcp_port}/a.mjpg"))
@@ -273,6 +287,18 @@ def test_a_recording_over_http_is_read_to_its_end_and_opened_again(tmp_path: Pat
             assert [len(take(segment, 100)) for segment in source.segments()] == [30]
 
 
+def test_a_connection_that_breaks_off_in_a_recording_over_http_is_a_loss(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=20).read_bytes()
+
+    def broken_off(handler: http.server.BaseHTTPRequestHandler) -> None:
+        send(handler, 200, Content_Length=str(2 * len(clip)))
+        handler.wfile.write(clip)
+
+    with WebServer(tmp_path, {"/cam": broken_off}) as server:
+        lost = why_lost(feed(server.url("/cam")))
+    assert (lost.reason, str(lost).rpartition(": ")[2]) == ("lost", "the connection broke off")
+
+
 def test_a_recording_over_http_whose_key_frames_nobody_takes_for_long_is_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +457,22 @@ def test_pictures_of_a_webcam_have_the_times_at_which_they_came(tmp_path: Path) 
         units = read(feed(server.url("/webcam")), 10)
     assert [unit.packet.pts for unit in units] == [unit.received_ns // 1000 for unit in units]
     assert {unit.packet.time_base.denominator for unit in units} == {1_000_000}
+
+
+def test_a_webcam_that_tells_a_size_for_its_endless_pictures_is_no_recording(tmp_path: Path) -> None:
+    with av.open(str(make_clip(tmp_path / "clip.mkv", codec="mjpeg", pix_fmt="yuvj420p", pictures=1))) as container:
+        [jpeg] = [bytes(packet) for packet in container.demux() if packet.size]
+
+    def webcam(handler: http.server.BaseHTTPRequestHandler) -> None:
+        send(handler, 200, Content_Type="multipart/x-mixed-replace; boundary=frame", Content_Length="999999999")
+        for _ in range(100):
+            handler.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + jpeg + b"\r\n")
+            time.sleep(0.02)
+
+    with WebServer(tmp_path, {"/webcam": webcam}) as server, open_source(feed(server.url("/webcam"))) as source:
+        segment = next(source.segments())
+        assert not segment.recorded
+        assert len(take(segment, 5)) == 5
 
 
 def test_a_password_opens_a_stream_over_http(tmp_path: Path) -> None:

@@ -178,6 +178,13 @@ def test_a_variable_of_an_unknown_table_is_named(tmp_path: Path, monkeypatch: py
     assert mistakes(written(tmp_path, "")) == [line]
 
 
+@pytest.mark.parametrize("name", ["NIGHTBRIDGE__FEEDS__PIER__PASSWORD_FILE", "NIGHTBRIDGE__FEEDS__PIER__USERNAME"])
+def test_a_variable_that_is_no_utf_8_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "k\udcfcche")
+    path = written(tmp_path, '[feeds.pier]\nurl = "udp://:1"')
+    assert mistakes(path) == [f"environment: {name} must be UTF-8 text"]
+
+
 def test_a_feed_of_the_environment_alone_needs_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTBRIDGE__FEEDS__PIER__MODE", "live")
     assert mistakes(written(tmp_path, "")) == ["environment: NIGHTBRIDGE__FEEDS__PIER__URL is missing"]
@@ -235,6 +242,10 @@ TABLES = "[relay], [engine], [defaults], [feeds]"
         ),
         (
             '[feeds.pier]\nurl = "udp://127.0.0.1:5004"\n[feeds.mole]\nurl = "udp://:5004"',
+            "[feeds] has pier and mole at UDP port 5004; each must have a port or an address of its own",
+        ),
+        (
+            '[feeds.pier]\nurl = "udp://239.1.1.1:5004"\n[feeds.mole]\nurl = "udp://0.0.0.0:5004"',
             "[feeds] has pier and mole at UDP port 5004; each must have a port or an address of its own",
         ),
         ("[engine]\ncache = 3", "[engine] cache is 3; it must be a path"),
@@ -314,8 +325,9 @@ def test_keys_that_are_cut_off_are_a_mistake_like_any_other(tmp_path: Path, text
 
 def test_feeds_may_share_a_port_by_addresses_of_their_own_and_by_groups(tmp_path: Path) -> None:
     urls = ("udp://127.0.0.1:5004", "udp://127.0.0.2:5004", "udp://239.1.1.1:5004", "udp://239.1.1.2:5004")
+    urls += ("udp://0.0.0.0:5005", "udp://[::1]:5005", "udp://[ff02::5]:5005")
     tables = "".join(f'[feeds.f{number}]\nurl = "{url}"\n' for number, url in enumerate(urls))
-    assert len(load_settings(written(tmp_path, tables)).feeds) == 4
+    assert len(load_settings(written(tmp_path, tables)).feeds) == 7
 
 
 def test_all_mistakes_are_told_and_those_of_the_defaults_once(tmp_path: Path) -> None:
@@ -343,6 +355,7 @@ def test_all_mistakes_are_told_and_those_of_the_defaults_once(tmp_path: Path) ->
         (b"[engine]\nbatch = \n", "Invalid value (at line 2, column 9)"),
         (b"[engine]\n[engine]\n", "Cannot declare ('engine',) twice (at line 2, column 8)"),
         (b"# \xff\n", "it must be UTF-8 text"),
+        (b"a = " + b"[" * 3000, "too many brackets inside one another"),
     ],
 )
 def test_a_file_that_is_no_toml_is_one_line(tmp_path: Path, text: bytes, line: str) -> None:
@@ -386,6 +399,35 @@ def test_a_feed_may_replace_where_the_default_password_is(tmp_path: Path, monkey
     (tmp_path / "secret").write_text("common")
     text = '[defaults]\npassword_file = "secret"\n[feeds.pier]\nurl = "udp://:1"\npassword_env = "PIER_PASSWORD"'
     password = load_settings(written(tmp_path, text)).feeds["pier"].password()
+    assert password is not None
+    assert password.get_secret_value() == "hush"
+
+
+@pytest.mark.parametrize(
+    ("own", "username", "password"),
+    [
+        ('url = "rtsp://own:hush@h/s"', None, None),
+        ('url = "rtsp://own@h/s"', None, "common"),
+        ('url = "rtsp://own:hush@h/s"\nusername = "me"', "me", None),
+        ('url = "rtsp://own:hush@h/s"\npassword_file = "secret"', None, "common"),
+        ('url = "rtsp://h/s@1"', "relay", "common"),
+    ],
+)
+def test_credentials_inside_a_feeds_address_stand_above_those_of_the_defaults(
+    tmp_path: Path, own: str, username: str | None, password: str | None
+) -> None:
+    (tmp_path / "secret").write_text("common")
+    text = f'[defaults]\nusername = "relay"\npassword_file = "secret"\n[feeds.pier]\n{own}'
+    feed = load_settings(written(tmp_path, text)).feeds["pier"]
+    found = feed.password()
+    assert (feed.username, found and found.get_secret_value()) == (username, password)
+
+
+def test_a_byte_order_mark_is_part_of_neither_settings_nor_password(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hush\n", encoding="utf-8-sig")
+    text = '[feeds.pier]\nurl = "udp://:1"\npassword_file = "secret"'
+    (tmp_path / "config.toml").write_text(text, encoding="utf-8-sig")
+    password = load_settings(tmp_path / "config.toml").feeds["pier"].password()
     assert password is not None
     assert password.get_secret_value() == "hush"
 

@@ -302,6 +302,7 @@ def test_a_clip_whose_title_is_no_utf_8_is_played(clock: Clock, tmp_path: Path) 
     [
         ({"url": "rtsp://127.0.0.1:8554/night"}, r"url 'rtsp://.*udp://HOST:PORT only"),
         ({"url": "udp://127.0.0.1"}, r"udp://HOST:PORT only"),
+        ({"url": "udp://a..b:9"}, r"url 'udp://a\.\.b:9'; must have a host whose parts have 1 to 63 letters"),
         ({"size": (101, 100)}, "size 101x100; both sides must be even, from 16 to 4096"),
         ({"size": (100, 4098)}, "size 100x4098; both sides must be even, from 16 to 4096"),
         ({"rate": Fraction(0)}, "rate 0; must be above 0"),

@@ -262,6 +262,15 @@ def test_a_machine_whose_clock_is_set_back_does_not_stop_a_feed_without_stamps()
     assert after[-1] - before[-1] == pytest.approx(100 * STEP, abs=STEP)
 
 
+@pytest.mark.parametrize("ahead", [10.0, 3600.0, 1.7e9])
+def test_a_machine_whose_clock_is_set_ahead_teaches_a_feed_without_stamps_no_other_step(ahead: float) -> None:
+    timeline = Timeline()
+    before = live([None] * 30, timeline)
+    after = [timeline.place(frame(None, number * 0.04 + ahead)).pts for number in range(30, 130)]
+    assert after[0] - before[-1] == pytest.approx(ahead * 90_000, abs=STEP)
+    assert after[-1] - after[0] == pytest.approx(99 * STEP, abs=STEP)
+
+
 # Segments
 
 

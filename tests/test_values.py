@@ -122,6 +122,8 @@ def test_a_bit_rate_is_shown_as_it_is_written(text: object) -> None:
         ("relay:secret@10.0.0.7/s", "***@10.0.0.7/s"),
         ("http://10.0.0.7/s?usr=admin&psw=x&channel=1", "http://10.0.0.7/s?usr=***&psw=***&channel=1"),
         ("rtsp://10.0.0.7/s?u=admin&p=x&stream=2", "rtsp://10.0.0.7/s?u=***&p=***&stream=2"),
+        ("http://10.0.0.7/s.cgi?user=admin&pw=x&channel=1", "http://10.0.0.7/s.cgi?user=***&pw=***&channel=1"),
+        ("http://10.0.0.7/s.cgi?_sid=x&sid=y&SessionID=z", "http://10.0.0.7/s.cgi?_sid=***&sid=***&SessionID=***"),
         ("https://h/s.m3u8?X-Amz-Signature=ab&X-Amz-Date=1", "https://h/s.m3u8?X-Amz-Signature=***&X-Amz-Date=1"),
         ("/missions/night@pier key=5.mkv", "/missions/night@pier key=5.mkv"),
     ],

@@ -5,6 +5,7 @@ camera, a process ═ UDP ═► relay, a process ═ ZeroMQ ═► viewer, here
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console
 from stream.errors import StreamError
 from tools.demo_parts import Part, camera_and_relay
 from tools.report import JsonFile, write_json
-from tools.signals import stopped_by_signals
+from tools.signals import answering
 
 if TYPE_CHECKING:
     from stream.wire import Message
@@ -30,6 +31,8 @@ CREDIT = (
 PICTURE = Path("demo.png")
 FEED = "demo"
 BIT_RATE = 300_000
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends the demo; the last one comes when its terminal is closed, and the relay takes it for another wish."""
 FIRST_PICTURE_SECONDS = 60.0
 """The longest that a machine may take to show the first picture."""
 
@@ -46,7 +49,10 @@ def demo(
         soft_wrap=True,
     )
     limit = FIRST_PICTURE_SECONDS + seconds
-    with stopped_by_signals(stop.set), camera_and_relay(FEED, CLIP, BIT_RATE, limit) as (endpoint, parts):
+    with (
+        answering(dict.fromkeys(ENDINGS, stop.set)),
+        camera_and_relay(FEED, CLIP, BIT_RATE, limit) as (endpoint, parts),
+    ):
         viewing = watch(endpoint, parts, Viewing(begin, seconds), stop, console)
     with console.status("comparing with the clip by day"):
         figures = viewing.figures() | compared(viewing)

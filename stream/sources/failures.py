@@ -35,6 +35,7 @@ NOT_CHECKED = Failure("it leads to a playlist, or to an address without TLS: tls
 OTHER_CODEC = Failure("its video has another codec now", "lost")
 OTHER_PARAMETERS = Failure("its video has another size or another profile now", "lost")
 ENDED = Failure("the server ended the stream", "lost")
+BROKEN_OFF = Failure("the connection broke off", "lost")
 
 MEANINGS: dict[type[Exception], Failure] = {
     av.HTTPUnauthorizedError: NO_LOGIN,

@@ -24,6 +24,7 @@ from av.stream import Discard, Stream
 from stream.ffmpeg_log import overheard
 from stream.sources.backlog import Arrival, Backlog
 from stream.sources.failures import (
+    BROKEN_OFF,
     ENDED,
     NOT_CHECKED,
     OTHER_CODEC,
@@ -172,7 +173,8 @@ class Reader:
             try:
                 self._end(self._read(container, losses))
             except Exception as error:
-                self._end(failure_of(error, 0.0, self._way.silence))
+                cut = isinstance(error, av.FFmpegError) and error.errno == errno.EIO
+                self._end(BROKEN_OFF if cut else failure_of(error, 0.0, self._way.silence))
             with self._changed:
                 self._changed.wait_for(lambda: self._left)
 
@@ -285,5 +287,8 @@ def choose(container: InputContainer) -> list[Stream]:
 
 
 def is_recorded(container: InputContainer) -> bool:
-    """Whether a container can be read faster than its time passes: a playlist's segments, a file of known size."""
-    return container.format.name == "hls" or container.size > 0
+    """Whether a container can be read faster than its time passes: a playlist's segments, a file of known size.
+
+    Cameras that send one JPEG after another may tell a size for HTTP's sake, which means nothing.
+    """
+    return container.format.name == "hls" or (container.size > 0 and container.format.name != "mpjpeg")

@@ -159,11 +159,14 @@ class RemoteSegment(Segment):
 
 
 def ways_to(feed: FeedSettings) -> list[Way]:
-    """The ways to open a feed's source, in the order in which they are tried; raises `SourceUnsupported`."""
+    """The ways to open a feed's source, in the order in which they are tried; raises `SourceError`."""
     if "://" not in feed.url or feed.url.lower().startswith("file://"):
         return [sdp_way(feed)]
     address = RemoteAddress.of(feed.url)
-    url = address.with_credentials(feed.username, password_of(feed))
+    try:
+        url = address.with_credentials(feed.username, password_of(feed))
+    except SourceUnsupported as error:  # the password's file may hold another one the next time
+        raise SourceLost(str(error), reason=error.reason) from None
     basis = Way(
         name="tcp",
         file=url,
