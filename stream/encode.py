@@ -41,6 +41,8 @@ SVT_SPEEDS = {"ultrafast": 12, "superfast": 11, "veryfast": 10, "faster": 9, "fa
 """SVT-AV1 numbers its presets."""
 SVT_FASTEST = 100_000_000
 """Bits a second; it takes no bit rate above."""
+SVT_SMALLEST = 64
+"""Pixels on a side; it takes no smaller pictures."""
 
 ROW = 9
 """Pictures in a row that tell a rate."""
@@ -93,6 +95,8 @@ class Encoder:
     ) -> None:
         if width % 2 or height % 2:
             raise CodecError(f"a picture of {width}x{height} cannot be encoded: both must be even")
+        if settings.codec == "av1" and min(width, height) < SVT_SMALLEST:
+            raise CodecError(f"libsvtav1 cannot encode {width}x{height}: both must be {SVT_SMALLEST} or more")
         self.codec = settings.codec
         self.width, self.height, self.time_base = width, height, time_base
         self.name = ""

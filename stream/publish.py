@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from errno import EADDRINUSE
+from pathlib import Path
 from socket import AF_UNIX
 from socket import socket as system_socket
 from types import TracebackType
@@ -84,8 +85,8 @@ class Publisher:
         try:
             self._set_options(socket)
             self._doorkeeper = encrypt(socket, self._settings.curve)
-            if is_listened_at(self._settings.endpoint):
-                raise WireError(f"cannot publish at {self._settings.endpoint}: {os.strerror(EADDRINUSE)}")
+            if reason := refusal(self._settings.endpoint):
+                raise WireError(f"cannot publish at {self._settings.endpoint}: {reason}")
             socket.bind(self._settings.endpoint)
         except zmq.ZMQError as error:
             self._close(socket)
@@ -247,20 +248,22 @@ class Joins:
         return True
 
 
-def is_listened_at(endpoint: str) -> bool:
-    """Whether another process listens at an ipc path: ZeroMQ would take it away from that one, and say nothing."""
+def refusal(endpoint: str) -> str | None:
+    """Why an ipc path must be left alone: ZeroMQ would remove what is there, be it a file, and say nothing."""
     scheme, _, path = endpoint.partition("://")
     if scheme != "ipc":
-        return False
+        return None
+    if os.path.lexists(path) and not Path(path).is_socket():
+        return "what is there is no socket"
     with system_socket(AF_UNIX) as asking:
         asking.setblocking(False)
         try:
             asking.connect(path)
         except BlockingIOError:
-            return True  # with viewers that it has not let in yet
+            pass  # another process listens, with viewers that it has not let in yet
         except OSError:
-            return False
-    return True
+            return None
+    return os.strerror(EADDRINUSE)
 
 
 def notice_lost_viewers(socket: zmq.SyncSocket, seconds: float) -> None:

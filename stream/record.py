@@ -8,12 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from typing import Literal, Self
 
 import av
 import msgspec
 
+from stream.encode import USUAL_RATE
 from stream.errors import StreamError
 from stream.wire import Kind, Message, Stamped
 
@@ -31,6 +33,9 @@ LONGEST_GROUP = 1_000
 
 LONGEST_LEAD = 60
 """Seconds by which data may be ahead of its pictures or behind them; a stamp that is further away says nothing."""
+
+LONGEST_REORDERING = 2
+"""Seconds by which a camera's picture may be shown after one that is decoded later; more is a clock that was set."""
 
 OPTIONS = {
     "flush_packets": "1",  # what is written is in the kernel's hands, which outlives the process
@@ -118,6 +123,7 @@ class Recorder:
                 group.append(placed)
         if not group:
             return early
+        group = in_decoding_order(group)
         try:
             segment = self._segment_for(group)
             for message in group:
@@ -198,7 +204,7 @@ class SegmentFile:
         self.path = new_file(folder, first.feed, began, suffix)
         self._layout = layout
         self._start = decode_time(first)
-        self._latest = self._start - layout.time_base
+        self._latest = self._start - 1 / USUAL_RATE
         try:
             self._container = av.open(str(self.path.absolute()), "w", format=container, container_options=OPTIONS)
             self._container.metadata.update({"title": first.feed, "creation_time": began.isoformat()})
@@ -231,10 +237,11 @@ class SegmentFile:
         time = decode_time(header)
         if time <= self._latest:
             return "time jumps back"
-        self._latest = time
         packet = av.Packet(message.payload)
         packet.is_keyframe = header.key
         packet.time_base = self._layout.time_base
+        packet.duration = round((time - self._latest) / packet.time_base)  # counts where no picture follows
+        self._latest = time
         packet.dts = round((time - self._start) / packet.time_base)
         packet.pts = packet.dts + (0 if header.dts is None else max(0, (header.pts or 0) - header.dts))
         packet.stream = self._video
@@ -263,21 +270,42 @@ def decode_time(header: Stamped) -> Fraction:
     return (ticks or 0) * (header.time_base or CLOCK)
 
 
+def in_decoding_order(group: Sequence[Message]) -> list[Message]:
+    """The group with decoding times that grow: of a camera's picture that is shown after later ones they are often
+    unknown, and always over RTP. It is decoded just before the next one then."""
+    ordered: list[Message] = []
+    following: Fraction | None = None
+    for message in reversed(group):
+        if message.kind == "source":
+            time, base = decode_time(message.header), message.header.time_base or CLOCK
+            if following is not None and 0 <= time - following <= LONGEST_REORDERING:
+                dts = ceil(following / base) - 1
+                message = replace(message, header=msgspec.structs.replace(message.header, dts=dts))
+                time = dts * base
+            following = time
+        ordered.append(message)
+    return ordered[::-1]
+
+
 def on_feed_clock(message: Message, pictures: Sequence[Stamped]) -> Message:
-    """Data as shifted from its source's clock as the nearest of these pictures is; any other message as it is."""
+    """Data as shifted from its source's clock as the nearest of these pictures is, and beside the one that came with it
+    where it has no stamp; any other message as it is."""
     data = message.header
-    if message.kind != "data" or data.pts is None or not pictures:
+    if message.kind != "data" or not pictures or (data.pts is None and data.received_ns is None):
         return message
     near = min(pictures, key=lambda picture: apart(data, picture))
-    shift = ((near.pts or 0) - (near.source_pts or 0)) * (near.time_base or CLOCK)
-    pts = round((data.pts * (data.time_base or CLOCK) + shift) / CLOCK)
+    time = (near.pts or 0) * (near.time_base or CLOCK)
+    if data.pts is not None:
+        time += data.pts * (data.time_base or CLOCK) - (near.source_pts or 0) * (near.time_base or CLOCK)
+    pts = round(time / CLOCK)
     return replace(message, header=msgspec.structs.replace(data, pts=pts, dts=None, time_base=CLOCK))
 
 
 def apart(data: Stamped, picture: Stamped) -> float:
-    """Seconds between data and a picture by their stamps, and by their arrival: the same stamps may come again."""
+    """Seconds between data and a picture by their stamps, where the data has one, and by their arrival: the same stamps
+    may come again."""
     bases = float(data.time_base or CLOCK), float(picture.time_base or CLOCK)
-    stamps = (data.pts or 0) * bases[0] - (picture.source_pts or 0) * bases[1]
+    stamps = 0.0 if data.pts is None else data.pts * bases[0] - (picture.source_pts or 0) * bases[1]
     return abs(stamps) + abs((data.received_ns or 0) - (picture.received_ns or 0)) / 1e9
 
 

@@ -42,6 +42,8 @@ class PictureDecoder:
         """Access units that gave an error."""
         self._context: av.VideoCodecContext | None = None
         self._opened_for: tuple[str, str | None] | None = None
+        self._expected = 0
+        """Number of the message that has nothing missing before it."""
         self._orientation = UPRIGHT
         self._reformatter = VideoReformatter()
 
@@ -54,6 +56,9 @@ class PictureDecoder:
         if self._context is None or self._opened_for != (header.relay, header.codec):
             self._context = open_decoder(header.codec or "unknown")
             self._opened_for = (header.relay, header.codec)
+        elif header.key and header.seq > self._expected:  # what comes behind may refer to pictures before it
+            self._context.flush_buffers()
+        self._expected = header.seq + 1
         if not message.payload:  # FFmpeg would take it as the end of everything
             self.undecodable += 1
             return []

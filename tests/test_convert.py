@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from stream.frame import plane_view
 from stream.plain import colour_of, is_neutral
 from tests.clips import joined, klv_packet, make_clip, read_number, read_patches, turned
 from tests.doubling import DoublingEngine
+from tests.replaying import numbers, packets
 from tests.test_fields import PICTURES, fields, transport_stream
 from tests.waiting import wait_until
 
@@ -158,7 +160,41 @@ def test_sound_that_the_container_cannot_hold_is_left_out_with_a_warning(
         assert len(list(out.decode(video=0))) == 5
 
 
-@pytest.mark.parametrize("name", ["out.webm", "out.gif", "out.mp3", "out.png", "out"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_sound_that_does_not_say_which_channels_it_has_is_kept(name: str, channels: int, tmp_path: Path) -> None:
+    """As that of AVI; FFmpeg refuses it in MP4 when all is written."""
+    source = tmp_path / "in.avi"
+    with av.open(make_clip(tmp_path / "clip.avi", pictures=25)) as clip, av.open(source, "w") as target:
+        video = target.add_stream_from_template(clip.streams.video[0])
+        audio = cast(
+            "AudioStream",
+            target.add_stream("pcm_s16le", rate=8_000, layout={1: "mono", 2: "stereo"}.get(channels, "4.0")),
+        )
+        samples = np.arange(8_000 * channels, dtype=np.int16).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=audio.layout.name)
+        frame.sample_rate, frame.pts, frame.time_base = 8_000, 0, Fraction(1, 8_000)
+        target.mux(audio.encode(frame))
+        for packet in clip.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                target.mux(packet)
+    with DoublingEngine() as engine:
+        assert convert(engine, source, tmp_path / name, lambda _: None).pictures == 25
+    with av.open(tmp_path / name) as out:
+        sound = np.concatenate([frame.to_ndarray() for frame in out.decode(audio=0)], axis=1)
+    assert (sound == samples).all()
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".flv", ".m2ts", ".m4v", ".mov", ".wmv", ".3gp"])
+def test_a_file_plays_whatever_suffix_it_may_have(suffix: str, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=30, size=(160, 80))
+    with DoublingEngine() as engine:
+        convert(engine, clip, tmp_path / f"out{suffix}", lambda _: None)
+    assert numbers(tmp_path / f"out{suffix}") == list(range(30))
+
+
+@pytest.mark.parametrize("name", ["out.webm", "out.gif", "out.mp3", "out.png", "out", "out.mpg", "out.vob", "out.yuv"])
 def test_a_file_that_cannot_hold_the_video_is_refused_by_its_ending(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -483,3 +519,72 @@ def test_the_engine_works_on_pictures_while_others_are_encoded_and_decoded(tmp_p
         wait_until(lambda: len(engine.batches) == 3, "three pictures in flight")
         pace.release(10)
         assert done.result().pictures == 10
+
+
+def without_stamps(clip: Path) -> Path:
+    """The transport stream with KLV that says no times, as asynchronous KLV of MISB ST 1402 does."""
+    content = bytearray(clip.read_bytes())
+    for found in re.finditer(b"\0\0\1\xfc", content):
+        content[found.start() + 7] = 0  # neither PTS nor DTS
+        content[found.start() + 9 : found.start() + 14] = b"\xff" * 5
+    clip.write_bytes(content)
+    return clip
+
+
+def test_data_without_stamps_is_kept_beside_the_picture_that_came_before_it(tmp_path: Path) -> None:
+    source = without_stamps(make_clip(tmp_path / "clip.ts", pictures=50, klv=True))
+    with av.open(source) as reader:
+        assert all(packet.pts is None for packet in reader.demux(reader.streams.data))
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.ts", lambda _: None)
+    data = packets(tmp_path / "out.ts", "data")
+    assert [unit for _, unit in data] == [klv_packet(number) for number in range(50)]
+    assert [float(time) for time, _ in data] == pytest.approx([number / 25 for number in range(50)], abs=0.09)
+
+
+SOUND_PES = b"\0\0\1\xc0"
+"""How each packet of sound begins in a transport stream."""
+
+
+def with_damage(source: Path, number: int, at: int, value: int) -> Path:
+    """The transport stream with one byte of its sound packet `number` changed."""
+    content = bytearray(source.read_bytes())
+    start = [found.start() for found in re.finditer(SOUND_PES, content)][number]
+    content[start + at] = value
+    source.write_bytes(content)
+    return source
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.ts"])
+def test_a_wild_stamp_of_sound_moves_nothing_and_fails_nothing(name: str, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=50)
+    source = with_sound(clip, tmp_path / "sound.ts", "mp2", sounds=90)
+    expected = packets(source, "audio")
+    with_damage(source, 5, 10, 8)  # one of the bits 29 to 22 of its time: six minutes
+    with DoublingEngine() as engine:
+        assert convert(engine, source, tmp_path / name, lambda _: None).pictures == 50
+    sound = packets(tmp_path / name, "audio")
+    assert [unit for _, unit in sound] == [unit for _, unit in expected]
+    assert [float(time) for time, _ in sound] == pytest.approx([float(time) for time, _ in expected], abs=0.002)
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_damaged_sound_is_left_out_with_a_warning_and_costs_no_file(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = with_sound(make_clip(tmp_path / "clip.ts", pictures=50), tmp_path / "sound.ts", "aac", sounds=90)
+    whole = len(packets(source, "audio"))
+    with_damage(source, 5, 15, 0)  # the mark by which a frame of sound is known
+    with DoublingEngine() as engine:
+        assert convert(engine, source, tmp_path / name, lambda _: None).pictures == 50
+    assert caplog.messages == [f"{source}: damaged packets of sound or data that are left out: 1"]
+    assert len(packets(tmp_path / name, "audio")) == whole - 1
+
+
+@pytest.mark.parametrize("length", [247, 255])
+def test_a_file_may_have_a_name_as_long_as_can_be(length: int, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=3)
+    target = tmp_path / f"{'n' * (length - 4)}.mp4"
+    with DoublingEngine() as engine:
+        assert convert(engine, clip, target, lambda _: None).pictures == 3
+    assert {path.name for path in tmp_path.iterdir()} == {clip.name, target.name}

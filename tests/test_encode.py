@@ -290,6 +290,8 @@ def test_a_size_that_cannot_be_encoded_is_refused_by_name() -> None:
         encoder(width=193)
     with pytest.raises(CodecError, match="100000x128"):
         encoder(width=100_000)
+    with pytest.raises(CodecError, match="62x128: both must be 64 or more"):
+        encoder(codec="av1", width=62)
 
 
 def test_planes_of_another_size_are_refused() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from stream.files.fileclock import FileClock, Jumps
+import pytest
+
+from stream.files.fileclock import CopyClock, FileClock, Jumps
 from stream.files.parts import Part
 
 MILLISECOND = Fraction(1, 1000)
@@ -69,3 +71,29 @@ def test_what_comes_around_a_jump_is_placed_with_the_pictures_that_it_belongs_to
     assert [jumps.of(Fraction(101)), jumps.of(Fraction(2))] == [0, 100]
     jumps.pass_picture(50, Fraction(2))
     assert [jumps.of(Fraction(101)), jumps.of(Fraction(2))] == [0, 100]
+
+
+def copied(*stamps: int | None, file_base: Fraction = MILLISECOND, duration: int = 20) -> list[int]:
+    """Of stamps in milliseconds, beside pictures of the 100th second."""
+    clock = CopyClock(MILLISECOND, file_base)
+    return [clock.place(stamp, duration, Fraction(100)) for stamp in stamps]
+
+
+def test_what_is_copied_stays_where_it_is_and_no_two_have_one_time_in_the_new_file() -> None:
+    assert copied(99_900, 99_920, 107_000, 107_000, 106_990) == [99_900, 99_920, 107_000, 107_001, 107_002]
+    assert copied(99_900, 99_901, 99_903, file_base=Fraction(1, 400)) == [99_900, 99_903, 99_906]
+
+
+@pytest.mark.parametrize("wild", [0, 10_000_000])
+def test_a_wild_stamp_of_what_is_copied_moves_nothing(wild: int) -> None:
+    assert copied(99_960, 99_980, wild, 100_020) == [99_960, 99_980, 100_000, 100_020]
+
+
+def test_what_is_copied_may_lie_far_from_the_pictures_where_it_goes_on() -> None:
+    for stamps in (range(300_000, 300_100, 20), range(109_000, 150_000, 8_000)):
+        assert copied(*stamps) == list(stamps)
+
+
+def test_what_has_no_stamp_goes_on_where_it_lasts_and_else_lies_beside_the_picture() -> None:
+    assert copied(99_900, None, None) == [99_900, 99_920, 99_940]
+    assert copied(99_900, None, None, duration=0) == [99_900, 100_000, 100_001]

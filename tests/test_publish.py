@@ -197,6 +197,25 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path, endpoint: str) -> Non
             pass
 
 
+def test_a_file_in_place_of_a_socket_is_refused_and_stays(tmp_path: Path) -> None:
+    mission = tmp_path / "mission.mp4"
+    mission.write_text("pictures")
+    settings = RelaySettings(endpoint=f"ipc://{mission}")
+    with (
+        pytest.raises(WireError, match=r"ipc://.*mission\.mp4: what is there is no socket"),
+        Publisher(settings, "run"),
+    ):
+        pass
+    assert mission.read_text() == "pictures"
+
+
+def test_a_socket_that_a_killed_relay_left_is_no_hindrance(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / "wire"))
+    with Publisher(RelaySettings(endpoint=f"ipc://{tmp_path}/wire"), "run") as publisher:
+        assert publisher.endpoint == f"ipc://{tmp_path}/wire"
+
+
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(WireError, match=r"cannot publish at tcp://203\.0\.113\.1:5560"):
         Publisher(RelaySettings(endpoint="tcp://203.0.113.1:5560"), "run-1").__enter__()

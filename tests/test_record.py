@@ -354,6 +354,14 @@ def test_klv_without_times_is_kept_beside_the_picture_before_it_whatever_its_nei
     assert klv_offsets(record(tmp_path, messages).paths) == {5: 0}
 
 
+def test_klv_without_times_lies_beside_the_picture_that_came_with_it_from_its_source(tmp_path: Path) -> None:
+    shown = with_stamps(pictures(50), [450_000_000 + index * TICKS for index in range(50)])
+    messages = [changed(each, pts=None) if each.kind == "data" else each for each in beside_klv(shown, lead=7)]
+    recorder = record(tmp_path, messages, segment_seconds=0.3)
+    assert len(recorder.paths) == 5
+    assert klv_offsets(recorder.paths) == dict.fromkeys(range(8, 50), 0)
+
+
 @pytest.mark.parametrize("kind", ["video", "source"])
 def test_klv_keeps_its_stamps_where_pictures_do_not_tell_their_sources(kind: Kind, tmp_path: Path) -> None:
     shown = [replace(message, kind=kind) for message in [*pictures(50, start=450_000_000), *pictures(50)]]
@@ -416,6 +424,50 @@ def test_pictures_in_another_order_than_they_are_decoded_in_keep_both_times(tmp_
     assert [((dts or 0) - first, (pts or 0) - first) for dts, pts in times] == [
         (index * TICKS, (1 + place) * TICKS) for index, place in enumerate(shown)
     ]
+
+
+ORDERS = {"b-frames": [0, 3, 1, 2], "pyramid": [0, 4, 2, 1, 3], "open group": [3, 1, 2, 6, 4, 5]}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("unknown", [2, 30], ids=["as in Matroska", "as over RTP"])
+def test_a_cameras_pictures_in_another_order_are_all_kept_where_nobody_says_when_to_decode_them(
+    order: list[int], unknown: int, tmp_path: Path
+) -> None:
+    """FFmpeg does not know it of the first ones in Matroska, and takes the time to show for it over RTP."""
+    camera = [replace(message, kind="source") for message in pictures(30, keys_every=len(order))]
+    places = [len(order) * (number // len(order)) + order[number % len(order)] for number in range(30)]
+    messages = [
+        changed(message, pts=place * TICKS, dts=None if number < unknown else sorted(places)[number - 2] * TICKS)
+        for number, (message, place) in enumerate(zip(camera, places, strict=True))
+    ]
+    recorder = record(tmp_path, messages, kind="source")
+    assert (recorder.written, recorder.lost) == ({"source": 30}, {})
+    [path] = recorder.paths
+    shown = [pts or 0 for pts, _ in units(path, "video")]
+    assert [round((pts - shown[0]) / TICKS) + order[0] for pts in shown] == places
+
+
+def test_a_cameras_clock_that_was_set_back_leaves_the_times_of_the_pictures_before_it(tmp_path: Path) -> None:
+    camera = [replace(message, kind="source") for message in pictures(20, keys_every=20, start=90_000_000)]
+    messages = [changed(m, pts=n * TICKS) if n >= 15 else m for n, m in enumerate(camera)]
+    recorder = record(tmp_path, messages, kind="source")
+    assert (recorder.written, recorder.lost) == ({"source": 15}, {"time jumps back": 5})
+    times = [pts or 0 for pts, _ in units(recorder.paths[0], "video")]
+    assert {after - before for before, after in pairwise(times)} == {TICKS}
+
+
+@pytest.mark.parametrize("codec", ["av1", "mjpeg"])
+def test_the_last_picture_of_a_file_lasts_as_long_as_the_others(codec: str, tmp_path: Path) -> None:
+    if codec == "mjpeg":
+        clip = make_clip(tmp_path / "clip.avi", codec="mjpeg", pix_fmt="yuvj420p", pictures=11)
+        _, messages = replayed(DoublingEngine(), recording(clip))
+        recorder = record(tmp_path / "recorded", messages, kind="source")
+    else:
+        recorder = record(tmp_path / "recorded", pictures(11, codec))  # the last one is a key frame, and alone
+    with av.open(str(recorder.paths[0])) as container:
+        lasts = [float(packet.duration * packet.time_base) for packet in container.demux(video=0) if packet.size]
+    assert lasts == [pytest.approx(1 / 25)] * 11
 
 
 def test_a_picture_that_is_to_be_shown_before_it_is_decoded_is_shown_then_and_ends_nothing(tmp_path: Path) -> None:
@@ -528,6 +580,23 @@ def test_the_command_finishes_its_file_when_it_is_asked_to_stop(tmp_path: Path) 
     assert len(played(next(tmp_path.iterdir()))) == 31
     assert "pier-" in output
     assert "31 pictures" in output
+
+
+def test_a_log_on_a_full_disk_ends_no_recording(tmp_path: Path) -> None:
+    with relay() as publisher, Path("/dev/full").open("w") as log:
+        camera = Camera(publisher)
+        command = [sys.executable, "-m", "tools", "record", publisher.endpoint, "pier", str(tmp_path)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.DEVNULL) as program:
+            try:
+                camera.wait_for_viewer()
+                camera.show(31)
+                wait_until(lambda: any(count_packets(path) >= 30 for path in tmp_path.iterdir()), "a file")
+                program.terminate()
+                program.wait(DEADLINE)
+            finally:
+                program.kill()
+                camera.close()
+    assert len(played(next(tmp_path.iterdir()))) == 31
 
 
 def test_the_command_tells_that_nothing_comes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable
@@ -223,3 +224,21 @@ def test_where_the_position_cannot_be_kept_it_is_told_once(
         bookmark.write([clip], Position(0, 0))
     assert len(caplog.messages) == 1
     assert "the position cannot be remembered" in caplog.text
+
+
+def test_a_full_disk_costs_the_position_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    clip = make_clip(tmp_path / "a.ts", pictures=3, size=(96, 80))
+    bookmark = Bookmark([clip], "replay")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        bookmark.write([clip], Position(0, 0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caplog.messages == [f"the position cannot be remembered: {bookmark.path}: File too large"]
+    assert not list(bookmark.path.parent.iterdir())

@@ -126,6 +126,16 @@ def test_a_finished_file_is_made_anew_where_its_recording_is_newer_or_somebody_s
     assert states == ["done", "there already", "done", "done"]
 
 
+def test_a_file_of_a_recorder_whose_clock_is_ahead_is_made_once(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=5, size=(96, 80))
+    os.utime(clip, (4e9, 4e9))
+    states = []
+    for _ in range(2):
+        finished(tmp_path, "clip.mp4", "--to", "out", "--json", "done.json")
+        states.append(result(tmp_path)["files"][0]["state"])
+    assert states == ["done", "there already"]
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

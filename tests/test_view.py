@@ -29,8 +29,10 @@ from stream.settings import EncoderSettings
 from stream.view import PictureDecoder
 from stream.wire import Header, Message, Numbering
 from tests.clips import make_clip
+from tests.doubling import DoublingEngine
 from tests.published import HEIGHT, WIDTH, Camera, relay
 from tests.test_check import ROOT, nightbridge
+from tests.test_pipeline import recording, replayed
 from tests.waiting import DEADLINE
 from tools.window import Window
 
@@ -132,6 +134,25 @@ def test_pictures_of_a_camera_that_refer_to_later_ones_are_shown_in_their_order(
                 shown += [picture.pts for picture in decoder.decode(replace(came, header=header))]
     assert len(shown) > 15
     assert shown == sorted(shown)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
+def test_after_a_hole_no_picture_is_shown_that_refers_to_those_before_it(codec: str, tmp_path: Path) -> None:
+    """In open groups the pictures behind a key frame that are shown before it do."""
+    options = {"libx264": {"x264-params": "open-gop=1"}, "libx265": {"x265-params": "log-level=none:open-gop=1"}}
+    clip = make_clip(
+        tmp_path / "clip.ts", codec=codec, b_frames=2, pictures=80, key_interval=12, options=options.get(codec)
+    )
+    messages = [each for each in replayed(DoublingEngine(), recording(clip))[1] if each.kind == "source"]
+    keys = [number for number, each in enumerate(messages) if each.header.key]
+
+    def shown(messages: list[Message]) -> dict[int | None, np.ndarray]:
+        decoder = PictureDecoder()
+        return {picture.pts: decoder.rgb(picture) for each in messages for picture in decoder.decode(each)}
+
+    whole, cut = shown(messages), shown(messages[: keys[1] + 5] + messages[keys[3] :])
+    assert len(cut) > len(messages) - keys[3]
+    assert all(np.array_equal(picture, whole[pts]) for pts, picture in cut.items())
 
 
 def test_an_access_unit_that_cannot_be_decoded_is_counted_and_the_next_key_frame_shown() -> None:

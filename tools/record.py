@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,9 +55,15 @@ def record(
         Subscriber(endpoint, feed, (kind, "data"), max_age=None, keys=keys) as subscriber,
         stopped_by_signals(subscriber.close),
     ):
-        typer.echo(f"recording {feed} from {endpoint} into {folder}")
-        keep(subscriber, recorder, lambda: typer.echo(f"nothing of feed {feed} yet", err=True))
-    typer.echo(summary(recorder, subscriber))
+        tell(f"recording {feed} from {endpoint} into {folder}")
+        keep(subscriber, recorder, lambda: tell(f"nothing of feed {feed} yet", err=True))
+    tell(summary(recorder, subscriber))
+
+
+def tell(text: str, err: bool = False) -> None:
+    """Print a line, if it can be: a reader that has gone, or a log on a full disk, must not end a recording."""
+    with suppress(OSError):
+        typer.echo(text, err=err)
 
 
 def keep(subscriber: Subscriber, recorder: Recorder, tell_silence: Callable[[], None]) -> None:
@@ -68,7 +75,7 @@ def keep(subscriber: Subscriber, recorder: Recorder, tell_silence: Callable[[], 
         known = len(recorder.paths)
         recorder.write(message)
         for path in recorder.paths[known:]:
-            typer.echo(str(path))
+            tell(str(path))
 
 
 def summary(recorder: Recorder, subscriber: Subscriber) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -37,10 +38,12 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether the file is there, is no older than the recording, and nobody has begun it anew."""
+        from stream.files.parts import parts_folder
+
         return (
             self.target.is_file()
             and self.target.stat().st_mtime_ns >= self.source.stat().st_mtime_ns
-            and not unfinished(self.target).exists()
+            and not parts_folder(self.target).exists()
         )
 
 
@@ -57,11 +60,6 @@ class Outcome:
     lost: int = 0
     """Access units that gave no picture."""
     reason: str | None = None
-
-
-def unfinished(target: Path) -> Path:
-    """The folder with what is done of a file that is not finished."""
-    return target.with_name(f".part-{target.name}")
 
 
 def file_jobs(files: Sequence[Path], to: Path) -> list[Job]:
@@ -150,6 +148,9 @@ class Work:
             keep_parts=True,
             from_start=self._from_start,
         )
+        recorded_ns = job.source.stat().st_mtime_ns
+        if done.complete and job.target.stat().st_mtime_ns < recorded_ns:  # by a recorder whose clock is ahead
+            os.utime(job.target, ns=(recorded_ns, recorded_ns))
         state: Literal["done", "stopped"] = "done" if done.complete else "stopped"
         return Outcome(str(job.source), str(job.target), state, done.pictures, done.resumed, done.lost)
 

@@ -26,7 +26,7 @@ from stream.errors import CodecError, SourceUnsupported, StreamError
 from stream.files.fileclock import FileClock
 from stream.files.join import ENCODER, companions, join
 from stream.files.part_writer import OPTIONS, PART_PICTURES, PartWriter
-from stream.files.parts import Job, Layout, Parts, as_text
+from stream.files.parts import Job, Layout, Parts, as_text, parts_folder
 from stream.frame import Frame
 from stream.plain import display_matrix
 from stream.recall import Recall
@@ -80,14 +80,14 @@ def convert(
     `target` appears when it is complete; an old one is replaced then. Sound, data, subtitles, chapters, metadata and
     how pictures are turned are copied where the container can hold them, and else left out with a warning. What an
     interrupted call has left is not done again; with `keep_parts` a call that is stopped, fails or is killed leaves
-    its work, in the hidden folder `.part-TARGET`; with `from_start` that of an earlier call is forgotten. `stop`,
+    its work, in the hidden `parts_folder`; with `from_start` that of an earlier call is forgotten. `stop`,
     which any thread may set, ends the work soon. Raises `SourceUnsupported`, `CodecError` and `EngineError`.
     """
     stop = stop or threading.Event()
     if not source.is_file():
         raise SourceUnsupported(f"{source}: no such file", reason="not found")
     try:
-        with Parts(target.with_name(f".part-{target.name}"), job_of(engine, source)) as parts:
+        with Parts(parts_folder(target), job_of(engine, source)) as parts:
             useful = keep_parts
             try:
                 if from_start:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import ceil
 
 from stream.files.parts import Part
 from stream.pace import LONGEST_GAP
 
 LONGEST_STEP_BACK = 1
 """Seconds; more means that the recorder's clock was set, less that single stamps are wrong."""
+
+FAR = 10
+"""Seconds; a stamp that is further both from what came before it in its stream and from the pictures that it came among
+is wrong."""
 
 
 class FileClock:
@@ -47,22 +52,51 @@ class FileClock:
         return self.last
 
 
+class CopyClock:
+    """When each packet that is copied is in a file, in its own ticks: times that grow, however wild a stamp is."""
+
+    def __init__(self, time_base: Fraction, file_base: Fraction) -> None:
+        """Time bases of the packets and of their stream in the file, where no two may have one time."""
+        self._base = time_base
+        self._step = max(1, ceil(file_base / time_base))
+        self._least: int | None = None
+        self._expected = 0
+
+    def place(self, stamp: int | None, duration: int, picture: Fraction) -> int:
+        """Where the next packet belongs; `picture` is when the picture that came last does, in seconds.
+
+        A stamp that is far from both that picture and the packet before is taken as following on the latter. What has
+        no stamp follows on it too if it lasts, as sound does, and else lies beside the picture, as KLV does.
+        """
+        if stamp is None:
+            stamp = self._expected if duration and self._least is not None else round(picture / self._base)
+        if self._least is not None:
+            apart = (stamp - self._expected) * self._base, stamp * self._base - picture
+            if min(map(abs, apart)) > FAR:
+                stamp = self._expected
+            stamp = max(stamp, self._least)
+        self._least = stamp + self._step
+        self._expected = stamp + max(duration, self._step)
+        return stamp
+
+
 class Jumps:
     """Where in a file belongs what is not video: the pictures alone tell when the recorder's clock was set."""
 
-    def __init__(self, jumps: list[tuple[int, Fraction]]) -> None:
-        """From which access unit on how many seconds are added to the recording's times."""
+    def __init__(self, jumps: list[tuple[int, Fraction]], start: Fraction = Fraction(0)) -> None:
+        """From which access unit on how many seconds are added to the recording's times, which begin at `start`."""
         self._jumps = [(0, Fraction(0)), *jumps]
         self._at = 0
-        self._now = Fraction(0)
+        self.now = start
+        """When the picture that came last is in the file."""
 
     def pass_picture(self, unit: int, seconds: Fraction) -> None:
         """Access unit `unit`, with this time in the recording, has come in the order of the recording."""
         while self._at + 1 < len(self._jumps) and self._jumps[self._at + 1][0] <= unit:
             self._at += 1
-        self._now = seconds + self._jumps[self._at][1]
+        self.now = seconds + self._jumps[self._at][1]
 
     def of(self, seconds: Fraction) -> Fraction:
         """What is added to the time of something that came now: it may be in front of a jump, or behind it."""
         near = self._jumps[max(0, self._at - 1) : self._at + 2]
-        return min((jump for _, jump in near), key=lambda jump: abs(seconds + jump - self._now))
+        return min((jump for _, jump in near), key=lambda jump: abs(seconds + jump - self.now))

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from operator import itemgetter
 from pathlib import Path
+from typing import cast
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import Discard, Stream
@@ -20,7 +22,7 @@ from av.video.stream import VideoStream
 
 from stream.encode import USUAL_RATE
 from stream.errors import CodecError
-from stream.files.fileclock import Jumps
+from stream.files.fileclock import CopyClock, Jumps
 from stream.files.parts import Parts
 from stream.sources.recording import open_container, open_recording
 from stream.sources.segment import describe as source_info
@@ -48,6 +50,12 @@ OF_A_STREAM = {"creation_time", "handler_name", "language", "title"}
 
 SHOWN_AS_TOLD = {"3g2", "3gp", "f4v", "ipod", "ismv", "matroska", "mov", "mp4"}
 """FFmpeg's names of the containers that say how their pictures are turned and mirrored; `ipod` is .m4v."""
+
+CONTAINERS = SHOWN_AS_TOLD | {"asf", "avi", "flv", "mpegts", "nut"}
+"""Those that hold H.264 as it comes out of the parts; FFmpeg writes others too, which nothing can read."""
+
+USUAL_LAYOUTS = dict(enumerate(("mono", "stereo", "2.1", "4.0", "5.0", "5.1", "6.1", "7.1"), 1))
+"""Of sound that says how many channels it has and not which, as in AVI; MP4 must be told."""
 
 Timed = tuple[float, "Packet[Stream]"]
 """A packet behind the second in which it is to be decoded."""
@@ -102,10 +110,9 @@ def refusal(trial: Path, stream: Stream) -> str | None:
 def try_out(trial: Path, stream: Stream | None = None) -> None:
     """Begin a file with the enhanced video, and with `stream`; raises what is wrong with that."""
     with open_target(trial) as writer:
-        try:
-            writer.add_stream(ENCODER, rate=25, width=64, height=64)
-        except ValueError:
-            raise unfit(trial) from None
+        if writer.format.name not in CONTAINERS:
+            raise unfit(trial)
+        writer.add_stream(ENCODER, rate=25, width=64, height=64)
         if stream is not None:
             writer.add_stream_from_template(stream)
         writer.start_encoding()
@@ -136,11 +143,19 @@ def join(source: Path, parts: Parts, target: Path, kept: list[int]) -> None:
         pictures.codec_context.framerate = source_info(reader, video).rate or USUAL_RATE
         copies = {index: add_copy(writer, reader.streams[index]) for index in kept}
         time_base = video.time_base or Fraction(1)
-        jumps = Jumps([(unit, jump * time_base) for part in parts.done for unit, jump in part.jumps])
+        start = Fraction((video.start_time or 0) * time_base)
+        jumps = Jumps([(unit, jump * time_base) for part in parts.done for unit, jump in part.jumps], start)
         units = unit_stamps(source) if any(part.jumps for part in parts.done) else []
         own = packets_of_parts(parts, pictures, time_base)
+        writer.start_encoding()  # says what ticks the new file has
+        damaged = 0
         for _, packet in heapq.merge(own, copied_packets(reader, video, copies, jumps, units), key=itemgetter(0)):
-            writer.mux(packet)
+            try:
+                writer.mux(packet)
+            except av.InvalidDataError:  # a copied one: those of the parts are as this encoder made them
+                damaged += 1
+        if damaged:
+            log.warning("%s: damaged packets of sound or data that are left out: %d", source, damaged)
 
 
 def add_pictures(parts: Parts, writer: OutputContainer, video: VideoStream) -> VideoStream:
@@ -169,6 +184,8 @@ def add_copy(writer: OutputContainer, stream: Stream) -> Stream:
     """A stream for packets that stay as they are."""
     copy = writer.add_stream_from_template(stream)
     describe(copy, stream)
+    if isinstance(copy, AudioStream) and copy.layout.name == f"{copy.channels} channels":
+        copy.codec_context.layout = USUAL_LAYOUTS.get(copy.channels, copy.layout)
     return copy
 
 
@@ -217,23 +234,26 @@ def copied_packets(
     What was cut off in front, and is in the recording all the same, is left out. `units` are its `unit_stamps`, which
     only jumps need.
     """
-    latest: dict[int, int] = {}
+    clocks = {
+        index: CopyClock(cast("Fraction", reader.streams[index].time_base), cast("Fraction", copy.time_base))
+        for index, copy in copies.items()
+    }
     passed = 0
     for packet in played(demux(reader, video, copies), video):
-        stamp, index = stamp_of(packet), packet.stream.index
+        index = packet.stream.index
         if index == video.index:  # not every packet is an access unit: it may be unreadable, or a second field
-            if passed < len(units) and packet.size and stamp == units[passed]:
-                if stamp is not None:
-                    jumps.pass_picture(passed, Fraction(stamp * packet.time_base))
-                passed += 1
+            stamp = stamp_of(packet)
+            is_unit = passed < len(units) and packet.size and stamp == units[passed]
+            if stamp is not None and (is_unit or not units):
+                jumps.pass_picture(passed, Fraction(stamp * packet.time_base))
+            passed += bool(is_unit)
             continue
-        if stamp is None or not packet.size:
+        if not packet.size:
             continue
-        seconds = Fraction(stamp * packet.time_base)
-        shift = round(jumps.of(seconds) / packet.time_base)
-        late = max(0, latest.get(index, stamp + shift - 1) + 1 - stamp - shift)  # no two have one time
-        packet.pts = (stamp if packet.pts is None else packet.pts) + shift + late
-        packet.dts = latest[index] = stamp + shift + late
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is not None:
+            stamp += round(jumps.of(Fraction(stamp * packet.time_base)) / packet.time_base)
+        packet.pts = packet.dts = clocks[index].place(stamp, packet.duration or 0, jumps.now)
         packet.stream = copies[index]
         yield float(packet.dts * packet.time_base), packet
 

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
+import zlib
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,9 @@ from stream.errors import StreamError
 log = logging.getLogger(__name__)
 
 JOURNAL, GROWING = "journal", "growing.nut"
+
+LONGEST_NAME = 255
+"""Bytes, on the usual file systems."""
 
 
 class Job(msgspec.Struct, frozen=True, tag="job"):
@@ -191,6 +195,14 @@ class Parts:
     def _is_there(self, part: Part) -> bool:
         path = self._path(len(self.done))
         return path.is_file() and path.stat().st_size == part.size
+
+
+def parts_folder(target: Path) -> Path:
+    """The folder with the parts of a file: `.part-NAME` beside it, with a number for a name that is too long."""
+    name = f".part-{target.name}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".part-{zlib.crc32(os.fsencode(target.name)):08x}"
+    return target.with_name(name)
 
 
 def as_text(name: str) -> str:

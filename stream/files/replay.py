@@ -140,8 +140,11 @@ class Bookmark:
         fresh = self.path.with_suffix(f".{os.getpid()}")
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fresh.write_bytes(msgspec.json.encode(self._mark(files[position.file], position.unit)))
-            fresh.replace(self.path)
+            try:
+                fresh.write_bytes(msgspec.json.encode(self._mark(files[position.file], position.unit)))
+                fresh.replace(self.path)
+            finally:
+                fresh.unlink(missing_ok=True)
         except OSError as error:
             if not self._told:
                 log.warning("the position cannot be remembered: %s: %s", self.path, error.strerror)
