@@ -35,10 +35,10 @@ def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) ->
     of pictures, where the channels are equalised too. Ranges averaged over pictures would be as good by night, and
     clip daylight to 19 dB of the fp32 output; here it keeps 43 dB or more. 83 % of the multiply-accumulates are int8.
 
-    What the second convolution of the decoder's coarsest level reads is a fifth as strong by night as the range that
-    the brightest pictures need. In int8 it costs 0.06 dB on those scenes and, on dark gradients as of sky and sea, 4 dB
-    of the likeness to fp32 (39 in place of 43); in bfloat16 3 % of the time. The second convolution of all and the
-    transposed ones cost less, but are not worth it either: 6 % less time, and 0.05 dB lost, 0.08 dB after scaling.
+    What the second convolution of the decoder's coarsest level reads is by night a quarter to two fifths of what the
+    brightest pictures need. In int8 it costs 0.06 dB on those scenes and, on dark gradients as of sky and sea, 4 dB of
+    the likeness to fp32 (39 in place of 43); in bfloat16 3 % of the time. The second convolution of all and the
+    transposed ones in int8 would save 6 % of the time, and lose 0.04 dB, 0.07 dB after scaling.
 
     Weights take all of their 256 levels, and `unbias` corrects the means. Without VNNI a processor adds two products
     in 16 bits, which such weights overflow now and then: what that costs is less than half the levels would.

@@ -263,8 +263,11 @@ def test_a_contact_sheet_that_cannot_be_written_costs_no_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.fromarray(scene(1, 1.0)).save(tmp_path / "1.png")
-    sheet = lambda *_: Image.new("RGB", (10, 20_000))  # noqa: E731
-    monkeypatch.setattr("engines.evaluation.sheet.contact_sheet", sheet)
+
+    def too_high(*_: object) -> Image.Image:
+        return Image.new("RGB", (10, 20_000))
+
+    monkeypatch.setattr("engines.evaluation.sheet.contact_sheet", too_high)
     measure = folder_measure(tmp_path, tmp_path / "sheet.webp")
     with DoublingEngine() as engine:
         told = measure.summary(list(measure.rows(engine)))
