@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 10.0
 """The shortest time between two lines about lost pictures of one feed: a line for each would flood the log."""
 
+LOAD_SECONDS = 60.0
+"""How long pictures are counted before it is told whether the machine is fast enough for them."""
+LOAD_SHARE = 0.05
+"""Of a feed's pictures: where more are dropped for want of time, the machine is too slow."""
+
 FeedState = Literal["connecting", "live", "ended", "failed"]
 
 CodecStage = Literal["decoder", "encoder"]
@@ -68,6 +73,9 @@ class Feed:
     """When lost pictures were last told; seconds of `time.monotonic`."""
     _live_since: float | None = field(default=None, init=False, repr=False)
     """Seconds of `time.monotonic`."""
+    _load_seen: tuple[float, int, int] = field(default=(0.0, 0, 0), init=False, repr=False)
+    """When the load was last looked at (seconds of `time.monotonic`); what had come until then, and been dropped."""
+    _overloaded: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.lane = Lane(
@@ -75,6 +83,7 @@ class Feed:
             age_budget_ns=int(self.settings.age_budget * 1e9),
             on_drop=self.meter.drop,
         )
+        self._load_seen = (time.monotonic(), 0, 0)
 
     @property
     def speed(self) -> float | None:
@@ -112,6 +121,24 @@ class Feed:
         if self._told is None or now - self._told >= TELL_SECONDS:
             self._told = now
             log.error("feed %s: pictures are lost: %s%s", self.name, reason_of(error), place_of(error))
+
+    def watch_load(self, figures: FeedFigures) -> None:
+        """Log when the machine becomes too slow for this feed, and when it is fast enough again; to be called often."""
+        now, came = time.monotonic(), figures.received
+        dropped = sum(figures.dropped.get(reason, 0) for reason in ("overload", "late"))
+        since, came_before, dropped_before = self._load_seen
+        if now - since < LOAD_SECONDS:
+            return
+        self._load_seen = now, came, dropped
+        came, dropped = came - came_before, dropped - dropped_before
+        if (overloaded := dropped > LOAD_SHARE * came) == self._overloaded:
+            return
+        self._overloaded = overloaded
+        figure = f"{dropped} of {came} pictures were dropped within {now - since:.0f} s"
+        if overloaded:
+            log.warning("feed %s: this machine is too slow: %s", self.name, figure)
+        else:
+            log.info("feed %s: this machine is fast enough again: %s", self.name, figure)
 
 
 def reason_of(error: Exception) -> str:

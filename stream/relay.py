@@ -200,6 +200,7 @@ class Relay:
 
     def _publish_status(self, feed: Feed) -> None:
         figures = feed.figures()
+        feed.watch_load(figures)
         status = Status(
             state=feed.state,
             received=figures.received,

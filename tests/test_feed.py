@@ -45,6 +45,26 @@ def test_lost_pictures_are_told_once_in_a_while(
     assert len(caplog.records) == 2
 
 
+def test_an_engine_that_is_too_slow_is_told_once_and_so_is_its_recovery(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    feed = Feed("pier", FeedSettings(url="clip.ts"))
+    for overload, late in [(75, 0), (70, 6), (500, 0), (75, 0), (0, 75)]:  # of 1500 pictures in a minute
+        feed.meter.receive(1500)
+        feed.meter.drop("overload", overload)
+        feed.meter.drop("late", late)
+        for _ in range(60):
+            now += 1
+            feed.watch_load(feed.figures())
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "feed pier: this machine is too slow: 76 of 1500 pictures were dropped within 60 s"),
+        ("INFO", "feed pier: this machine is fast enough again: 75 of 1500 pictures were dropped within 60 s"),
+    ]
+
+
 def mistake() -> KeyError:
     """An error that was raised, with credentials in its words."""
     address = "rtsp://relay:secret@10.0.0.7"
