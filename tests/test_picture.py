@@ -8,7 +8,7 @@ from torch.nn import functional
 from engines.cards import NUMBERS, find_weights
 from engines.checkpoint import load_network
 from engines.colour import CENTRE, Colour
-from engines.network.config import NEID, NEID_LIVE, NetworkConfig
+from engines.network.config import CONFIGS, NEID_LIVE, NetworkConfig
 from engines.network.neid import Neid, initialise
 from engines.picture import MARGIN, PictureGraph, padding
 
@@ -41,7 +41,7 @@ def plainly(network: Neid, y: torch.Tensor, uv: torch.Tensor, colour: Colour) ->
 
 
 @pytest.mark.parametrize("colour", COLOURS, ids=str)
-@pytest.mark.parametrize("config", [NEID_LIVE, NEID], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("size", [(32, 48), (38, 50)], ids=str)
 def test_the_graph_equals_the_plain_computation_on_rgb(
     config: NetworkConfig, colour: Colour, size: tuple[int, int]
@@ -61,7 +61,7 @@ def test_the_graph_equals_the_plain_computation_on_rgb(
     assert (uv_out.double() - uv_plain.clamp(0, 255)).abs().max() <= 0.51
 
 
-@pytest.mark.parametrize("config", [NEID_LIVE, NEID], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_graph_makes_whatever_it_needs_on_the_device_of_its_inputs(config: NetworkConfig) -> None:
     meta = torch.device("meta")  # which mixes with no other, as a GPU does not
     y, uv = torch.empty(2, 1, 48, 64, dtype=torch.uint8, device=meta), torch.empty(2, 2, 24, 32, device=meta)

@@ -165,8 +165,9 @@ def test_the_shipped_recipe_is_the_default_one_made_steady() -> None:
 def test_every_shipped_recipe_can_be_read() -> None:
     networks = {path.stem: read_recipe(path.stem).network for path in RECIPES.glob("*.toml")}
     ours = {name for name in networks if name.startswith("field")}
-    assert ours == {"field", "field-second", "field-finish", "field-last", "field-even", "field-sharp"}
-    assert {networks.pop(name) for name in ours} == {"neid-live"}
+    assert ours == {"field", "field-second", "field-finish", "field-last", "field-even", "field-sharp", "field-lite"}
+    assert networks.pop("field-lite") == "neid-lite"
+    assert {networks.pop(name) for name in ours - {"field-lite"}} == {"neid-live"}
     assert set(networks) >= {"paper", "paper-best", "table2-unet", "table2-le", "table2-le-dr", "table2-le-dr-ff"}
     assert set(networks.values()) == {"neid"}
 
@@ -250,6 +251,14 @@ def test_a_run_cannot_begin_with_the_numbers_of_another_network(tmp_path: Path) 
     training.store(Neid(NEID_LIVE), Recipe(), tmp_path, {})
     with pytest.raises(EngineMismatch, match=r"safetensors holds a network neid-live; the recipe is for neid$"):
         training.Run.begin(Recipe(network="neid"), tmp_path / NUMBERS)
+
+
+def test_a_narrower_network_begins_with_the_channels_of_a_wider_one(tmp_path: Path) -> None:
+    training.store(Neid(NEID_LIVE), Recipe(), tmp_path, {})
+    wide = load_network(tmp_path / NUMBERS).state_dict()["light.subpixels.bias"]
+    run = training.Run.begin(Recipe(network="neid-lite"), tmp_path / NUMBERS)
+    assert torch.equal(run.network.state_dict()["light.subpixels.bias"], wide)
+    assert torch.equal(run.average["light.subpixels.bias"], wide)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9)])
@@ -508,7 +517,7 @@ def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
     with pytest.raises(EngineMismatch, match="batsch"):
         read_recipe(str(file))
     file.write_text('network = "neit"\n')
-    with pytest.raises(EngineMismatch, match="'neit'; it must be one of neid, neid-live"):
+    with pytest.raises(EngineMismatch, match="'neit'; it must be one of neid, neid-live, neid-lite"):
         read_recipe(str(file))
     file.write_text('parts = ["subpixels", "fusing"]\n')
     with pytest.raises(EngineMismatch, match="fusing without detail"):

@@ -23,7 +23,7 @@ def train(
         ),
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="weights.safetensors to begin with, in place of random ones.", exists=True)
+        Path | None, typer.Option(help="weights.safetensors to begin with, also of a wider network.", exists=True)
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="Budget, over all sittings.", show_default="120 without --steps")

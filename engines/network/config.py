@@ -16,7 +16,7 @@ class NetworkConfig:
     """What `Neid` is built from."""
 
     name: str
-    """`neid` or `neid-live`."""
+    """`neid`, `neid-live` or `neid-lite`."""
     widths: tuple[int, ...]
     """Channels of each encoder level, from full size to the bottleneck."""
     unshuffle: int
@@ -40,5 +40,6 @@ class NetworkConfig:
 
 NEID = NetworkConfig(name="neid", widths=(32, 64, 128, 256, 512), unshuffle=1)
 NEID_LIVE = NetworkConfig(name="neid-live", widths=(32, 64, 128, 256), unshuffle=2)
+NEID_LITE = NetworkConfig(name="neid-lite", widths=(16, 48, 96, 192), unshuffle=2)
 
-CONFIGS = {config.name: config for config in (NEID, NEID_LIVE)}
+CONFIGS = {config.name: config for config in (NEID, NEID_LIVE, NEID_LITE)}

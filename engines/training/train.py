@@ -27,6 +27,7 @@ from engines.network.neid import STARTS, Neid
 from engines.picture import cut, pad
 from engines.training.graphs import GraphSteps
 from engines.training.guard import Guard
+from engines.training.narrow import fits, narrowed
 from engines.training.recipe import Recipe, learning_rate
 from engines.training.recipe import read_recipe as read_recipe
 from engines.training.steps import EagerSteps, Steps
@@ -78,7 +79,7 @@ def train(
     """Train until the budget or the recipe's steps are used up; returns the averaged (EMA) network, on the CPU.
 
     With `select = "best"` it is the average that scored best in the `trial`, which must then be given (`ValueError`).
-    `start` are stored numbers to begin with, in place of random ones.
+    `start` are stored numbers to begin with, in place of random ones; of a wider network the most important channels.
     `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `checkpoint` is written every `SAVE_EVERY`
     steps; where it exists the run goes on from it, on whichever device; `EngineMismatch` is raised if it was begun with
     another recipe or another `start`. On a CPU a budget of steps makes a run repeatable: it gives the same network,
@@ -163,9 +164,9 @@ class Run:
         STARTS[recipe.start](network, torch.Generator().manual_seed(recipe.seed))
         if start is not None:
             stored = load_network(start)
-            if replace(stored.config, parts=config.parts) != config:
+            if not fits(stored.config, config):
                 raise EngineMismatch(f"{start} holds a network {stored.config.name}; the recipe is for {config.name}")
-            network.load_state_dict(stored.state_dict(), strict=False)
+            network.load_state_dict(narrowed(stored, config).state_dict(), strict=False)
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.AdamW(network.parameters(), **optimiser_options(recipe, device))
         average = {name: value.detach().clone() for name, value in network.state_dict().items()}
