@@ -28,7 +28,32 @@ def test_the_commands_are_registered_without_heavy_imports() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("words", [["chek"], ["check", "--fast"], ["--log-level", "loud", "check"]], ids=" ".join)
+def test_openvino_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
+    """It keeps an id in the user's home, and sends that to Google Analytics."""
+    environment = {name: text for name, text in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    done = subprocess.run(
+        [sys.executable, "-c", "import engines, openvino"],
+        cwd=ROOT,
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["chek"],
+        ["check", "--fast"],
+        ["--log-level", "loud", "check"],
+        ["view", "tcp://127.0.0.1:1", "Pier/1"],
+        ["record", "tcp://127.0.0.1:1", "Pier/1", "missing"],
+    ],
+    ids=" ".join,
+)
 def test_wrong_use_ends_with_2_and_no_traceback(words: list[str]) -> None:
     done = nightbridge(ROOT, *words)
     assert done.returncode == 2

@@ -84,6 +84,14 @@ def test_a_recording_without_time_stamps_is_looked_at_by_its_rate(tmp_path: Path
     assert video["bit_rate"] > 10_000
 
 
+def test_a_source_whose_time_stamps_begin_again_is_measured_on(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=75)
+    clip.write_bytes(2 * clip.read_bytes())
+    video = found(clip, seconds=60)["video"]
+    assert (video["access_units"], video["seconds"]) == (150, pytest.approx(149 / 25))
+    assert video["bit_rate"] > 10_000
+
+
 def test_a_recording_whose_name_is_no_utf_8_is_looked_at(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.ts", pictures=10).rename(tmp_path / "k\udcfcche.ts")
     assert found(clip)["source"] == str(clip)

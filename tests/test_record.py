@@ -582,6 +582,24 @@ def test_the_command_finishes_its_file_when_it_is_asked_to_stop(tmp_path: Path) 
     assert "31 pictures" in output
 
 
+def test_the_command_names_also_the_file_that_begins_as_it_ends(tmp_path: Path) -> None:
+    with relay() as publisher:
+        camera = Camera(publisher)
+        program = subprocess.Popen(
+            [sys.executable, "-m", "tools", "record", publisher.endpoint, "pier", str(tmp_path), "--segment", "1ms"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        camera.wait_for_viewer()
+        camera.show(15)  # the last five belong into a file of their own, which does not begin before their group ends
+        wait_until(lambda: any(count_packets(path) >= 10 for path in tmp_path.iterdir()), "writing the first group")
+        program.terminate()
+        output, _ = program.communicate(timeout=DEADLINE)
+    assert output.splitlines()[1:-1] == sorted(str(path) for path in tmp_path.iterdir())
+    assert "15 pictures and 0 data packets in 2 files" in output
+
+
 def test_a_log_on_a_full_disk_ends_no_recording(tmp_path: Path) -> None:
     with relay() as publisher, Path("/dev/full").open("w") as log:
         camera = Camera(publisher)

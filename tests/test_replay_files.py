@@ -149,7 +149,7 @@ def test_a_file_of_a_recorder_whose_clock_is_ahead_is_made_once(tmp_path: Path) 
         (["a.mp4", "--to", "out", "--speed", "4"], "files are always made as fast as it goes"),
         (["a.mp4", "--speed", "fast"], "'fast'; must be a number from 0.01 to 100, or max"),
         (["a.mp4", "--speed", "nan"], "'nan'; must be a number from 0.01 to 100, or max"),
-        (["a.mp4", "--feed", "Pier/1"], "--feed 'Pier/1'; must be 1 to 64 of a-z, 0-9, _ and -"),
+        (["a.mp4", "--feed", "Pier/1"], "'--feed': 'Pier/1'; must be 1 to 64 of a-z, 0-9, _ and -"),
         (["a.mp4", "--endpoint", "5560"], "'5560'; must be an endpoint such as"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",

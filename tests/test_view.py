@@ -26,6 +26,7 @@ from stream.encode import Encoder
 from stream.errors import CodecError, StreamError
 from stream.publish import Publisher
 from stream.settings import EncoderSettings
+from stream.subscribe import Subscriber
 from stream.view import PictureDecoder
 from stream.wire import Header, Message, Numbering
 from tests.clips import make_clip
@@ -34,6 +35,7 @@ from tests.published import HEIGHT, WIDTH, Camera, relay
 from tests.test_check import ROOT, nightbridge
 from tests.test_pipeline import recording, replayed
 from tests.waiting import DEADLINE
+from tools.view_figures import Figures
 from tools.window import Window
 
 ORANGE = (200, 120, 40)
@@ -254,6 +256,12 @@ def test_the_figures_are_printed_and_written_as_json(tmp_path: Path) -> None:
     assert figures["states"]["tainted"] >= figures["pictures"] > 5
     assert 0 < figures["age_p50_ms"] <= figures["age_p95_ms"] < 1000
     assert figures["rate_fps"] == pytest.approx((figures["pictures"] - 1) / figures["seconds"])
+
+
+def test_one_picture_makes_no_rate() -> None:
+    figures = Figures()
+    figures.add(message(bytes(1000), "h264"))
+    assert "0.0 pictures/s; 8 kbit/s" in figures.line(Subscriber("tcp://127.0.0.1:1", "pier", ("video",)))
 
 
 def test_figures_of_a_silent_feed_end_with_1() -> None:

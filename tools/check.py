@@ -11,7 +11,7 @@ import typer
 
 
 def check(
-    config: Annotated[Path, typer.Argument(help="The settings, as TOML.")] = Path("config.toml"),
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The settings, as TOML.")] = Path("config.toml"),
 ) -> None:
     """Validate the settings and print the effective ones: defaults, file and environment, secrets hidden."""
     from stream.settings import load_settings

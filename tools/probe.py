@@ -19,10 +19,16 @@ if TYPE_CHECKING:
     from stream.settings import FeedSettings
     from stream.sources.segment import Segment
 
+REORDERED, LONGEST_GAP = 2.0, 60.0
+"""Seconds: stamps that go further back, or further ahead, from one access unit to the next have jumped."""
+
 
 def probe(
     url: Annotated[
-        str, typer.Argument(help="rtsp://, rtsps://, udp://, http:// or https:// address, an SDP file, or recordings.")
+        str,
+        typer.Argument(
+            metavar="URL", help="rtsp://, rtsps://, udp://, http:// or https:// address, an SDP file, or recordings."
+        ),
     ],
     json: JsonFile = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Of video to look at.")] = 5,
@@ -103,7 +109,9 @@ class Unit:
     """An access unit that was seen."""
 
     seconds: float
-    """In the source's own time."""
+    """Since the first one, by the stamps of the source; by its rate where they are missing or jump."""
+    stamp: float | None
+    """Seconds, as the source says."""
     size: int
     """Bytes."""
     key: bool
@@ -139,9 +147,9 @@ def look(segment: Segment, seconds: float) -> Sight:
             seen.data[packet.packet.stream.name or "unknown"] += 1
             continue
         step = float(1 / segment.rate) if segment.rate else 0.0
-        seen.units.append(unit_of(packet, seen.units[-1].seconds + step if seen.units else 0.0))
+        seen.units.append(unit_of(packet, seen.units[-1] if seen.units else None, step))
         note(seen, decoder.decode(packet))
-        elapsed = seen.units[-1].seconds - seen.units[0].seconds if segment.recorded else time.monotonic() - began
+        elapsed = seen.units[-1].seconds if segment.recorded else time.monotonic() - began
         if elapsed >= seconds:
             seen.ended = False
             break
@@ -158,11 +166,14 @@ def note(seen: Sight, frames: list[Frame]) -> None:
         seen.states[frame.state] += 1
 
 
-def unit_of(packet: SourcePacket, expected: float) -> Unit:
-    """What is worth noting of an access unit, whose time is `expected` where it says none, as in a raw .h264."""
+def unit_of(packet: SourcePacket, before: Unit | None, step: float) -> Unit:
+    """What is worth noting of an access unit, which comes a `step` after the one `before` where no stamp can tell."""
     ticks = packet.packet.dts if packet.packet.dts is not None else packet.packet.pts
-    seconds = expected if ticks is None else float(ticks * packet.packet.time_base)
-    return Unit(seconds, packet.packet.size, packet.packet.is_keyframe)
+    stamp = None if ticks is None else float(ticks * packet.packet.time_base)
+    if before and before.stamp is not None and stamp is not None:
+        told = stamp - before.stamp
+        step = told if -REORDERED <= told <= LONGEST_GAP else step
+    return Unit(before.seconds + step if before else 0.0, stamp, packet.packet.size, packet.packet.is_keyframe)
 
 
 def video_values(segment: Segment, seen: Sight, picture: Frame) -> dict[str, object]:
@@ -171,7 +182,7 @@ def video_values(segment: Segment, seen: Sight, picture: Frame) -> dict[str, obj
 
     context = segment.video.codec_context
     keys = [unit.seconds for unit in seen.units if unit.key]
-    duration = seen.units[-1].seconds - seen.units[0].seconds
+    duration = seen.units[-1].seconds
     measured = sum(unit.size for unit in seen.units[:-1]) * 8 / duration if duration > 0 else None
     return {
         "codec": segment.info.codec,

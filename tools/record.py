@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tools.signals import stopped_by_signals
-from tools.wire_options import Endpoint, RelayKey, SecretKey, viewer_keys
+from tools.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
 
 if TYPE_CHECKING:
     from stream.record import Recorder
@@ -36,7 +36,7 @@ def as_seconds(text: str) -> float:
 
 def record(
     endpoint: Endpoint,
-    feed: Annotated[str, typer.Argument(help="Name of the feed.")],
+    feed: Annotated[str, typer.Argument(parser=as_feed_name, metavar="FEED", help="Its name.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False, help="Where the files go.")],
     segment: Annotated[str, typer.Option(metavar="DURATION", help="Length of a file, such as 90s or 5m.")] = "5m",
     source: Annotated[bool, typer.Option("--source", help="The camera's own pictures, not the enhanced.")] = False,
@@ -57,6 +57,9 @@ def record(
     ):
         tell(f"recording {feed} from {endpoint} into {folder}")
         keep(subscriber, recorder, lambda: tell(f"nothing of feed {feed} yet", err=True))
+        told = len(recorder.paths)
+    for path in recorder.paths[told:]:
+        tell(str(path))
     tell(summary(recorder, subscriber))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tools.report import JsonFile, write_json
-from tools.wire_options import as_endpoint
+from tools.wire_options import as_endpoint, as_feed_name
 
 
 def as_speed(text: str) -> float:
@@ -39,7 +39,7 @@ def replay(
             show_default="1; for files max",
         ),
     ] = None,
-    feed: Annotated[str, typer.Option(metavar="NAME", help="Name of the feed.")] = "replay",
+    feed: Annotated[str, typer.Option(parser=as_feed_name, metavar="NAME", help="Name of the feed.")] = "replay",
     endpoint: Annotated[
         str | None,
         typer.Option(

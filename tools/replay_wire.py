@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from tools.progress import Meter
 from tools.signals import stopped_by_signals
 
@@ -48,15 +46,8 @@ class Show:
 
 def feed_settings(settings: Settings, show: Show) -> FeedSettings:
     """The settings of the feed that is played: the defaults, but for what a replay is."""
-    from pydantic import TypeAdapter, ValidationError
-
     from stream.settings import FeedSettings
-    from stream.values import FeedName
 
-    try:
-        TypeAdapter[str](FeedName).validate_python(show.feed)
-    except ValidationError as error:
-        raise typer.BadParameter(f"--feed {show.feed!r}; must be {error.errors()[0]['ctx']['error']}") from None
     table = {"url": show.files[0].absolute().as_uri(), "mode": "replay", "speed": show.speed}
     return FeedSettings.model_validate(settings.defaults.model_dump(mode="json", exclude_unset=True) | table)
 

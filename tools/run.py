@@ -24,7 +24,7 @@ STATUS_SECONDS = 1.0
 """Between two messages of kind `status` of a feed, and between two looks at the settings' file."""
 
 
-def run(config: Annotated[Path, typer.Argument(help="Settings.")] = Path("config.toml")) -> None:
+def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.")] = Path("config.toml")) -> None:
     """Relay every feed of CONFIG until SIGTERM or SIGINT; a clean stop flushes every encoder.
 
     Cameras are added, removed and changed while it runs: CONFIG is read again when it changes, and on SIGHUP.

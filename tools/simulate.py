@@ -50,8 +50,8 @@ def as_bit_rate(text: str) -> int:
 
 
 def simulate(
-    clip: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A video by day.")],
-    url: Annotated[str, typer.Argument(help="udp://HOST:PORT, where the pictures go as MPEG-TS.")],
+    clip: Annotated[Path, typer.Argument(metavar="CLIP", exists=True, dir_okay=False, help="A video by day.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="udp://HOST:PORT, where the pictures go as MPEG-TS.")],
     exposure: Annotated[float, typer.Option(min=0, max=1, help="Share of the light that is left; 1 is day.")] = 0.02,
     photons: Annotated[float, typer.Option(min=1, help="Of a white pixel by day; fewer are noisier.")] = 4000,
     read_noise: Annotated[float, typer.Option(min=0, max=1, help="Standard deviation; white is 1.")] = 0.0005,

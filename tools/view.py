@@ -17,7 +17,7 @@ from stream.errors import StreamError
 from tools.report import JsonFile, in_a_folder, print_values, write_json, write_whole
 from tools.signals import stopped_by_signals
 from tools.view_figures import Figures
-from tools.wire_options import Endpoint, RelayKey, SecretKey, viewer_keys
+from tools.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
 
 if TYPE_CHECKING:
     from stream.subscribe import Subscriber, ViewerKeys
@@ -45,7 +45,10 @@ def as_png(path: Path | None) -> Path | None:
 
 def view(
     endpoint: Endpoint,
-    feed: Annotated[str | None, typer.Argument(help="Name of the feed.", show_default="the first heard")] = None,
+    feed: Annotated[
+        str | None,
+        typer.Argument(parser=as_feed_name, metavar="FEED", help="Its name.", show_default="the first heard"),
+    ] = None,
     snapshot: Annotated[
         Path | None,
         typer.Option(

@@ -81,7 +81,7 @@ class Figures:
         if self.is_stale():
             return f"no picture for {self.silence():.0f} s; lost {subscriber.lost}"
         age, late = self.age_ms(50) or 0, self.age_ms(95) or 0
-        seconds = max(self.latest - self.began, 0.001)
+        seconds = max(self.latest - self.began, 1.0)  # less is no rate
         return (
             f"age p50 {age:.0f} ms, p95 {late:.0f} ms; {(self.pictures - 1) / seconds:.1f} pictures/s; "
             f"{8e-3 * self.octets / seconds:.0f} kbit/s; lost {subscriber.lost}"

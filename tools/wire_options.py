@@ -23,6 +23,18 @@ def as_endpoint(text: str) -> str:
         raise typer.BadParameter(f"{text!r}; must be {error.errors()[0]['ctx']['error']}") from None
 
 
+def as_feed_name(text: str) -> str:
+    """The name of a feed."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from stream.values import FeedName
+
+    try:
+        return TypeAdapter[str](FeedName).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r}; must be {error.errors()[0]['ctx']['error']}") from None
+
+
 Endpoint = Annotated[
     str,
     typer.Argument(
