@@ -35,16 +35,16 @@ class Damage:
         """Something before the next access unit is missing or damaged."""
         self._going_in = True
 
-    def come_out(self, picture: VideoFrame, unit: AccessUnit | None) -> None:
+    def come_out(self, picture: VideoFrame, unit: AccessUnit | None, *, damaged: bool) -> None:
         """A picture was decoded, the next one to be shown; of no unit if it was made up for a missing one."""
-        self._states.append((unit, self._state(picture, unit) if unit else "concealed"))
+        self._states.append((unit, self._state(picture, unit, damaged) if unit else "concealed"))
 
-    def _state(self, picture: VideoFrame, unit: AccessUnit) -> State:
+    def _state(self, picture: VideoFrame, unit: AccessUnit, damaged: bool) -> State:
         if unit.key:
             if picture.key_frame or self._refreshing:
                 self._coming_out = False
             self._refreshing = self._coming_out
-        if unit.damaged or picture.is_corrupt:
+        if unit.damaged or damaged:
             self._coming_out, self._refreshing = True, False
             return "concealed"
         self._coming_out = self._coming_out or unit.tainted

@@ -26,8 +26,11 @@ from stream.orientation import UPRIGHT, orientation_of, swaps_sides
 from stream.plain import PlainPictures, colour_of, display_matrix, is_neutral
 from stream.settings import DecoderChoice
 
-DAMAGE = "error while decoding MB"
-"""How FFmpeg's line about damage inside a picture of H.264 begins."""
+DAMAGE = {
+    "h264": ("error while decoding MB",),
+    "mjpeg": ("overread ", "error count: ", "error y=", "mjpeg_decode_dc: bad vlc"),
+}
+"""By codec: how FFmpeg's lines about damage inside a picture begin."""
 LONGEST_DELAY = 32
 """Access units after which a picture that has not come out never will: decoders reorder 16 at most."""
 PADDING = 1 << 18
@@ -81,6 +84,7 @@ class Decoder:
         self._count = 0
         self._started = False
         self._spoilt = False  # FFmpeg keeps something of a damaged picture
+        self._mixes = False  # and adds it to the next one
         self._next_pts = 0
         self._grey = False
         self._usual = UPRIGHT  # where a key frame tells none; a new context forgets that of the container
@@ -123,9 +127,11 @@ class Decoder:
         if not self._started:
             self.lost += 1
             return []
-        unit = self._enter(source)
+        anew = self._spoilt and self._begins_alone(packet)
+        mixed = self._mixes and packet.is_keyframe and not anew
+        unit = self._enter(source, damaged=packet.is_corrupt or mixed)
         packet.opaque = unit
-        before = self._begin_anew() if self._spoilt and self._begins_alone(packet) else []
+        before = self._begin_anew() if anew else []
         return before + self._decode(packet)
 
     def flush(self) -> list[Frame]:
@@ -192,7 +198,7 @@ class Decoder:
         self._usual = self.orientation
         return frames
 
-    def _enter(self, source: SourcePacket) -> AccessUnit:
+    def _enter(self, source: SourcePacket, damaged: bool) -> AccessUnit:
         packet = source.packet
         if self._misses_references(packet):
             self._damage.meet()
@@ -206,8 +212,8 @@ class Decoder:
             capture_ns=source.capture_ns,
             capture_clock=source.capture_clock,
             sha256=sha256(packet).digest(),
-            damaged=packet.is_corrupt,
-            tainted=self._damage.enter(key=packet.is_keyframe, damaged=packet.is_corrupt),
+            damaged=damaged,
+            tainted=self._damage.enter(key=packet.is_keyframe, damaged=damaged),
         )
         self._inside.add(unit.number)
         self._count += 1
@@ -235,12 +241,15 @@ class Decoder:
         try:
             with overheard() as lines:
                 pictures = self._context.decode(packet)
-            if tells(lines, DAMAGE):  # pictures that refer to this one may come out before it
-                self._damage.meet()
-                self._spoilt = self._context.name == "h264"
+            damaged = tells(lines, *DAMAGE.get(self._context.name, ()))
+            self._mixes = damaged and self._context.name == "h264"
+            if self._mixes:
+                self._damage.meet()  # pictures that refer to this one may come out before it
+                self._spoilt = True
             for picture in pictures:
                 self._refuse_large(self._context)
-                self._damage.come_out(picture, self._unit_of(picture))
+                its_own = picture.is_corrupt or (damaged and self._context.name == "mjpeg")
+                self._damage.come_out(picture, self._unit_of(picture), damaged=its_own)
                 plain += self._pictures.add(picture)
         except av.FFmpegError as error:
             self._damage.meet()

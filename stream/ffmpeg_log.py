@@ -23,6 +23,6 @@ def overheard() -> Iterator[list[Line]]:
         yield lines
 
 
-def tells(lines: list[Line], beginning: str) -> bool:
-    """Whether a line begins like this."""
-    return any(text.startswith(beginning) for _, _, text in lines)
+def tells(lines: list[Line], *beginnings: str) -> bool:
+    """Whether a line begins like one of these."""
+    return any(text.startswith(beginnings) for _, _, text in lines)

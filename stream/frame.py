@@ -52,7 +52,7 @@ class AccessUnit:
     capture_clock: CaptureClock
     sha256: bytes
     damaged: bool
-    """Whether the source says that bytes of it are missing."""
+    """Whether bytes of it are missing, as the source says, or FFmpeg adds what a damaged picture left behind."""
     tainted: bool
     """Whether an access unit since the last key frame, in the order of decoding, was damaged."""
 

@@ -6,10 +6,14 @@ from engines.door import Door
 from engines.errors import EngineError
 from stream.decode import Decoder
 from stream.enhance import BYTES_PER_PIXEL, Gather, size
+from stream.errors import CodecError
 from stream.feed import Feed
 from stream.frame import Frame, SourcePacket
 from stream.orientation import Orientation
 from stream.source import Segment
+
+PICTURELESS_SECONDS = 60
+"""Of access units without a picture, after which that is told."""
 
 
 class Intake:
@@ -24,6 +28,7 @@ class Intake:
         self._lost = self._behind = 0
         self._size: tuple[int, int] | None = None
         self._fits = False
+        self._shown_ns: int | None = None  # when the access unit came with which there was a picture last
         largest = feed.settings.memory // BYTES_PER_PIXEL
         width, height = segment.info.width or 0, segment.info.height or 0
         if 0 < width * height <= largest:
@@ -44,7 +49,14 @@ class Intake:
     def decode(self, packet: SourcePacket) -> list[Frame]:
         """The frames that an access unit completes. Raises `CodecError`."""
         self._feed.meter.receive()
-        return self._decoder.decode(packet)
+        frames = self._decoder.decode(packet)
+        if frames or self._shown_ns is None:
+            self._shown_ns = packet.received_ns
+        elif packet.received_ns - self._shown_ns >= PICTURELESS_SECONDS * 1_000_000_000:
+            self._shown_ns = packet.received_ns
+            words = f"no key frame that can be decoded has come for {PICTURELESS_SECONDS} s"
+            self._feed.tell(CodecError(words))
+        return frames
 
     def finish(self) -> None:
         """Hand on the last frames, and count what came to nothing."""

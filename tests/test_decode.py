@@ -355,6 +355,13 @@ def test_a_picture_with_missing_bytes_is_concealed_and_those_that_follow_from_it
     assert lost == 0
 
 
+def test_a_picture_of_a_webcam_with_missing_bytes_is_concealed_and_no_other_one(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", codec="mjpeg", pix_fmt="yuvj420p", full_range=True, pictures=10)
+    frames, lost = with_one_truncated(clip, 3)
+    assert [frame.state for frame in frames] == ["clean"] * 3 + ["concealed"] + ["clean"] * 6
+    assert lost == 0
+
+
 def test_the_neighbours_of_a_damaged_picture_are_tainted_where_deinterlacing_mixes_them(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.ts", interlaced=True, pictures=30, key_interval=10)
     frames, _ = with_one_truncated(clip, 13)

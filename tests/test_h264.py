@@ -382,6 +382,28 @@ def test_nothing_of_a_damaged_picture_is_left_in_the_key_frame_after_it(tmp_path
     assert spoilt_by_ffmpeg
 
 
+@pytest.mark.parametrize(
+    ("option", "b_frames", "number"), [("open-gop=1:b-adapt=0", 3, 16), ("intra-refresh=1", 0, 19)]
+)
+def test_a_key_frame_that_a_damaged_picture_is_left_in_does_not_pass_as_clean(
+    tmp_path: Path, option: str, b_frames: int, number: int
+) -> None:
+    """Where no decoder can begin anew with the key frame, since pictures after it may refer to those before it."""
+    params = {"x264-params": f"{option}:cabac=0:keyint=20:min-keyint=20:scenecut=0"}
+    made = make_clip(
+        tmp_path / "clip.ts", pictures=90, key_interval=20, b_frames=b_frames, bit_rate=800_000, options=params
+    )
+    whole, units = decoded(made), units_of(made)
+    spoilt = 0
+    for cut in range(200, len(units[number]) - 100, 100):
+        damaged = decoded(made, {number: units[number][:cut]})
+        wrong = {shown: state for shown, (state, luma) in damaged.items() if (luma != whole[shown][1]).any()}
+        assert "clean" not in wrong.values(), (cut, wrong)
+        assert damaged[89][0] == "clean"
+        spoilt += 20 in wrong
+    assert spoilt
+
+
 def decoded(clip: Path, changed: dict[int, bytes] | None = None) -> dict[int, tuple[str, NDArray[np.uint8]]]:
     """State and luma of the pictures of a clip by their numbers, where some access units are not what they were."""
     with open_source(FeedSettings(url=str(clip))) as source:

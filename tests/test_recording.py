@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from stream.errors import SourceUnsupported
+from stream.sources.fields import rewritten
+from stream.sources.parameter_sets import START_CODE, kind
 from stream.sources.recording import RecordedSegment, find_recordings, open_recording, recorder_clock
 from tests.clips import make_clip, read_number
 
@@ -62,6 +64,34 @@ def test_every_key_frame_can_be_decoded_alone_however_its_parameter_sets_are_sto
         assert decoded(packets[key : key + 1], codec) == [key]
 
 
+@pytest.mark.parametrize(
+    ("codec", "library", "told_once"),
+    [("h264", "libx264", {8}), ("hevc", "libx265", {32}), ("hevc", "libx265", {33, 34})],
+)
+def test_every_key_frame_can_be_decoded_alone_although_some_kinds_of_parameter_sets_come_once(
+    tmp_path: Path, codec: str, library: str, told_once: set[int]
+) -> None:
+    clip = make_clip(tmp_path / "a.ts", pictures=30, size=(96, 80), codec=library, key_interval=10)
+    whole, packets = read(without_repeating(clip, tmp_path / "b.ts", codec, told_once))
+    assert whole.keys == [0, 10, 20]
+    for key in whole.keys:
+        assert decoded(packets[key : key + 1], codec) == [key]
+
+
+def without_repeating(clip: Path, path: Path, codec: str, kinds: set[int]) -> Path:
+    """The clip at `path`, with parameter sets of these kinds in front of the first picture alone."""
+    with av.open(clip) as source, av.open(path, "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            _, *parts = bytes(packet).split(START_CODE)
+            unit = b"".join(START_CODE + part for part in parts if not number or kind(codec, part) not in kinds)
+            if unit:
+                rest = rewritten(packet, unit)
+                rest.stream = copy
+                target.mux(rest)
+    return path
+
+
 def test_a_name_that_says_when_it_began_is_the_clock_of_a_recording_that_says_nothing(tmp_path: Path) -> None:
     for name, capture_ns in {
         "pier-20261122T153000.250Z.ts": BEGAN_NS + 250_000_000,
@@ -73,6 +103,18 @@ def test_a_name_that_says_when_it_began_is_the_clock_of_a_recording_that_says_no
     for name in ("pier-2026.ts", "pier-20261399T153000Z.ts"):
         with open_recording(make_clip(tmp_path / name, pictures=2), threading.Event()) as segment:
             assert next(segment.packets()).capture_clock == "arrival"
+
+
+def test_a_recording_began_with_its_first_stamp_whatever_that_is(tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.ts", pictures=20, key_interval=10)
+    rest = tmp_path / "pier-20261122T153000Z.ts"
+    with av.open(str(whole)) as source, av.open(str(rest), "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size][10:]:
+            packet.stream = copy
+            target.mux(packet)
+    with open_recording(rest, threading.Event()) as segment:
+        assert [packet.capture_ns - BEGAN_NS for packet in segment.packets()] == [n * 40_000_000 for n in range(10)]
 
 
 def test_an_access_unit_of_zeros_is_counted_and_the_others_are_read(tmp_path: Path) -> None:
@@ -140,7 +182,8 @@ def test_files_and_folders_are_found_in_order_and_none_twice(tmp_path: Path) -> 
     for name in ("b.mp4", "a.ts", ".part.mp4", "notes.txt"):
         (folder / name).write_bytes(b"")
     (tmp_path / "z.mkv").write_bytes(b"")
-    paths = [tmp_path / "z.mkv", folder, folder / "b.mp4"]
+    (tmp_path / "link.mp4").symlink_to(folder / "b.mp4")
+    paths = [tmp_path / "z.mkv", folder, folder / "b.mp4", tmp_path / "link.mp4", folder / ".." / "z.mkv"]
     assert find_recordings(paths) == [tmp_path / "z.mkv", folder / "a.ts", folder / "b.mp4"]
     with pytest.raises(SourceUnsupported, match=r"y\.mkv: no such file or folder"):
         find_recordings([tmp_path / "y.mkv"])

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import http.server
 import os
+import re
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from stream.settings import FeedSettings
 from stream.source import open_source, opener_of
 from stream.sources import reader
 from stream.sources.remote import PLAYLIST_SECONDS, ways_to
-from tests.clips import free_port, make_clip
+from tests.clips import datagrams, free_port, listeners_at, make_clip
 from tests.impostors import (
     Behaviour,
     Impostor,
@@ -648,6 +650,31 @@ def test_rtp_that_cannot_be_relayed_is_told(rtp: Path, media: str, codec: str, r
     rtp.write_text(rtp.read_text().replace("m=video", f"m={media}").replace("H264/90000", codec))
     lost = why_lost(feed(rtp))
     assert (lost.reason, str(lost)) == (reason, f"{rtp}: {words}")
+
+
+def test_mpeg_ts_in_rtp_is_read_wherever_it_is_joined(tmp_path: Path) -> None:
+    parts = datagrams(make_clip(tmp_path / "clip.ts", pictures=100, key_interval=10))
+    tables = [number for number, part in enumerate(parts) if part[1:3] == b"\x40\x00"]
+    assert tables[1] - tables[0] > 2
+    port, stop = free_port() & ~1, threading.Event()
+
+    def send() -> None:
+        wait_until(lambda: listeners_at(port), "somebody listens")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for number, part in enumerate(parts[tables[0] + 1 :] * 5):
+                sender.sendto(struct.pack(">BBHII", 0x80, 33, number, 1800 * number, 7) + part, ("127.0.0.1", port))
+                if stop.wait(0.02):
+                    return
+
+    file = sdp_file(tmp_path, port)
+    file.write_text(re.sub(r" 96\r?\na=.*", " 33\n", file.read_text(), flags=re.DOTALL))
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        assert len(read(feed(file), 15)) == 15
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_rtp_that_never_comes_is_a_time_out(tmp_path: Path) -> None:

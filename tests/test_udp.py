@@ -134,6 +134,35 @@ def test_only_the_source_that_the_address_names_is_listened_to() -> None:
         assert listener.recv(100) == b"127.0.0.2"
 
 
+def test_what_comes_to_a_group_where_only_others_have_joined_it_is_not_read() -> None:
+    port, here = free_port(), socket.inet_aton("127.0.0.1")
+    other = socket.inet_aton(address_beyond_this_machine())
+    with (
+        listen(UdpAddress.of(f"udp://{GROUP}:{port}?localaddr=127.0.0.1"), 65_536) as listener,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as member,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        member.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        member.bind((GROUP, port))
+        member.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(GROUP) + other)
+        for interface, words in ((other, b"there"), (here, b"here")):
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, interface)
+            sender.sendto(words, (GROUP, port))
+        for receiver, heard in ((member, b"there"), (listener, b"here")):
+            receiver.settimeout(5)
+            assert receiver.recv(100) == heard
+
+
+def address_beyond_this_machine() -> str:
+    """The IPv4 address of an interface that is not the loopback; skips where there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("no network here")
+        return str(asking.getsockname()[0])
+
+
 @pytest.mark.parametrize(
     "url", ["udp://10.0.0.5@10.0.0.1:5000", "udp://me@239.1.1.1:5000", "udp://10.0.0.5@[ff05::1]:5000"]
 )

@@ -10,12 +10,13 @@ from stream.sources.fields import rewritten
 START_CODE = b"\x00\x00\x01"
 DELIMITERS = {"h264": 9, "hevc": 35}
 """What an access unit may begin with, before its parameter sets."""
-KINDS: dict[str, tuple[int, int, frozenset[int]]] = {
-    "h264": (0, 0x1F, frozenset({7, 8})),
-    "hevc": (1, 0x3F, frozenset({32, 33, 34})),
-    "mpeg4": (0, 0xFF, frozenset({*range(0x30), 0xB0, 0xB5})),
+KINDS: dict[str, tuple[int, int, tuple[int, ...]]] = {
+    "h264": (0, 0x1F, (7, 8)),
+    "hevc": (1, 0x3F, (32, 33, 34)),
+    "mpeg4": (0, 0xFF, (0xB0, 0xB5, *range(0x30))),
 }
-"""By codec: where the first byte behind a start code says what follows, in which bits, and the kinds that are meant."""
+"""By codec: where the first byte behind a start code says what follows, in which bits, and the kinds that are meant, in
+the order in which they need each other."""
 
 
 class ParameterSets:
@@ -27,23 +28,28 @@ class ParameterSets:
         self._latest = parameter_sets(codec, stored)
 
     def complete(self, packet: Packet[Stream]) -> Packet[Stream]:
-        """The access unit as it is, or, if it is a key frame without parameter sets, with the latest ones."""
-        if packet.is_keyframe:
+        """The access unit as it is or, where a key frame lacks some of its parameter sets, with the latest ones."""
+        if packet.is_keyframe and self._codec in KINDS:
             unit = bytes(packet)
-            if own := parameter_sets(self._codec, unit):
-                self._latest = own
-            elif self._latest:
+            own = parameter_sets(self._codec, unit)
+            missing = self._latest.keys() - own.keys()
+            self._latest |= own
+            if missing:
                 begin = len(delimiter(self._codec, unit))
-                return rewritten(packet, unit[:begin] + self._latest + unit[begin:])
+                whole = b"".join(self._latest.get(each, b"") for each in KINDS[self._codec][2])
+                return rewritten(packet, unit[:begin] + whole + unit[begin:])
         return packet
 
 
-def parameter_sets(codec: str, unit: bytes) -> bytes:
-    """Those of an access unit of H.264, HEVC (Annex B) or MPEG-4; of others nothing."""
-    if codec not in KINDS:
-        return b""
-    _, *parts = unit.split(START_CODE)
-    return b"".join(START_CODE + part for part in parts if part and kind(codec, part) in KINDS[codec][2])
+def parameter_sets(codec: str, unit: bytes) -> dict[int, bytes]:
+    """Those of an access unit of H.264, HEVC (Annex B) or MPEG-4, by their kind; of others nothing."""
+    found: dict[int, bytes] = {}
+    if codec in KINDS:
+        _, *parts = unit.split(START_CODE)
+        for part in parts:
+            if part and (number := kind(codec, part)) in KINDS[codec][2]:
+                found[number] = found.get(number, b"") + START_CODE + part
+    return found
 
 
 def delimiter(codec: str, unit: bytes) -> bytes:

@@ -112,6 +112,11 @@ class Reader:
         return self._thread.is_alive()
 
     @property
+    def without_video(self) -> bool:
+        """Whether a container was opened in which there is none."""
+        return self.container is not None and not self.container.streams.video
+
+    @property
     def recorded(self) -> bool:
         """Whether packets come as fast as they are taken, as from a file or a playlist."""
         return self._recorded
@@ -120,11 +125,11 @@ class Reader:
         """Whether there is something to take, or a container without video; waits for it, as long as there is hope."""
         end = time.monotonic() + self._way.patience
         with self._changed:
-            while not (self._count or self._without_video() or self.failure or stop.is_set()):
+            while not (self._count or self.without_video or self.failure or stop.is_set()):
                 if time.monotonic() > end:
                     self.failure = silence(self._way.open_timeout)
                 self._changed.wait(POLL_SECONDS)
-            return bool(self._count or self._without_video()) and not stop.is_set()
+            return bool(self._count or self.without_video) and not stop.is_set()
 
     def arrivals(self, stop: threading.Event) -> Iterator[tuple[Packet[Stream], int]]:
         """Packets, each with when it was read, until the source ends (see `failure`) or `stop` is set."""
@@ -154,9 +159,6 @@ class Reader:
         if now - self._seen_at > limit:
             heard = now - self._heard_at < limit / 2
             self.failure = no_video_for(limit) if heard else silence(limit)
-
-    def _without_video(self) -> bool:
-        return self.container is not None and not self.container.streams.video
 
     def _run(self) -> None:
         with overheard() as lines:

@@ -20,7 +20,7 @@ from stream.errors import Reason, SettingsError, SourceLost, SourceUnsupported
 from stream.frame import CaptureClock
 from stream.settings import FeedSettings, redact
 from stream.sources.camera_clock import CameraClock
-from stream.sources.failures import ENDED, NO_TRANSPORT, Failure
+from stream.sources.failures import ENDED, NO_TRANSPORT, NOT_KNOWN, Failure
 from stream.sources.reader import POLL_SECONDS, Reader, Way
 from stream.sources.recording import local_path
 from stream.sources.segment import Segment
@@ -36,7 +36,9 @@ PLAYLIST = re.compile(r"[^/?#]+/[^?#]*\.m3u8?(?=[?#]|$)", re.IGNORECASE)
 """What follows the scheme and the credentials in the address of an HLS playlist."""
 
 RTP_PROBING = {"probesize": "32", "fpsprobesize": "0"}
-"""Options that open RTP with its first packet: an SDP has said already what it is."""
+"""Options that open RTP with its first packet: an SDP has said already what it is, unless that is MPEG-TS."""
+USUAL_PROBING = {"probesize": "5000000"}
+"""FFmpeg's own."""
 OVER_TCP = {"rtsp_transport": "tcp", "reorder_queue_size": "2"}
 """Options for RTP over TCP, where packets of a camera that has no room for them go missing: without a queue FFmpeg does
 not look at their numbers."""
@@ -85,6 +87,8 @@ class RemoteOpener:
         try:
             if not reader.wait(stop):
                 return None if stop.is_set() else reader.failure
+            if reader.without_video and way.name not in ("any", "http"):
+                return NOT_KNOWN
             segment = live_segment(redact(feed.url), reader, stop)
             self._worked = way.name
             yield segment
@@ -161,7 +165,8 @@ class RemoteSegment(Segment):
 def ways_to(feed: FeedSettings) -> list[Way]:
     """The ways to open a feed's source, in the order in which they are tried; raises `SourceError`."""
     if "://" not in feed.url or feed.url.lower().startswith("file://"):
-        return [sdp_way(feed)]
+        way = sdp_way(feed)
+        return [way, with_a_longer_look(way, feed, {})]
     address = RemoteAddress.of(feed.url)
     try:
         url = address.with_credentials(feed.username, password_of(feed))
@@ -190,7 +195,7 @@ def tls_options(ca_file: Path | None) -> dict[str, str]:
 
 
 def rtsp_ways(feed: FeedSettings, basis: Way) -> list[Way]:
-    """UDP and TCP, as the settings say; at last with sound too, which tells a source without video.
+    """UDP and TCP, as the settings say; at last with sound too, which tells a source without video, and a longer look.
 
     Sound is left at the camera: on a thin link it costs as much as the picture. A data stream is fetched if wanted.
     """
@@ -212,7 +217,12 @@ def rtsp_ways(feed: FeedSettings, basis: Way) -> list[Way]:
     else:
         ways = [in_a_hurry(udp), tcp]
     last = ways[-1]
-    return [*ways, replace(last, name="any", options=last.options | {"allowed_media_types": "video+audio+data"})]
+    return [*ways, with_a_longer_look(last, feed, {"allowed_media_types": "video+audio+data"})]
+
+
+def with_a_longer_look(way: Way, feed: FeedSettings, options: dict[str, str]) -> Way:
+    """The same with more options, for RTP that holds MPEG-TS: what that holds is not told with every packet."""
+    return replace(way, name="any", options=way.options | USUAL_PROBING | probing(feed) | options)
 
 
 def wanted_media(feed: FeedSettings) -> dict[str, str]:

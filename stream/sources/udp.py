@@ -34,6 +34,9 @@ ARRIVALS_KEPT = 8_192
 """Datagrams whose time of arrival is remembered: 10 MB of MPEG-TS."""
 ADD_SOURCE_MEMBERSHIP = 39
 """Linux's IP_ADD_SOURCE_MEMBERSHIP, which Python does not name."""
+MULTICAST_ALL = 49
+"""Linux's IP_MULTICAST_ALL, which Python does not name: whether a socket also gets what comes for its group to an
+interface where only others have joined it."""
 TELL_ARRIVAL = 35
 """Linux's SO_TIMESTAMPNS, which Python does not name: the kernel tells of each datagram when it came."""
 MOMENT = struct.Struct("@ll")
@@ -262,6 +265,7 @@ def tell_small_buffer(granted: int, wanted: int) -> None:
 def join(listener: socket.socket, address: UdpAddress) -> None:
     """Make the socket a member of the multicast group that it is bound to."""
     if listener.family == socket.AF_INET:
+        listener.setsockopt(socket.IPPROTO_IP, MULTICAST_ALL, 0)
         interface = socket.inet_aton(address.interface) if address.interface else bytes(4)
         group = socket.inet_aton(address.host) + interface
         if address.source:
