@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from random import Random
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 from urllib.parse import urlsplit
 
 from stream.errors import SourceLost
@@ -19,15 +20,19 @@ def udp_address(url: str) -> tuple[str, int]:
     except ValueError:
         host, port = None, None
     if not url.startswith("udp://") or not host or not port or parts.path.strip("/") or parts.query:
-        raise ValueError(f"url {url!r}; a simulated camera sends to udp://HOST:PORT only")
+        raise ValueError(f"url {url!r}; must be udp://HOST:PORT, or rtsp://HOST:PORT/PATH")
     return host, port
 
 
 class Datagrams:
-    """A file for a muxer to write into: every write is one datagram, sent or lost.
+    """A file for a muxer of MPEG-TS to write into: every write is one datagram, sent or lost.
 
     Raises `SourceLost` for a host without an address and where the network refuses.
     """
+
+    muxer: ClassVar[str] = "mpegts"
+    options: ClassVar[Mapping[str, str]] = {"pat_period": "0.5"}
+    largest: ClassVar[int] = 7 * 188
 
     def __init__(self, url: str, loss: float = 0.0, seed: int = 0) -> None:
         """`loss` is the share that gets lost, 0 to 1."""

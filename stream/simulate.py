@@ -1,18 +1,19 @@
 """A night camera: a clip by day, seen by a small sensor in the dark, encoded thinly and sent in real time.
 
 clip ─► frames at the camera's rate ─► half the size ─► darken ─► encode ─► MPEG-TS ─► datagrams
+                                                                   └──► RTP ─────► whoever asks by RTSP
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar, cast, get_args
+from typing import Literal, Protocol, Self, TypeVar, cast, get_args
 
 import av
 import numpy as np
@@ -22,14 +23,13 @@ from numpy.typing import NDArray
 from engines.data.darken import Night, darken
 from stream.datagrams import Datagrams, udp_address
 from stream.errors import CodecError, SourceUnsupported
+from stream.rtsp_camera import RtspCamera, rtsp_address
 from stream.sources.segment import video_stream
 
 Picture = NDArray[np.uint8]
 Codec = Literal["h264", "hevc", "mpeg4"]
 Thing = TypeVar("Thing")
 
-DATAGRAM = 7 * 188
-"""Bytes of payload: as many packets of MPEG-TS as fit into one Ethernet frame."""
 KEY_SECONDS = 2
 """Between two key frames."""
 SMALLEST, LARGEST = 16, 4096
@@ -60,7 +60,7 @@ class Sent:
     encoded: int = 0
     """Bytes that the encoder made."""
     datagrams: int = 0
-    """That left, or were lost."""
+    """That left, or were lost; of an RTSP camera packets of RTP, while somebody watched."""
     lost: int = 0
     """Datagrams that the simulated link swallowed."""
 
@@ -80,14 +80,14 @@ class NightCamera:
     clip: Path
     """A video by day."""
     url: str
-    """`udp://HOST:PORT`, unicast or multicast."""
+    """`udp://HOST:PORT`, unicast or multicast, where it sends to; or `rtsp://HOST:PORT/PATH`, where it is asked."""
     night: Night = field(default_factory=Night)
     size: tuple[int, int] | None = None
     """Width and height of the sent pictures, even numbers; None: half of the clip's."""
     rate: Fraction | None = None
     """Pictures a second; None: the clip's."""
     bit_rate: int = 300_000
-    """Of the encoded video, bit/s; MPEG-TS adds about a tenth."""
+    """Of the encoded video, bit/s; MPEG-TS adds about a tenth, RTP less."""
     codec: Codec = "h264"
     loop: bool = False
     """Begin the clip again when it is over."""
@@ -101,7 +101,7 @@ class NightCamera:
     _stopped: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        host, _ = udp_address(self.url)
+        host, *_ = rtsp_address(self.url) if is_rtsp(self.url) else udp_address(self.url)
         try:
             host.encode("idna")  # as it is done to look it up
         except UnicodeError:
@@ -129,17 +129,21 @@ class NightCamera:
 
         Raises `SourceUnsupported` for a clip that cannot be decoded and `SourceLost` where the network refuses.
         """
-        with Clip(self.clip) as clip, Datagrams(self.url, self.loss, self.seed) as datagrams:
-            rate = self.rate or clip.rate
+        with Clip(self.clip) as clip, self._link(rate := self.rate or clip.rate) as link:
             size = self.size or clip.half_size()
             frames = at_rate(clip.frames(self.loop), clip.rate, rate)
             pictures = simulate_night((shrunk(frame, size) for frame in frames), self.night, self.seed)
             count = None if self.seconds is None else max(1, round(self.seconds * rate))
-            with Transport(datagrams, size, rate, self.codec, self.bit_rate) as transport:
+            with Transport(link, size, rate, self.codec, self.bit_rate) as transport:
                 for sent in self._send(islice(pictures, count), rate, transport):
                     if report is not None:
                         report(sent)
         return self.sent
+
+    def _link(self, rate: Fraction) -> Datagrams | RtspCamera:
+        if is_rtsp(self.url):
+            return RtspCamera(self.url, self.codec, rate, self.loss, self.seed)
+        return Datagrams(self.url, self.loss, self.seed)
 
     def _send(self, pictures: Iterable[Picture], rate: Fraction, transport: Transport) -> Iterator[Sent]:
         """What was sent so far, after each picture that was sent when its time had come."""
@@ -150,7 +154,7 @@ class NightCamera:
                 return
             self.sent.encoded += transport.send(picture, number)
             self.sent.pictures, self.sent.seconds = number + 1, float((number + 1) / rate)
-            self.sent.datagrams, self.sent.lost = transport.datagrams.count, transport.datagrams.lost
+            self.sent.datagrams, self.sent.lost = transport.link.count, transport.link.lost
             yield self.sent
 
     def _wait_until(self, due: float) -> bool:
@@ -158,6 +162,11 @@ class NightCamera:
         while not self._stopped and (left := due - time.monotonic()) > 0:
             time.sleep(min(left, LARGEST_WAIT))
         return not self._stopped
+
+
+def is_rtsp(url: str) -> bool:
+    """Whether a camera at this address is asked for its pictures, rather than sending them."""
+    return url.startswith("rtsp://")
 
 
 def simulate_night(pictures: Iterable[Picture], night: Night, seed: int) -> Iterator[Picture]:
@@ -241,21 +250,39 @@ class Clip:
                 return
 
 
-class Transport:
-    """An encoder and an MPEG-TS muxer that write each picture into `datagrams` at once."""
+class Link(Protocol):
+    """What carries packets away; a file for a muxer."""
 
-    def __init__(
-        self, datagrams: Datagrams, size: tuple[int, int], rate: Fraction, codec: Codec, bit_rate: int
-    ) -> None:
-        self.datagrams = datagrams
+    count: int
+    """Packets written."""
+    lost: int
+    """Those of them that did not leave."""
+
+    @property
+    def muxer(self) -> str:
+        """FFmpeg's name of what makes the packets."""
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """Of the muxer."""
+
+    @property
+    def largest(self) -> int:
+        """Bytes of a packet, at most."""
+
+    def write(self, data: bytes) -> int:
+        """Carry one packet away, or lose it; the number of bytes either way."""
+
+
+class Transport:
+    """An encoder and a muxer that write each picture into a link at once."""
+
+    def __init__(self, link: Link, size: tuple[int, int], rate: Fraction, codec: Codec, bit_rate: int) -> None:
+        self.link = link
         name, options = ENCODERS[codec]
         limits = {"maxrate": str(bit_rate), "bufsize": str(bit_rate // 2)}
         self._out = av.open(
-            datagrams,
-            "w",
-            format="mpegts",
-            buffer_size=DATAGRAM,
-            options={"flush_packets": "1", "pat_period": "0.5"},
+            link, "w", format=link.muxer, buffer_size=link.largest, options={"flush_packets": "1"} | dict(link.options)
         )
         try:
             stream = self._out.add_stream(name, rate=rate, options=options | limits)

@@ -300,8 +300,11 @@ def test_a_clip_whose_title_is_no_utf_8_is_played(clock: Clock, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"url": "rtsp://127.0.0.1:8554/night"}, r"url 'rtsp://.*udp://HOST:PORT only"),
-        ({"url": "udp://127.0.0.1"}, r"udp://HOST:PORT only"),
+        ({"url": "http://127.0.0.1:8554/night"}, r"url 'http://.*must be udp://HOST:PORT, or rtsp://HOST:PORT/PATH"),
+        ({"url": "udp://127.0.0.1"}, r"must be udp://HOST:PORT"),
+        ({"url": "rtsp://127.0.0.1/night"}, r"url 'rtsp://127.0.0.1/night'; must be rtsp://HOST:PORT/PATH"),
+        ({"url": "rtsp://me:secret@127.0.0.1:8554/night"}, r"url '127.0.0.1:8554/night'; .*, without a login"),
+        ({"url": "rtsp://127.0.0.1:port/night"}, r"must be rtsp://HOST:PORT/PATH"),
         ({"url": "udp://a..b:9"}, r"url 'udp://a\.\.b:9'; must have a host whose parts have 1 to 63 letters"),
         ({"size": (101, 100)}, "size 101x100; both sides must be even, from 16 to 4096"),
         ({"size": (100, 4098)}, "size 100x4098; both sides must be even, from 16 to 4096"),
@@ -330,7 +333,7 @@ def typed(*arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("rtsp://127.0.0.1:8554/night",), "udp://HOST:PORT only"),
+        (("http://127.0.0.1:8554/night",), "must be udp://HOST:PORT, or rtsp://HOST:PORT/PATH"),
         (("udp://127.0.0.1:9", "--size", "wide"), "'wide'; must be WIDTHxHEIGHT"),
         (("udp://127.0.0.1:9", "--rate", "1/0"), "'1/0'; must be a number"),
         (("udp://127.0.0.1:9", "--bit-rate", "fast"), "'fast'; must be a bit rate such as"),

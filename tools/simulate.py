@@ -51,7 +51,9 @@ def as_bit_rate(text: str) -> int:
 
 def simulate(
     clip: Annotated[Path, typer.Argument(metavar="CLIP", exists=True, dir_okay=False, help="A video by day.")],
-    url: Annotated[str, typer.Argument(metavar="URL", help="udp://HOST:PORT, where the pictures go as MPEG-TS.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="udp://HOST:PORT to send to, or rtsp://HOST:PORT/PATH to be asked at.")
+    ],
     exposure: Annotated[float, typer.Option(min=0, max=1, help="Share of the light that is left; 1 is day.")] = 0.02,
     photons: Annotated[float, typer.Option(min=1, help="Of a white pixel by day; fewer are noisier.")] = 4000,
     read_noise: Annotated[float, typer.Option(min=0, max=1, help="Standard deviation; white is 1.")] = 0.0005,
@@ -71,7 +73,7 @@ def simulate(
     loss: Annotated[float, typer.Option(min=0, max=100, help="Datagrams that get lost, in percent.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of noise and loss; the same seed sends the same bytes.")] = 0,
 ) -> None:
-    """Be a night camera: darken CLIP, add sensor noise, halve its size, send it to URL in real time."""
+    """Be a night camera: darken CLIP, add sensor noise, halve its size, send it in real time to URL, or from there."""
     from engines.data.darken import Night
     from stream.simulate import NightCamera
 

@@ -1,0 +1,120 @@
+"""How packets of a simulated RTSP camera get to a viewer: over UDP, or inside the RTSP connection."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+UDP, TCP = ("RTP/AVP", "RTP/AVP/UDP"), ("RTP/AVP/TCP",)
+"""What a `Transport` header calls them."""
+
+
+@dataclass(frozen=True)
+class Senders:
+    """Where RTP and RTCP over UDP come from."""
+
+    sockets: tuple[socket.socket, socket.socket]
+    ports: tuple[int, int]
+    """An even one and the next (RFC 3550, section 11)."""
+
+    @classmethod
+    def open(cls, family: socket.AddressFamily, host: str, opened: ExitStack) -> Senders:
+        """At free ports; `opened` closes them."""
+        while True:
+            with ExitStack() as tried:
+                rtp, rtcp = (tried.enter_context(socket.socket(family, socket.SOCK_DGRAM)) for _ in range(2))
+                rtp.bind((host, 0))
+                port = rtp.getsockname()[1]
+                if port % 2:
+                    continue
+                try:
+                    rtcp.bind((host, port + 1))
+                except OSError:
+                    continue
+                opened.push(tried.pop_all())
+                return cls((rtp, rtcp), (port, port + 1))
+
+
+class Viewer(Protocol):
+    """Somewhere that packets go."""
+
+    transport: str
+    """As the answer to SETUP tells it."""
+
+    def send(self, packet: bytes, report: bool) -> None:
+        """A packet of RTP, or a `report` of RTCP; never blocks."""
+
+
+@dataclass(eq=False)
+class Apart:
+    """Packets over UDP, beside the RTSP connection."""
+
+    senders: Senders
+    addresses: tuple[tuple[str, int], tuple[str, int]]
+    transport: str
+
+    def send(self, packet: bytes, report: bool) -> None:
+        """See `Viewer`; one who is away hears nothing."""
+        with suppress(OSError):
+            self.senders.sockets[report].sendto(packet, self.addresses[report])
+
+
+@dataclass(eq=False)
+class Inside:
+    """Packets inside the RTSP connection (RFC 2326, section 10.12)."""
+
+    connection: socket.socket
+    lock: threading.Lock
+    """Whoever writes into the connection holds it."""
+    channels: tuple[int, int]
+    transport: str
+
+    def send(self, packet: bytes, report: bool) -> None:
+        """See `Viewer`; one who does not read is cut off."""
+        framed = b"$" + bytes([self.channels[report]]) + len(packet).to_bytes(2, "big") + packet
+        with self.lock:
+            try:
+                sent = self.connection.send(framed, socket.MSG_DONTWAIT)
+            except OSError:
+                sent = 0
+            if sent < len(framed):
+                hang_up(self.connection)
+
+
+def way_to(
+    wanted: str, connection: socket.socket, writing: threading.Lock, peer: str, senders: Senders
+) -> Viewer | None:
+    """Where packets are to go by a `Transport` header (RFC 2326, section 12.39): the first way in it that is known.
+
+    `connection` is that of RTSP, in which only who holds `writing` writes; `peer` is the host at its other end.
+    """
+    for way in wanted.split(","):
+        protocol, *rest = [part.strip() for part in way.split(";")]
+        options = {name: value for name, _, value in (part.partition("=") for part in rest)}
+        if "multicast" in options:
+            continue
+        if protocol.upper() in TCP and (pair := as_pair(options.get("interleaved", "0-1"), 255)):
+            told = f"RTP/AVP/TCP;unicast;interleaved={pair[0]}-{pair[1]}"
+            return Inside(connection, writing, pair, told)
+        if protocol.upper() in UDP and (pair := as_pair(options.get("client_port", ""), 65535)):
+            ports = f"client_port={pair[0]}-{pair[1]};server_port={senders.ports[0]}-{senders.ports[1]}"
+            return Apart(senders, ((peer, pair[0]), (peer, pair[1])), f"RTP/AVP;unicast;{ports}")
+    return None
+
+
+def as_pair(text: str, most: int) -> tuple[int, int] | None:
+    """Two numbers up to `most`, of a text such as 5000-5001; the second is one more where it is missing."""
+    first, mark, second = text.partition("-")
+    if not first.isdecimal() or (mark and not second.isdecimal()):
+        return None
+    pair = int(first), int(second) if mark else int(first) + 1
+    return pair if max(pair) <= most else None
+
+
+def hang_up(connection: socket.socket) -> None:
+    """End a connection for whoever reads from it, too."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
