@@ -9,7 +9,7 @@ from typing import cast
 import av
 import numpy as np
 from av.filter import Graph
-from av.sidedata.sidedata import SideData, Type
+from av.sidedata.sidedata import SideData, SideDataContainer, Type
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
@@ -143,7 +143,8 @@ def states_matrix(picture: VideoFrame) -> bool:
 
 def display_matrix(picture: VideoFrame) -> tuple[int, ...]:
     """FFmpeg's nine numbers on how a decoded picture is to be shown, by its container or its codec; none: as it is."""
-    told = cast("Mapping[Type, SideData]", picture.side_data).get(Type.DISPLAYMATRIX)
+    # `picture.side_data` is held by the picture that it holds: both would stay until Python looks for such cycles
+    told = cast("Mapping[Type, SideData]", SideDataContainer(picture)).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg]
     return () if told is None else tuple(np.frombuffer(bytes(told), np.int32).tolist())
 
 
