@@ -13,8 +13,6 @@ from stream.frame import Frame
 from stream.metrics import DropReason
 from stream.recall import Recall
 
-NEUTRAL_CHROMA = 128
-
 BYTES_PER_PIXEL = 160
 """Memory that a feed takes for each pixel of its source's pictures, in decoder, engine, slots and encoder, rounded up
 from what was measured with OpenVINO."""
@@ -191,8 +189,6 @@ def fill(slot: Slot, frame: Frame) -> None:
     """Write a frame's planes into a slot: the only copy of a picture between decoder and engine."""
     y, *chroma = frame.planes()
     slot.y[:] = y
-    if chroma:
+    if chroma:  # of a picture that has none, the engine ignores what is there
         slot.uv[0], slot.uv[1] = chroma
-    else:
-        slot.uv[:] = NEUTRAL_CHROMA
     slot.colour = frame.colour

@@ -52,7 +52,7 @@ class Timeline:
         self._arrivals = Arrivals()
         self._passed = Fraction(0)  # between the arrivals of the latest two pictures
         self._behind = Fraction(0)  # what the arrivals of pictures are ahead of the clock, where they are
-        self._anchor = (Fraction(0), Fraction(0))  # a picture as placed, and its arrival
+        self._anchor = (Fraction(0), Fraction(0))  # where a picture belongs, and its arrival
         self._since = 0  # pictures since the anchor
         self._steps: deque[Fraction] = deque(maxlen=STEPS_KEPT)
 
@@ -129,7 +129,7 @@ class Timeline:
             if self._since >= STEPS_KEPT and not paused:
                 self._measure(self._arrivals.now - arrived)
             if self._since >= STEPS_KEPT or paused:
-                self._anchor, self._since = (last + step, self._arrivals.now), 0
+                self._anchor, self._since = (placed + self._arrivals.now - arrived, self._arrivals.now), 0
         return max(round((last + step) / base), floor(last / base) + 1)
 
     def _measure(self, seconds: Fraction) -> None:

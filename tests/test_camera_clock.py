@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from io import BytesIO
 
 import av
 import pytest
@@ -22,11 +23,14 @@ Captured = Callable[..., tuple[float, CaptureClock]]
 def captured(monkeypatch: pytest.MonkeyPatch) -> Captured:
     """Asks one clock of packets at 90 kHz; times are seconds after `NOW`."""
     clock = CameraClock("rtsp://camera/")
+    container = av.open(BytesIO(), "w", format="mpegts")
+    streams = [container.add_data_stream("klv") for _ in range(2)]
     told: dict[int, int] = {}
     monkeypatch.setattr(camera_clock, "reference_ns", lambda packet: told.pop(id(packet), None))
 
-    def ask(pts: int | None, received: float, says: float | None = None) -> tuple[float, CaptureClock]:
+    def ask(pts: int | None, received: float, says: float | None = None, stream: int = 0) -> tuple[float, CaptureClock]:
         packet: Packet[Stream] = av.Packet(b"x")
+        packet.stream = streams[stream]
         packet.pts, packet.time_base = pts, Fraction(1, 90_000)
         if says is not None:
             told[id(packet)] = NOW + round(says * SECOND)
@@ -48,6 +52,14 @@ def test_packets_about_which_it_says_nothing_follow_by_their_stamps(captured: Ca
     assert captured(None, received=2.7) == (2.7, "arrival")
     assert captured(180_000, received=3, says=2.8) == (2.8, "rtcp")
     assert captured(183_600, received=3) == (2.84, "rtcp")
+
+
+def test_each_stream_of_a_camera_has_stamps_of_its_own(captured: Captured) -> None:
+    captured(90_000, received=2, says=1.75)
+    assert captured(0, received=2, stream=1) == (2, "arrival")
+    assert captured(0, received=3, says=2.5, stream=1) == (2.5, "rtcp")
+    assert captured(3_600, received=3, stream=1) == (2.54, "rtcp")
+    assert captured(93_600, received=3) == (1.79, "rtcp")
 
 
 @pytest.mark.parametrize("off", [-11, 11, -56 * 365 * 86_400])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from engines.door import Slot
 from stream.publish import Publisher
 from stream.relay import Relay
 from stream.settings import EngineSettings, FeedSettings, RelaySettings, Settings
+from stream.wire import decode_status
 from tests.clips import UdpSender, free_port, make_clip, read_number
 from tests.doubling import DoublingEngine
 from tests.test_pipeline import decoded, holds, luma, pictures, watched
@@ -77,16 +79,30 @@ def test_a_feed_that_was_changed_goes_on_in_the_numbers_of_its_topic(tmp_path: P
             assert relay.apply(settings(tape=tape.model_copy(update={"age_budget": 9.0}))).changed == ["tape"]
             assert relay.wait(30)
         headers = [message.header for message in pictures(messages)]
+    assert [decode_status(message.payload).state for message in messages if message.kind == "status"] == ["ended"]
     assert [header.seq for header in headers] == list(range(20))
     assert headers[10].key
 
 
 def test_what_only_a_new_start_can_change_is_named_and_left_alone(tmp_path: Path) -> None:
     with DoublingEngine() as engine, Publisher(RELAY, "run") as wire, Relay(settings(), engine, wire) as relay:
-        after = Settings(relay=RELAY, engine=EngineSettings(batch=3), feeds={"cam": udp(free_port())})
+        changed = RELAY.model_copy(update={"high_water_mark": 7})
+        after = Settings(relay=changed, engine=EngineSettings(batch=3), feeds={"cam": udp(free_port())})
         for _ in range(2):
-            assert relay.apply(after).need_restart == ["[engine]"]
+            assert relay.apply(after).need_restart == ["[relay]", "[engine]"]
         assert list(relay.feeds) == ["cam"]
+
+
+class Allowing(DoublingEngine):
+    """Notes what it is to hold: pictures at once, and sizes."""
+
+    def __init__(self, pace: threading.Semaphore) -> None:
+        super().__init__(pace)
+        self.allowed: list[tuple[int, int]] = []
+
+    def allow(self, slots: int, sizes: int) -> None:
+        self.allowed.append((slots, sizes))
+        super().allow(slots, sizes)
 
 
 def test_a_feed_that_hangs_at_its_end_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:
@@ -95,14 +111,15 @@ def test_a_feed_that_hangs_at_its_end_is_given_up_and_the_others_go_on(tmp_path:
     pace = threading.Semaphore(0)
     relay_settings = RELAY.model_copy(update={"stop_timeout": 0.2})
     wanted = Settings(relay=relay_settings, feeds={"one": tape})
-    with DoublingEngine(pace) as engine, Publisher(RELAY, "run") as publisher:
+    with Allowing(pace) as engine, Publisher(RELAY, "run") as publisher:
         with Relay(wanted, engine, publisher) as relay:
             one = relay.feeds["one"]
             wait_until(lambda: one.figures().in_engine == 2, "pictures in the engine")
             relay.remove("one")
             assert relay.feeds == {}
-            pace.release(1000)
             relay.add("two", tape)
+            assert engine.allowed[-1] == (4, 3), "the one that hangs still has pictures in it"
+            pace.release(1000)
             assert relay.wait(30)
             wait_until(lambda: one.figures().under_way == 0, "the end of what hung")
             assert relay.feeds["two"].figures().published == 30
@@ -141,6 +158,20 @@ def test_feeds_that_are_removed_while_the_engine_is_busy_leave_it_whole(tmp_path
         third = relay.add("third", tape)
         wait_until(lambda: third.state == "ended", "the end of the recording")
         assert third.figures().published == 30
+
+
+@pytest.mark.parametrize(("asked", "possible"), [(2, 8), (8, 2)])
+def test_batches_are_as_large_as_the_settings_and_the_engine_allow(asked: int, possible: int, tmp_path: Path) -> None:
+    tape = FeedSettings(url=str(make_clip(tmp_path / "clip.mp4", pictures=10)), mode="replay")
+    wanted = Settings(relay=RELAY, engine=EngineSettings(batch=asked), feeds=dict.fromkeys("abcd", tape))
+    engine = Busy()
+    engine.info = replace(engine.info, largest_batch=possible)
+    with engine, Publisher(RELAY, "run") as publisher, Relay(wanted, engine, publisher) as relay:
+        wait_until(lambda: all(feed.figures().waiting == 2 for feed in relay.feeds.values()), "full lanes")
+        engine.go_on.set()
+        assert relay.wait(30)
+    assert max(engine.batches) == 2
+    assert sum(engine.batches) == 40
 
 
 def test_a_picture_that_is_too_large_for_its_feed_takes_no_memory_of_the_engine(tmp_path: Path) -> None:

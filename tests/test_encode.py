@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.colour import Colour
-from stream.encode import EncodedPicture, Encoder
+from stream.encode import Clock, EncodedPicture, Encoder
 from stream.errors import CodecError
 from stream.settings import EncoderSettings
 
@@ -196,6 +196,24 @@ def enumerate_planes() -> list[tuple[int, NDArray[np.uint8]]]:
     return [(0, y), (1, u), (1, v)]
 
 
+def test_of_uneven_pictures_those_that_come_closest_are_planned_for() -> None:
+    clock = Clock(Fraction(1, 90000), Fraction(25), 2.0)
+    steps = [TICKS] * 9 + [10 * TICKS] * 8
+    for number in range(len(steps) + 1):
+        clock.tick(sum(steps[:number]), key=False)
+    assert not clock.plan()
+    assert clock.rate == 25
+
+
+def test_pictures_in_heaps_are_planned_for_at_twice_their_rate_at_most() -> None:
+    clock = Clock(Fraction(1, 90000), Fraction(25), 2.0)
+    steps = [90] * 7 + [9000] * 2
+    for number in range(len(steps) + 1):
+        clock.tick(sum(steps[:number]), key=False)
+    assert clock.plan()
+    assert clock.rate == 2 * Fraction(9 * 90000, 7 * 90 + 2 * 9000)
+
+
 def test_a_still_picture_costs_far_less_than_the_bit_rate() -> None:
     with encoder(bit_rate=400_000) as encode:
         pictures = [p for index in range(50) for p in encode.encode(*planes(0), pts=index * TICKS)]
@@ -260,6 +278,18 @@ def test_several_threads_give_the_same_pictures() -> None:
     with encoder(threads=4) as encode:
         frames = decode([p for index in range(6) for p in encode.encode(*planes(index), pts=index * TICKS)])
     assert all(difference(frame, planes(index)) < 2.5 for index, frame in enumerate(frames))
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_an_encoder_has_several_threads_only_where_they_are_asked_for(codec: str) -> None:
+    def begun(threads: int) -> int:
+        before = len(list(Path("/proc/self/task").iterdir()))
+        with encoder(codec=codec, threads=threads) as encode:
+            encode.encode(*planes(0), pts=0)
+            return len(list(Path("/proc/self/task").iterdir())) - before
+
+    assert begun(1) <= 1
+    assert begun(4) >= 4
 
 
 @codecs

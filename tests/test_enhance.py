@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -251,3 +252,10 @@ def test_a_batch_that_cannot_begin_gives_all_its_slots_back() -> None:
             with pytest.raises(EngineError, match="no memory"):
                 enhance(engine, [frame(number) for number in range(3)])
         assert len(enhance(engine, [frame(number) for number in range(2)])) == 2
+
+
+def test_a_slot_is_told_what_the_code_values_of_its_picture_mean() -> None:
+    meanings = [Colour("bt709", full_range=True), Colour(grey=True)]
+    with DoublingEngine() as engine:
+        slots = enhance(engine, [replace(frame(0), colour=colour) for colour in meanings])
+        assert [slot.colour for slot in slots] == meanings

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -30,6 +31,12 @@ def test_a_state_is_told_when_it_or_its_reason_changes(feed: Feed, caplog: pytes
         ("INFO", "feed pier: live"),
     ]
     assert (feed.state, feed.reason) == ("live", None)
+
+
+@pytest.mark.parametrize(("mode", "live"), [("live", True), ("replay", False)])
+def test_a_feed_stands_in_front_of_the_engine_as_its_settings_say(mode: Literal["live", "replay"], live: bool) -> None:
+    lane = Feed("pier", FeedSettings(url="clip.ts", mode=mode, age_budget=0.25)).lane
+    assert (lane.live, lane.age_budget_ns) == (live, 250_000_000)
 
 
 def test_lost_pictures_are_told_once_in_a_while(

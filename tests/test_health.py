@@ -156,6 +156,34 @@ def test_every_known_reason_is_there_from_the_start_with_its_stage(tmp_path: Pat
     }
 
 
+def test_every_count_is_told_under_its_own_name(tmp_path: Path) -> None:
+    dropped = {"behind": 1, "overload": 2, "late": 3, "stopped": 4}
+    lost = {"undecodable": 5, "engine": 6, "encoder": 7}
+    with watched(tape=tape(make_clip(tmp_path / "clip.mp4", pictures=5))) as (relay, health):
+        assert relay.wait(30)
+        feed = relay.feeds["tape"]
+        feed.meter.receive(30)
+        for drop, count in dropped.items():
+            feed.meter.drop(drop, count)  # type: ignore[arg-type]
+        for loss, count in lost.items():
+            feed.meter.lose(loss, count)  # type: ignore[arg-type]
+        feed.timeline.repairs, feed.lane.in_flight = 8, 9
+        scrape, status = scraped(health), told(health)["feeds"]["tape"]
+    for kind, counts in (("dropped", dropped), ("lost", lost)):
+        assert status[kind] == counts
+        for reason, count in counts.items():
+            labels = {"feed": "tape", "reason": reason, "stage": STAGES[reason]}  # type: ignore[index]
+            assert scrape[written(f"nightbridge_frames_{kind}_total", labels)] == count
+    assert scrape['nightbridge_frames_received_total{feed="tape"}'] == status["received"] == 35
+    assert scrape['nightbridge_frames_under_way{feed="tape"}'] == status["under_way"] == 2
+    assert scrape['nightbridge_timestamp_repairs_total{feed="tape"}'] == status["timestamp_repairs"] == 8
+    assert scrape['nightbridge_frames_waiting{feed="tape"}'] == status["waiting"] == 0
+    assert scrape['nightbridge_frames_in_engine{feed="tape"}'] == status["in_engine"] == 9
+    ages_ms = feed.figures().ages_ms
+    assert scrape['nightbridge_age_seconds_sum{feed="tape"}'] == pytest.approx(sum(ages_ms) / 1000)
+    assert (status["decoder"], status["encoder"]) == ("h264", "libx264")
+
+
 def test_feeds_come_and_go_between_scrapes(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", pictures=5)
     with watched(first=tape(clip)) as (relay, health):

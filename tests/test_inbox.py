@@ -162,6 +162,14 @@ def test_unread_data_is_dropped_by_age_alone() -> None:
     assert read_all(inbox, now) == list(range(74, 100))
 
 
+def test_unread_pictures_of_one_topic_take_no_other_with_them() -> None:
+    inbox = Inbox(max_age=1)
+    add_in_time(inbox, Feed().take(3))
+    now = add_in_time(inbox, Feed(kind="data").take(28)[20:])
+    assert read_all(inbox, now) == list(range(20, 28))
+    assert inbox.dropped == {"unread": 3}
+
+
 def test_messages_held_up_on_their_way_are_dropped_until_a_fresh_key_frame() -> None:
     inbox = Inbox(max_age=1)
     messages = Feed().take(130)
@@ -175,6 +183,17 @@ def test_messages_held_up_on_their_way_are_dropped_until_a_fresh_key_frame() -> 
     assert read_all(inbox, 129 * FRAME) == list(range(110, 130))
     assert inbox.dropped["late"] == 40
     assert inbox.lost == 43
+
+
+def test_what_refers_to_a_late_message_waits_for_a_key_frame_too() -> None:
+    inbox = Inbox(max_age=1)
+    messages = Feed().take(12)
+    assert read_all(inbox, add_in_time(inbox, messages[:5])) == [0, 1, 2, 3, 4]
+    stalled_until = 5 * FRAME + 1_100_000_000
+    for message in messages[5:]:
+        inbox.add(message, stalled_until)
+    assert read_all(inbox, stalled_until) == [10, 11]
+    assert inbox.dropped == {"late": 3, "no key frame": 2}
 
 
 def test_waiting_on_the_way_and_for_the_reader_count_together() -> None:

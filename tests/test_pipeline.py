@@ -14,15 +14,20 @@ from typing import Literal
 import av
 import numpy as np
 import pytest
+from av.packet import Packet
+from av.stream import Stream
 
 from engines.door import Door, Memory, Slot
-from stream import backoff, pipeline
+from engines.errors import EngineError
+from stream import backoff, outlet, pipeline
+from stream.errors import SourceLost
 from stream.frame import SourcePacket
 from stream.metrics import FeedFigures
 from stream.publish import Publisher
 from stream.relay import Relay
 from stream.settings import EncoderSettings, FeedSettings, RelaySettings, Settings
 from stream.sources.recording import RecordedSegment
+from stream.sources.segment import Segment
 from stream.subscribe import Subscriber
 from stream.view import PictureDecoder
 from stream.wire import Header, Kind, Message, decode_status
@@ -189,7 +194,28 @@ def test_klv_travels_untouched(tmp_path: Path) -> None:
     _, messages = replayed(DoublingEngine(), recording(clip))
     data = [message for message in messages if message.kind == "data"]
     assert [message.payload for message in data] == [klv_packet(number) for number in range(20)]
-    assert {message.header.codec for message in data} == {"klv"}
+    assert {(message.header.codec, message.header.key) for message in data} == {("klv", False)}
+
+
+def test_the_camera_s_own_pictures_say_when_to_decode_them_where_that_is_not_when_to_show_them(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=20, b_frames=2)
+    with av.open(str(clip)) as container:
+        times = [(packet.pts, packet.dts) for packet in container.demux(video=0) if packet.size]
+    assert sum(dts != pts for pts, dts in times) > 5
+    _, messages = replayed(DoublingEngine(), recording(clip))
+    units = [message.header for message in messages if message.kind == "source"]
+    assert [(unit.pts, unit.dts) for unit in units] == [(pts, None if dts == pts else dts) for pts, dts in times]
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"), [({"publish_source": False}, "source"), ({"publish_data": False}, "data")]
+)
+def test_what_came_untouched_is_published_where_the_settings_ask_for_it(
+    changes: dict[str, bool], missing: str, tmp_path: Path
+) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=10, klv=True)
+    _, messages = replayed(DoublingEngine(), recording(clip, **changes))
+    assert {message.kind for message in messages} == {"video", "source", "data"} - {missing}
 
 
 @pytest.mark.parametrize("codec", ["hevc", "av1"])
@@ -200,6 +226,14 @@ def test_other_encoders_are_flushed_at_the_end(tmp_path: Path, codec: str) -> No
     assert {message.header.codec for message in pictures(messages)} == {codec}
     frames = decoded(messages, "hevc" if codec == "hevc" else "libdav1d")
     assert [read_number(luma(frame)) for frame in frames] == list(range(12))
+
+
+def test_the_encoder_plans_with_the_rate_that_the_source_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+    real = outlet.Encoder
+    monkeypatch.setattr(outlet, "Encoder", lambda *arguments: planned.append(arguments[5]) or real(*arguments))
+    replayed(DoublingEngine(), recording(make_clip(tmp_path / "clip.mp4", pictures=5, rate=10)))
+    assert planned == [Fraction(10)]
 
 
 def test_a_folder_plays_file_after_file_and_a_new_size_begins_with_a_key_frame(tmp_path: Path) -> None:
@@ -282,6 +316,49 @@ def test_a_picture_that_the_engine_fails_on_is_lost_and_the_next_ones_come(tmp_p
     assert figures.lost == {"engine": 3}
     assert figures.published == 17
     assert [read_number(luma(frame)) for frame in decoded(messages)] == list(range(3, 20))
+
+
+class Unready(DoublingEngine):
+    """Cannot begin its first three batches."""
+
+    tries = 0
+
+    def _start(self, slots: Sequence[Slot]) -> None:
+        self.tries += 1
+        if self.tries <= 3:
+            raise EngineError("not yet")
+        super()._start(slots)
+
+
+def test_a_batch_that_the_engine_cannot_begin_is_lost_and_the_next_ones_come(tmp_path: Path) -> None:
+    figures, messages = replayed(Unready(), recording(make_clip(tmp_path / "clip.mp4", pictures=20)))
+    assert (figures.lost, figures.published) == ({"engine": 3}, 17)
+    assert [read_number(luma(frame)) for frame in decoded(messages)] == list(range(3, 20))
+
+
+class Compiling(DoublingEngine):
+    """Is made ready for pictures that are 320 wide when it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def _make(self, width: int, height: int) -> Slot:
+        assert width != 320 or self.go_on.wait(DEADLINE)
+        return super()._make(width, height)
+
+
+def test_while_the_engine_is_made_ready_for_one_feed_the_others_go_on(tmp_path: Path) -> None:
+    small = recording(make_clip(tmp_path / "small.mp4", pictures=100))
+    large = recording(make_clip(tmp_path / "large.mp4", pictures=10, size=(320, 240)))
+    wanted = settings(large=large, small=small)
+    engine = Compiling()
+    with engine, Publisher(wanted.relay, "run") as publisher, Relay(wanted, engine, publisher) as relay:
+        wait_until(lambda: relay.feeds["small"].state == "ended", "the end of the small one")
+        assert relay.feeds["large"].figures().published == 0
+        engine.go_on.set()
+        assert relay.wait(DEADLINE)
+        assert [feed.figures().published for feed in relay.feeds.values()] == [10, 100]
 
 
 def test_a_damaged_feed_still_adds_up(tmp_path: Path) -> None:
@@ -417,6 +494,48 @@ def test_a_recording_that_plays_live_ages_from_its_own_pace(tmp_path: Path) -> N
     assert holds(figures)
 
 
+def relayed_camera(kind: type[Segment], clip: Path) -> tuple[FeedFigures, list[Message]]:
+    """What became of a clip that comes as a camera's segment of this kind, and what a viewer received of it."""
+
+    def film(feed: FeedSettings, stop: threading.Event) -> Iterator[Segment]:
+        with av.open(str(clip)) as container:
+            yield kind("cam", container, stop, recorded=False)
+
+    wanted = settings()
+    with (
+        DoublingEngine() as engine,
+        Publisher(wanted.relay, "run") as publisher,
+        watched(publisher, "cam") as messages,
+        Relay(wanted, engine, publisher) as relay,
+    ):
+        cam = relay.add("cam", camera(mode="replay").feeds["cam"], film)
+        assert relay.wait(DEADLINE)
+    return cam.figures(), messages
+
+
+class Filming(Segment):
+    """Has read all its packets long ago."""
+
+    def demuxed(self) -> Iterator[tuple[Packet[Stream], int]]:
+        return ((packet, 7) for packet, _ in super().demuxed())
+
+
+def test_a_camera_sets_its_own_pace(tmp_path: Path) -> None:
+    _, messages = relayed_camera(Filming, make_clip(tmp_path / "clip.ts", pictures=10))
+    assert [message.header.received_ns for message in messages if message.kind == "source"] == [7] * 10
+
+
+class Hurried(Segment):
+    """Has dropped seven access units."""
+
+    behind = 7
+
+
+def test_access_units_that_nobody_could_take_in_time_are_counted(tmp_path: Path) -> None:
+    figures, _ = relayed_camera(Hurried, make_clip(tmp_path / "clip.ts", pictures=10))
+    assert (figures.received, figures.published, figures.dropped) == (17, 10, {"behind": 7})
+
+
 # Trouble
 
 
@@ -438,6 +557,12 @@ class UnluckyPublisher(Publisher):
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff, "SHORTEST", 0.02)
     monkeypatch.setattr(backoff, "LONGEST", 0.02)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "SHORTEST", 60.0)
+    monkeypatch.setattr(backoff, "LONGEST", 60.0)
 
 
 def camera(**changes: object) -> Settings:
@@ -481,6 +606,59 @@ def test_a_mistake_on_a_live_feeds_way_in_opens_it_again(tmp_path: Path) -> None
         assert relay.wait(DEADLINE)
     assert (relay.feeds["unlucky"].state, relay.feeds["unlucky"].reason) == ("ended", None)
     assert relay.feeds["unlucky"].meter.figures().published == 3 + 5  # enhanced although they could not be sent on
+
+
+def test_how_long_a_source_lived_decides_how_soon_it_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lived: list[float] = []
+    monkeypatch.setattr(backoff.Backoff, "pause", lambda _, seconds: lived.append(seconds) or 0.0)
+    wanted = settings(unlucky=FeedSettings(url=str(make_clip(tmp_path / "clip.mp4", pictures=5))))
+    publisher = UnluckyPublisher(wanted, "source", failures=2)
+    with DoublingEngine() as engine, publisher, Relay(wanted, engine, publisher) as relay:
+        assert relay.wait(DEADLINE)
+    assert len(lived) == 2
+    assert min(lived) > 0
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_lost_source_is_left_alone_for_a_while_in_which_it_can_be_stopped() -> None:
+    tries = []
+
+    def lose(feed: FeedSettings, stop: threading.Event) -> Iterator[Segment]:
+        tries.append(feed)
+        raise SourceLost("it is gone")
+        yield
+
+    wanted = settings()
+    with (
+        DoublingEngine() as engine,
+        Publisher(wanted.relay, "run") as publisher,
+        Relay(wanted, engine, publisher) as relay,
+    ):
+        cam = relay.add("cam", camera().feeds["cam"], lose)
+        wait_until(lambda: cam.reason, "the loss")
+    assert (len(tries), cam.state) == (1, "ended")
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_camera_whose_pictures_are_too_large_is_tried_again(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=5, size=(640, 480))
+
+    def film(feed: FeedSettings, stop: threading.Event) -> Iterator[Segment]:
+        with av.open(str(clip)) as container:
+            yield Segment("cam", container, stop, recorded=False)
+
+    wanted = settings()
+    with (
+        DoublingEngine() as engine,
+        Publisher(wanted.relay, "run") as publisher,
+        Relay(wanted, engine, publisher) as relay,
+    ):
+        cam = relay.add("cam", camera(memory=10_000_000).feeds["cam"], film)
+        wait_until(lambda: cam.reason or cam.state == "ended", "the refusal")
+        assert "640x480" in str(cam.reason)
+        assert (cam.state, cam.figures().reconnects) == ("connecting", {"codec": 1})
 
 
 def test_a_mistake_on_one_feeds_way_out_costs_that_feed_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -529,7 +707,6 @@ def test_a_size_that_the_engine_does_not_take_is_counted_told_once_and_no_troubl
     ]
 
 
-@pytest.mark.usefixtures("quick")
 class Noting(DoublingEngine):
     """Notes which memory each picture was given, and the share of it that is kept."""
 
@@ -554,6 +731,7 @@ def test_every_feed_has_a_memory_of_its_own_for_all_its_pictures(tmp_path: Path)
     assert sorted(round(keep, 3) for _, keep in engine.lent)[2:] == [0.905] * 38  # 25 pictures a second
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_lost_camera_is_found_again_told_once_and_still_adds_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engines.colour import CENTRE, Colour
 from stream.frame import Frame, plane_view
-from stream.plain import PlainPictures, is_hdr
+from stream.plain import PlainPictures, colour_of, is_hdr
 from tests.clips import PATCHES, joined, make_clip, read_patches
 from tests.test_orientation import decoded
 
@@ -106,6 +106,11 @@ def signals(frame: Frame) -> Values:
     codes = np.stack((y[SIDE // 2, middle[0]], u[SIDE // 4, middle[1]], v[SIDE // 4, middle[1]]), axis=1)
     matrix = frame.colour.coefficients()[0]
     return cast("Values", (codes - CENTRE) @ matrix[:, :3].T + matrix[:, 3])
+
+
+@pytest.mark.parametrize(("pix_fmt", "full_range"), [("yuv420p", False), ("yuvj420p", True)])
+def test_a_picture_that_says_no_range_has_that_of_its_format(pix_fmt: str, full_range: bool) -> None:
+    assert colour_of(av.VideoFrame(16, 16, pix_fmt)) == Colour(full_range=full_range)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,21 @@ def test_a_link_that_stood_still_and_then_lost_what_was_waiting_is_no_repair() -
     assert timeline.repairs == 0
 
 
+def test_a_link_that_stood_still_excuses_a_minute_at_most() -> None:
+    timeline = Timeline()
+    live(steps(10), timeline)
+    later = [timeline.place(frame((10 + number) * STEP, 600 + number * 0.04)).pts for number in range(10)]
+    assert later == steps(10, 10 * STEP)
+    assert timeline.place(frame(20 * STEP + 300 * 90_000, 600.4)).pts == 20 * STEP
+    assert timeline.repairs == 1
+
+
+def test_pictures_that_come_in_one_heap_pass_unchanged() -> None:
+    timeline = Timeline()
+    assert live(steps(300), timeline, step=0.0) == steps(300)
+    assert timeline.repairs == 0
+
+
 def test_arrivals_out_of_order_do_no_harm() -> None:
     timeline = Timeline()
     arrivals = [0.0, 0.08, 0.12, 0.04, 0.20, 0.24, 0.16]  # two B-frames between every two others
@@ -185,6 +200,7 @@ def test_a_first_stamp_without_room_for_more_is_replaced() -> None:
 def test_a_wrap_keeps_every_spacing_and_is_one_repair(bits: int, interval: int) -> None:
     timeline = Timeline()
     true = steps(20, (1 << bits) - 10 * interval + 17, interval)
+    true = [pts + 700 * (pts >= 1 << bits) for pts in true]
     assert live([pts % (1 << bits) for pts in true], timeline, interval / 90_000) == true
     assert timeline.repairs == 1
 
@@ -249,6 +265,19 @@ def test_a_feed_without_any_stamp_is_placed_by_the_arrival_of_its_pictures(rate:
     assert spaces.min() > 0
 
 
+def test_a_feed_without_stamps_that_becomes_faster_stays_with_the_time_that_passes() -> None:
+    timeline = Timeline()
+    times = [number * 0.1 for number in range(100)] + [10 + number * 0.04 for number in range(400)]
+    placed = [timeline.place(frame(None, seconds)).pts for seconds in times]
+    assert placed[-1] / 90_000 == pytest.approx(times[-1], abs=0.6)
+
+
+def test_a_first_picture_without_a_stamp_makes_the_clock_of_the_next_one_no_repair() -> None:
+    timeline = Timeline()
+    assert live([None, *steps(9, HOUR)], timeline) == steps(10)
+    assert timeline.repairs == 1
+
+
 def test_a_pause_without_stamps_is_as_long_as_it_was() -> None:
     timeline = Timeline()
     live(steps(10), timeline)
@@ -279,6 +308,12 @@ def test_files_that_begin_at_nought_follow_one_another_and_are_no_repair() -> No
     placed = [pts for _ in range(4) for pts in recorded(steps(10), timeline)]
     assert placed == steps(40)
     assert timeline.repairs == 0
+
+
+def test_a_wild_stamp_at_the_end_of_a_file_moves_nothing_in_the_next() -> None:
+    timeline = Timeline()
+    recorded([*steps(10), HOUR], timeline)
+    assert recorded(steps(10, HOUR + 30 * 90_000), timeline) == steps(10, 11 * STEP)
 
 
 def test_files_that_go_on_where_the_last_one_ended_pass_unchanged() -> None:
