@@ -68,6 +68,14 @@ def test_a_dark_picture_becomes_a_bright_one_of_twice_the_size(tmp_path: Path, e
     assert names(tmp_path / "made") == ["bright.png"]
 
 
+@pytest.mark.parametrize("size", [(64, 48), (4100, 32)], ids=["at once", "in tiles"])
+def test_a_picture_without_colour_stays_without(tmp_path: Path, enhance: Enhance, size: tuple[int, int]) -> None:
+    Image.fromarray(dusk(*size)).convert("L").save(tmp_path / "infrared.png")
+    assert enhance("infrared.png", "bright.png").returncode == 0
+    with Image.open(tmp_path / "bright.png") as picture:
+        assert np.ptp(np.asarray(picture), axis=2).max() == 0
+
+
 def test_little_is_lost_in_a_jpeg_of_what_was_made(tmp_path: Path, enhance: Enhance) -> None:
     save(tmp_path / "dark.png")
     assert enhance("dark.png", "bright.jpg").returncode == 0

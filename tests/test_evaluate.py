@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import subprocess
 import tarfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -321,6 +323,25 @@ def cut_off_shard(folder: Path) -> str:
     return "lol/eval15.tar"
 
 
+def compressed_shard_cut_off(folder: Path) -> str:
+    shard = packed(make_lol(folder.with_name("whole"), "eval15", [1]), "eval15", "eval15.tar") / "eval15.tar"
+    (folder / "eval15.tar").write_bytes(gzip.compress(shard.read_bytes())[:3000])
+    return "lol/eval15.tar: Compressed file ended before"
+
+
+def empty_shard(folder: Path) -> str:
+    (folder / "eval15.tar").touch()
+    return "lol/eval15.tar: file could not be opened successfully"
+
+
+def shard_of_links(folder: Path) -> str:
+    with tarfile.open(folder / "eval15.tar", "w") as tar:
+        link = tarfile.TarInfo("low/1.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "../elsewhere/1.png"
+        tar.addfile(link)
+    return "lol/eval15.tar: \"linkname 'low/../elsewhere/1.png' not found\""
+
+
 def no_bright_picture(folder: Path) -> str:
     make_lol(folder, "eval15", [1, 2])
     (folder / "eval15" / "high" / "2.png").unlink()
@@ -344,7 +365,17 @@ def nothing(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "damage", [nothing, no_bright_picture, bright_picture_of_another_size, broken_picture, cut_off_shard]
+    "damage",
+    [
+        nothing,
+        no_bright_picture,
+        bright_picture_of_another_size,
+        broken_picture,
+        cut_off_shard,
+        compressed_shard_cut_off,
+        empty_shard,
+        shard_of_links,
+    ],
 )
 def test_data_that_are_missing_or_broken_are_told_in_one_line(
     tmp_path: Path, command: Evaluate, damage: Callable[[Path], str]
@@ -379,6 +410,12 @@ def test_a_picture_stands_upright_as_its_camera_says() -> None:
     deep = Image.fromarray(scene(1, 1.0)[..., 0].astype(np.uint16) << 8)
     picture = decode_picture(encoded(deep, "PNG", exif=exif), "infrared.png")
     np.testing.assert_array_equal(picture[..., 0], np.rot90(scene(1, 1.0)[..., 0], -1))
+
+
+def test_what_pillow_thinks_of_a_picture_that_can_be_read_is_not_told(recwarn: pytest.WarningsRecorder) -> None:
+    warnings.simplefilter("always")
+    decode_picture(encoded(Image.fromarray(scene(1, 1.0)), "JPEG", exif=b"Exif\0\0MM\0*no directory"), "phone.jpg")
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_a_picture_without_a_known_white_is_refused_by_name() -> None:

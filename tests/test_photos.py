@@ -169,6 +169,7 @@ def test_scenes_are_photos_and_bright_parts_of_videos_and_nothing_else(tmp_path:
     Image.fromarray(scene(100, 100)).save(tmp_path / "b-small.png")
     (tmp_path / "c.txt").write_text("no picture")
     (tmp_path / "d").mkdir()
+    (tmp_path / "._e.jpg").write_bytes(b"what a Mac leaves beside a file")
     night, day = (np.full((320, 480, 3), level, np.uint8) for level in (30, 120))
     write_video(tmp_path / "e.mp4", [*[day] * 100, *[night] * 100, *map(moving, range(20))])
     photo, first, last = read_scenes(tmp_path)

@@ -4,6 +4,8 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from tests.test_check import ROOT
 from tools.report import print_values, write_json
 
 VALUES = {
@@ -74,6 +77,17 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
 def test_a_pipe_gets_the_object_and_stays_a_pipe(tmp_path: Path) -> None:
     write_json(Path("/dev/null"), {"a": 1})
     assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("output", ["/dev/stdout", "/dev/stderr"])
+def test_a_file_that_the_output_goes_to_keeps_what_else_is_written(tmp_path: Path, output: str) -> None:
+    program = f"from tools.report import *; print('told'); write_json(Path({output!r}), {{'a': 1}})"
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        print("before", file=file, flush=True)
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=file, stderr=file, check=True)
+        print("after", file=file)
+    assert log.read_text() == 'before\ntold\n{\n  "a": 1\n}\nafter\n'
 
 
 def test_values_are_printed_one_a_line_in_columns() -> None:

@@ -143,7 +143,7 @@ def enhance_image(engine: Door, picture: Picture) -> Image.Image:
     from PIL import Image
 
     from engines.door import SCALE
-    from engines.evaluation.evaluate import PICTURE_COLOUR, enhance_picture
+    from engines.evaluation.evaluate import enhance_picture, picture_colour
     from engines.tiles import enhance_tiles, is_large
 
     engine.allow(1, 1)  # the memory of one size at a time
@@ -151,7 +151,7 @@ def enhance_image(engine: Door, picture: Picture) -> Image.Image:
         return Image.fromarray(enhance_picture(engine, picture))
     height, width = picture.shape[:2]
     image = Image.new("RGB", (SCALE * width, SCALE * height))
-    for row, column, part in enhance_tiles(engine, picture, PICTURE_COLOUR):
+    for row, column, part in enhance_tiles(engine, picture, picture_colour(picture)):
         image.paste(Image.fromarray(part), (column, row))
     return image
 

@@ -48,10 +48,19 @@ def write_json(path: Path | None, values: Mapping[str, object]) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that whoever reads it finds whole, or as it was before. Raises `OSError` with its name."""
+    """Write a file that whoever reads it finds whole, or as it was before. Raises `OSError` with its name.
+
+    Where it is what stdout or stderr goes to, such as `/dev/stdout`, the content is added to that.
+    """
     target = path.resolve()
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
     try:
+        for descriptor in (1, 2):
+            if leads_to(path, descriptor):
+                print(end="", flush=True)
+                with open(descriptor, "wb", closefd=False) as output:
+                    output.write(content)
+                return
         if path.exists() and not path.is_file():  # a pipe or a terminal, such as /dev/stdout
             path.write_bytes(content)
             return
@@ -62,6 +71,14 @@ def write_whole(path: Path, content: bytes) -> None:
             fresh.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def leads_to(path: Path, descriptor: int) -> bool:
+    """Whether a path is another name of what is open by this number."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:  # one of them is not there
+        return False
 
 
 def plain(value: object) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def read_picture(path: Path) -> Picture:
 def decode_picture(data: bytes, name: str) -> Picture:
     """The bytes of a picture file as (H, W, 3) uint8 RGB, upright; raises `OSError` by `name` where they are none."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:  # Pillow's name no file
             return np.asarray(_eight_bit(ImageOps.exif_transpose(image)).convert("RGB"))
     except UnidentifiedImageError:
         raise OSError(f"{name}: not a picture of a known kind") from None
@@ -113,5 +114,5 @@ def _files(folder: Path, part: str) -> Iterator[tuple[str, bytes]]:
                 for member in tar:
                     if (file := tar.extractfile(member)) is not None:
                         yield f"{shard}/{member.name}", file.read()
-        except tarfile.TarError as error:
-            raise OSError(f"{shard}: {error}") from error
+        except (tarfile.TarError, EOFError, KeyError) as error:  # the last: a link to what the shard does not hold
+            raise OSError(f"{shard}: {' '.join(str(error).split())}") from error

@@ -170,14 +170,14 @@ def grey(picture: Picture) -> Picture:
 
 
 def read_scenes(folder: Path) -> list[Scene]:
-    """Every photo and parts of every video in a folder; other files are passed over.
+    """Every photo and parts of every video in a folder; other files are passed over, and what is hidden.
 
     Photos are laid on their side, and their sides cut to multiples of twice `ALIGN`; what is too small to train on is
     left out, and so is what is dark in videos. Raises `FileNotFoundError` where nothing is left, and `OSError` by name
     for a photo or a video that cannot be read.
     """
     scenes: list[Scene] = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         if path.suffix.lower() in PICTURES:
             photo = read_picture(path)
             scenes += _fit((np.rot90(photo) if photo.shape[0] > photo.shape[1] else photo)[None])

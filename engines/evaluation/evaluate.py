@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean, ssim
 
 Split = Literal["eval15", "held-out", "our485"]
 PICTURE_COLOUR = Colour(matrix="bt601", full_range=True)
-"""How picture files pass the engine's door: as JPEG does it (JFIF)."""
+"""How picture files pass the engine's door: as JPEG does it (JFIF); see `picture_colour`."""
 HALF_SIZE = "half-size input (antialiased bicubic), output compared at full size"
 FULL_SIZE = "full-size input, output halved (antialiased bicubic) and compared"
 
@@ -49,8 +49,14 @@ def enhance_picture(engine: Door, picture: Picture, memory: Memory | None = None
 
     `memory` and `keep` are for pictures of one video, see `Slot`.
     """
-    y, uv = to_planes(picture, PICTURE_COLOUR)
-    return to_rgb(*engine.enhance(y, uv, PICTURE_COLOUR, memory, keep), PICTURE_COLOUR)
+    colour = picture_colour(picture)
+    y, uv = to_planes(picture, colour)
+    return to_rgb(*engine.enhance(y, uv, colour, memory, keep), colour)
+
+
+def picture_colour(picture: Picture) -> Colour:
+    """`PICTURE_COLOUR`, for a picture (H, W, 3) without colour, as infrared cameras make, its grey kind."""
+    return replace(PICTURE_COLOUR, grey=bool((picture == picture[..., :1]).all()))
 
 
 @contextmanager
