@@ -362,7 +362,7 @@ def test_weights_that_cannot_be_opened_are_told_and_the_others_are_checked(monke
 
     monkeypatch.setattr(bench_gpu, "open_engine", refuse)
     found = list(bench_gpu.checks("torch", "field"))
-    assert found == [{f"checks_torch_{name}_failed": "refused"} for name in ("field", "paper")]
+    assert found == [{f"checks_torch_{name}_failed": "refused"} for name in ("field", "field-lite", "paper")]
 
 
 def test_a_batch_that_fails_gives_its_slots_back(monkeypatch: pytest.MonkeyPatch, short: None) -> None:

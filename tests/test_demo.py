@@ -166,7 +166,7 @@ def test_a_relay_that_fails_is_one_clear_error(tmp_path: Path) -> None:
         code, _, errors = demo.finish()
         assert code == 1
         assert errors.startswith("nightbridge: the relay ended by itself with code 2\n")
-        assert 'WEIGHTS is "nowhere"; it must be one of field, paper, or a folder of weights' in errors
+        assert 'WEIGHTS is "nowhere"; it must be one of field, field-lite, paper, or a folder of weights' in errors
         assert "Traceback" not in errors
         assert demo.left_behind() == []
 

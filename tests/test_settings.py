@@ -198,7 +198,7 @@ ENDPOINT = 'an endpoint such as "tcp://127.0.0.1:5560" or "ipc:///run/nightbridg
 ADDRESS = "a path, or an address that begins with one of file://, http://, https://, rtsp://, rtsps://, udp://"
 NAME = "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit"
 RUNTIME = "one of auto, tensorrt, torch, openvino"
-WEIGHTS = "one of field, paper, or a folder of weights"
+WEIGHTS = "one of field, field-lite, paper, or a folder of weights"
 SECRET_KEY = "a file with a secret key, as `nightbridge keys` makes them"
 UDP = "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS, and SOURCE@ in front of an IPv4 group"
 ENGINE_KEYS = "runtime, weights, precision, batch, threads, cache"
@@ -215,7 +215,7 @@ TABLES = "[relay], [engine], [defaults], [feeds]"
         ('[engine]\nbatch = "8"', '[engine] batch is "8"; it must be a whole number from 1 to 32'),
         ("[engine]\nthreads = true", "[engine] threads is true; it must be a whole number from 0 to 1024"),
         ("[engine]\nthreads = [1]", "[engine] threads is a list; it must be a whole number from 0 to 1024"),
-        ('[engine]\nweights = ""', '[engine] weights is ""; it must be one of field, paper, or a folder of weights'),
+        ('[engine]\nweights = ""', f'[engine] weights is ""; it must be {WEIGHTS}'),
         ('[engine]\nweights = "feild"', f'[engine] weights is "feild"; it must be {WEIGHTS}'),
         (
             '[engine]\nruntime = "openvino"\nprecision = "fp16"',
