@@ -85,12 +85,14 @@ class PictureGraph(nn.Module):
         """RGB sub-pixels (N, 3f^2, h, w) to code values: y (N, 1, fh, fw) and uv (N, 2, fh/2, fw/2).
 
         Both colour conversion and the halving of chroma are linear, so one matrix product over the channels makes each.
+        What luma begins at, 0 or 16, is added to whole code values, so that a runtime can round where it multiplies.
         """
         (batch, _, height, width), half = subpixels.shape, fold // 2
         pixels = subpixels.permute(0, 2, 3, 1).flatten(1, 2)  # (N, hw, 3f^2)
         to_y, to_uv = unfolding(to_yuv[:, :, :3], fold)
-        y = self.codes(pixels @ to_y + to_yuv[:, None, :1, 3])  # (N, hw, f^2)
-        uv = self.codes(pixels @ to_uv + to_yuv[:, None, 1:, 3].repeat_interleave(half * half, dim=2))  # (N, hw, f^2/2)
+        _, chroma_centre, _ = CENTRE.tolist()
+        y = self.codes(pixels @ to_y) + to_yuv[:, :1, 3].to(self._rounded)  # (N, hwf^2)
+        uv = self.codes(pixels @ to_uv + chroma_centre)  # (N, hwf^2/2)
         y = y.reshape(batch, height, width, fold, fold).permute(0, 1, 3, 2, 4)
         uv = uv.reshape(batch, height, width, 2, half, half).permute(0, 3, 1, 4, 2, 5)
         return (
@@ -99,8 +101,8 @@ class PictureGraph(nn.Module):
         )
 
     def codes(self, values: Tensor) -> Tensor:
-        """Rounded to code values from 0 to 255."""
-        return values.clamp(0, 255).round().to(self._rounded)
+        """Rounded to code values from 0 to 255: (N, hw, C) to (N, hwC), long rows for what goes value by value."""
+        return values.clamp(0, 255).round().flatten(1).to(self._rounded)
 
 
 def unfolding(to_yuv: Tensor, fold: int) -> tuple[Tensor, Tensor]:

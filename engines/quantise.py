@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engines.colour import Colour, to_planes
 from engines.data.lol import Picture
-from engines.unbias import Inputs, unbias
+from engines.unbias import Inputs, biased, unbias
 
 if TYPE_CHECKING:
     import openvino
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 KEPT_IN_FLOAT = ("Add", "Multiply", "Subtract", "MatMul", "ReduceMean", "Sigmoid", "ConvolutionBackpropData")
 """Operations of the colour conversion, of feature fusing and of its memory, and the transposed convolutions."""
+LEVELS = 256
+"""Of an activation."""
 CLIPPED = 0.001
 """Share of the values of a picture that may lie below an activation's range, and share that may lie above it."""
 
@@ -61,8 +63,31 @@ def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) ->
             activations_range_estimator_params=ranges(),
         ),
     )
+    spell_out(quantised)
     unbias(quantised, model, [inputs_of(model, picture) for picture in pictures])
     openvino.save_model(quantised, xml_file, compress_to_fp16=False)
+
+
+def spell_out(model: openvino.Model) -> None:
+    """Write what quantises the output of a transposed convolution as arithmetic, which makes the same bytes.
+
+    OpenVINO's convolutions compute a FakeQuantize themselves, but not the transposed ones in float. Alone it wants
+    another order of memory, so that it and both sides of the concatenation that follows are copied there and back.
+    Without those copies a picture takes 4 % less time, and 20 to 25 % less on two cores that share no cache.
+    """
+    from openvino import opset13 as ops
+
+    transposed = [add for add in biased(model).values() if type_above(add) == "ConvolutionBackpropData"]
+    for node in [port.get_node() for add in transposed for port in add.output(0).get_target_inputs()]:
+        if node.get_type_name() != "FakeQuantize":
+            continue
+        low, high = (node.input_value(port).get_node().get_data() for port in (1, 2))
+        step = ((high - low) / np.float32(LEVELS - 1)).astype(np.float32)
+        zero = np.round(-low / step)
+        levels = ops.round(ops.add(ops.multiply(node.input_value(0), 1 / step), zero), "half_to_even")
+        stored = ops.convert(ops.clamp(levels, 0, LEVELS - 1), "u8")
+        restored = ops.multiply(ops.subtract(ops.convert(stored, "f32"), zero), step)
+        node.output(0).replace(restored.output(0))
 
 
 def inputs_of(model: openvino.Model, picture: Picture) -> Inputs:
@@ -92,6 +117,11 @@ def maker(node: openvino.Node) -> openvino.Node:
     """The convolution that makes what a node reads first."""
     source = node.input_value(0).get_node()
     return source if source.get_type_name() == "Convolution" else maker(source)
+
+
+def type_above(node: openvino.Node) -> str:
+    """The operation that makes what a node reads first."""
+    return str(node.input_value(0).get_node().get_type_name())
 
 
 def ranges() -> RangeEstimatorParameters:

@@ -14,11 +14,12 @@ import numpy as np
 import openvino
 import pytest
 import torch
+from openvino import opset13 as ops
 
 from engines.data.lol import Picture
 from engines.export import export_onnx, quiet
 from engines.network.neid import Neid, initialise
-from engines.quantise import export_int8, inputs_of
+from engines.quantise import export_int8, inputs_of, spell_out
 from engines.unbias import biased, channel_means
 from tests.identity import SMALL
 
@@ -73,7 +74,10 @@ def above(node: openvino.Node, port: int) -> Iterator[openvino.Node]:
 
 def is_int8(convolution: openvino.Node) -> bool:
     """Whether both its activations and its weights have 256 levels; fails where only one has."""
-    activations = "FakeQuantize" in [node.get_type_name() for node in above(convolution, 0)]
+    activations = any(
+        node.get_type_name() == "FakeQuantize" or node.get_output_element_type(0) == openvino.Type.u8
+        for node in above(convolution, 0)
+    )
     weights = openvino.Type.i8 in [node.get_output_element_type(0) for node in above(convolution, 1)]
     assert activations == weights
     return weights
@@ -95,6 +99,43 @@ def test_all_convolutions_but_the_first_two_a_sensitive_one_and_those_of_fusing_
     assert is_int8(forward[-1])
     assert [node for node in both if list(node.input(1).get_shape())[2:] == [1, 1] and is_int8(node)] == []
     assert [node for node in both if node.get_type_name() != "Convolution" and is_int8(node)] == []
+
+
+def transposed_sums(model: openvino.Model) -> list[openvino.Node]:
+    """What transposed convolutions make, with their biases."""
+    return [add for add in biased(model).values() if "Backprop" in add.input_value(0).get_node().get_type_name()]
+
+
+def test_no_quantisation_stands_alone_behind_a_transposed_convolution(int8: openvino.Model) -> None:
+    made = transposed_sums(int8)
+    readers = [port.get_node().get_type_name() for add in made for port in add.output(0).get_target_inputs()]
+    assert len(made) == len(SMALL.widths) - 1
+    assert "FakeQuantize" not in readers
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.55), (0.0, 2.55), (-0.37, 0.1)])
+def test_quantisation_spelled_out_makes_what_it_made(low: float, high: float) -> None:
+    step = (high - low) / 255
+    low = -round(-low / step) * step  # as NNCF tunes its ranges: zero is one of the levels
+    high = low + 255 * step
+    values = np.linspace(low - 0.3, high + 0.3, 1800, dtype=np.float32).reshape(1, 2, 30, 30)
+    results = []
+    for spelled in (False, True):
+        given = ops.parameter([1, 2, 30, 30], np.float32)
+        same = np.eye(2, dtype=np.float32).reshape(2, 2, 1, 1)
+        sums = ops.add(ops.convolution_backprop_data(given, same, [1, 1]), np.zeros((1, 2, 1, 1), np.float32))
+        ends = [np.float32(end) for end in (low, high)]
+        model = openvino.Model([ops.fake_quantize(sums, *ends, *ends, levels=256)], [given])
+        if spelled:
+            spell_out(model)
+            assert "FakeQuantize" not in [node.get_type_name() for node in model.get_ops()]
+        compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        results.append(compiled(values)[0])
+    one, other = results
+    assert len(np.unique(one)) == 256
+    off = np.abs(other - one) > 1e-5  # a value between two levels may fall to either
+    assert off.mean() < 0.01
+    np.testing.assert_allclose(other, one, atol=1.01 * step)
 
 
 def test_weights_take_all_of_their_256_levels(int8: openvino.Model) -> None:
