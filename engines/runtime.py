@@ -48,6 +48,8 @@ class EngineOptions:
     """The largest batch that will come; a GPU keeps memory for it."""
     cuda_only: bool = False
     """Whether a runtime that could also compute on the processor counts as missing without CUDA."""
+    parallel: int = 1
+    """Pictures of different feeds that OpenVINO computes side by side, each on its share of the cores."""
 
 
 class RuntimeModule(Protocol):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import openvino
@@ -48,7 +50,8 @@ class OpenVinoSlot(Slot):
 
 
 class OpenVinoEngine(Engine):
-    """Compiles a size when its first slot is asked for; requests run one after another on all threads."""
+    """Compiles a size when its first slot is asked for; requests run one after another on all threads, or `parallel` of
+    them side by side on a share of the threads each, but those of one feed in their order."""
 
     def __init__(self, weights: Weights, precision: str, core: openvino.Core, options: EngineOptions) -> None:
         super().__init__(
@@ -67,6 +70,10 @@ class OpenVinoEngine(Engine):
         self._cache = options.cache or user_cache_path("nightbridge") / "openvino"
         self._model: openvino.Model | None = None
         self._compiled: dict[tuple[int, int], openvino.CompiledModel] = {}
+        self._threads = options.threads or available_cores()
+        self._parallel = min(options.parallel, self._threads)
+        self._latest: WeakKeyDictionary[Memory, ref[OpenVinoSlot]] = WeakKeyDictionary()
+        """Of each feed's memory the slot that writes to it last."""
 
     def _open(self) -> None:
         try:
@@ -147,9 +154,9 @@ class OpenVinoEngine(Engine):
         floating = "bf16" if self.info.precision != "fp32" and has_bf16(self._core) else "f32"
         return {
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,  # one picture after another: the next one of a feed reads what this one leaves
+            "NUM_STREAMS": self._parallel,
             "INFERENCE_PRECISION_HINT": floating,
-            "INFERENCE_NUM_THREADS": self._options.threads or available_cores(),
+            "INFERENCE_NUM_THREADS": self._threads,
             "ENABLE_CPU_PINNING": False,
         }
 
@@ -158,6 +165,8 @@ class OpenVinoEngine(Engine):
             assert isinstance(slot, OpenVinoSlot)
             slot.coefficients[:] = slot.colour.coefficients()
             slot.kept[:] = slot.keep if slot.memory else 0
+            if slot.memory and self._parallel > 1:  # the next picture of a feed reads what this one leaves
+                self._follow(slot.memory, slot)
             before, after = (slot.memory or slot.alone).turn()
             slot.request.set_tensor("memory", openvino.Tensor(before, shared_memory=True))
             slot.request.set_tensor("memory_out", openvino.Tensor(after, shared_memory=True))
@@ -165,6 +174,15 @@ class OpenVinoEngine(Engine):
                 slot.request.start_async()
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO cannot start a picture of {slot.width}x{slot.height}: {error}") from error
+
+    def _follow(self, memory: Memory, slot: OpenVinoSlot) -> None:
+        """Return when the picture before has left what it leaves, or has failed, which is for its own feed to hear."""
+        latest = self._latest.get(memory)
+        before = latest() if latest else None
+        if before is not None and before.under_way and before.memory is memory:
+            with suppress(RuntimeError):
+                before.request.wait()
+        self._latest[memory] = ref(slot)
 
     def _finish(self, slot: Slot) -> None:
         assert isinstance(slot, OpenVinoSlot)

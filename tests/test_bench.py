@@ -38,6 +38,7 @@ main()
 """The command with as few repetitions as can be: `python -c SHORT bench`."""
 NUMBERS = {
     "engine_ms",
+    "engine_parallel_ms",
     "onnxruntime_ms",
     "engine_speedup",
     "decode_ms",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,11 +19,11 @@ from engines.cards import NUMBERS, Card, Weights, write_card
 from engines.checkpoint import save_network
 from engines.colour import Colour
 from engines.door import Door
-from engines.errors import EngineMismatch
+from engines.errors import EngineError, EngineMismatch
 from engines.export import export_onnx
 from engines.runtime import EngineOptions, open_engine
-from engines.runtime_openvino import choose_precision
-from tests.identity import identity_network
+from engines.runtime_openvino import OpenVinoSlot, choose_precision
+from tests.identity import identity_network, store
 
 PLAIN = ("FP32", "INT8", "BIN")
 WITH_BF16 = ("FP32", "INT8", "BIN", "BF16")
@@ -211,3 +213,72 @@ def test_a_cache_that_fails_costs_the_keeping_and_not_the_picture(
     engine.__exit__(None, None, None)
     np.testing.assert_array_equal(made, expected)
     assert f"without the cache in {tmp_path}: cannot set permissions" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with weights of a small network."""
+    folder = tmp_path_factory.mktemp("weights") / "mine"
+    store(identity_network(), folder, "mine")
+    return str(folder)
+
+
+@dataclass
+class Failing:
+    """A request that is waited for in vain."""
+
+    request: openvino.InferRequest
+    waited: int = 0
+
+    def wait(self) -> None:
+        self.request.wait()
+        self.waited += 1
+        raise RuntimeError("out of luck")
+
+
+@pytest.mark.parametrize(("threads", "parallel", "streams"), [(2, 1, 1), (2, 2, 2), (2, 5, 2), (1, 2, 1)])
+def test_as_many_pictures_are_computed_side_by_side_as_the_settings_say_and_threads_allow(
+    tmp_path: Path, mine: str, threads: int, parallel: int, streams: int
+) -> None:
+    options = EngineOptions(precision="fp32", threads=threads, parallel=parallel, cache=tmp_path)
+    with open_engine("openvino", mine, options) as engine:
+        slot = engine.acquire(32, 32)
+        assert isinstance(slot, OpenVinoSlot)
+        assert slot.request.get_compiled_model().get_property("NUM_STREAMS") == streams
+        slot.release()
+
+
+def test_the_slots_of_a_feed_that_is_gone_are_freed_with_their_size(tmp_path: Path, mine: str) -> None:
+    options = EngineOptions(precision="fp32", threads=2, parallel=2, cache=tmp_path, slots=1)
+    with open_engine("openvino", mine, options) as engine:
+        slot = engine.acquire(32, 32)
+        slot.memory = engine.remember()
+        engine.submit([slot])
+        slot.wait()
+        gone = weakref.ref(slot)
+        slot.release()
+        del slot
+        engine.acquire(64, 32).release()  # one size is kept
+        gc.collect()
+        assert gone() is None
+
+
+def test_a_picture_that_failed_keeps_no_later_one_of_its_feed_waiting(
+    tmp_path: Path, mine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EngineOptions(precision="fp32", threads=2, parallel=2, cache=tmp_path)
+    with open_engine("openvino", mine, options) as engine:
+        memory = engine.remember()
+        slots = [engine.acquire(32, 32) for _ in range(2)]
+        for slot in slots:
+            slot.memory = memory
+        engine.submit(slots[:1])
+        failing = Failing(cast("OpenVinoSlot", slots[0]).request)
+        monkeypatch.setattr(slots[0], "request", failing)
+        engine.submit(slots[1:])
+        assert failing.waited == 1
+        slots[1].wait()
+        with pytest.raises(EngineError, match="out of luck"):
+            slots[0].wait()
+        for slot in slots:
+            slot.release()

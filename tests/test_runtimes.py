@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from tests.test_colour import colour_bars
 from tools.bench_gpu_checks import BATCH_DIFFERENCE, make_picture
 
 ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("torch-fp16", "tensorrt-fp16")]
-RUNTIMES = ["torch-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8", *ON_A_GPU]
+RUNTIMES = ["torch-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8", "openvino-fp32-parallel", *ON_A_GPU]
 BOUNDS_DB = {"fp32": 60, "fp16": 50, "bf16": 42, "int8": 28}
 """PSNR of every plane against the reference, at least, by precision."""
 
@@ -34,9 +35,10 @@ Scene = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
 
 def opened(name: str, cache: Path, weights: str = "field", slots: int = 8) -> Door:
-    runtime, precision = name.split("-")
+    runtime, precision, *parallel = name.split("-")
+    options = EngineOptions(precision=precision, cache=cache, slots=slots, threads=2 if parallel else 0)
     try:
-        return open_engine(runtime, weights, EngineOptions(precision=precision, cache=cache, slots=slots))
+        return open_engine(runtime, weights, replace(options, parallel=2) if parallel else options)
     except EngineMismatch as error:
         pytest.skip(str(error))
 

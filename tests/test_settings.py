@@ -201,7 +201,7 @@ RUNTIME = "one of auto, tensorrt, torch, openvino"
 WEIGHTS = "one of field, field-lite, paper, or a folder of weights"
 SECRET_KEY = "a file with a secret key, as `nightbridge keys` makes them"
 UDP = "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS, and SOURCE@ in front of an IPv4 group"
-ENGINE_KEYS = "runtime, weights, precision, batch, threads, cache"
+ENGINE_KEYS = "runtime, weights, precision, batch, threads, parallel, cache"
 TABLES = "[relay], [engine], [defaults], [feeds]"
 
 

@@ -6,12 +6,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from itertools import cycle
+from dataclasses import replace
+from itertools import cycle, islice
 from statistics import median
 
 import numpy as np
 
 from engines.cards import find_weights
+from engines.cores import available_cores
 from engines.door import Door
 from engines.errors import EngineMismatch, EngineMissing
 from engines.runtime import EngineOptions, open_engine
@@ -26,7 +28,8 @@ Picture = Callable[[], object]
 
 
 def engine_figures(frames: Sequence[Frame], weights: str, runtime: str, options: EngineOptions) -> dict[str, object]:
-    """`engine_ms` of the chosen precision, `engine_ms_by_precision`, `onnxruntime_ms` and `engine_speedup`."""
+    """`engine_ms` of the chosen precision, `engine_ms_by_precision`, `engine_parallel_ms`, `onnxruntime_ms` and
+    `engine_speedup`."""
     with ExitStack() as stack:
         chosen = stack.enter_context(open_engine(runtime, weights, options))
         runners = {chosen.info.precision: through_the_door(chosen, frames)}
@@ -34,15 +37,21 @@ def engine_figures(frames: Sequence[Frame], weights: str, runtime: str, options:
             for precision in ("fp32", "bf16", "int8"):
                 if precision in runners:
                     continue
-                other = EngineOptions(precision, options.threads, options.cache)
+                other = replace(options, precision=precision)
                 try:
                     engine = stack.enter_context(open_engine(runtime, weights, other))
                 except (EngineMismatch, EngineMissing):  # the processor or the weights lack it
                     continue
                 runners[precision] = through_the_door(engine, frames)
-        rival = onnxruntime_picture(frames, weights, options.threads)
-        times = in_turns({**runners, "onnxruntime": rival} if rival else runners)
-        onnxruntime_ms = times.pop("onnxruntime", None)
+            count = min(options.threads or available_cores(), chosen.info.largest_batch)
+            several = replace(options, precision=chosen.info.precision, parallel=count, slots=count)
+            runners["parallel"] = side_by_side(
+                stack.enter_context(open_engine(runtime, weights, several)), frames, count
+            )
+        if rival := onnxruntime_picture(frames, weights, options.threads):
+            runners["onnxruntime"] = rival
+        times = in_turns(runners)
+        onnxruntime_ms, parallel_ms = times.pop("onnxruntime", None), times.pop("parallel", None)
         engine_ms = times[chosen.info.precision]
         return {
             "runtime": chosen.info.runtime,
@@ -51,9 +60,27 @@ def engine_figures(frames: Sequence[Frame], weights: str, runtime: str, options:
             "weights_id": chosen.info.weights_id,
             "engine_ms": engine_ms,
             "engine_ms_by_precision": times,
+            "engine_parallel_ms": parallel_ms / count if parallel_ms else None,
             "onnxruntime_ms": onnxruntime_ms,
             "engine_speedup": onnxruntime_ms / engine_ms if onnxruntime_ms else None,
         }
+
+
+def side_by_side(engine: Door, frames: Sequence[Frame], count: int) -> Picture:
+    """So many pictures at once, each of a feed of its own."""
+    upcoming = cycle(frames)
+
+    def pictures() -> None:
+        slots = []
+        for frame in islice(upcoming, count):
+            slots.append(engine.acquire(frame.width, frame.height))
+            fill(slots[-1], frame)
+        engine.submit(slots)
+        for slot in slots:
+            slot.wait()
+            slot.release()
+
+    return pictures
 
 
 def through_the_door(engine: Door, frames: Sequence[Frame]) -> Picture:

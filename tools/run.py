@@ -45,6 +45,7 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
     options = EngineOptions(
         precision=settings.engine.precision,
         threads=settings.engine.threads,
+        parallel=settings.engine.parallel,
         cache=settings.engine.cache,
         batch=settings.engine.batch,
     )
