@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engines.runtime import EngineOptions
 from stream.subscribe import Subscriber
 from stream.wire import Message, decode_status
 from tests.clips import UdpSender, free_port, make_clip
@@ -229,6 +230,36 @@ def test_wrong_settings_end_the_start_with_one_line_and_exit_code_2(tmp_path: Pa
     assert done.stderr.count("\n") == 1
     assert "age_budgit" in done.stderr
     assert "age_budget" in done.stderr
+
+
+SAY = """
+import engines.runtime
+from tools.app import main
+engines.runtime.open_with_fallback = lambda *asked: exit(str(asked))
+main()
+"""
+"""The command as far as its engine, which it tells of in place of opening it: `python -c SAY run`."""
+
+
+def test_the_engine_is_the_one_that_the_file_asks_for(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f"""
+        [engine]
+        runtime = "openvino"
+        weights = "paper"
+        precision = "bf16"
+        batch = 3
+        threads = 5
+        parallel = 4
+        cache = "{tmp_path}"
+        """
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", SAY, "run", config], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    options = EngineOptions("bf16", threads=5, cache=tmp_path, batch=3, parallel=4)
+    assert str(("openvino", "paper", options)) in asked.stderr
 
 
 def test_an_endpoint_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
