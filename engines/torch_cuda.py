@@ -88,7 +88,7 @@ class TorchCudaEngine(CudaEngine):
         self._graph: PictureGraph | None = None
 
     def _open_device(self) -> Device:
-        torch.backends.cudnn.benchmark = True  # each size and count is seen once, before pictures wait for it
+        torch.backends.cudnn.benchmark = False  # it would build all kernels for each convolution, size and count
         torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
         network = load_network(self._weights.file(NUMBERS))
         graph = PictureGraph(HalfNetwork(network) if self.info.precision == "fp16" else network)

@@ -350,7 +350,7 @@ def test_other_weights_are_timed_at_one_size(monkeypatch: pytest.MonkeyPatch, sh
 
     monkeypatch.setattr(bench_gpu, "open_engine", openvino)
     found: dict[str, object] = {}
-    for figures in bench_gpu.times_of_others(["tensorrt", "torch"], "field"):
+    for figures in bench_gpu.times_of_others(["tensorrt", "torch"], "field", lambda: 1.0):
         found |= figures
     assert found.pop("times_tensorrt_field_failed") == "refused"
     assert found.keys() == {f"torch_field_32x32_b{count}_{name}" for count in (1, 2) for name in DOOR}
@@ -361,8 +361,23 @@ def test_weights_that_cannot_be_opened_are_told_and_the_others_are_checked(monke
         raise EngineError("refused")
 
     monkeypatch.setattr(bench_gpu, "open_engine", refuse)
-    found = list(bench_gpu.checks("torch", "field"))
+    found = list(bench_gpu.checks("torch", "field", lambda: 1.0))
     assert found == [{f"checks_torch_{name}_failed": "refused"} for name in ("field", "field-lite", "paper")]
+
+
+def test_other_weights_are_left_out_where_there_is_no_time_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Door:
+        raise EngineError("refused")
+
+    monkeypatch.setattr(bench_gpu, "open_engine", refuse)
+    assert list(bench_gpu.checks("torch", "paper", lambda: 0.0)) == [
+        {"checks_torch_paper_failed": "refused"},
+        {"checks_torch_field_left_out": "no time was left"},
+        {"checks_torch_field-lite_left_out": "no time was left"},
+    ]
+    assert list(bench_gpu.times_of_others(["torch"], "field", lambda: 0.0)) == [
+        {"times_torch_field_left_out": "no time was left"}
+    ]
 
 
 def test_a_batch_that_fails_gives_its_slots_back(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
@@ -532,12 +547,13 @@ def test_a_relay_that_ends_is_told(tmp_path: Path) -> None:
     ("carries", "slips", "tried", "limit"),
     [
         (1000, 0, [32, 64, 128], "the most that is tried"),
-        (70, 0, [32, 64, 128, 128], "128 feeds: too many"),
+        (90, 0, [32, 64, 128, 128, 80, 96, 96], "96 feeds: too many"),
+        (70, 0, [32, 64, 128, 128, 80, 80], "80 feeds: too many"),
         (10, 0, [32, 32, 16, 16, 8], "16 feeds: too many"),
         (0, 0, [32, 32, 16, 16, 8, 8], "8 feeds: too many"),
-        (70, 1, [32, 32, 64, 128, 128], "128 feeds: too many"),
+        (70, 1, [32, 32, 64, 128, 128, 80, 80], "80 feeds: too many"),
     ],
-    ids=["all", "some", "few", "none", "one slip"],
+    ids=["all", "many", "some", "few", "none", "one slip"],
 )
 def test_relays_are_tried_from_the_middle_up_or_down_and_a_slip_is_forgiven(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, carries: int, slips: int, tried: list[int], limit: str
@@ -549,7 +565,7 @@ def test_relays_are_tried_from_the_middle_up_or_down_and_a_slip_is_forgiven(
         return {"fps": 1.0}, "" if count <= carries and len(begun) > slips else "too many"
 
     monkeypatch.setattr(bench_gpu_relay, "one_relay", one_relay)
-    *_, last = relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 99.0, lambda: None, (8, 16, 32, 64, 128))
+    *_, last = relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 99.0, lambda: None, (8, 16, 32, 64, 80, 96, 128))
     assert begun == tried
     assert last == {"relay_feeds": max((count for count in tried if count <= carries), default=0), "relay_limit": limit}
 

@@ -128,6 +128,40 @@ def test_a_job_that_the_sitting_has_no_time_for_is_not_begun(
     assert json.loads((tmp_path / "plan.json").read_bytes()) == {}
 
 
+def test_a_job_that_fails_stops_no_other_and_is_told_by_the_exit_code(
+    tmp_path: Path, sets: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[str] = []
+
+    def run_job(job: plan.Job, *_: object) -> None:
+        begun.append(job.name)
+        if job.name == "paper-best-2":
+            raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(plan, "run_job", run_job)
+    write_packs(sets, tmp_path / "data")
+    jobs = ["paper-best-1", "paper-best-2", "paper-best-3"]
+    with pytest.raises(SystemExit) as ended:
+        plan.main(["train", str(tmp_path / "data"), str(tmp_path / "out"), "--sitting", "99", "--only", *jobs])
+    assert ended.value.code == 1
+    assert begun == jobs
+    told = capsys.readouterr().out
+    assert "paper-best-2: failed" in told
+    assert "RuntimeError: out of luck" in told
+
+
+def test_the_jobs_that_are_chosen_share_all_minutes(
+    tmp_path: Path, sets: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: dict[str, Budget] = {}
+    monkeypatch.setattr(plan, "run_job", lambda job, _sets, _out, budget, _small: budgets.update({job.name: budget}))
+    chosen = [job for job in plan.JOBS if job.name in ("field", "paper")]
+    assert plan.run_plan(sets, tmp_path, minutes=8, sitting=99, jobs=chosen) == []
+    field, paper = (budget.minutes for budget in budgets.values())
+    assert field + paper == pytest.approx(8)
+    assert field / paper == pytest.approx(0.13 / 0.08)
+
+
 def test_the_plan_s_shares_are_the_whole() -> None:
     assert sum(job.share for job in plan.JOBS) == pytest.approx(1)
 

@@ -23,7 +23,7 @@ from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.gpu import NO_GPU, find_gpu
 from engines.runtime import ON_CUDA, EngineOptions, open_engine
 from engines.tensorrt_library import import_tensorrt
-from tools.bench_gpu_findings import Findings, print_findings
+from tools.bench_gpu_findings import NO_TIME, Findings, print_findings
 
 PACKAGES = ("torch", "tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings", "av", "numpy")
 TRY_SECONDS = 90.0
@@ -45,6 +45,10 @@ os._exit(0)  # how the libraries end with the interpreter is not what is asked
 """One picture through a runtime, in a process of its own: a library that refuses a GPU can end its process, or hang."""
 HUNG = "(most recent call first):\n"
 """Behind it `faulthandler` tells where a thread is, the main one at last."""
+CHECKS_SHARE = 0.35
+"""Of all time: when it is over no further weights are checked beside the chosen ones."""
+OTHERS_SHARE = 0.6
+"""Of all time: when it is over no further weights are timed."""
 TIMES_SHARE = 0.5
 """Of all time: when it is over the relay begins, whatever is not timed yet."""
 LEAST_TIMES_SHARE = 0.3
@@ -65,6 +69,10 @@ def bench_gpu(weights: str, minutes: float, path: Path | None, runtime: str = "a
     wanted = ON_CUDA if runtime == "auto" else (runtime,)
     find_weights(weights)
     findings = Findings(path, 60 * minutes)
+
+    def until(share: float) -> Callable[[], float]:
+        return partial(findings.time_left, share)
+
     console = Console(stderr=True)
     with console.status("") as status:
         status.update("looking around")
@@ -74,14 +82,14 @@ def bench_gpu(weights: str, minutes: float, path: Path | None, runtime: str = "a
         usable = [name for name in wanted if findings.figures.get(f"{name}_works")]
         status.update("comparing with fp32 on the processor")
         for runtime in usable:
-            findings.measure(f"{runtime}_checks", partial(checks, runtime, weights))
+            findings.measure(f"{runtime}_checks", partial(checks, runtime, weights, until(CHECKS_SHARE)))
         status.update("timing batches")
         seconds = max(findings.time_left(TIMES_SHARE), LEAST_TIMES_SHARE * findings.seconds)
         end = time.monotonic() + seconds
         findings.measure("times", lambda: times(usable, weights, lambda: end - time.monotonic()))
         for other in [name for name in shipped() if name != weights]:
             status.update(f"timing {other}")
-            findings.measure(f"times_{other}", partial(times_of_others, usable, other))
+            findings.measure(f"times_{other}", partial(times_of_others, usable, other, until(OTHERS_SHARE)))
         status.update("comparing with a matrix product")
         findings.measure("efficiency", lambda: efficiency(weights, findings.figures))
         status.update("watching relays")
@@ -137,13 +145,16 @@ def why_not(runtime: str, weights: str) -> str | None:
     return last if done.returncode > 0 else f"it ended with signal {-done.returncode}: {last}"
 
 
-def checks(runtime: str, weights: str) -> Iterator[Mapping[str, object]]:
-    """Contract and parity of a runtime, for the chosen weights and all that are shipped."""
+def checks(runtime: str, weights: str, time_left: Callable[[], float]) -> Iterator[Mapping[str, object]]:
+    """Contract and parity of a runtime, for the chosen weights, and for all that are shipped while there is time."""
     from tools.bench_gpu_checks import SCENES, SIZES, Reference, contract, parity
 
     options = EngineOptions(cuda_only=True, batch=len(SCENES))  # a size is made ready for each count of pictures
     for name in dict.fromkeys((weights, *shipped())):
         found = find_weights(name)
+        if name != weights and time_left() <= 0:
+            yield {f"checks_{runtime}_{found.card.name}_left_out": NO_TIME}
+            continue
         try:
             with open_engine(runtime, name, options) as engine:
                 label = f"{runtime}_{engine.info.precision}_{found.card.name}"
@@ -173,12 +184,15 @@ def times(usable: list[str], weights: str, time_left: Callable[[], float]) -> It
                     engine.allow(options.slots, 1)
 
 
-def times_of_others(usable: list[str], weights: str) -> Iterator[Mapping[str, object]]:
-    """Times of other weights, of one size and the usual batches, with each runtime alone."""
+def times_of_others(usable: list[str], weights: str, time_left: Callable[[], float]) -> Iterator[Mapping[str, object]]:
+    """Times of other weights, of one size and the usual batches, with each runtime alone, while there is time."""
     from tools.bench_gpu_times import OTHERS_BATCHES, OTHERS_SIZE, times
 
     where = f"{OTHERS_SIZE[0]}x{OTHERS_SIZE[1]}"
     for runtime in usable:
+        if time_left() <= 0:
+            yield {f"times_{runtime}_{weights}_left_out": NO_TIME}
+            continue
         try:
             with open_engine(runtime, weights, timed(OTHERS_BATCHES)) as engine:
                 for count in OTHERS_BATCHES:
@@ -208,7 +222,7 @@ def times_of_size(
                 yield {f"{name}_{where}_gpu_memory_mb": memory_growth(engine, size, max(counts), used_mb)}
     for count in counts:
         if time_left() <= 0:
-            yield {f"times_{where}_b{count}_left_out": "no time was left"}
+            yield {f"times_{where}_b{count}_left_out": NO_TIME}
             continue
         for name, figures in times(engines, size, count).items():
             yield {f"{name}_{where}_b{count}_{key}": value for key, value in figures.items()}
@@ -255,7 +269,7 @@ def relay(usable: list[str], weights: str, time_left: Callable[[], float]) -> It
         folder = Path(name)
         feed = folder / "night.ts"
         make_feed(Path(__file__).parent / "clip" / "day.mp4", feed, SIZE, int(TAPE_SECONDS * RATE))
-        with open_engine(usable[0], weights, EngineOptions(cuda_only=True)) as engine:
+        with open_engine("openvino", weights, EngineOptions()) as engine:  # the codecs' cost is theirs alone
             codecs = codecs_figures(feed, engine)
         yield codecs
         tape = repeated(feed, folder / "tape", TAPE_COPIES)

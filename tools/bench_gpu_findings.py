@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tools.report import plain, print_values, write_json
 
+NO_TIME = "no time was left"
 WIDTH = 150
 """Columns of the printed tables, at least: a narrower terminal breaks their lines, and loses nothing."""
 
@@ -59,6 +60,7 @@ class Findings:
             log.debug("%s", name, exc_info=error)
             self.add({f"{name}_failed": f"{type(error).__name__}: {error}"})
         self.add({f"{name}_seconds": round(time.monotonic() - began, 1)})
+        log.info("%s took %.1f s, %.0f s are left", name, time.monotonic() - began, self.time_left())
 
 
 def print_findings(console: Console, figures: Mapping[str, object]) -> None:

@@ -16,6 +16,7 @@ from engines.door import Door
 from stream.errors import StreamError
 from stream.subscribe import Subscriber
 from stream.wire import Status, decode_status
+from tools.bench_gpu_findings import NO_TIME
 from tools.bench_stream import (
     KEPT,
     RATE,
@@ -27,7 +28,6 @@ from tools.bench_stream import (
 )
 
 SIZE = (352, 288)
-NO_TIME = "no time was left"
 COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256)
 """Feeds, one relay each."""
 FIRST = 32
@@ -85,31 +85,44 @@ def relay_figures(
     used_mb: Callable[[], float | None],
     counts: Sequence[int],
 ) -> Iterator[Figures]:
-    """Figures of one relay after another, from `FIRST` feeds up the `counts` while they are carried, else down.
+    """Figures of one relay after another: `FIRST` feeds, then twice as many while they are carried, then those `counts`
+    that halve what lies between; down from `FIRST` where that is too many.
 
     `feed` is a recording, or a folder of them, that each feed plays at its own pace; `engine` are settings of the
     relay's `[engine]`; `codecs_ms` is what decoding and encoding a picture cost alone. The last
     figures say why it ended.
     """
-    carried, limit = 0, "the most that is tried"
-    place, ceiling = first_place(counts), len(counts)
-    while 0 <= place < ceiling:
+    limit = "the most that is tried"
+    low, high, place = -1, len(counts), first_place(counts)  # places of the most that is carried, the least that is not
+    while low + 1 < high:
         count, tries, reason = counts[place], 0, NO_TIME
         while reason and tries < TRIES and time_left() >= STEP_SECONDS:
             tries += 1
             figures, reason = one_relay(feed, folder, count, engine, codecs_ms, time_left, used_mb)
             yield {f"relay_{count}_feeds_{name}": value for name, value in (figures | {"tries": tries}).items()}
-        if not reason:
-            carried, place = count, place + 1
-            continue
-        limit = f"{count} feeds: {reason}" if tries else reason
-        ceiling, place = place, -1 if carried or not tries else place - 1
-    yield {"relay_feeds": carried, "relay_limit": limit}
+        if not tries:
+            limit = reason
+            break
+        if reason:
+            high, limit = place, f"{count} feeds: {reason}"
+        else:
+            low = place
+        place = next_place(counts, low, high)
+    yield {"relay_feeds": counts[low] if low >= 0 else 0, "relay_limit": limit}
 
 
 def first_place(counts: Sequence[int]) -> int:
     """The place of the count to begin with: `FIRST`, or the next below it."""
     return max(0, sum(count <= FIRST for count in counts) - 1)
+
+
+def next_place(counts: Sequence[int], low: int, high: int) -> int:
+    """Of the count to go on with, between the place of one that is carried (-1: none) and of one that is not."""
+    if low < 0:
+        return high - 1
+    if high < len(counts):
+        return (low + high) // 2
+    return min(sum(count < 2 * counts[low] for count in counts), high - 1)
 
 
 def one_relay(

@@ -58,10 +58,6 @@ def _stack(pictures: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]], 
     return stack.to(device)
 
 
-KERNELS_TRIED = 3
-"""For each convolution and shape: trying all takes longer than a budget of minutes gets back."""
-
-
 @dataclass
 class Kind:
     """Steps that differ in numbers only."""
@@ -86,8 +82,7 @@ class GraphSteps:
         guard: Guard,
     ) -> None:
         """The optimiser must be capturable, its learning rate a tensor on the device."""
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.benchmark_limit = KERNELS_TRIED
+        torch.backends.cudnn.benchmark = False  # it would build all kernels for each convolution and shape
         self._recipe, self._network, self._optimiser, self._device = recipe, network, optimiser, device
         self._guard = guard
         used = [share > 0 for share in recipe.mix]

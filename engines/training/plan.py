@@ -3,9 +3,10 @@
     python -m engines.training.plan pack LOL PHOTOS DATA    # where the data is: a few files of 26 MB at most
     python -m engines.training.plan train DATA OUT --minutes 25 --sitting 9    # where the GPU is, once for each sitting
 
-A job that is done is not done again, one that was interrupted goes on, and one for which the sitting has no time left
-is not begun. `OUT/JOB/` holds its checkpoint, weights in half precision and card; `OUT/plan.json` what is known of all
-jobs. Needs torch, numpy, safetensors, msgspec, and Pillow with AVIF (11.3 or later).
+A job that is done is not done again, one that was interrupted goes on, one that fails stops no other, and one for which
+the sitting has no time left is not begun. `OUT/JOB/` holds its checkpoint, weights in half precision and card;
+`OUT/plan.json` what is known of all jobs. `--only` chooses jobs, which then share all minutes. Needs torch, numpy,
+safetensors, msgspec, and Pillow with AVIF (11.3 or later).
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +47,7 @@ class Job:
     name: str
     recipe: str
     share: float
-    """Of the plan's minutes."""
+    """Of the plan's minutes, among the jobs that are chosen."""
     seed: int = 1
     start: str | None = None
     """The job whose weights it begins with."""
@@ -97,18 +100,20 @@ def run_plan(
     out: Path,
     minutes: float,
     sitting: float,
-    jobs: Iterable[Job] = JOBS,
+    jobs: Sequence[Job] = JOBS,
     steps: float = float("inf"),
     began: float | None = None,
     small: bool = False,
-) -> None:
+) -> list[str]:
     """Do what is not done yet, while this sitting of so many minutes lasts; `steps` ends every job early.
 
-    The sitting began at `began` on the monotonic clock, or now. `small` changes all recipes as `SMALL` says.
+    The sitting began at `began` on the monotonic clock, or now. `small` changes all recipes as `SMALL` says. Returns
+    the names of the jobs that failed.
     """
     deadline = (time.monotonic() if began is None else began) + 60 * sitting
+    whole, failed = sum(job.share for job in jobs), []
     for job in jobs:
-        folder, needed = out / job.name, job.share * minutes
+        folder, needed = out / job.name, job.share / whole * minutes
         if (folder / CARD).exists():
             print(f"{job.name}: done before")
         elif job.start is not None and not (out / job.start / CARD).exists():
@@ -117,8 +122,13 @@ def run_plan(
             print(f"{job.name}: needs {needed:.1f} minutes, more than this sitting has left")
         else:
             print(f"{job.name}: {needed:.1f} minutes at most", flush=True)
-            run_job(job, sets, out, Budget(minutes=needed, steps=steps), small)
+            try:
+                run_job(job, sets, out, Budget(minutes=needed, steps=steps), small)
+            except Exception:  # whatever it is: the other jobs have nothing to do with it
+                print(f"{job.name}: failed\n{traceback.format_exc()}", flush=True)
+                failed.append(job.name)
         write_summary(out)
+    return failed
 
 
 def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: Budget, small: bool = False) -> None:
@@ -183,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training = commands.add_parser("train", help="train what is not trained yet")
     for name in ("data", "out"):
         training.add_argument(name, type=Path)
-    training.add_argument("--minutes", type=float, default=25, help="of the whole plan")
+    training.add_argument("--minutes", type=float, default=25, help="of all jobs that are chosen")
     training.add_argument("--sitting", type=float, default=9, help="minutes of this call")
     training.add_argument("--steps", type=float, default=float("inf"), help="end every job early, to rehearse")
     training.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="these jobs alone")
@@ -197,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.seed is not None:
         chosen = [replace(job, seed=given.seed) for job in chosen]
     data = read_packs(given.data)
-    run_plan(data, given.out, given.minutes, given.sitting, chosen, given.steps, began, given.small)
+    if run_plan(data, given.out, given.minutes, given.sitting, chosen, given.steps, began, given.small):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
