@@ -57,13 +57,16 @@ class CudaSlot(Slot):
 
 
 class Kept:
-    """A feed's memory on the device; when it ends, in whatever thread, that is left to be freed where it can be."""
+    """A feed's memory on the device; when it ends, in whatever thread, that is left for the next feed.
 
-    def __init__(self, numbers: Any, turns: int, dropped: list[Any]) -> None:
-        self.numbers, self.turns, self._dropped = numbers, turns, dropped
+    Freeing it could wait for all that the GPU does, while no other thread of Python goes on (pycuda holds the GIL).
+    """
+
+    def __init__(self, numbers: Any, turns: int, spare: list[Any]) -> None:
+        self.numbers, self.turns, self._spare = numbers, turns, spare
 
     def __del__(self) -> None:
-        self._dropped.append(self.numbers)
+        self._spare.append(self.numbers)
 
 
 class CudaEngine(Engine):
@@ -78,8 +81,9 @@ class CudaEngine(Engine):
         self._warm_up_stream: Any = None
         self._lanes: dict[Size, Lanes] = {}
         self._memories: WeakKeyDictionary[Memory, Kept] = WeakKeyDictionary()
-        self._dropped: list[Any] = []  # what is freed when the device is current next
+        self._spare: list[Any] = []  # device memory of feeds that ended
         self._nothing: Any = None
+        self._staging: Any = None
 
     @abstractmethod
     def _open_device(self) -> Device:
@@ -105,6 +109,7 @@ class CudaEngine(Engine):
         with self._current() as device:
             *self._streams, self._warm_up_stream = [device.stream() for _ in range(4)]
             self._nothing = device.copy(np.zeros((1, self._remembers), np.float32))
+            self._staging = device.locked((1, self._remembers), np.float32)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -141,8 +146,8 @@ class CudaEngine(Engine):
             self._settle()
             self._close_lanes()
             self._memories.clear()
-            self._dropped.clear()
-            self._nothing = None
+            self._spare.clear()
+            self._nothing = self._staging = None
             self._streams = []
             self._warm_up_stream = None
         self._device = None
@@ -195,7 +200,6 @@ class CudaEngine(Engine):
     def _start(self, slots: Sequence[Slot]) -> None:
         ours = [slot for slot in slots if isinstance(slot, CudaSlot)]
         with self._starting, self._current() as device:
-            self._dropped.clear()
             lane = self._lanes[ours[0].width, ours[0].height].next()
             upload, compute, download = self._streams
             self._upload(lane, ours, upload)
@@ -234,7 +238,7 @@ class CudaEngine(Engine):
     def _compute(self, lane: Lane, slots: Sequence[CudaSlot], stream: Stream, device: Device) -> None:
         stream.wait_for_event(lane.filled)
         stream.wait_for_event(lane.fetched)
-        memories = [self._memory_on(device, slot.memory) for slot in slots]
+        memories = [self._memory_on(device, slot.memory, stream) for slot in slots]
         for index, memory in enumerate(memories):
             lane.recall(memory, index, stream)
         lane.run(len(slots), stream)
@@ -252,15 +256,25 @@ class CudaEngine(Engine):
             slot.done.record(stream)
         lane.fetched.record(stream)
 
-    def _memory_on(self, device: Device, memory: Memory | None) -> Any:
+    def _memory_on(self, device: Device, memory: Memory | None, stream: Stream) -> Any:
         """A feed's memory lives on the device, in the order of the compute stream; pictures alone read zeros."""
         if memory is None:
             return self._nothing
         kept = self._memories.get(memory)
         if kept is None or kept.turns != memory.turns:  # another engine had the feed
-            numbers = device.copy(memory.turn()[0])
-            kept = self._memories[memory] = Kept(numbers, memory.turns, self._dropped)
+            numbers = self._on_device(device, memory.turn()[0], stream)
+            kept = self._memories[memory] = Kept(numbers, memory.turns, self._spare)
         return kept.numbers
+
+    def _on_device(self, device: Device, numbers: Numbers, stream: Stream) -> Any:
+        """Memory of the device with these numbers. What a feed left is written to behind all that still uses it."""
+        if not self._spare:
+            return device.copy(numbers)
+        memory = self._spare.pop()
+        self._staging[:] = numbers
+        device.write(memory, self._staging, stream)
+        stream.synchronize()
+        return memory
 
     def recollect(self, memory: Memory) -> Numbers:
         """See `Door.recollect`."""

@@ -62,6 +62,9 @@ class Device(Protocol):
     def copy(self, numbers: Numbers) -> Any:
         """Device memory with these numbers, which lives as long as what is returned."""
 
+    def write(self, memory: Any, numbers: Numbers, stream: Any) -> None:
+        """Copy page-locked numbers to what `copy` returned for some of their shape; done when the stream is."""
+
     def read(self, memory: Any, numbers: Numbers, stream: Any) -> None:
         """Copy what `copy` returned to page-locked numbers of its shape; done when the stream is."""
 

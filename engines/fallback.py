@@ -25,6 +25,9 @@ from engines.watch import WatchedEngine
 EXIT_SECONDS = 5.0
 """How long the end waits for an engine that is being opened, made ready or closed, which nothing can interrupt."""
 
+THREAD = "nightbridge-engine"
+"""Name of the thread that opens better engines and makes them ready."""
+
 SIZES_NOTED = 64
 """Sizes that are wanted or refused, at most; a camera that makes up ever new ones fills no memory."""
 
@@ -52,7 +55,7 @@ class FallbackEngine(Door):
         self._refused: dict[Size, None] = {}  # sizes that it will never be ready for
         self._loans = Loans(self._changed)
         self._allowed: tuple[int, int] | None = None  # what `allow` said last
-        self._readying = threading.Thread(target=self._make_ready, name="nightbridge-engine", daemon=True)
+        self._readying = threading.Thread(target=self._make_ready, name=THREAD, daemon=True)
 
     @property
     def failures(self) -> dict[str, int]:
@@ -275,6 +278,14 @@ class FallbackEngine(Door):
             self._failures[runtime] += 1
             self.reason = f"{runtime} failed{where}: {error}"
         log.error("engine: %s goes on, since %s", self._last.info.runtime, self.reason)
+
+
+def is_left_behind() -> bool:
+    """Whether such a thread goes on after the end of its engine, in a library that nothing can interrupt.
+
+    The interpreter would end it in there, and CUDA's libraries end the process with an error then.
+    """
+    return any(thread.name == THREAD for thread in threading.enumerate())
 
 
 def note(sizes: dict[Size, None], size: Size) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DRIVER = "libcuda.so.1"
+SLEEPS = 4
+"""CU_CTX_SCHED_BLOCKING_SYNC."""
 DRIVER_VERSION = Path("/sys/module/nvidia/version")
 
 
@@ -38,6 +40,17 @@ def find_gpu() -> Gpu:
     if driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, len(name), device):
         return NO_GPU
     return Gpu(name.value.decode(errors="replace"), _driver_version(driver))
+
+
+def prepare_primary_context() -> None:
+    """Have the first GPU's primary context wait asleep, which FFmpeg asks of one before it decodes in it.
+
+    It must be called before anything uses that context, and does nothing where there is no GPU. With other flags FFmpeg
+    would make a context for every decoder, each with memory of its own (libavutil/hwcontext_cuda.c).
+    """
+    driver, device = _open_driver(), ctypes.c_int()
+    if driver is not None and not driver.cuDeviceGet(ctypes.byref(device), 0):
+        driver.cuDevicePrimaryCtxSetFlags_v2(device, SLEEPS)  # in use already it may refuse, and stays as it is
 
 
 def _open_driver() -> ctypes.CDLL | None:

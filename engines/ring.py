@@ -97,13 +97,15 @@ class Engine(Door):
 
     def allow(self, slots: int, sizes: int) -> None:
         """See `Door.allow`."""
+        surplus: list[Slot] = []  # whose memory is freed when nobody waits for the lock
         with self._free:
             self._slots, self._sizes = slots, sizes
             for size, ring in self._rings.items():
                 while ring and self._made[size] > slots:
-                    ring.pop()
+                    surplus.append(ring.pop())
                     self._made[size] -= 1
             self._free.notify_all()
+        surplus.clear()
         self._forget_sizes()
 
     def remember(self) -> Memory:

@@ -17,7 +17,7 @@ from engines.cuda_engine import CudaEngine
 from engines.cuda_lanes import Device
 from engines.door import EngineInfo, Numbers
 from engines.errors import EngineError, EngineMismatch, EngineMissing
-from engines.gpu import NO_GPU, Gpu, find_gpu
+from engines.gpu import NO_GPU, Gpu, find_gpu, prepare_primary_context
 from engines.network.config import CONFIGS
 from engines.plans import FILES, Plan, Plans
 from engines.runtime import EngineOptions
@@ -82,6 +82,10 @@ class PycudaDevice:
         copied.synchronize()
         return memory
 
+    def write(self, memory: Any, numbers: Numbers, stream: Any) -> None:
+        """See `Device`."""
+        self.driver.memcpy_htod_async(int(memory), numbers, stream)
+
     def read(self, memory: Any, numbers: Numbers, stream: Any) -> None:
         """See `Device`."""
         self.driver.memcpy_dtoh_async(numbers, int(memory), stream)
@@ -93,6 +97,7 @@ def primary_context(driver: Any) -> Any:
 
     pycuda's `detach` would leave it on the thread's stack, and what is freed after it would be lost.
     """
+    prepare_primary_context()
     return driver.Device(0).retain_primary_context()
 
 

@@ -46,6 +46,7 @@ class PlanLanes(Lanes):
         self, plan: Any, library: Library, device: PycudaDevice, largest_batch: int, kept: tuple[Plans, PlanKey]
     ) -> None:
         super().__init__([])  # first of all, since what comes first ends first where this fails
+        self._plan: Any = plan
         self._kept, self._compiled, self._config = kept, None, None
         user_managed = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if library.times_kernels:
@@ -80,9 +81,10 @@ class PlanLanes(Lanes):
                 plans.store_cache(key, bytes(compiled))
 
     def close(self) -> None:
-        """See `Lanes`. The contexts end before what they were made with."""
+        """See `Lanes`. The contexts end before what they were made with, and the plan last."""
         super().close()
         self._config = self._compiled = None
+        self._plan = None
 
 
 class PlanLane(Lane):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from engines.errors import EngineMissing
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 """By module, the preferred one first."""
-OLDEST = {"tensorrt": 10, "tensorrt_rtx": 1}
-"""Major versions: older ones have no strongly typed networks, or other calls."""
+OLDEST = {"tensorrt": (10, 1), "tensorrt_rtx": (1, 0)}
+"""Versions: older ones have no strongly typed networks, or other calls."""
 INSTALL = "pip install 'nightbridge[nvidia]' brings TensorRT-RTX"
 
 log = logging.getLogger(__name__)
@@ -50,9 +51,10 @@ def import_tensorrt() -> Library:
             reasons.append(f"{name}: {error}")
             continue
         version = str(module.__version__)
-        if int(version.partition(".")[0]) >= OLDEST[name]:
+        major, minor, *_ = (int(number) for number in re.findall(r"\d+", f"{version}.0"))
+        if (major, minor) >= OLDEST[name]:
             return Library(module, name, version)
-        reasons.append(f"{name} {version} is too old: it must be {OLDEST[name]} or newer")
+        reasons.append(f"{name} {version} is too old: it must be {'.'.join(map(str, OLDEST[name]))} or newer")
     raise EngineMissing(f"no TensorRT here: {INSTALL} ({'; '.join(reasons)})")
 
 

@@ -64,6 +64,11 @@ class TorchDevice:
         """See `Device`."""
         return torch.from_numpy(numbers.copy()).to(self.device)
 
+    def write(self, memory: Any, numbers: Numbers, stream: Any) -> None:
+        """See `Device`."""
+        with torch.cuda.stream(stream):
+            memory.copy_(torch.from_numpy(numbers), non_blocking=True)
+
     def read(self, memory: Any, numbers: Numbers, stream: Any) -> None:
         """See `Device`."""
         with torch.cuda.stream(stream):

@@ -8,9 +8,12 @@ from av.codec.hwaccel import HWAccel, hwdevices_available
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from engines.gpu import NO_GPU, find_gpu
+from engines.gpu import NO_GPU, find_gpu, prepare_primary_context
 from stream.errors import CodecError
 from stream.settings import EncoderSettings
+
+SHARED: dict[str, object] = {"primary_ctx": "1"}
+"""FFmpeg's option to decode in the GPU's primary context, as the engine computes there, and to make none."""
 
 NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc", "av1": "av1_nvenc"}
 """FFmpeg's encoder on the GPU for each codec of the wire."""
@@ -34,8 +37,12 @@ def nvdec(video: VideoStream) -> VideoCodecContext:
     told = video.codec_context
     if "cuda" not in hwdevices_available():
         raise CodecError("NVDEC is not in this build of FFmpeg")
+    prepare_primary_context()
     try:
-        context = av.CodecContext.create(told.codec, "r", HWAccel("cuda"))
+        try:
+            context = av.CodecContext.create(told.codec, "r", HWAccel("cuda", options=SHARED))
+        except av.FFmpegError:  # somebody uses it with other flags
+            context = av.CodecContext.create(told.codec, "r", HWAccel("cuda"))
     except av.FFmpegError as error:
         raise CodecError(trouble("NVDEC", error)) from None
     if not context.is_hwaccel:

@@ -108,3 +108,32 @@ def test_the_log_level_debug_shows_where_an_error_came_from(tmp_path: Path) -> N
 
 def test_the_log_level_is_stronger_than_the_settings() -> None:
     assert 'log_level = "error"' in nightbridge(ROOT, "--log-level", "error", "check").stdout
+
+
+LEFT = """
+import atexit, sys, time
+from engines import fallback
+from tests.test_fallback import Fake
+from tools import app
+
+def command():
+    openers = {"torch": lambda: time.sleep(99)} if sys.argv[1] == "busy" else {}
+    with fallback.FallbackEngine(Fake("openvino"), openers):
+        sys.exit(3)
+
+fallback.EXIT_SECONDS = 0.1
+atexit.register(print, "ended as usual")
+app.app = command
+app.main()
+"""
+"""A command whose GPU is still being opened at its end, or not."""
+
+
+@pytest.mark.parametrize("state", ["busy", "idle"])
+def test_a_library_that_cannot_be_interrupted_sees_no_interpreter_end(state: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT, state], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == ("" if state == "busy" else "ended as usual\n")
+    assert ("is left behind" in done.stderr) == (state == "busy")

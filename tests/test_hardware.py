@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from av.codec.hwaccel import HWAccel
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
@@ -129,6 +131,31 @@ def test_no_gpu_is_a_clear_error_of_the_decoder(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", pictures=2)
     with av.open(str(clip)) as container, pytest.raises(CodecError, match=f"^{NO_NVDEC}$"):
         nvdec(container.streams.video[0])
+
+
+@pytest.mark.parametrize("refusals", [0, 1, 2])
+def test_nvdec_decodes_in_the_engines_context_or_in_its_own_where_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    asked: list[object] = []
+
+    def create(codec: av.Codec, mode: str, accelerator: HWAccel) -> av.CodecContext:
+        asked.append(dict(accelerator.options))
+        if len(asked) <= refusals:
+            raise PermissionError(1, "Primary context already active with incompatible flags.")
+        return av.CodecContext.create(codec, mode)
+
+    class Library:
+        FFmpegError = PermissionError
+        CodecContext = SimpleNamespace(create=create)
+
+    monkeypatch.setattr(hardware, "av", Library)
+    monkeypatch.setattr(hardware, "hwdevices_available", lambda: ["cuda"])
+    clip = make_clip(tmp_path / "clip.mp4", pictures=2)
+    with av.open(str(clip)) as container, pytest.raises(CodecError, match="NVDEC") as refused:
+        nvdec(container.streams.video[0])
+    assert ("take the place" in str(refused.value)) == (refusals < 2)  # what it was given is a decoder of the CPU
+    assert asked == [{"primary_ctx": "1"}, {}][: refusals + 1]
 
 
 def test_a_codec_without_nvdec_is_a_clear_error(tmp_path: Path) -> None:

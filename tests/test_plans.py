@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from engines import gpu, plans, tensorrt_builder
 from engines.cards import NUMBERS, SHIPPED, Card, Weights, write_card
 from engines.errors import EngineError, EngineMismatch, EngineMissing
-from engines.gpu import NO_GPU, Gpu, find_gpu, has_driver
+from engines.gpu import NO_GPU, Gpu, find_gpu, has_driver, prepare_primary_context
 from engines.plans import Machine, PlanKey, Plans
 from engines.tensorrt_builder import build_plan, make_profile
 from engines.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
@@ -412,7 +412,7 @@ def test_full_tensorrt_goes_before_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_tensorrt_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_tensorrt(monkeypatch, tensorrt=module("tensorrt", "8.6.1"))
-    with pytest.raises(EngineMissing, match=r"tensorrt 8\.6\.1 is too old: it must be 10 or newer"):
+    with pytest.raises(EngineMissing, match=r"tensorrt 8\.6\.1 is too old: it must be 10\.1 or newer"):
         import_tensorrt()
 
 
@@ -424,6 +424,8 @@ class Driver:
         self.cuDeviceGetCount = lambda count: self.write(count._obj, gpus)
         self.cuDeviceGet = lambda _device, _index: 0
         self.cuDeviceGetName = lambda name, _length, _device: self.write(name, b"NVIDIA H200")
+        self.flags: list[int] = []
+        self.cuDevicePrimaryCtxSetFlags_v2 = lambda _device, flags: self.flags.append(flags) or 0
         self.cuDriverGetVersion = lambda version: self.write(version._obj, 13010)
 
     @staticmethod
@@ -439,6 +441,17 @@ def test_a_gpu_is_known_by_its_name_and_its_drivers_version(tmp_path: Path, monk
     assert find_gpu() == Gpu("NVIDIA H200", "CUDA 13.1")
     (tmp_path / "version").write_text("580.95.05\n")
     assert find_gpu() == H200
+
+
+def test_the_primary_context_is_made_as_ffmpeg_wants_to_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
+    prepare_primary_context()
+    assert driver.flags == [4]  # CU_CTX_SCHED_BLOCKING_SYNC
+    for none in (Driver(gpus=0), Driver(initialised=100)):
+        monkeypatch.setattr(ctypes, "CDLL", lambda _, none=none: none)
+        prepare_primary_context()
+        assert none.flags == []
 
 
 @pytest.mark.parametrize("driver", [None, Driver(initialised=100), Driver(gpus=0)], ids=["none", "fails", "no GPU"])

@@ -370,19 +370,39 @@ def test_leaving_frees_all_device_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     gc.collect()
 
 
-def test_a_feed_that_ends_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_feed_that_ends_leaves_its_memory_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     with bench(monkeypatch) as b:
         slot = filled(b.engine, 7)
         slot.memory = b.engine.remember()
         b.engine.submit([slot])
         slot.wait()
         before = len(b.driver.allocations)
-        slot.memory = None
-        gc.collect()
-        b.engine.submit([slot])
-        slot.wait()
-        assert len(b.driver.allocations) == before - 1
+        for _ in range(3):
+            slot.memory = b.engine.remember()
+            gc.collect()
+            b.engine.submit([slot])
+            slot.wait()
+            assert len(b.driver.allocations) == before, "nothing is freed while pictures come, nor more and more taken"
         assert not b.driver.leaked
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_a_feed_left_when_it_began_anew_is_another_feeds_once_its_pictures_are_done(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    with bench(monkeypatch, seed) as b:
+        anew, other = b.engine.remember(), b.engine.remember()
+        _, left = other.turn()
+        left[:] = 7  # by an engine on the CPU
+        slots = [filled(b.engine, 100) for _ in range(4)]
+        for slot, memory in zip(slots, (anew, anew, other, other), strict=True):
+            slot.memory, slot.keep = memory, 0.9
+            if slot is slots[1]:
+                anew.clear()  # as after a gap, while the picture before is still under way
+            b.engine.submit([slot])
+        for slot in slots:
+            slot.wait()
+        assert [int(slot.y_out[0, 0]) - 100 for slot in slots] == [0, 0, 7, 8]
 
 
 def test_all_that_is_given_up_is_freed_where_the_device_is_current(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,20 @@ def options(
 
 def main() -> None:
     """Run one command and end the process; an error is one line, or one for each mistake in the settings."""
+    try:
+        _run()
+    except SystemExit as ended:
+        if "engines.fallback" in sys.modules:  # only then there can be such a thread
+            from engines.fallback import is_left_behind
+
+            if is_left_behind() and isinstance(ended.code, int | None):
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(ended.code or 0)
+        raise
+
+
+def _run() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files come out as they are, though they be no UTF-8
     try:
