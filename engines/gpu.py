@@ -53,6 +53,28 @@ def prepare_primary_context() -> None:
         driver.cuDevicePrimaryCtxSetFlags_v2(device, SLEEPS)  # in use already it may refuse, and stays as it is
 
 
+def is_sound() -> bool:
+    """Whether this process can still use the first GPU: a fault of a kernel, such as an illegal address, spoils the
+    primary context for good, and a library that goes on in it may end the process."""
+    driver, device = _open_driver(), ctypes.c_int()
+    if driver is None or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return True
+    flags, active, context = ctypes.c_uint(), ctypes.c_int(), ctypes.c_void_p()
+    if driver.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active)) or not active.value:
+        return True  # nobody has used it, and asking would make it
+    if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
+        return False
+    try:
+        if driver.cuCtxPushCurrent_v2(context):
+            return False
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        sound = bool(driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0)
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        return sound
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(device)
+
+
 def _open_driver() -> ctypes.CDLL | None:
     """The driver, initialised; None where there is none, or no GPU for it."""
     try:

@@ -13,7 +13,7 @@ from engines.cards import Weights, find_weights
 from engines.door import Door
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.fallback import FallbackEngine
-from engines.gpu import has_driver
+from engines.gpu import has_driver, is_sound
 
 RUNTIMES = {
     "tensorrt": "engines.runtime_tensorrt",
@@ -92,6 +92,8 @@ def open_as_auto(runtime: str, weights: Weights, options: EngineOptions) -> Door
         return _open_runtime(runtime, weights, options)
     if not has_driver():
         raise EngineMissing("no NVIDIA driver with a GPU")
+    if not is_sound():
+        raise EngineMissing("the GPU has failed, and serves this process no more; another start of it may help")
     engine = _open_runtime(runtime, weights, replace(options, cuda_only=True))
     with engine:
         engine.prepare(*TRIAL)

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from engines import gpu, plans, tensorrt_builder
 from engines.cards import NUMBERS, SHIPPED, Card, Weights, write_card
 from engines.errors import EngineError, EngineMismatch, EngineMissing
-from engines.gpu import NO_GPU, Gpu, find_gpu, has_driver, prepare_primary_context
+from engines.gpu import NO_GPU, Gpu, find_gpu, has_driver, is_sound, prepare_primary_context
 from engines.plans import Machine, PlanKey, Plans
 from engines.tensorrt_builder import build_plan, make_profile
 from engines.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
@@ -452,6 +452,48 @@ def test_the_primary_context_is_made_as_ffmpeg_wants_to_share_it(monkeypatch: py
         monkeypatch.setattr(ctypes, "CDLL", lambda _, none=none: none)
         prepare_primary_context()
         assert none.flags == []
+
+
+class Used(Driver):
+    """A driver whose primary context somebody uses, or not; `fails` is the call that it answers with an error."""
+
+    def __init__(self, active: bool, fails: str = "") -> None:
+        super().__init__()
+        self.held, self.current = 0, 0
+        self.fails = fails
+        self.cuDevicePrimaryCtxGetState = lambda _device, _flags, state: self.write(state._obj, int(active))
+        self.cuDevicePrimaryCtxRetain = lambda _context, _device: self.count("held", 1, "retain")
+        self.cuDevicePrimaryCtxRelease_v2 = lambda _device: self.count("held", -1, "release")
+        self.cuCtxPushCurrent_v2 = lambda _context: self.count("current", 1, "push")
+        self.cuCtxPopCurrent_v2 = lambda _context: self.count("current", -1, "pop")
+        self.cuMemGetInfo_v2 = lambda _free, _total: 700 if fails == "any use" else 0
+
+    def count(self, what: str, by: int, call: str) -> int:
+        if call == self.fails:
+            return 700
+        setattr(self, what, getattr(self, what) + by)
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "sound"),
+    [
+        (Driver(gpus=0), True),
+        (Used(active=False, fails="any use"), True),
+        (Used(active=True), True),
+        (Used(active=True, fails="any use"), False),
+        (Used(active=True, fails="retain"), False),
+        (Used(active=True, fails="push"), False),
+    ],
+    ids=["no GPU", "not used", "sound", "spoilt", "cannot be held", "cannot be current"],
+)
+def test_a_gpu_whose_context_a_fault_has_spoilt_is_known(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver, sound: bool
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
+    assert is_sound() == sound
+    if isinstance(driver, Used):
+        assert (driver.held, driver.current) == (0, 0)
 
 
 @pytest.mark.parametrize("driver", [None, Driver(initialised=100), Driver(gpus=0)], ids=["none", "fails", "no GPU"])

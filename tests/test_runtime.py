@@ -106,6 +106,16 @@ def test_auto_passes_over_a_gpu_that_refuses_its_code(
         assert engine.failures == {"tensorrt": 1, "torch": 0, "openvino": 0}
 
 
+def test_no_runtime_is_tried_on_a_gpu_that_has_failed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = Machine(monkeypatch, "tensorrt", "torch", "openvino")
+    monkeypatch.setattr(runtime, "is_sound", lambda: False)
+    assert open_engine("auto").info.runtime == "openvino"
+    assert [name for name, _ in machine.asked] == ["openvino"]
+    assert "tensorrt: the GPU has failed" in told(caplog)[0]
+
+
 def test_only_the_relay_tells_its_engine_without_being_asked(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
