@@ -114,8 +114,8 @@ class EngineSettings(Table):
     """Frames at once, at most."""
     threads: Annotated[int, between(0, 1_024)] = 0
     """0: all cores that the process may use."""
-    parallel: Annotated[int, between(1, 64)] = 1
-    """Pictures of different feeds that OpenVINO computes side by side."""
+    parallel: Annotated[int, between(0, 64)] = 0
+    """Pictures of different feeds that OpenVINO computes side by side; 0: half as many as there are feeds."""
     cache: FolderToBe | None = None
     """None: the user's cache folder."""
 

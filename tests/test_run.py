@@ -241,6 +241,18 @@ main()
 """The command as far as its engine, which it tells of in place of opening it: `python -c SAY run`."""
 
 
+@pytest.mark.parametrize(("feeds", "parallel"), [(0, 1), (1, 1), (3, 1), (4, 2), (9, 4)])
+def test_half_as_many_pictures_as_feeds_are_computed_side_by_side_where_the_file_does_not_say(
+    tmp_path: Path, feeds: int, parallel: int
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("".join(f'[feeds.f{number}]\nurl = "udp://:{5000 + number}"\n' for number in range(feeds)))
+    asked = subprocess.run(
+        [sys.executable, "-c", SAY, "run", config], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert f"parallel={parallel})" in asked.stderr
+
+
 def test_the_engine_is_the_one_that_the_file_asks_for(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(

@@ -45,7 +45,7 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
     options = EngineOptions(
         precision=settings.engine.precision,
         threads=settings.engine.threads,
-        parallel=settings.engine.parallel,
+        parallel=settings.engine.parallel or max(1, len(settings.feeds) // 2),
         cache=settings.engine.cache,
         batch=settings.engine.batch,
     )
