@@ -73,7 +73,8 @@ def spell_out(model: openvino.Model) -> None:
 
     OpenVINO's convolutions compute a FakeQuantize themselves, but not the transposed ones in float. Alone it wants
     another order of memory, so that it and both sides of the concatenation that follows are copied there and back.
-    Without those copies a picture takes 3 % less time, and 20 to 24 % less on two cores that share no cache.
+    Without those copies a picture takes 3 % less time, and 20 to 24 % less on two cores that are as far apart as those
+    that share no cache (docs/benchmarks.md).
     """
     from openvino import opset13 as ops
 

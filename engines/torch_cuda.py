@@ -18,6 +18,7 @@ from engines.cuda_engine import CudaEngine
 from engines.cuda_lanes import LANES, Device, Lane, Lanes
 from engines.door import EngineInfo, Numbers
 from engines.export import INPUTS, OUTPUTS, HalfNetwork
+from engines.gpu import prepare_primary_context
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions
 
@@ -93,6 +94,7 @@ class TorchCudaEngine(CudaEngine):
         self._graph: PictureGraph | None = None
 
     def _open_device(self) -> Device:
+        prepare_primary_context()
         torch.backends.cudnn.benchmark = False  # it would build all kernels for each convolution, size and count
         torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
         network = load_network(self._weights.file(NUMBERS))
