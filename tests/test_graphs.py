@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from unittest import mock
 
@@ -14,7 +15,7 @@ from engines.data.pairs import Draw, draw, small_sizes
 from engines.errors import EngineError
 from engines.training import graphs, guard, train
 from engines.training.recipe import Recipe
-from engines.training.steps import EagerSteps, train_step
+from engines.training.steps import NO_LESSONS, EagerSteps, Lesson, train_step
 from tests.test_train import sample
 
 CPU = torch.device("cpu")
@@ -44,14 +45,16 @@ def draws(turns: list[float], **options: float) -> list[Draw]:
     return [draw(small_sizes([sample()]), (32, 32), 2, random, turn=turn, gain=1.2, **options) for turn in turns]
 
 
-def steps_of(recipe: Recipe, *, as_graphs: bool) -> tuple[train.Run, graphs.GraphSteps | EagerSteps]:
+def steps_of(
+    recipe: Recipe, *, as_graphs: bool, lessons: Sequence[Lesson | None] = NO_LESSONS
+) -> tuple[train.Run, graphs.GraphSteps | EagerSteps]:
     run = train.Run.begin(recipe)
     for group in run.optimiser.param_groups:
         group["lr"] = torch.tensor(1.0)
     samples = ([sample()], [], [])
     if as_graphs:
-        return run, graphs.GraphSteps(recipe, run.network, run.optimiser, samples, CPU, run.guard)
-    return run, EagerSteps(recipe, run.network, run.optimiser, samples, run.guard)
+        return run, graphs.GraphSteps(recipe, run.network, run.optimiser, samples, CPU, run.guard, lessons)
+    return run, EagerSteps(recipe, run.network, run.optimiser, samples, run.guard, lessons)
 
 
 @pytest.mark.parametrize("options", [{}, {"noise": 3.0, "twins": 1.0}], ids=["plain", "steady"])
@@ -68,6 +71,26 @@ def test_steps_on_a_gpu_learn_what_steps_on_the_cpu_learn(captured: list[mock.Mo
         # rates are float32 on a device; a step that is left out moves every number by some 1e-3
         assert value.sub(networks[1][name]).abs().mean() < 5e-5, name
     assert len(captured) == 2  # with and without the detail branch
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_teacher_says_the_same_on_a_gpu_as_on_the_cpu_even_when_replayed(
+    captured: list[mock.Mock], share: float
+) -> None:
+    teacher = train.Run.begin(msgspec.structs.replace(RECIPE, seed=9)).network.eval()
+    (chosen,) = draws([0.0])
+    recipe = msgspec.structs.replace(RECIPE, detail_weight=0.0)
+
+    def losses(lessons: Sequence[Lesson | None], *, as_graphs: bool) -> list[float]:
+        """Of steps that change nothing; the graph is captured on the way."""
+        _, steps = steps_of(recipe, as_graphs=as_graphs, lessons=lessons)
+        count = graphs.WARM_UP + 2
+        return [steps.take(0, chosen, 0, 0.0, np.random.default_rng(1))["huber"] for _ in range(count)]
+
+    taught = losses((Lesson(teacher, share), None, None), as_graphs=True)
+    assert len(captured) == 1
+    assert taught == pytest.approx(losses((Lesson(teacher, share), None, None), as_graphs=False), rel=1e-3)
+    assert taught[-1] != pytest.approx(losses(NO_LESSONS, as_graphs=True)[-1], rel=0.05)
 
 
 def test_each_kind_of_step_is_captured_once_and_then_replayed(captured: list[mock.Mock]) -> None:

@@ -24,7 +24,7 @@ from engines.network.config import NEID_LIVE
 from engines.network.neid import Neid
 from engines.training import train as training
 from engines.training.recipe import RECIPES, Recipe, learning_rate, read_recipe
-from engines.training.steps import Steps, detail_target, half_window, loss_parts, train_step
+from engines.training.steps import Lesson, Steps, detail_target, half_window, loss_parts, train_step
 from tests.test_check import ROOT, nightbridge
 
 
@@ -165,7 +165,7 @@ def test_the_shipped_recipe_is_the_default_one_made_steady() -> None:
 def test_every_shipped_recipe_can_be_read() -> None:
     networks = {path.stem: read_recipe(path.stem).network for path in RECIPES.glob("*.toml")}
     ours = {name for name in networks if name.startswith("field")}
-    lite = {"field-lite", "field-lite-second"}
+    lite = {"field-lite", "field-lite-second", "field-lite-taught"}
     assert ours == {"field", "field-second", "field-finish", "field-last", "field-even", "field-sharp", *lite}
     assert {networks.pop(name) for name in lite} == {"neid-lite"}
     assert {networks.pop(name) for name in ours - lite} == {"neid-live"}
@@ -344,6 +344,10 @@ def test_a_checkpoint_goes_on_with_nothing_but_what_it_was_begun_with(tmp_path: 
     training.Run.begin(recipe()).save(tmp_path / "c.pt")
     with pytest.raises(EngineMismatch, match="begun with random numbers"):
         training.Run.begin(recipe(), numbers).load(tmp_path / "c.pt")
+    training.Run.begin(recipe(), teacher=numbers).save(tmp_path / "c.pt")
+    training.Run.begin(recipe(), teacher=numbers).load(tmp_path / "c.pt")
+    with pytest.raises(EngineMismatch, match="begun with another teacher"):
+        training.Run.begin(recipe()).load(tmp_path / "c.pt")
 
 
 def test_engine_files_of_older_numbers_are_gone_when_new_ones_are_stored(tmp_path: Path) -> None:
@@ -429,9 +433,11 @@ def test_lol_and_nights_are_each_learned_at_an_evened_brightness_and_days_as_the
     bright, levels = sample(), []
     dim = replace(bright, large=(bright.large // 4).astype(np.uint8))
 
-    def spy(plan: Recipe, run: training.Run, samples: Sequence[Sequence[Sample]]) -> Steps:
+    def spy(
+        plan: Recipe, run: training.Run, samples: Sequence[Sequence[Sample]], taught: Sequence[Lesson | None]
+    ) -> Steps:
         levels.extend([pair.large.mean() for pair in kind] for kind in samples)
-        return training_steps(plan, run, samples)
+        return training_steps(plan, run, samples, taught)
 
     training_steps = training.open_steps
     with mock.patch.object(training, "open_steps", spy):
@@ -440,6 +446,84 @@ def test_lol_and_nights_are_each_learned_at_an_evened_brightness_and_days_as_the
     lol, night, day = levels
     assert (lol[0] / lol[1], night[0] / night[1]) == pytest.approx(ratios, rel=0.03)
     assert day == [bright.large.mean(), dim.large.mean()]
+
+
+class Teacher(torch.nn.Module):
+    """Stands for a network that makes the same bright grey of everything, at sides that it can take."""
+
+    config = NEID_LIVE
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = torch.nn.Parameter(torch.tensor(level))
+
+    def forward(self, small: torch.Tensor) -> torch.Tensor:
+        count, channels, height, width = small.shape
+        assert (height % NEID_LIVE.multiple, width % NEID_LIVE.multiple) == (0, 0)
+        return self.level.expand(count, channels, 2 * height, 2 * width)
+
+
+def test_a_lesson_draws_the_target_to_the_teacher_s_picture_by_its_share() -> None:
+    truth = torch.full((2, 3, 42, 58), 0.2)
+    target = Lesson(Teacher(0.6), 0.25).target(torch.rand(2, 3, 21, 29), truth)
+    assert target.shape == truth.shape
+    assert torch.allclose(target, torch.tensor(0.3))
+    assert not target.requires_grad
+    assert torch.allclose(Lesson(Teacher(1.5), 1.0).target(torch.rand(2, 3, 21, 29), truth), torch.tensor(1.0))
+
+
+def test_each_kind_of_pairs_has_its_own_lesson(tmp_path: Path) -> None:
+    training.store(Neid(NEID_LIVE), Recipe(), tmp_path, {})
+    lessons = training.lessons(recipe(taught=(0.5, 0.25, 0.0)), tmp_path / NUMBERS, CPU)
+    assert [lesson and lesson.share for lesson in lessons] == [0.5, 0.25, None]
+    bright = sample()
+    pairs = ([bright], [bright], [bright])
+    told = []
+    for mix in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
+        learning = recipe(mix=mix, batch=1)
+        run = training.Run.begin(learning)
+        steps = training.open_steps(learning, run, pairs, [Lesson(Teacher(0.9), 1.0), Lesson(Teacher(0.0), 1.0), None])
+        random = np.random.default_rng(3)
+        kind, chosen = training.choose(learning, [small_sizes(some) for some in pairs], 1.0, random)
+        told.append(steps.take(kind, chosen, 1, 0.0, random)["huber"])
+    assert len({round(loss, 4) for loss in told}) == 3, told
+
+
+def test_what_is_learned_with_a_teacher_is_the_teacher_s_picture(tmp_path: Path) -> None:
+    """The truth is bright; the teacher, whose last layer makes 0.1 of everything, is not."""
+    teacher = Neid(NEID_LIVE)
+    with torch.no_grad():
+        teacher.light.subpixels.weight.zero_()
+        teacher.light.subpixels.bias.copy_(torch.tensor(0.1))  # type: ignore[union-attr]
+    training.store(teacher, Recipe(), tmp_path, {})
+    network = training.train(
+        recipe(taught=(1.0, 0.0, 0.0), ema=0.8, learning_rate=1e-3),
+        ([sample()], [], []),
+        training.Budget(steps=40),
+        tmp_path / "c.pt",
+        lambda *_: None,
+        device=CPU,
+        teacher=tmp_path / NUMBERS,
+    )
+    small = torch.from_numpy(sample().small.copy()).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        assert network(small).mean().item() == pytest.approx(0.1, abs=0.05)
+
+
+@pytest.mark.parametrize("taught", [(0.5, 0.0, 0.0), (0.0, 0.0, 0.0)])
+def test_a_teacher_is_given_where_there_are_lessons_and_nowhere_else(
+    taught: tuple[float, float, float], tmp_path: Path
+) -> None:
+    training.store(Neid(NEID_LIVE), Recipe(), tmp_path, {})
+    with pytest.raises(ValueError, match="a teacher must be given where the recipe has lessons"):
+        training.train(
+            recipe(taught=taught),
+            ([sample()], [], []),
+            training.Budget(steps=1),
+            tmp_path / "c.pt",
+            lambda *_: None,
+            teacher=None if any(taught) else tmp_path / NUMBERS,
+        )
 
 
 def test_whole_pictures_come_at_the_end_and_crops_before() -> None:
@@ -500,8 +584,11 @@ def test_the_command_trains_by_a_recipe_goes_on_and_stores_weights(tmp_path: Pat
 def test_the_command_says_what_it_misses(tmp_path: Path) -> None:
     lol = write_lol(tmp_path / "lol")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "mine.toml").write_text(MINE)
     for more, code, told in (
         (("field",), 2, "give --photos"),
+        (("field-lite-taught", "--photos", "empty"), 2, "has lessons (`taught`): give --teacher"),
+        (("paper-best", "--teacher", "mine.toml"), 2, "has no lessons (`taught`)"),
         (("field", "--photos", "empty"), 1, "empty: no photo and no bright video of at least 448x288 pixels"),
         (("feild",), 1, "no recipe 'feild': give one of field"),
     ):
@@ -531,7 +618,8 @@ def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
         read_recipe(str(file))
     for text, told in (
         ("twins = -0.1", "twins is -0.1; it must be from 0 to 1"),
-        ("evened = [0.0, 1.5]", "evened is [0.0, 1.5]; both must be from 0 to 1"),
+        ("evened = [0.0, 1.5]", "evened is [0.0, 1.5]; all must be from 0 to 1"),
+        ("taught = [0.5, -0.5, 0.0]", "taught is [0.5, -0.5, 0.0]; all must be from 0 to 1"),
         ("evened_nearby = 2.0", "evened_nearby is 2.0; it must be from 0 to 1"),
         ("noise = -1.0", "noise is -1.0; it must be a number from 0 on"),
         ("twin_noise = -1.0", "twin_noise is -1.0; it must be a number from 0 on"),

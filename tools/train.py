@@ -25,6 +25,10 @@ def train(
     start: Annotated[
         Path | None, typer.Option(help="weights.safetensors to begin with, also of a wider network.", exists=True)
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="weights.safetensors of the teacher of a recipe with lessons (`taught`).", exists=True),
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="Budget, over all sittings.", show_default="120 without --steps")
     ] = None,
@@ -49,6 +53,10 @@ def train(
     plan = training.read_recipe(recipe)
     if photos is None and any(plan.mix[1:]):
         raise typer.BadParameter(f"recipe {recipe} mixes in nights and days: give --photos, a folder by day")
+    if any(plan.taught) and teacher is None:
+        raise typer.BadParameter(f"recipe {recipe} has lessons (`taught`): give --teacher, the weights of a network")
+    if teacher is not None and not any(plan.taught):
+        raise typer.BadParameter(f"recipe {recipe} has no lessons (`taught`) for which a --teacher would be needed")
     if minutes is None:
         minutes = math.inf if steps else 120
     out = out or Path("runs") / Path(recipe).stem
@@ -69,6 +77,7 @@ def train(
             progress.report,
             start,
             training.Trial(held_out, progress.told) if plan.hold_out else None,
+            teacher=teacher,
         )
     scores: dict[str, object] = {}
     if plan.hold_out:

@@ -19,7 +19,7 @@ from engines.data.pairs import SCALES, Draw, Sample, light_up, rows_and_columns,
 from engines.network.neid import Neid
 from engines.training.guard import Guard
 from engines.training.recipe import Recipe
-from engines.training.steps import train_step
+from engines.training.steps import NO_LESSONS, Lesson, train_step
 
 WARM_UP = 3
 """Steps of a kind before it is captured."""
@@ -64,6 +64,7 @@ class Kind:
 
     places: Tensor
     light: Tensor
+    lesson: Lesson | None = None
     taken: int = 0
     graph: torch.cuda.CUDAGraph | None = None
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -80,11 +81,12 @@ class GraphSteps:
         samples: Sequence[Sequence[Sample]],
         device: torch.device,
         guard: Guard,
+        lessons: Sequence[Lesson | None] = NO_LESSONS,
     ) -> None:
-        """The optimiser must be capturable, its learning rate a tensor on the device."""
+        """The optimiser must be capturable, its learning rate a tensor on the device; `lessons` as in `EagerSteps`."""
         torch.backends.cudnn.benchmark = False  # it would build all kernels for each convolution and shape
         self._recipe, self._network, self._optimiser, self._device = recipe, network, optimiser, device
-        self._guard = guard
+        self._guard, self._lessons = guard, lessons
         used = [share > 0 for share in recipe.mix]
         self._decks = [Deck(some, device) if use else None for some, use in zip(samples, used, strict=True)]
         self._kinds: dict[tuple[object, ...], Kind] = {}
@@ -100,7 +102,7 @@ class GraphSteps:
         key = (kind, chosen.size, chosen.turned, chosen.mixed, chosen.noisy, chosen.twins, with_detail)
         if key not in self._kinds:
             places, light = (torch.empty_like(x, device=self._device) for x in (chosen.places, chosen.light))
-            self._kinds[key] = Kind(places, light)
+            self._kinds[key] = Kind(places, light, self._lessons[kind])
         this = self._kinds[key]
         self._noise.manual_seed(chosen.seed)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -136,4 +138,14 @@ class GraphSteps:
     def _step(self, this: Kind, deck: Deck, chosen: Draw, with_detail: bool) -> dict[str, Tensor]:
         pictures = deck.batch(this.places, this.light, chosen, self._noise)
         region = shared_region(this.places, chosen) if chosen.twins else None
-        return train_step(self._recipe, self._network, self._optimiser, self._guard, pictures, ALL, with_detail, region)
+        return train_step(
+            self._recipe,
+            self._network,
+            self._optimiser,
+            self._guard,
+            pictures,
+            ALL,
+            with_detail,
+            region,
+            this.lesson,
+        )

@@ -78,6 +78,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evened_nearby: float = 0.0
     """The same of LOL's pairs alone, after `evened`: to what each has in common with its `engines.data.pairs.NEARBY`
     neighbours on either side, which mostly show the same scene."""
+    taught: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Shares of the way, 0 to 1, by which the bright pictures of LOL, night and day pairs are drawn to what a teacher,
+    a network trained before, makes of the same small picture; see `engines.training.steps.Lesson`."""
     noise: float = 0.0
     """Largest deviation of the noise that is added to the small pictures, in code values of 255; drawn for each."""
     twins: float = 0.0
@@ -144,8 +147,10 @@ def _fault(recipe: Recipe) -> str | None:
     for name in ("whole", "turn", "mixup", "twins", "evened_nearby", "exposure_free", "ema"):
         if not 0 <= (share := getattr(recipe, name)) <= 1:
             return f"{name} is {share}; it must be from 0 to 1"
-    if not all(0 <= share <= 1 for share in recipe.evened):
-        return f"evened is {list(recipe.evened)}; both must be from 0 to 1"
+    for name in ("evened", "taught"):
+        shares = getattr(recipe, name)
+        if not all(0 <= share <= 1 for share in shares):
+            return f"{name} is {list(shares)}; all must be from 0 to 1"
     if min(recipe.mix) < 0 or not math.isclose(sum(recipe.mix), 1, abs_tol=1e-9):
         return f"mix is {list(recipe.mix)}; its shares must be from 0 on, and 1 together"
     for name, least in LEAST.items():

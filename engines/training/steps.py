@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,27 @@ Region = tuple[Tensor, Tensor]
 """Rows (N, h) and columns (N, w) of N large pictures, see `shared_region`."""
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a network trained before adds to the targets of one kind of pairs.
+
+    A small network learns sooner from what a larger one makes of a picture than from the truth alone, which has noise
+    and a brightness that nobody could guess (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015).
+    """
+
+    teacher: Neid
+    """Ready for inference, on the device of the pictures."""
+    share: float
+    """0: the truth alone, 1: the teacher's picture alone."""
+
+    @torch.no_grad()
+    def target(self, small: Tensor, large: Tensor) -> Tensor:
+        """Bright pictures (N, 3, 2H, 2W), drawn to what the teacher makes of `small` (N, 3, H, W)."""
+        number = next(self.teacher.parameters())
+        bright = self.teacher(pad(small, self.teacher.config.multiple).to(number.dtype))
+        return large.lerp(cut(bright.float(), *large.shape[-2:]).clamp(0, 1), self.share)
+
+
 class Steps(Protocol):
     """Takes training steps on some device."""
 
@@ -34,6 +56,9 @@ class Steps(Protocol):
         Raises `EngineError` where too many steps had no finite gradient, see `Guard.check`.
         """
         ...
+
+
+NO_LESSONS: tuple[Lesson | None, ...] = (None, None, None)
 
 
 class EagerSteps:
@@ -46,9 +71,11 @@ class EagerSteps:
         optimiser: torch.optim.Optimizer,
         samples: Sequence[Sequence[Sample]],
         guard: Guard,
+        lessons: Sequence[Lesson | None] = NO_LESSONS,
     ) -> None:
+        """`lessons` are those of each kind of pairs, as `samples` are."""
         self._recipe, self._network, self._optimiser, self._samples = recipe, network, optimiser, samples
-        self._guard = guard
+        self._guard, self._lessons = guard, lessons
 
     def take(self, kind: int, chosen: Draw, step: int, rate: float, random: np.random.Generator) -> dict[str, float]:
         """See `Steps`."""
@@ -66,6 +93,7 @@ class EagerSteps:
             window,
             self._recipe.with_detail(step),
             region,
+            self._lessons[kind],
         )
         self._guard.check(step + 1)
         return {name: part.item() for name, part in parts.items()}
@@ -80,14 +108,18 @@ def train_step(
     window: Window,
     with_detail: bool,
     region: Region | None = None,
+    lesson: Lesson | None = None,
 ) -> dict[str, Tensor]:
     """One step on one batch [small, large, dark]; returns the parts of the loss by name, without their weights.
 
-    `region` is what twins share, in a batch of twins. The `guard` decides whether the step changes anything.
+    `region` is what twins share, in a batch of twins; `lesson` what a teacher adds. The `guard` decides whether the
+    step changes anything.
     """
     small, large, dark = (picture.contiguous(memory_format=torch.channels_last) for picture in pictures)
     if recipe.subsampled:
         small = subsample_chroma(small)
+    if lesson is not None:
+        large = lesson.target(small, large)
     parts = loss_parts(recipe, network, small, large, dark if with_detail else None, window, region)
     weights = recipe.weights()
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()

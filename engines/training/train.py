@@ -30,7 +30,7 @@ from engines.training.guard import Guard
 from engines.training.narrow import fits, narrowed
 from engines.training.recipe import Recipe, learning_rate
 from engines.training.recipe import read_recipe as read_recipe
-from engines.training.steps import EagerSteps, Steps
+from engines.training.steps import NO_LESSONS, EagerSteps, Lesson, Steps, has_bfloat16
 
 SAVE_EVERY = {"cpu": 200, "cuda": 20_000}
 """Steps between two checkpoints, by the kind of device."""
@@ -75,29 +75,33 @@ def train(
     start: Path | None = None,
     trial: Trial | None = None,
     device: torch.device | None = None,
+    teacher: Path | None = None,
 ) -> Neid:
     """Train until the budget or the recipe's steps are used up; returns the averaged (EMA) network, on the CPU.
 
     With `select = "best"` it is the average that scored best in the `trial`, which must then be given (`ValueError`).
     `start` are stored numbers to begin with, in place of random ones; of a wider network the most important channels.
+    `teacher` are those of the network that `recipe.taught` wants, and must be given with it alone (`ValueError`).
     `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `checkpoint` is written every `SAVE_EVERY`
     steps; where it exists the run goes on from it, on whichever device; `EngineMismatch` is raised if it was begun with
-    another recipe or another `start`. On a CPU a budget of steps makes a run repeatable: it gives the same network,
+    another recipe, `start` or `teacher`. On a CPU a budget of steps makes a run repeatable: it gives the same network,
     interrupted or not. One of minutes does not, since the learning rate follows the clock. `device` is a GPU where
     there is one. A step whose gradient is not finite changes neither network nor optimiser; too many in a row raise
     `EngineError`, and leave the checkpoint as it is.
     """
     if recipe.select == "best" and trial is None:
         raise ValueError("the recipe selects the best network, but no held-out pairs were given to try it on")
+    if any(recipe.taught) != (teacher is not None):
+        raise ValueError("a teacher must be given where the recipe has lessons of one, and nowhere else")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     budget = replace(budget, steps=min(budget.steps, recipe.steps or math.inf))
-    run = Run.begin(recipe, start, device)
+    run = Run.begin(recipe, start, device, teacher)
     if checkpoint.exists():
         run.load(checkpoint)
     lol, night, *day = samples
     lol = even_out(even_out(lol, recipe.evened[0]), recipe.evened_nearby, NEARBY)
     samples = (lol, even_out(night, recipe.evened[1]), *day)
-    steps = open_steps(recipe, run, samples)
+    steps = open_steps(recipe, run, samples, lessons(recipe, teacher, device))
     sizes = [small_sizes(some) for some in samples]
     while (share := budget.share(run.step, run.seconds)) < 1:
         started = time.monotonic()
@@ -127,11 +131,22 @@ def choose(
     return kind, draw(sizes[kind], size, recipe.batch, random, gain=recipe.gain, mixup=recipe.mixup, **options)
 
 
-def open_steps(recipe: Recipe, run: Run, samples: Sequence[Sequence[Sample]]) -> Steps:
+def lessons(recipe: Recipe, teacher: Path | None, device: torch.device) -> Sequence[Lesson | None]:
+    """What the stored numbers `teacher` add to the LOL, night and day pairs."""
+    if teacher is None:
+        return NO_LESSONS
+    kind = torch.bfloat16 if has_bfloat16(device) else torch.float32
+    network = load_network(teacher).to(device, kind).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return [Lesson(network, share) if share > 0 else None for share in recipe.taught]
+
+
+def open_steps(
+    recipe: Recipe, run: Run, samples: Sequence[Sequence[Sample]], lessons: Sequence[Lesson | None] = NO_LESSONS
+) -> Steps:
     """What takes the steps on the run's device."""
     if run.device.type == "cuda":
-        return GraphSteps(recipe, run.network, run.optimiser, samples, run.device, run.guard)
-    return EagerSteps(recipe, run.network, run.optimiser, samples, run.guard)
+        return GraphSteps(recipe, run.network, run.optimiser, samples, run.device, run.guard, lessons)
+    return EagerSteps(recipe, run.network, run.optimiser, samples, run.guard, lessons)
 
 
 @dataclass
@@ -153,10 +168,16 @@ class Run:
     trials: list[tuple[int, float]] = field(default_factory=list)
     """The step and the score of every attempt."""
     origin: dict[str, object] = field(default_factory=dict)
-    """The recipe, and the SHA-256 of the numbers that it began with, as builtins."""
+    """The recipe, and the SHA-256 of the numbers that it began with and of its teacher's, as builtins."""
 
     @classmethod
-    def begin(cls, recipe: Recipe, start: Path | None = None, device: torch.device | None = None) -> Self:
+    def begin(
+        cls,
+        recipe: Recipe,
+        start: Path | None = None,
+        device: torch.device | None = None,
+        teacher: Path | None = None,
+    ) -> Self:
         """A network that knows nothing yet, or what the stored numbers `start` hold, and its optimiser."""
         device = device or torch.device("cpu")
         config = replace(CONFIGS[recipe.network], parts=recipe.parts)
@@ -170,7 +191,11 @@ class Run:
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.AdamW(network.parameters(), **optimiser_options(recipe, device))
         average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        origin = {"recipe": msgspec.to_builtins(recipe), "start": sha256(start) if start else None}
+        origin = {
+            "recipe": msgspec.to_builtins(recipe),
+            "start": sha256(start) if start else None,
+            "teacher": sha256(teacher) if teacher else None,
+        }
         return cls(network, optimiser, average, device, Guard(device), origin=origin)
 
     def follow(self, decay: float) -> None:
@@ -263,6 +288,8 @@ def _difference(saved: dict[str, Any] | None, own: dict[str, Any]) -> str | None
             return f"{name} = {was}, and not with {value}"
     if own["start"] not in (None, saved["start"]):
         return "other numbers" if saved["start"] else "random numbers"
+    if own["teacher"] != saved.get("teacher"):
+        return "another teacher"
     return None
 
 
