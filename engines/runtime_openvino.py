@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import openvino
@@ -17,7 +18,7 @@ from platformdirs import user_cache_path
 
 from engines.cards import Weights
 from engines.cores import available_cores
-from engines.door import SCALE, EngineInfo, Memory, Slot
+from engines.door import SCALE, EngineInfo, Memory, Numbers, Slot
 from engines.errors import EngineError, EngineMismatch
 from engines.private_cache import make_room
 from engines.ring import Engine
@@ -28,6 +29,7 @@ ACCEPTABLE_LOSS_DB = 0.15
 """`auto` takes a faster precision only where the picture loses no more than this against fp32."""
 CPU_INFO = Path("/proc/cpuinfo")
 """Where Linux tells of the processor."""
+CLOSED = "the engine was closed before the picture was done"
 LARGEST_CACHE = 1024**3
 """Bytes of compiled models that are kept: some 80 sizes of pictures. Those of older weights, or of another OpenVINO,
 are asked for no more, and go first."""
@@ -47,11 +49,24 @@ class OpenVinoSlot(Slot):
     """(1, 1), `keep` as the request reads it."""
     alone: Memory = field(kw_only=True)
     """Of pictures that have no other."""
+    numbers: tuple[Numbers, Numbers] | None = field(default=None, repr=False)
+    """Of the memory, what the request reads and what it writes: a request does not keep what it was given alive."""
+    lent: Memory | None = None
+    """The memory of the picture that is under way, where its feed's next one must not begin before it has ended."""
+    follows: OpenVinoSlot | None = field(default=None, repr=False)
+    """Whose end is waited for before this one begins: the picture before of the same feed."""
+    followed_by: OpenVinoSlot | None = field(default=None, repr=False)
+    failure: EngineError | None = field(default=None, repr=False)
+    """Why it was not started."""
 
 
 class OpenVinoEngine(Engine):
     """Compiles a size when its first slot is asked for; requests run one after another on all threads, or `parallel` of
-    them side by side on a share of the threads each, but those of one feed in their order."""
+    them side by side on a share of the threads each, but those of one feed in their order.
+
+    So a picture may have to wait for the one before, which is waited for (`wait`) by then or soon will be: whoever does
+    that starts it.
+    """
 
     def __init__(self, weights: Weights, precision: str, core: openvino.Core, options: EngineOptions) -> None:
         super().__init__(
@@ -71,9 +86,12 @@ class OpenVinoEngine(Engine):
         self._model: openvino.Model | None = None
         self._compiled: dict[tuple[int, int], openvino.CompiledModel] = {}
         self._threads = options.threads or available_cores()
-        self._parallel = min(options.parallel, self._threads)
-        self._latest: WeakKeyDictionary[Memory, ref[OpenVinoSlot]] = WeakKeyDictionary()
-        """Of each feed's memory the slot that writes to it last."""
+        self._parallel = side_by_side(options.parallel, self._threads)
+        self._order = threading.Lock()
+        self._latest: WeakKeyDictionary[Memory, OpenVinoSlot] = WeakKeyDictionary()
+        """Of each feed that has pictures under way, the slot of the last one."""
+        self._computing: dict[int, OpenVinoSlot] = {}
+        """By their ids, the slots whose requests were started and not waited for yet."""
 
     def _open(self) -> None:
         try:
@@ -85,6 +103,17 @@ class OpenVinoEngine(Engine):
         self._remembers = self._model.input("memory").get_partial_shape()[1].get_length()
 
     def _close(self) -> None:
+        """What is being computed is given up, and ends before the memory that it writes to is freed."""
+        with self._order:
+            computing = list(self._computing.values())
+            self._computing.clear()
+            self._latest.clear()
+        for slot in computing:
+            slot.followed_by = None
+            slot.request.cancel()
+        for slot in computing:
+            with suppress(RuntimeError):
+                slot.request.wait()
         self._compiled.clear()
         self._model = None
 
@@ -161,41 +190,81 @@ class OpenVinoEngine(Engine):
         }
 
     def _start(self, slots: Sequence[Slot]) -> None:
+        """Never waits: a picture whose feed has one under way begins when that ends, see `_finish`."""
         for slot in slots:
             assert isinstance(slot, OpenVinoSlot)
             slot.coefficients[:] = slot.colour.coefficients()
             slot.kept[:] = slot.keep if slot.memory else 0
-            if slot.memory and self._parallel > 1:  # the next picture of a feed reads what this one leaves
-                self._follow(slot.memory, slot)
-            before, after = (slot.memory or slot.alone).turn()
+            slot.numbers = before, after = (slot.memory or slot.alone).turn()
             slot.request.set_tensor("memory", openvino.Tensor(before, shared_memory=True))
             slot.request.set_tensor("memory_out", openvino.Tensor(after, shared_memory=True))
-            try:
-                slot.request.start_async()
-            except RuntimeError as error:
-                raise EngineError(f"OpenVINO cannot start a picture of {slot.width}x{slot.height}: {error}") from error
+            slot.lent = slot.memory if self._parallel > 1 else None  # one after another they are in order anyway
+            slot.failure = None
+            with self._order:
+                slot.follows = self._latest.get(slot.lent) if slot.lent else None
+                if slot.lent:
+                    self._latest[slot.lent] = slot
+                if slot.follows:
+                    slot.follows.followed_by = slot
+                else:
+                    self._begin(slot)
 
-    def _follow(self, memory: Memory, slot: OpenVinoSlot) -> None:
-        """Return when the picture before has left what it leaves, or has failed, which is for its own feed to hear."""
-        latest = self._latest.get(memory)
-        before = latest() if latest else None
-        if before is not None and before.under_way and before.memory is memory:
-            with suppress(RuntimeError):
-                before.request.wait()
-        self._latest[memory] = ref(slot)
+    def _begin(self, slot: OpenVinoSlot) -> None:
+        """Start a request; where that fails its own picture is told, and the feed's memory stays as it was."""
+        if not self._opened:
+            slot.failure = EngineError(CLOSED)
+            return
+        try:
+            slot.request.start_async()
+        except RuntimeError as error:
+            assert slot.numbers is not None
+            before, after = slot.numbers
+            after[:] = before
+            reason = " ".join(str(error).split())
+            slot.failure = EngineError(f"OpenVINO cannot start a picture of {slot.width}x{slot.height}: {reason}")
+        else:
+            self._computing[id(slot)] = slot
 
     def _finish(self, slot: Slot) -> None:
         assert isinstance(slot, OpenVinoSlot)
+        if (before := slot.follows) is not None:
+            with suppress(EngineError):  # which is for whoever waits for that picture
+                self._finish(before)
         try:
-            slot.request.wait()
+            if slot.failure is None:
+                slot.request.wait()
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO failed on a picture of {slot.width}x{slot.height}: {error}") from error
+            if not self._opened:
+                raise EngineError(CLOSED) from error
+            reason = " ".join(str(error).split())
+            raise EngineError(f"OpenVINO failed on a picture of {slot.width}x{slot.height}: {reason}") from error
+        finally:
+            self._pass_on(slot)
+        if slot.failure is not None:
+            raise slot.failure
+
+    def _pass_on(self, slot: OpenVinoSlot) -> None:
+        """What `slot` leaves is there, or never will be: the next picture of its feed begins."""
+        with self._order:
+            self._computing.pop(id(slot), None)
+            following, slot.followed_by = slot.followed_by, None
+            if following is not None:
+                following.follows = None
+                self._begin(following)
+            elif slot.lent is not None and self._latest.get(slot.lent) is slot:
+                del self._latest[slot.lent]
+            slot.lent = None
 
 
 def open_engine(weights: Weights, options: EngineOptions) -> OpenVinoEngine:
     """See `engines.runtime.RuntimeModule`."""
     core = openvino.Core()
     return OpenVinoEngine(weights, choose_precision(weights, core, options.precision), core, options)
+
+
+def side_by_side(asked: int, threads: int) -> int:
+    """How many pictures at once, `asked` at most: what divides the threads, since OpenVINO gives all equally many."""
+    return max(count for count in range(1, threads + 1) if count <= max(1, asked) and threads % count == 0)
 
 
 def choose_precision(weights: Weights, core: openvino.Core, asked: str) -> str:

@@ -115,8 +115,7 @@ class EngineSettings(Table):
     threads: Annotated[int, between(0, 1_024)] = 0
     """0: all cores that the process may use."""
     parallel: Annotated[int, between(0, 64)] = 0
-    """Pictures of different feeds that OpenVINO computes side by side; 0: half as many as there are feeds at the
-    start."""
+    """Pictures of different feeds that OpenVINO computes side by side; 0: as the number of feeds at the start asks."""
     cache: FolderToBe | None = None
     """None: the user's cache folder."""
 

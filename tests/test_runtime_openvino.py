@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import weakref
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import openvino
@@ -18,7 +20,7 @@ from engines import runtime_openvino
 from engines.cards import NUMBERS, Card, Weights, write_card
 from engines.checkpoint import save_network
 from engines.colour import Colour
-from engines.door import Door
+from engines.door import Door, Slot
 from engines.errors import EngineError, EngineMismatch
 from engines.export import export_onnx
 from engines.runtime import EngineOptions, open_engine
@@ -236,7 +238,7 @@ class Failing:
         raise RuntimeError("out of luck")
 
 
-@pytest.mark.parametrize(("threads", "parallel", "streams"), [(2, 1, 1), (2, 2, 2), (2, 5, 2), (1, 2, 1)])
+@pytest.mark.parametrize(("threads", "parallel", "streams"), [(2, 1, 1), (2, 2, 2), (2, 5, 2), (1, 2, 1), (3, 2, 1)])
 def test_as_many_pictures_are_computed_side_by_side_as_the_settings_say_and_threads_allow(
     tmp_path: Path, mine: str, threads: int, parallel: int, streams: int
 ) -> None:
@@ -276,9 +278,170 @@ def test_a_picture_that_failed_keeps_no_later_one_of_its_feed_waiting(
         failing = Failing(cast("OpenVinoSlot", slots[0]).request)
         monkeypatch.setattr(slots[0], "request", failing)
         engine.submit(slots[1:])
-        assert failing.waited == 1
         slots[1].wait()
+        assert failing.waited == 1
         with pytest.raises(EngineError, match="out of luck"):
             slots[0].wait()
         for slot in slots:
             slot.release()
+
+
+@dataclass
+class Gated:
+    """A request that computes when it is let."""
+
+    request: openvino.InferRequest
+    gate: threading.Event = field(default_factory=threading.Event)
+
+    def start_async(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        assert self.gate.wait(30)
+        self.request.infer()
+
+    def cancel(self) -> None:
+        self.gate.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.request, name)
+
+
+@dataclass
+class Refusing:
+    """A request that cannot be started."""
+
+    request: openvino.InferRequest
+
+    def start_async(self) -> None:
+        raise RuntimeError("no luck today")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.request, name)
+
+
+def of_one_feed(engine: Door, count: int, width: int = 32) -> list[Slot]:
+    """Slots with noise in them, all of one feed."""
+    memory, random = engine.remember(), np.random.default_rng(7)
+    slots = [engine.acquire(width, 32) for _ in range(count)]
+    for slot in slots:
+        slot.y[:], slot.uv[:] = random.integers(0, 90, slot.y.shape), random.integers(90, 160, slot.uv.shape)
+        slot.memory, slot.keep = memory, 0.9
+    return slots
+
+
+@pytest.fixture
+def parallel_engine(tmp_path: Path, mine: str) -> Iterator[Door]:
+    options = EngineOptions(precision="fp32", threads=2, parallel=2, cache=tmp_path, slots=4)
+    with open_engine("openvino", mine, options) as engine:
+        yield engine
+
+
+def test_a_feed_whose_picture_takes_long_keeps_no_other_feed_waiting(
+    parallel_engine: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = of_one_feed(parallel_engine, 2)
+    gated = Gated(cast("OpenVinoSlot", first).request)
+    monkeypatch.setattr(first, "request", gated)
+    (other,) = of_one_feed(parallel_engine, 1, width=48)
+    parallel_engine.submit([first])
+    parallel_engine.submit([second])
+    parallel_engine.submit([other])
+    other.wait()
+    other.release()
+    gated.gate.set()
+    for slot in (first, second):
+        slot.wait()
+        slot.release()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_pictures_of_a_feed_are_computed_in_their_order_whichever_is_waited_for_first(
+    parallel_engine: Door, order: Sequence[int]
+) -> None:
+    """Each reads what the one before has left."""
+    wanted = []
+    for slot in of_one_feed(parallel_engine, 3):
+        parallel_engine.submit([slot])
+        slot.wait()
+        wanted.append(slot.y_out.copy())
+        slot.release()
+    slots = of_one_feed(parallel_engine, 3)
+    for slot in slots:
+        parallel_engine.submit([slot])
+    for place in order:
+        slots[place].wait()
+        assert np.array_equal(slots[place].y_out, wanted[place])
+    for slot in slots:
+        slot.release()
+    again = of_one_feed(parallel_engine, 1)
+    parallel_engine.submit(again)
+    again[0].wait()
+    assert np.array_equal(again[0].y_out, wanted[0])
+    again[0].release()
+
+
+def test_a_picture_that_cannot_be_started_costs_no_other_one_and_its_feed_forgets_nothing(
+    parallel_engine: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = of_one_feed(parallel_engine, 2)
+    parallel_engine.submit(kept[:1])
+    kept[0].wait()
+    memory = kept[0].memory
+    assert memory is not None
+    left = parallel_engine.recollect(memory)
+    assert left.any()
+    monkeypatch.setattr(kept[1], "request", Refusing(cast("OpenVinoSlot", kept[1]).request))
+    others = of_one_feed(parallel_engine, 1)
+    parallel_engine.submit([kept[1], *others])
+    others[0].wait()
+    with pytest.raises(EngineError, match="cannot start a picture of 32x32: no luck today"):
+        kept[1].wait()
+    assert np.array_equal(parallel_engine.recollect(memory), left)
+    for slot in (*kept, *others):
+        slot.release()
+
+
+def is_over(request: openvino.InferRequest) -> bool:
+    try:
+        return bool(request.wait_for(0))
+    except RuntimeError as error:
+        assert "was canceled" in str(error)
+        return True
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_the_end_of_an_engine_waits_for_what_is_being_computed(tmp_path: Path, mine: str, parallel: int) -> None:
+    """Requests write to memory that nothing else holds then."""
+    options = EngineOptions(precision="fp32", threads=2, parallel=parallel, cache=tmp_path, slots=3)
+    with open_engine("openvino", mine, options) as engine:
+        slots = [engine.acquire(640, 360) for _ in range(3)]
+        for slot in slots[:2]:
+            slot.memory = engine.remember()
+        slots[2].memory = slots[1].memory
+        for slot in slots:
+            engine.submit([slot])
+    assert all(is_over(cast("OpenVinoSlot", slot).request) for slot in slots[:2])
+    for slot in slots:
+        slot.release()
+        with pytest.raises(EngineError, match="closed"):
+            slot.wait()
+
+
+def test_what_a_picture_leaves_is_written_to_memory_of_its_own_when_its_feed_has_begun_anew(
+    parallel_engine: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (slot,) = of_one_feed(parallel_engine, 1)
+    gated = Gated(cast("OpenVinoSlot", slot).request)
+    monkeypatch.setattr(slot, "request", gated)
+    parallel_engine.submit([slot])
+    assert slot.memory is not None
+    slot.memory.clear()
+    gc.collect()
+    numbers = cast("OpenVinoSlot", slot).numbers
+    assert numbers is not None
+    gated.gate.set()
+    slot.wait()
+    assert numbers[1].any()
+    assert not parallel_engine.recollect(slot.memory).any()
+    slot.release()
