@@ -15,7 +15,7 @@ from engines.data.darken import Night, encode, gather
 from engines.data.lamps import POWER, lamps
 from engines.data.lol import Picture, double, halve
 from engines.data.pairs import Sample
-from engines.data.photos import day_samples, grey, night_samples, read_samples, read_scenes, send, weather
+from engines.data.photos import VIEW, day_samples, grey, night_samples, read_samples, read_scenes, send, view, weather
 from engines.evaluation.scores import psnr
 from tests.test_train import scene, write_lol
 
@@ -25,7 +25,8 @@ CLEAR = Night(exposure=1.0, photons=1e9, read_noise=0.0)
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """No lamps, no infrared, a wide link; every day is damaged."""
+    """No lamps, no infrared, a wide link, scenes at their own size; every day is damaged."""
+    monkeypatch.setattr(photos, "AS_IT_IS", 1.0)
     for name in ("GREY", "LIT", "UNDAMAGED"):
         monkeypatch.setattr(photos, name, 0.0)
     monkeypatch.setattr(photos, "BIT_RATES", WIDE)
@@ -55,6 +56,45 @@ def test_a_day_s_target_is_the_double_of_its_clean_small_picture(plain: pytest.M
     plain.setattr(photos, "UNDAMAGED", 1.0)
     for day in day_samples([photo[None]], 4, seed=1):
         assert np.array_equal(day.large, double(day.small))
+
+
+def test_scenes_are_shown_at_one_to_five_times_their_size_and_some_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wave of 8 pixels tells by how much it was enlarged."""
+    wave = (120 + 100 * np.sin(np.arange(480) * 2 * np.pi / 8)).astype(np.uint8)
+    photo = np.broadcast_to(wave[None, None, :, None], (1, 320, 480, 3))
+    shown = [view(photo, np.random.default_rng(seed)) for seed in range(60)]
+    assert {some.shape for some in shown} >= {(1, 320, 480, 3), (1, *VIEW, 3)}
+    assert all(
+        side % 32 == 0 and side <= most for some in shown for side, most in zip(some.shape[1:3], VIEW, strict=True)
+    )
+    waves = [np.abs(np.fft.rfft(some[0, 0, :, 0] - some.mean())) for some in shown]
+    factors = [some.shape[2] / spectrum.argmax() / 8 for some, spectrum in zip(shown, waves, strict=True)]
+    assert 0.15 < np.mean([factor == 1.0 for factor in factors]) < 0.45
+    assert 4 < max(factors) < 5.5
+    monkeypatch.setattr(photos, "AS_IT_IS", 1.0)
+    assert np.array_equal(view(photo, np.random.default_rng(1)), photo)
+
+
+def test_what_is_shown_of_an_enlarged_scene_is_everywhere_in_it_and_moves_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(photos, "AS_IT_IS", 0.0)
+    monkeypatch.setattr(photos, "ENLARGED", (4.0, 4.001))
+    slope = np.broadcast_to(np.linspace(0, 250, 480, dtype=np.float32)[None, :, None], (320, 480, 3)).astype(np.uint8)
+    clip = np.stack([slope, 255 - slope])
+    shown = [view(clip, np.random.default_rng(seed)) for seed in range(40)]
+    means = [some[0].mean() for some in shown]
+    assert min(means) < 60
+    assert max(means) > 190
+    assert all(some[0].mean() + some[1].mean() == pytest.approx(255, abs=1) for some in shown)
+
+
+def test_larger_photos_are_made_small_when_they_are_read(tmp_path: Path) -> None:
+    Image.fromarray(scene(1500, 2100)).save(tmp_path / "a.png")
+    (photo,) = read_scenes(tmp_path)
+    assert photo.shape == (1, 704, 1024, 3)
 
 
 def test_samples_depend_on_the_seed_and_their_number_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,8 +67,6 @@ def test_the_plan_is_rehearsed_and_not_done_twice(
     tmp_path: Path, sets: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(plan, "read_recipe", lambda name: msgspec.structs.replace(read_recipe(name), **TINY))
-    monkeypatch.setattr("engines.data.pairs.PHOTO_CROP", (32, 32))
-    monkeypatch.setattr("engines.training.train.PHOTO_CROP", (32, 32))
     write_packs(sets, tmp_path / "data")
     command = ["train", str(tmp_path / "data"), str(tmp_path / "out"), "--steps", "2", "--sitting", "99"]
     plan.main(command)

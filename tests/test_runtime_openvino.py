@@ -406,8 +406,7 @@ def is_over(request: openvino.InferRequest) -> bool:
     try:
         return bool(request.wait_for(0))
     except RuntimeError as error:
-        assert "was canceled" in str(error)
-        return True
+        return "was canceled" in str(error)
 
 
 @pytest.mark.parametrize("parallel", [1, 2])

@@ -20,9 +20,6 @@ from engines.data.lol import HELD_OUT, OUTLIERS, Pair, Picture, halve, read_lol,
 ALIGN = 16
 """Crops are multiples of this, so that they need no padding."""
 
-PHOTO_CROP = (144, 224)
-"""Height and width of the small crops of photos."""
-
 NEARBY = 4
 """Pairs of LOL before and after one that count as its scene, in the order in which they are learned: by number, and
 scenes that could be held out but are not at the end."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from engines.colour import Colour, to_planes, to_rgb
 from engines.data.clips import clip_rate, read_clip
@@ -18,7 +19,7 @@ from engines.data.darken import DECODE, Night, encode, gather, record
 from engines.data.kinds import PICTURES, VIDEOS
 from engines.data.lamps import Light, between, lamps
 from engines.data.lol import HELD_OUT, Picture, double, halve, read_picture
-from engines.data.pairs import ALIGN, PHOTO_CROP, Sample, lol_samples
+from engines.data.pairs import ALIGN, Sample, lol_samples
 
 GREY = 0.15
 """Share of the pairs that an infrared camera sends: without colour."""
@@ -37,6 +38,18 @@ CLIP = (5, 8)
 """Fewest and most pictures that a link sends; the last one is kept, and carries the damage of the others along."""
 PAN, SHAKE = 2.0, 1.0
 """Pixels of the small picture from one to the next: the steady part at most, and the deviation of the rest."""
+
+AS_IT_IS = 0.3
+"""Share of the pairs that show their scene at its own size."""
+ENLARGED = (1.0, 5.0)
+"""Of the others, the factor on height and width: a camera's pictures are larger and softer than photos that were made
+small, and a network that never saw such takes a wall or a road by day for something in the dark."""
+LEAST = (288, 448)
+"""Height and width of a scene, at least."""
+VIEW = (384, 608)
+"""Height and width of what a pair shows of its scene, at most."""
+LARGEST_PHOTO = 1024
+"""Pixels of a photo's longer side; larger ones are made as small when they are read."""
 
 PART_SECONDS, PARTS = 4.0, 20
 """Between two parts of a video, at least, and how many are taken of one at most."""
@@ -93,6 +106,7 @@ def night_sample(scene: Scene, random: np.random.Generator) -> Sample:
         read_noise=between((1e-4, 2e-3), random),
         cast=(float(random.uniform(0.8, 1.25)), 1.0, float(random.uniform(0.8, 1.25))),
     )
+    scene = view(scene, random)
     large: Picture = scene[-1]
     full, lights = gather(large, night), [gather(halve(picture), night) for picture in scene]
     if random.random() < LIT:
@@ -109,13 +123,33 @@ def day_sample(scene: Scene, random: np.random.Generator) -> Sample:
     and a network that sharpened it would change it. It is what `engines.evaluation.daylight` compares with, where the
     input is clean; noise and damage are not part of the target.
     """
-    pictures = weather(np.stack([halve(picture) for picture in scene]), random)
+    pictures = weather(np.stack([halve(picture) for picture in view(scene, random)]), random)
     small = pictures[-1]
     large = double(small)
     if random.random() >= UNDAMAGED:
         camera = Night(exposure=1.0, photons=between((4_000, 100_000), random), read_noise=5e-4)
         small = send([gather(picture, camera) for picture in pictures], camera, random)
     return _some_grey(Sample(small=small, large=large, dark=large), random)
+
+
+def view(scene: Scene, random: np.random.Generator) -> Scene:
+    """Somewhere in a scene, enlarged or not: (T, h, w, 3), `VIEW` at most, with sides that training can halve."""
+    factor = 1.0 if random.random() < AS_IT_IS else between(ENLARGED, random)
+    sides = scene.shape[1:3]
+    height, width = (
+        min(most, int(factor * side)) // (2 * ALIGN) * 2 * ALIGN for most, side in zip(VIEW, sides, strict=True)
+    )
+    top, left = random.uniform(0, sides[0] - height / factor), random.uniform(0, sides[1] - width / factor)
+    if factor == 1.0:
+        top, left = int(top), int(left)
+        return scene[:, top : top + height, left : left + width]
+    box = (left, top, left + width / factor, top + height / factor)
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC, box))
+            for picture in scene
+        ]
+    )
 
 
 def weather(picture: Picture, random: np.random.Generator) -> Picture:
@@ -179,14 +213,23 @@ def read_scenes(folder: Path) -> list[Scene]:
     scenes: list[Scene] = []
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         if path.suffix.lower() in PICTURES:
-            photo = read_picture(path)
+            photo = _no_larger(read_picture(path))
             scenes += _fit((np.rot90(photo) if photo.shape[0] > photo.shape[1] else photo)[None])
         elif path.suffix.lower() in VIDEOS:
             scenes += _bright_parts(path)
     if not scenes:
-        known, least = ", ".join(sorted(PICTURES | VIDEOS)), f"{2 * PHOTO_CROP[1]}x{2 * PHOTO_CROP[0]}"
+        known, least = ", ".join(sorted(PICTURES | VIDEOS)), f"{LEAST[1]}x{LEAST[0]}"
         raise FileNotFoundError(f"{folder}: no photo and no bright video of at least {least} pixels ({known})")
     return scenes
+
+
+def _no_larger(photo: Picture) -> Picture:
+    """The photo, its longer side `LARGEST_PHOTO` at most."""
+    if max(photo.shape) <= LARGEST_PHOTO:
+        return photo
+    small = Image.fromarray(photo)
+    small.thumbnail((LARGEST_PHOTO, LARGEST_PHOTO), Image.Resampling.BICUBIC)
+    return np.asarray(small)
 
 
 def _bright_parts(path: Path) -> Iterator[Scene]:
@@ -212,6 +255,6 @@ def _somewhere(scene: Scene, random: np.random.Generator) -> Scene:
 def _fit(scene: Scene) -> list[Scene]:
     """The scene with sides that training can halve and cut; nothing where it is too small."""
     height, width = (side - side % (2 * ALIGN) for side in scene.shape[1:3])
-    if height < 2 * PHOTO_CROP[0] or width < 2 * PHOTO_CROP[1]:
+    if height < LEAST[0] or width < LEAST[1]:
         return []
     return [np.ascontiguousarray(scene[:, :height, :width])]

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from engines.cards import KINDS, NUMBERS, Card, sha256, write_card
 from engines.checkpoint import load_network, save_network
-from engines.data.pairs import NEARBY, PHOTO_CROP, Draw, Sample, draw, even_out, small_sizes, subsample_chroma
+from engines.data.pairs import NEARBY, Draw, Sample, draw, even_out, small_sizes, subsample_chroma
 from engines.errors import EngineError, EngineMismatch
 from engines.network.config import CONFIGS
 from engines.network.neid import STARTS, Neid
@@ -126,7 +126,7 @@ def choose(
     kind = int(random.choice(len(sizes), p=recipe.mix))
     options: dict[str, Any] = {name: getattr(recipe, name) for name in ("turn", "noise", "twins", "twin_noise")}
     if kind:
-        return kind, draw(sizes[kind], PHOTO_CROP, recipe.batch, random, **options)
+        return kind, draw(sizes[kind], recipe.crop, recipe.batch, random, **options)
     size = WHOLE if share >= 1 - recipe.whole else recipe.crop
     return kind, draw(sizes[kind], size, recipe.batch, random, gain=recipe.gain, mixup=recipe.mixup, **options)
 
