@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from engines.errors import EngineMismatch, EngineMissing
+from engines.errors import EngineError, EngineMismatch, EngineMissing
 
 SHIPPED = Path(__file__).parent / "weights"
 CARD = "card.json"
@@ -73,6 +73,13 @@ class Weights:
         if (digest := sha256(path)) != self.card.files[name]:
             raise EngineMismatch(f"{path} was changed: its SHA-256 is {digest}, its card says {self.card.files[name]}")
         return path
+
+    def is_sound(self, name: str) -> bool:
+        """Whether a file is there, and its bytes are those of the card."""
+        try:
+            return self.file(name).is_file()
+        except EngineError:
+            return False
 
 
 def find_weights(name: str) -> Weights:

@@ -102,9 +102,9 @@ class HalfNetwork(nn.Module):
 def export_all(weights: Weights, calibration: Sequence[Path]) -> None:
     """Write every file that is made from the numbers beside them, and the digests into the card.
 
-    `calibration` are picture files as cameras send them; without any no int8 is made, and an old one is removed,
-    since it would belong to other numbers. Where one cannot be made, all stay as they are. What the card tells of
-    int8 goes where int8 is another one now.
+    `calibration` are picture files as cameras send them; without any no int8 is made, and what is there stays if the
+    card answers for it: `engines.training.train.store` leaves none of older numbers. Where a file cannot be made, all
+    stay as they are. What the card tells of int8 goes where int8 is another one now.
     """
     pictures = [read_picture(path) for path in calibration]
     folder = weights.folder
@@ -116,8 +116,9 @@ def export_all(weights: Weights, calibration: Sequence[Path]) -> None:
         if pictures:
             with quiet():
                 export_int8(made / "fp32.onnx", made / "int8.xml", pictures)
-        for name in INT8:
-            (folder / name).unlink(missing_ok=True)
+        if pictures or not all(weights.is_sound(name) for name in INT8):
+            for name in INT8:
+                (folder / name).unlink(missing_ok=True)
         for path in made.iterdir():
             path.replace(folder / path.name)
     before = dict(weights.card.files)

@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 from stream.damage import Damage
 from stream.errors import CodecError
 from stream.ffmpeg_log import overheard, tells
-from stream.frame import AccessUnit, Frame, SourcePacket, State
+from stream.frame import AccessUnit, Frame, SourcePacket, State, memory_for
 from stream.h264 import ReferenceCheck, is_idr
 from stream.hardware import informed, is_on_gpu, nvdec, trouble
 from stream.orientation import UPRIGHT, orientation_of, swaps_sides
@@ -266,8 +266,9 @@ class Decoder:
         unsaid = number == ERANGE or (number == EINVAL and not width)  # some codecs forget what was too large
         if self._largest is None or not (unsaid or width * height > self._largest):
             return
-        size = "too large" if unsaid else f"{width}x{height}, which is {width * height} pixels"
-        raise PictureTooLarge(f"its pictures are {size}: the memory of its feed allows {self._largest} pixels")
+        if unsaid:
+            raise PictureTooLarge(f"its pictures are too large: the memory of its feed allows {self._largest} pixels")
+        raise PictureTooLarge(f"its pictures are {width}x{height}; {memory_for(width, height)}")
 
     def _leave(self, pictures: list[VideoFrame]) -> list[Frame]:
         """Frames of plain pictures: one for an access unit, none for what FFmpeg made up for a missing one."""

@@ -13,10 +13,6 @@ from stream.frame import Frame
 from stream.metrics import DropReason
 from stream.recall import Recall
 
-BYTES_PER_PIXEL = 160
-"""Memory that a feed takes for each pixel of its source's pictures, in decoder, engine, slots and encoder, rounded up
-from what was measured with OpenVINO."""
-
 Key = TypeVar("Key", bound=Hashable)
 """What stands for a feed."""
 

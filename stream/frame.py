@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -18,6 +19,16 @@ from stream.orientation import UPRIGHT, Orientation, swaps_sides, upright
 Plane = NDArray[np.uint8]
 CaptureClock = Literal["rtcp", "klv", "recording", "arrival"]
 State = Literal["clean", "concealed", "tainted", "stale"]
+
+
+BYTES_PER_PIXEL = 160
+"""Memory that a feed takes for each pixel of its source's pictures, in decoder, engine, slots and encoder, rounded up
+from what was measured with OpenVINO."""
+
+
+def memory_for(width: int, height: int) -> str:
+    """What the settings of a feed must say for pictures of this size."""
+    return f'the feed must have memory = "{math.ceil(BYTES_PER_PIXEL * width * height / 1e6)}MB" or more'
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from engines.door import Door
 from engines.errors import EngineError
 from stream.decode import Decoder
-from stream.enhance import BYTES_PER_PIXEL, Gather, size
+from stream.enhance import Gather, size
 from stream.errors import CodecError
 from stream.feed import Feed
-from stream.frame import Frame, SourcePacket
+from stream.frame import BYTES_PER_PIXEL, Frame, SourcePacket
 from stream.orientation import Orientation
 from stream.source import Segment
 

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from engines.choices import Precision, Runtime
 from engines.runtime import PRECISIONS
 from stream.address import UdpAddress, is_udp, redact, split_credentials
 from stream.complaints import PREFIX, TABLE_MISTAKE, complaints, variables
@@ -103,13 +104,29 @@ class RelaySettings(Table):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     curve: CurveSettings = CurveSettings()
 
+    @model_validator(mode="after")
+    def _two_ports(self) -> Self:
+        if self.metrics is None or not self.endpoint.startswith("tcp://"):
+            return self
+        (host, _, port), (other, _, metrics_port) = (
+            place.rpartition(":") for place in (self.endpoint.removeprefix("tcp://"), self.metrics)
+        )
+        everywhere = {"*", "0.0.0.0", "[::]"}  # noqa: S104 - it is only compared with
+        if port == metrics_port != "0" and (host == other or {host, other} & everywhere):
+            raise PydanticCustomError(
+                TABLE_MISTAKE,
+                "has endpoint and metrics at TCP port {port}; each must have a port or an address of its own",
+                {"port": port},
+            )
+        return self
+
 
 class EngineSettings(Table):
     """Which engine enhances the frames of all feeds."""
 
-    runtime: Literal["auto", "tensorrt", "torch", "openvino"] = "auto"
+    runtime: Runtime = "auto"
     weights: Weights = "field"
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+    precision: Precision = "auto"
     batch: Annotated[int, between(1, 32)] = 8
     """Frames at once, at most."""
     threads: Annotated[int, between(0, 1_024)] = 0

@@ -21,7 +21,7 @@ from engines.data.lol import HELD_OUT, OUTLIERS, Pair, Picture, decode_picture, 
 from engines.data.pairs import lol_samples
 from engines.door import Door, Slot
 from engines.errors import EngineMismatch
-from engines.evaluation.daylight import daylight
+from engines.evaluation.daylight import day_score
 from engines.evaluation.evaluate import PICTURE_COLOUR, enhance_picture, evaluate, read_split, summary
 from engines.evaluation.sheet import sheet_row
 from tests.doubling import DoublingEngine
@@ -83,12 +83,12 @@ def test_pictures_are_read_in_the_order_of_their_numbers_from_folders_and_from_s
 
 def test_training_sees_neither_outliers_nor_the_scenes_that_are_held_out(tmp_path: Path) -> None:
     assert frozenset({141, 142, 183, 237, 648}) == OUTLIERS
-    assert (HELD_OUT.start, HELD_OUT.stop) == (660, 700)
-    numbers = [2, 141, 142, 183, 237, 648, 659, 660, 680, 699, 700]
+    assert (HELD_OUT.start, HELD_OUT.stop) == (660, 698)
+    numbers = [2, 141, 142, 183, 237, 648, 659, 660, 680, 697, 698, 700]
     folder = make_lol(tmp_path / "lol", "our485", numbers)
     for place in (folder, packed(folder, "our485", "train-000.tar")):
         parts = [[(sample.dark, sample.large) for sample in samples] for samples in lol_samples(place)]
-        for samples, expected in zip(parts, ([2, 659, 700], [660, 680, 699]), strict=True):
+        for samples, expected in zip(parts, ([2, 659, 698, 700], [660, 680, 697]), strict=True):
             for (dark, bright), number in zip(samples, expected, strict=True):
                 np.testing.assert_array_equal(dark, scene(number, 0.08))
                 np.testing.assert_array_equal(bright, scene(number, 1.0))
@@ -144,7 +144,7 @@ def test_a_picture_that_is_too_small_is_told_by_its_name(size: tuple[int, int]) 
     icon = np.full((*size, 3), 150, np.uint8)
     with DoublingEngine() as engine:
         for measure in (
-            lambda: list(daylight(engine, [("icon.png", icon)])),
+            lambda: day_score(engine, "icon.png", icon),
             lambda: list(evaluate(engine, [Pair("icon.png", icon, icon)])),
             lambda: sheet_row(engine, "icon.png", icon),
         ):
@@ -184,11 +184,11 @@ def test_the_bicubic_double_of_a_slope_is_the_same_slope() -> None:
 
 
 def test_the_held_out_split_is_its_scenes_alone(tmp_path: Path) -> None:
-    folder = make_lol(tmp_path / "lol", "our485", [2, 659, 660, 699, 700])
-    assert [pair.name for pair in read_split(folder, "held-out")] == ["660", "699"]
-    assert [pair.name for pair in read_split(folder, "our485")] == ["2", "659", "660", "699", "700"]
+    folder = make_lol(tmp_path / "lol", "our485", [2, 659, 660, 697, 698, 700])
+    assert [pair.name for pair in read_split(folder, "held-out")] == ["660", "697"]
+    assert [pair.name for pair in read_split(folder, "our485")] == ["2", "659", "660", "697", "698", "700"]
     few = make_lol(tmp_path / "few", "our485", [2])
-    with pytest.raises(FileNotFoundError, match="few: our485 has none of the held-out scenes 660 to 699"):
+    with pytest.raises(FileNotFoundError, match="few: our485 has none of the held-out scenes 660 to 697"):
         read_split(few, "held-out")
 
 
@@ -274,9 +274,37 @@ def test_a_contact_sheet_that_cannot_be_written_costs_no_figures(
     with DoublingEngine() as engine:
         told = measure.summary(list(measure.rows(engine)))
     assert told["contact_sheet"] is None
-    assert f"{tmp_path / 'sheet.webp'} cannot be written: " in told["failed"]
+    assert f"{tmp_path / 'sheet.webp'} cannot be written: " in told["failed"][0]
     assert [row["name"] for row in told["pictures"]] == ["1.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["1.png"]
+
+
+def test_what_cannot_be_read_or_is_too_small_costs_no_other_figure(tmp_path: Path, command: Evaluate) -> None:
+    (tmp_path / "day").mkdir()
+    for name, side in (("a.png", 48), ("b.png", 8), ("c.png", 48)):
+        Image.fromarray(scene(1, 1.0)[:side]).save(tmp_path / "day" / name)
+    (tmp_path / "day" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    done = command(
+        *("--daylight", "day", "--folder", "day", "--contact-sheet", "sheet.png", "--clips", "broken.mp4"),
+        *("--clips", str(CLIP), "--frames", "2", "--json", "scores.json"),
+    )
+    assert done.returncode == 1
+    (figures,) = json.loads((tmp_path / "scores.json").read_text())["engines"]
+    for measure in ("daylight", "folder"):
+        assert [row["name"] for row in figures[measure]["pictures"]] == ["a.png", "c.png"]
+        assert [reason.partition(":")[0] for reason in figures[measure]["failed"]] == ["b.png", "day/broken.png"]
+    assert [row["name"] for row in figures["clips"]["clips"]] == ["day.mp4"]
+    assert figures["clips"]["failed"][0].startswith("broken.mp4: no video")
+    assert done.stderr.count("nightbridge: ") == 5
+    assert "daylight.psnr_db" in done.stdout
+
+
+def test_a_folder_with_nothing_by_day_is_told(tmp_path: Path, command: Evaluate) -> None:
+    Image.fromarray(scene(1, 0.2)).save(tmp_path / "night.png")
+    done = command("--daylight", ".")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "holds no picture by day: none has a mean of 80 of 255 or more" in done.stderr
 
 
 def test_both_scenes_of_steadiness_have_as_many_pictures_as_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +333,8 @@ def test_both_scenes_of_steadiness_have_as_many_pictures_as_is_told(monkeypatch:
         (("--folder", "."), "--folder and --contact-sheet belong together"),
         (("--steady", "--crf", "20"), "--crf is for --daylight"),
         (("--lol", ".", "--split", "test"), "'test' is not one of"),
+        (("--steady", "--runtime", "cuda"), "'cuda' is not one of auto, tensorrt, torch, openvino"),
+        (("--steady", "--precision", "fp32", "--precision", "fp8"), "'fp8' is not one of auto, fp32"),
         (("--folder", ".", "--contact-sheet", "a.png", "--precision", "fp32", "--precision", "int8"), "one engine"),
         (("--folder", ".", "--contact-sheet", "a.doc"), "a.doc is no picture"),
     ],

@@ -179,7 +179,31 @@ def test_an_old_int8_is_removed_where_there_is_nothing_to_calibrate_with(
     assert not list(folder.glob("int8*"))
 
 
-def test_what_was_measured_of_another_int8_is_told_no_more(tmp_path: Path, without_the_exporter: None) -> None:
+def test_an_int8_that_the_card_answers_for_stays_where_there_is_nothing_to_calibrate_with(
+    tmp_path: Path, without_the_exporter: None
+) -> None:
+    folder = numbers_only(tmp_path / "small")
+    for name in ("int8.xml", "int8.bin"):
+        (folder / name).write_bytes(b"of these numbers")
+    card = Weights(folder).card
+    card.precision_loss_db = {"int8": 0.02}
+    write_card(folder, card)
+    export.export_all(Weights(folder), [])
+    left = Weights(folder)
+    assert set(left.card.files) == {"fp32.onnx", "fp16.onnx", "int8.xml", "int8.bin", NUMBERS}
+    assert (folder / "int8.bin").read_bytes() == b"of these numbers"
+    assert left.card.precision_loss_db == {"int8": 0.02}
+
+
+def test_what_was_measured_of_another_int8_is_told_no_more(
+    tmp_path: Path, without_the_exporter: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quantise(_: Path, xml: Path, pictures: list[np.ndarray]) -> None:
+        for name in ("int8.xml", "int8.bin"):
+            (xml.parent / name).write_bytes(b"made from %d pictures" % len(pictures))
+
+    monkeypatch.setattr(export, "export_int8", quantise)
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(tmp_path / "night.png")
     folder = numbers_only(tmp_path / "small")
     for name in ("int8.xml", "int8.bin"):
         (folder / name).write_bytes(b"measured")
@@ -187,8 +211,9 @@ def test_what_was_measured_of_another_int8_is_told_no_more(tmp_path: Path, witho
     card.precision_loss_db = {"bf16": 0.01, "int8": 0.02}
     card.scores = {"bf16": {"psnr_db": 20.0}, "int8": {"psnr_db": 19.98}}
     write_card(folder, card)
-    export.export_all(Weights(folder), [])
+    export.export_all(Weights(folder), [tmp_path / "night.png"])
     left = Weights(folder).card
+    assert (folder / "int8.bin").read_bytes() == b"made from 1 pictures"
     assert left.precision_loss_db == {"bf16": 0.01}
     assert left.scores == {"bf16": {"psnr_db": 20.0}}
 

@@ -255,7 +255,7 @@ def test_that_no_scene_can_be_held_out_is_told_before_anything_is_learned(tmp_pa
     lol = write_lol(tmp_path / "lol")
     for side in ("low", "high"):
         (lol / "our485" / side / "665.png").unlink()
-    with pytest.raises(FileNotFoundError, match="lol: our485 has none of the held-out scenes 660 to 699"):
+    with pytest.raises(FileNotFoundError, match="lol: our485 has none of the held-out scenes 660 to 697"):
         read_samples(lol, None, seed=1)
     (train, *_), held_out = read_samples(lol, None, seed=1, hold_out=False)
     assert (len(train), held_out) == (3, [])

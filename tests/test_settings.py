@@ -252,6 +252,13 @@ TABLES = "[relay], [engine], [defaults], [feeds]"
         ("engine = 3", "engine is 3; it must be a table"),
         ('[relay]\nendpoint = "localhost"', f'[relay] endpoint is "localhost"; it must be {ENDPOINT}'),
         ('[relay]\nlog_level = "loud"', '[relay] log_level is "loud"; it must be one of debug, info, warning, error'),
+        *(
+            (
+                f'[relay]\nendpoint = "tcp://{host}:5590"\nmetrics = "{other}:5590"',
+                "[relay] has endpoint and metrics at TCP port 5590; each must have a port or an address of its own",
+            )
+            for host, other in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("10.0.0.2", "[::]"))
+        ),
         (
             '[relay.curve]\nclient_keys_folder = "/"',
             "[relay.curve] has client_keys_folder alone; it must have server_secret_key_file too",

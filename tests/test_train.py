@@ -248,6 +248,13 @@ def test_a_file_that_is_no_checkpoint_is_told_and_left_alone(tmp_path: Path, con
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("content", [{"network": {}}, [1, 2], torch.zeros(3)], ids=["a network", "a list", "a tensor"])
+def test_a_file_of_torch_that_is_no_checkpoint_is_told(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(EngineMismatch, match=r"checkpoint\.pt cannot be read as a checkpoint: it holds something else"):
+        training.Run.begin(Recipe()).load(tmp_path / "checkpoint.pt")
+
+
 def test_a_run_cannot_begin_with_the_numbers_of_another_network(tmp_path: Path) -> None:
     training.store(Neid(NEID_LIVE), Recipe(), tmp_path, {})
     with pytest.raises(EngineMismatch, match=r"safetensors holds a network neid-live; the recipe is for neid$"):
@@ -581,6 +588,13 @@ def test_the_command_trains_by_a_recipe_goes_on_and_stores_weights(tmp_path: Pat
     assert Weights(tmp_path / "runs" / "mine").id != weights.id
 
 
+def test_the_steps_of_a_recipe_end_the_command_s_run(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(MINE + "steps = 3\n")
+    done = nightbridge(tmp_path, "train", "mine.toml", "--lol", str(write_lol(tmp_path / "lol")))
+    assert done.returncode == 0, done.stderr
+    assert training.read_trials(tmp_path / "runs" / "mine" / "checkpoint.pt")[0] == 3
+
+
 def test_the_command_says_what_it_misses(tmp_path: Path) -> None:
     lol = write_lol(tmp_path / "lol")
     (tmp_path / "empty").mkdir()
@@ -637,6 +651,7 @@ def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
         ("ema = 2.0", "ema is 2.0; it must be from 0 to 1"),
         ("clip = -1.0", "clip is -1.0; it must be above 0"),
         ("crop = [32, 8]", "crop is [32, 8]; both sides must be 16 or more"),
+        ("crop = [32, 16]\nbatch = 2\ntwins = 0.5", "crop is [32, 16]; both sides must be 24 or more"),
         ("huber_weight = 0.0\nssim_weight = 0.0\nchroma_weight = 0.0", "chroma_weight are all 0; one of them must"),
     ):
         file.write_text(text)

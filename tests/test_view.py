@@ -244,6 +244,17 @@ def test_a_snapshot_of_a_silent_feed_fails_and_writes_nothing(tmp_path: Path) ->
     assert not path.exists()
 
 
+@pytest.mark.parametrize(("feed", "wanted"), [("quay", "feed quay"), (None, "any feed")])
+def test_where_nothing_comes_at_first_that_is_told_before_the_end(feed: str | None, wanted: str) -> None:
+    words = ["view", "tcp://127.0.0.1:1", *([feed] if feed else []), "--stats"]
+    program = subprocess.Popen([sys.executable, "-m", "tools", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with program:
+        assert program.stderr is not None
+        line = program.stderr.readline()
+        program.terminate()
+    assert f"nothing of {wanted} at tcp://127.0.0.1:1 yet: is the relay running there" in line
+
+
 def test_the_figures_are_printed_and_written_as_json(tmp_path: Path) -> None:
     path = tmp_path / "stats.json"
     with on_air(capture_clock="arrival", state="tainted") as publisher:

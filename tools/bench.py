@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from engines.choices import Precision, Runtime
 from tools.report import JsonFile
 from tools.simulate import as_size
 
@@ -17,9 +18,9 @@ def bench(
     seconds: Annotated[float, typer.Option(min=2, max=3600, help="Of the recording and of the live feed.")] = 20,
     weights: Annotated[str, typer.Option(help="Shipped weights, or a folder made by `export`.")] = "field",
     runtime: Annotated[
-        str, typer.Option(help="auto, tensorrt, torch or openvino; with --gpu, auto measures all that work.")
+        Runtime, typer.Option(help="Library that runs the network; with --gpu, auto measures all that work.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Number format of the network.")] = "auto",
     gpu: Annotated[bool, typer.Option("--gpu", help="Measure an NVIDIA GPU: all sizes and runtimes.")] = False,
     minutes: Annotated[float, typer.Option(min=1, help="How long `--gpu` may take, about.")] = 7,
     json: JsonFile = None,

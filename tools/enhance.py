@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engines.choices import Precision, Runtime
 from engines.data.kinds import PICTURES
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ def enhance(
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="A file, or a folder for a folder.")],
     weights: Annotated[str, typer.Option(help="Shipped weights, or a folder made by `export`.")] = "field",
-    runtime: Annotated[str, typer.Option(help="auto, tensorrt, torch or openvino.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")] = "auto",
+    runtime: Annotated[Runtime, typer.Option(help="Library that runs the network.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Number format of the network.")] = "auto",
 ) -> None:
     """Light up and double IN, and write it to OUT; a folder's pictures become PNG files of the same names."""
     from engines.runtime import EngineOptions, open_engine
@@ -66,7 +68,7 @@ def picture_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
 def folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     """The pictures of a folder with a PNG file for each."""
     sources: dict[Path, Path] = {}
-    for path in find_pictures(source):
+    for path in find_files(source, PICTURES):
         file = target / f"{path.stem}.png"
         if file in sources:
             raise typer.BadParameter(f"{sources[file]} and {path} would both become {file}")
@@ -74,17 +76,15 @@ def folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     return [(path, file) for file, path in sources.items()]
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder but for hidden ones, in the order of their names; there must be one at least."""
-    pictures = sorted(path for path in folder.iterdir() if is_picture(path))
-    if not pictures:
-        raise typer.BadParameter(f"{folder} holds no pictures ({KNOWN})")
-    return pictures
+def find_files(folder: Path, kinds: Collection[str]) -> list[Path]:
+    """The files of these kinds in a folder, in the order of their names; there must be one at least.
 
-
-def is_picture(path: Path) -> bool:
-    """Whether what a folder holds is taken for a picture; what is hidden is left alone, such as a Mac's `._a.jpg`."""
-    return path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file()
+    What is hidden is left alone, such as a Mac's `._a.jpg`.
+    """
+    files = [path for path in folder.iterdir() if path.suffix.lower() in kinds and not path.name.startswith(".")]
+    if not (found := sorted(path for path in files if path.is_file())):
+        raise typer.BadParameter(f"{folder} holds no pictures ({', '.join(sorted(kinds))})")
+    return found
 
 
 def enhance_pictures(engine: Door, jobs: list[tuple[Path, Path]]) -> None:
@@ -133,6 +133,10 @@ def save(image: Image.Image, target: Path) -> None:
     try:
         image.save(part, quality=QUALITY)
         part.replace(target)
+    except OSError as error:
+        if error.filename is not None:  # the file that it would be, in place of the one that nobody has heard of
+            error.filename = str(target)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

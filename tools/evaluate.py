@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
+from engines.choices import Precision, Runtime
+from tools.enhance import find_files
 from tools.report import JsonFile
 
 if TYPE_CHECKING:
@@ -24,6 +26,13 @@ Figures = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Failed:
+    """What could not be measured, in place of its row."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Measure:
     """One kind of measurement, row by row, so that its progress can be seen."""
 
@@ -31,18 +40,32 @@ class Measure:
     total: int
     rows: Callable[[Door], Iterable[Any]]
     summary: Callable[[list[Any]], dict[str, Any]]
-    """The figures of all rows."""
+    """The figures of all rows that could be measured; at "failed" a list of what went wrong, if anything did."""
+
+
+def each_of(choices: object) -> Callable[[list[str] | None], list[str] | None]:
+    """That every value of an option is one of a `Literal`'s; typer looks at single ones alone."""
+
+    def check(values: list[str] | None) -> list[str] | None:
+        for value in values or ():
+            if value not in get_args(choices):
+                raise typer.BadParameter(f"{value!r} is not one of {', '.join(get_args(choices))}")
+        return values
+
+    return check
 
 
 def evaluate(
     lol: Annotated[
         Path | None, typer.Option(help="Folder of LOL v1: scores against bright pictures.", exists=True)
     ] = None,
-    split: Annotated[Split, typer.Option(help="Of LOL: eval15, held-out (our485, 660 to 699) or our485.")] = "eval15",
+    split: Annotated[Split, typer.Option(help="Of LOL: eval15, held-out (our485, 660 to 697) or our485.")] = "eval15",
     full_size: Annotated[bool, typer.Option("--full-size", help="LOL's whole pictures in, the output halved.")] = False,
     daylight: Annotated[
         Path | None,
-        typer.Option(help="Folder of pictures by day, which should only be doubled.", exists=True, file_okay=False),
+        typer.Option(
+            help="Folder of pictures and videos by day, which should only be doubled.", exists=True, file_okay=False
+        ),
     ] = None,
     crf: Annotated[
         int | None, typer.Option(help="Damage --daylight by libx264 at this rate factor.", min=0, max=51)
@@ -64,10 +87,12 @@ def evaluate(
         list[str] | None, typer.Option(help="Shipped weights (field), or a folder made by `export`; may be repeated.")
     ] = None,
     runtime: Annotated[
-        list[str] | None, typer.Option(help="auto, tensorrt, torch or openvino; may be repeated.")
+        list[str] | None,
+        typer.Option(callback=each_of(Runtime), help="auto, tensorrt, torch or openvino; may be repeated."),
     ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="auto, fp32, bf16, fp16 or int8; may be repeated.")
+        list[str] | None,
+        typer.Option(callback=each_of(Precision), help="auto, fp32, bf16, fp16 or int8; may be repeated."),
     ] = None,
     frames: Annotated[int, typer.Option(help="Pictures of each scene of --steady and --clips.", min=2)] = 100,
     json: JsonFile = None,
@@ -106,8 +131,9 @@ def evaluate(
     if together:
         print_values(console, together)
     write_json(json, {**shown_first(results[0]), "engines": results, **together})
-    if failed := results[0].get("folder", {}).get("failed"):
-        raise EngineError(failed)
+    failed = [reason for result in results for measure in measures for reason in result[measure.name].get("failed", ())]
+    if failed:
+        raise EngineError("\n".join(failed))
 
 
 def shown_first(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,18 +155,25 @@ def lol_measure(folder: Path, split: Split, full_size: bool) -> Measure:
 
 
 def daylight_measure(folder: Path, crf: int | None) -> Measure:
-    """Bright pictures, which should only be doubled."""
-    from engines.evaluation.daylight import BRIGHT, daylight, read_bright, summary
-    from tools.enhance import find_pictures
+    """Bright pictures, which should only be doubled; what is too dark is passed over."""
+    from engines.data.kinds import PICTURES, VIDEOS
+    from engines.evaluation.daylight import BRIGHT, DayScore, day_score, read_bright, summary
 
-    paths = find_pictures(folder)
-    pictures = list(read_bright(paths))
-    if not pictures:
-        raise typer.BadParameter(f"{folder} holds no picture by day: none has a mean of {BRIGHT} of 255 or more")
-    told = {"damage": "none" if crf is None else f"libx264 at CRF {crf}", "too_dark": len(paths) - len(pictures)}
-    return Measure(
-        "daylight", len(pictures), lambda engine: daylight(engine, pictures, crf), lambda rows: told | summary(rows)
-    )
+    paths = find_files(folder, PICTURES | VIDEOS)
+    damage = "none" if crf is None else f"libx264 at CRF {crf}"
+
+    def rows(engine: Door) -> Iterator[DayScore | Failed]:
+        def scores(path: Path) -> Iterator[DayScore]:
+            return (day_score(engine, name, picture, crf) for name, picture in read_bright(path))
+
+        anything = False
+        for row in each(paths, scores):
+            anything = True
+            yield row
+        if not anything:
+            yield Failed(f"{folder} holds no picture by day: none has a mean of {BRIGHT} of 255 or more")
+
+    return Measure("daylight", len(paths), rows, lambda rows: {"damage": damage} | summary(rows))
 
 
 def steady_measure(frames: int) -> Measure:
@@ -162,7 +195,7 @@ def clips_measure(paths: Sequence[Path], frames: int) -> Measure:
     from engines.evaluation.clips import score_clip, summary
 
     return Measure(
-        "clips", len(paths), lambda engine: (score_clip(engine, path, frames=frames) for path in paths), summary
+        "clips", len(paths), lambda engine: each(paths, lambda path: [score_clip(engine, path, frames=frames)]), summary
     )
 
 
@@ -171,11 +204,11 @@ def folder_measure(folder: Path, target: Path) -> Measure:
     from engines.data.kinds import PICTURES
     from engines.data.lol import read_picture
     from engines.evaluation.sheet import SheetRow, contact_sheet, sheet_row
-    from tools.enhance import KNOWN, find_pictures, save
+    from tools.enhance import KNOWN, save
 
     if target.suffix.lower() not in PICTURES:
         raise typer.BadParameter(f"{target} is no picture; --contact-sheet must end in one of {KNOWN}")
-    paths = find_pictures(folder)
+    paths = find_files(folder, PICTURES)
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def summary(rows: list[SheetRow]) -> dict[str, object]:
@@ -183,20 +216,27 @@ def folder_measure(folder: Path, target: Path) -> Measure:
         try:
             save(contact_sheet(f"{folder.name}: {len(rows)} pictures", rows), target)
         except (OSError, ValueError) as error:  # such as for more pictures than a WebP file has room for
-            told = {"contact_sheet": None, "failed": f"{target} cannot be written: {error}"}
-        means = [(row.mean_in, row.mean_out) for row in rows]
-        pictures = [
-            {"name": path.name, "mean_in": mean_in, "mean_out": mean_out}
-            for path, (mean_in, mean_out) in zip(paths, means, strict=True)
-        ]
+            told = {"contact_sheet": None, "failed": [f"{target} cannot be written: {error}"]}
+        pictures = [{"name": row.name, "mean_in": row.mean_in, "mean_out": row.mean_out} for row in rows]
         return told | {"pictures": pictures}
 
     return Measure(
         "folder",
         len(paths),
-        lambda engine: (sheet_row(engine, path.name, read_picture(path)) for path in paths),
+        lambda engine: each(paths, lambda path: [sheet_row(engine, path.name, read_picture(path))]),
         summary,
     )
+
+
+def each(paths: Iterable[Path], rows_of: Callable[[Path], Iterable[Row]]) -> Iterator[Row | Failed]:
+    """The rows of file after file; one that cannot be read or enhanced is told, and costs no other."""
+    from engines.errors import EngineError
+
+    for path in paths:
+        try:
+            yield from rows_of(path)
+        except (OSError, EngineError) as error:
+            yield Failed(str(error))
 
 
 def measured(weights: str, runtime: str, precision: str, measures: Sequence[Measure]) -> dict[str, Any]:
@@ -211,11 +251,17 @@ def measured(weights: str, runtime: str, precision: str, measures: Sequence[Meas
             "runtime": info.runtime,
             "precision": info.precision,
         }
-        figures = {
-            measure.name: measure.summary(list(watched(measure.rows(engine), measure.name, measure.total)))
-            for measure in measures
-        }
+        figures = {measure.name: figures_of(measure, engine) for measure in measures}
     return about | figures
+
+
+def figures_of(measure: Measure, engine: Door) -> dict[str, Any]:
+    """Of what could be measured, and what could not."""
+    rows = list(watched(measure.rows(engine), measure.name, measure.total))
+    failed = [row.reason for row in rows if isinstance(row, Failed)]
+    figures = measure.summary([row for row in rows if not isinstance(row, Failed)]) if len(failed) < len(rows) else {}
+    failed += figures.pop("failed", [])
+    return figures | ({"failed": failed} if failed else {})
 
 
 def compared(results: Sequence[Figures]) -> dict[str, object]:

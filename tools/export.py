@@ -13,7 +13,7 @@ def export(
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of pictures as the cameras send them, for int8; without them there is no int8.",
+            help="Folder of pictures as the cameras send them, for int8; without them that stays as it is.",
             exists=True,
             file_okay=False,
         ),
@@ -23,10 +23,11 @@ def export(
     from rich.console import Console
 
     from engines.cards import find_weights
+    from engines.data.kinds import PICTURES
     from engines.errors import EngineMissing
-    from tools.enhance import find_pictures
+    from tools.enhance import find_files
 
-    pictures = find_pictures(calibrate) if calibrate else []
+    pictures = find_files(calibrate, PICTURES) if calibrate else []
     try:
         from engines.export import export_all
     except ImportError as error:

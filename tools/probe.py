@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -208,15 +207,15 @@ def video_values(segment: Segment, seen: Sight, picture: Frame) -> dict[str, obj
 def refusal(feed: FeedSettings, picture: Frame) -> str | None:
     """Why the relay would make nothing of pictures of this size with the default settings; None where it would."""
     from engines.door import EngineInfo
-    from stream.enhance import BYTES_PER_PIXEL
+    from stream.frame import BYTES_PER_PIXEL, memory_for
 
     width, height = picture.width, picture.height
     (least_width, least_height), (most_width, most_height) = EngineInfo.smallest, EngineInfo.largest
     if not (least_width <= width <= most_width and least_height <= height <= most_height):
         allowed = f"{least_width}x{least_height} to {most_width}x{most_height}"
         return f"its pictures are {width}x{height}; they must be {allowed}"
-    if (needed := BYTES_PER_PIXEL * width * height) > feed.memory:
-        return f'its pictures are {width}x{height}; the feed must have memory = "{math.ceil(needed / 1e6)}MB" or more'
+    if BYTES_PER_PIXEL * width * height > feed.memory:
+        return f"its pictures are {width}x{height}; {memory_for(width, height)}"
     return None
 
 

@@ -30,11 +30,10 @@ def train(
         typer.Option(help="weights.safetensors of the teacher of a recipe with lessons (`taught`).", exists=True),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="Budget, over all sittings.", show_default="120 without --steps")
+        float | None,
+        typer.Option(min=0.01, help="Budget, over all sittings.", show_default="120 where no steps are set"),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="The same in steps; a run on a CPU can be repeated by it.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The same in steps; a recipe can have its own.")] = None,
 ) -> None:
     """Train a network by a recipe within a budget, score it on held-out scenes, and store its weights."""
     from contextlib import ExitStack
@@ -58,7 +57,7 @@ def train(
     if teacher is not None and not any(plan.taught):
         raise typer.BadParameter(f"recipe {recipe} has no lessons (`taught`) for which a --teacher would be needed")
     if minutes is None:
-        minutes = math.inf if steps else 120
+        minutes = math.inf if steps or plan.steps else 120
     out = out or Path("runs") / Path(recipe).stem
     console = Console(stderr=True)
     with console.status("reading pictures"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
     from stream.subscribe import Subscriber, ViewerKeys
     from stream.wire import Kind, Message, Stamped
 
+log = logging.getLogger(__name__)
+
 SNAPSHOT_SECONDS = 10.0
 """The longest that `--snapshot` waits for a picture."""
 
 TURN_SECONDS = 0.05
 """The longest that a message is waited for before the window and the clock are looked at."""
+
+QUIET_SECONDS = 5.0
+"""After which it is told that nothing has come yet."""
 
 MOST_A_TURN = 8
 """Messages between two looks at the window, on a machine that cannot keep up."""
@@ -112,9 +118,12 @@ class Wanted:
 
         return Subscriber(self.endpoint, self.feed, (self.kind,), keys=self.keys)
 
+    def __str__(self) -> str:
+        return f"feed {self.feed} at {self.endpoint}"
+
     def missing(self, span: Span) -> StreamError:
         """That no picture came."""
-        return StreamError(f"no picture of feed {self.feed} at {self.endpoint}{span}")
+        return StreamError(f"no picture of {self}{span}")
 
 
 def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -> str:
@@ -122,20 +131,30 @@ def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -
     from stream.subscribe import Subscriber
 
     with Subscriber(endpoint, None, (kind,), keys=keys) as subscriber:
-        for messages in turns(subscriber, span):
+        for messages in turns(subscriber, span, f"any feed at {endpoint}"):
             if messages:
                 return messages[0].header.feed
     raise StreamError(f"no feed at {endpoint}{span}")
 
 
-def turns(subscriber: Subscriber, span: Span) -> Iterator[list[Message]]:
-    """What has come, a few messages at a time, and nothing as often as nothing comes, until the span is over."""
+def turns(subscriber: Subscriber, span: Span, wanted: object) -> Iterator[list[Message]]:
+    """What has come, a few messages at a time, and nothing as often as nothing comes, until the span is over.
+
+    Where nothing of what is `wanted` has come for a while at the beginning, that is told: ZeroMQ goes on trying to
+    connect for ever, and does not say why it fails.
+    """
+    quiet_until: float | None = time.monotonic() + QUIET_SECONDS
     while not span.is_over():
         messages = []
         message = subscriber.receive(TURN_SECONDS)
         while message is not None:
             messages.append(message)
             message = subscriber.receive(0) if len(messages) < MOST_A_TURN else None
+        if messages:
+            quiet_until = None
+        elif quiet_until is not None and time.monotonic() >= quiet_until:
+            quiet_until = None
+            log.warning("nothing of %s yet: is the relay running there, and does it have that feed?", wanted)
         yield messages
 
 
@@ -147,7 +166,7 @@ def take_snapshot(wanted: Wanted, path: Path, span: Span) -> None:
 
     decoder = PictureDecoder()
     with wanted.subscribe() as subscriber:
-        for messages in turns(subscriber, span):
+        for messages in turns(subscriber, span, wanted):
             for picture in (picture for message in messages for picture in decoder.decode(message)):
                 file = BytesIO()
                 Image.fromarray(decoder.rgb(picture)).save(file, format="PNG")
@@ -160,7 +179,7 @@ def print_stats(wanted: Wanted, json: Path | None, span: Span, console: Console)
     """Print a line a second and all figures at the end. Raises `StreamError` where no picture came."""
     figures, due = Figures(), time.monotonic() + 1
     with wanted.subscribe() as subscriber:
-        for messages in turns(subscriber, span):
+        for messages in turns(subscriber, span, wanted):
             for message in messages:
                 figures.add(message)
             if time.monotonic() >= due:
@@ -181,7 +200,7 @@ def show_window(wanted: Wanted, span: Span) -> None:
     decoder, figures = PictureDecoder(), Figures()
     picture, told = None, 0
     with Window(f"nightbridge {wanted.endpoint}") as window, wanted.subscribe() as subscriber:
-        for messages in turns(subscriber, span):
+        for messages in turns(subscriber, span, wanted):
             pictures = []
             for message in messages:  # pictures need the ones before them: all are decoded, the newest is shown
                 figures.add(message)

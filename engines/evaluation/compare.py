@@ -31,13 +31,14 @@ def mean_and_spread(runs: Sequence[Figures]) -> dict[str, dict[str, float]]:
             "spread": float(np.std([row[key] for row in table], ddof=1)),
         }
         for key in table[0]
+        if all(key in row for row in table)
     }
 
 
 def difference(run: Figures, reference: Figures) -> dict[str, float]:
     """Each number of a run less the reference's."""
     here, there = numbers(run), numbers(reference)
-    return {key: here[key] - there[key] for key in here}
+    return {key: here[key] - there[key] for key in here if key in there}
 
 
 def largest_difference(rows: Sequence[Figures], references: Sequence[Figures], key: str) -> float:

@@ -2,58 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from engines.data.clips import clip_rate, read_clip
 from engines.data.coded import at_rate_factor
+from engines.data.kinds import VIDEOS
 from engines.data.lol import Picture, double, halve, read_picture, trimmed
 from engines.door import Door
-from engines.evaluation.evaluate import by_name, enhance_picture
+from engines.evaluation.evaluate import by_name, enhance_whole
 from engines.evaluation.scores import mean_ratio, psnr
 
 BRIGHT = 80
 """Mean code value, of 255, from which a picture counts as one by day."""
+EVERY_SECONDS, MOST = 2.0, 10
+"""Of a video: the time between two pictures that are looked at, and how many of them at most."""
 
 
 @dataclass(frozen=True)
 class DayScore:
-    """One picture, halved and enhanced, against the bicubic double of what the engine was given."""
+    """One picture, enhanced, against the bicubic double of what the engine was given: its half, which is sharp, and the
+    picture as it is, which is larger and softer. A network can take the one for a day and not the other."""
 
     name: str
     psnr_db: float
     mean_ratio: float
+    full_size_psnr_db: float
+    full_size_mean_ratio: float
 
 
-def read_bright(paths: Iterable[Path]) -> Iterator[tuple[str, Picture]]:
-    """Name and picture of each that is bright enough, see `BRIGHT`."""
-    for path in paths:
-        picture = read_picture(path)
+def read_bright(path: Path) -> Iterator[tuple[str, Picture]]:
+    """Names and pictures that are bright enough (see `BRIGHT`) of a picture file, or of a video every
+    `EVERY_SECONDS`; raises `OSError` by name for what cannot be read."""
+    film = path.suffix.lower() in VIDEOS
+    for name, picture in _pictures_of_video(path) if film else [(path.name, read_picture(path))]:
         if picture.mean() >= BRIGHT:
-            yield path.name, picture
+            yield name, picture
 
 
-def daylight(engine: Door, pictures: Iterable[tuple[str, Picture]], crf: int | None = None) -> Iterator[DayScore]:
-    """A score for each named picture; with `crf` the engine is given what libx264 leaves of it."""
-    for name, picture in pictures:
-        with by_name(name):
-            small = halve(picture)
-            if crf is not None:
-                small = at_rate_factor(trimmed(small, 2), crf)
-            bright, doubled = enhance_picture(engine, small), double(small)
-        yield DayScore(name, psnr(bright, doubled), mean_ratio(bright, doubled))
+def _pictures_of_video(path: Path) -> Iterator[tuple[str, Picture]]:
+    step = max(1, round(EVERY_SECONDS * clip_rate(path)))
+    for number, picture in enumerate(islice(read_clip(path), 0, step * MOST, step)):
+        yield f"{path.name} at {number * EVERY_SECONDS:g} s", picture
+
+
+def day_score(engine: Door, name: str, picture: Picture, crf: int | None = None) -> DayScore:
+    """With `crf` the engine is given what libx264 leaves of it. Raises `EngineMismatch` by name for a picture that is
+    too small."""
+    with by_name(name):
+        figures: list[float] = []
+        for given in (halve(picture), picture):
+            shown = given if crf is None else at_rate_factor(trimmed(given, 2), crf)
+            bright, doubled = enhance_whole(engine, shown), double(shown)
+            figures += psnr(bright, doubled), mean_ratio(bright, doubled)
+    return DayScore(name, *figures)
 
 
 def summary(scores: list[DayScore]) -> dict[str, object]:
     """Means and extremes over all pictures, and a row for each."""
-    psnrs, ratios = [score.psnr_db for score in scores], [score.mean_ratio for score in scores]
-    return {
-        "psnr_db": float(np.mean(psnrs)),
-        "psnr_db_lowest": min(psnrs),
-        "mean_ratio": float(np.mean(ratios)),
-        "mean_ratio_lowest": min(ratios),
-        "mean_ratio_highest": max(ratios),
-        "pictures": [asdict(score) for score in scores],
-    }
+    figures: dict[str, object] = {}
+    for size in ("", "full_size_"):
+        psnrs = [getattr(score, f"{size}psnr_db") for score in scores]
+        ratios = [getattr(score, f"{size}mean_ratio") for score in scores]
+        figures |= {
+            f"{size}psnr_db": float(np.mean(psnrs)),
+            f"{size}psnr_db_lowest": min(psnrs),
+            f"{size}mean_ratio": float(np.mean(ratios)),
+            f"{size}mean_ratio_lowest": min(ratios),
+            f"{size}mean_ratio_highest": max(ratios),
+        }
+    return {**figures, "pictures": [asdict(score) for score in scores]}

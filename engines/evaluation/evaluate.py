@@ -12,9 +12,10 @@ import numpy as np
 
 from engines.colour import Colour, to_planes, to_rgb
 from engines.data.lol import HELD_OUT, Pair, Picture, halve, read_lol, trimmed
-from engines.door import Door, Memory
+from engines.door import SCALE, Door, Memory
 from engines.errors import EngineMismatch
 from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean, ssim
+from engines.tiles import enhance_tiles, is_large
 
 Split = Literal["eval15", "held-out", "our485"]
 PICTURE_COLOUR = Colour(matrix="bt601", full_range=True)
@@ -52,6 +53,17 @@ def enhance_picture(engine: Door, picture: Picture, memory: Memory | None = None
     colour = picture_colour(picture)
     y, uv = to_planes(picture, colour)
     return to_rgb(*engine.enhance(y, uv, colour, memory, keep), colour)
+
+
+def enhance_whole(engine: Door, picture: Picture) -> Picture:
+    """As `enhance_picture` without a past, for a picture of any size: a large one tile by tile."""
+    if not is_large(engine, picture):
+        return enhance_picture(engine, picture)
+    height, width = picture.shape[:2]
+    bright = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
+    for row, column, part in enhance_tiles(engine, picture, picture_colour(picture)):
+        bright[row : row + part.shape[0], column : column + part.shape[1]] = part
+    return bright
 
 
 def picture_colour(picture: Picture) -> Colour:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from engines.data.lol import Picture, double
 from engines.door import Door
-from engines.evaluation.evaluate import by_name, enhance_picture
+from engines.evaluation.evaluate import by_name, enhance_whole
 
 THUMBNAIL = 360
 """Width of a column in pixels."""
@@ -23,6 +23,7 @@ COLUMNS = ("input", "bicubic double", "output")
 class SheetRow:
     """One picture three times, already small, with its captions."""
 
+    name: str
     captions: tuple[str, ...]
     thumbnails: tuple[Image.Image, ...]
     mean_in: float
@@ -33,13 +34,13 @@ class SheetRow:
 def sheet_row(engine: Door, name: str, picture: Picture) -> SheetRow:
     """A picture as it is, doubled by bicubic and enhanced."""
     with by_name(name):
-        pictures = (picture, double(picture), enhance_picture(engine, picture))
+        pictures = (picture, double(picture), enhance_whole(engine, picture))
     notes = (name, *COLUMNS[1:])
     captions = tuple(
         f"{note}  {each.shape[1]}x{each.shape[0]}  mean {each.mean():.0f}"
         for note, each in zip(notes, pictures, strict=True)
     )
-    return SheetRow(captions, tuple(map(_thumbnail, pictures)), float(picture.mean()), float(pictures[-1].mean()))
+    return SheetRow(name, captions, tuple(map(_thumbnail, pictures)), float(picture.mean()), float(pictures[-1].mean()))
 
 
 def contact_sheet(title: str, rows: Sequence[SheetRow]) -> Image.Image:

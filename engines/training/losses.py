@@ -37,7 +37,8 @@ def detail_mse(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def chroma(prediction: Tensor, target: Tensor) -> Tensor:
-    """Equations 4 to 6 as one cosine distance of the chroma vectors S (cos 2piH, sin 2piH).
+    """Equations 4 to 6 as one cosine distance of chroma vectors, nearly S (cos 2piH, sin 2piH): on a hexagon, where hue
+    and saturation need neither angle nor root, the vector is up to 13 % shorter and 1 degree off.
 
     Taken literally, the cosine of hue angles is mostly noise: a quarter of real pixels is nearly grey and red wraps.
     """

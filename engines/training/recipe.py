@@ -21,8 +21,8 @@ LEAST = {
     **dict.fromkeys(("huber_weight", "ssim_weight", "chroma_weight", "detail_weight", "steady_weight"), 0),
 }
 """What numbers of a recipe must be at least, by name."""
-SMALLEST_CROP = 16
-"""Pixels of a side: SSIM looks at half of a picture of twice the size, by windows of 11."""
+SMALLEST_CROP, SMALLEST_OF_TWINS = 16, 24
+"""Pixels of a side: SSIM looks at half of a picture of twice the size, by windows of 11; twins show less of a crop."""
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,8 +158,9 @@ def _fault(recipe: Recipe) -> str | None:
             return f"{name} is {value}; it must be a number from {least} on"
     if not recipe.clip > 0:
         return f"clip is {recipe.clip}; it must be above 0"
-    if min(recipe.crop) < SMALLEST_CROP:
-        return f"crop is {list(recipe.crop)}; both sides must be {SMALLEST_CROP} or more"
+    smallest = SMALLEST_OF_TWINS if recipe.twins > 0 else SMALLEST_CROP
+    if min(recipe.crop) < smallest:
+        return f"crop is {list(recipe.crop)}; both sides must be {smallest} or more"
     if not recipe.weights().keys() - {"detail", "steady"}:
         return "huber_weight, ssim_weight and chroma_weight are all 0; one of them must be more"
     if recipe.twins > 0 and recipe.batch % 2:

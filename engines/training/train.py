@@ -256,6 +256,11 @@ class Run:
         what cannot be read."""
         try:
             state = torch.load(checkpoint, weights_only=True, map_location=self.device)
+            if (
+                not isinstance(state, dict)
+                or not {"network", "optimiser", "average", "step", "seconds"} <= state.keys()
+            ):
+                raise UnpicklingError("it holds something else")
         except (EOFError, RuntimeError, UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
             raise EngineMismatch(f"{checkpoint} cannot be read as a checkpoint: {reason}") from error
