@@ -533,6 +533,23 @@ def test_a_teacher_is_given_where_there_are_lessons_and_nowhere_else(
         )
 
 
+def test_nights_and_days_have_crops_of_two_sizes_large_ones_from_what_is_shown_large() -> None:
+    small, large = (160, 240), (192, 304)
+    learning = recipe(mix=(0.0, 0.5, 0.5), crop=(192, 288), batch=4)
+    sizes = [[], [small, large, small], [large, small]]
+    drawn = [training.choose(learning, sizes, 0.0, np.random.default_rng(seed)) for seed in range(60)]
+    assert {chosen.size for _, chosen in drawn} == {(144, 224), (192, 288)}
+    for kind, chosen in drawn:
+        shown = {sizes[kind][place] for place in chosen.places[:, 0].tolist()}
+        assert shown == {large} if chosen.size == (192, 288) else shown <= {small, large}
+    assert {small, large} == {
+        sizes[kind][place]
+        for kind, chosen in drawn
+        if chosen.size == (144, 224)
+        for place in chosen.places[:, 0].tolist()
+    }
+
+
 def test_whole_pictures_come_at_the_end_and_crops_before() -> None:
     sizes = [[(100, 150)], [], []]
     learning = recipe(whole=0.25)

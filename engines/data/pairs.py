@@ -20,6 +20,9 @@ from engines.data.lol import HELD_OUT, OUTLIERS, Pair, Picture, halve, read_lol,
 ALIGN = 16
 """Crops are multiples of this, so that they need no padding."""
 
+PHOTO_CROP = (144, 224)
+"""Height and width of the small crops of photos that every photo has room for."""
+
 NEARBY = 4
 """Pairs of LOL before and after one that count as its scene, in the order in which they are learned: by number, and
 scenes that could be held out but are not at the end."""
@@ -118,7 +121,8 @@ def draw(
     twins: float = 0.0,
     twin_noise: float | None = None,
 ) -> Draw:
-    """What to cut from pictures of these sizes: `count` crops with flips, as large as `size` where all can be.
+    """What to cut from pictures of these sizes: `count` crops with flips, of `size` and from those that are as large;
+    where none is, of the size that all that were drawn have room for.
 
     `turn` is the share of batches that are turned by a quarter, as whole batches, since all pictures of a batch need
     one shape; `gain` the largest factor of exposure, either way; `mixup` the share of batches with blended neighbours;
@@ -129,7 +133,9 @@ def draw(
     if twins > 0 and random.random() < twins:
         noise = noise if twin_noise is None else twin_noise
         return _twice(draw(sizes, size, count // 2, random, turn=turn, gain=gain, noise=noise), random)
-    indices = random.integers(len(sizes), size=count)
+    large = [index for index, (height, width) in enumerate(sizes) if height >= size[0] and width >= size[1]]
+    chosen = random.integers(len(large or sizes), size=count)
+    indices = [large[place] for place in chosen] if large else chosen.tolist()
     height, width = (np.minimum(size, np.min([sizes[index] for index in indices], axis=0)) // 2 * 2).tolist()
     places = []
     for index in indices:

@@ -19,7 +19,7 @@ from engines.data.darken import DECODE, Night, encode, gather, record
 from engines.data.kinds import PICTURES, VIDEOS
 from engines.data.lamps import Light, between, lamps
 from engines.data.lol import HELD_OUT, Picture, double, halve, read_picture
-from engines.data.pairs import ALIGN, Sample, lol_samples
+from engines.data.pairs import ALIGN, PHOTO_CROP, Sample, lol_samples
 
 GREY = 0.15
 """Share of the pairs that an infrared camera sends: without colour."""
@@ -44,7 +44,7 @@ AS_IT_IS = 0.3
 ENLARGED = (1.0, 5.0)
 """Of the others, the factor on height and width: a camera's pictures are larger and softer than photos that were made
 small, and a network that never saw such takes a wall or a road by day for something in the dark."""
-LEAST = (288, 448)
+LEAST = (2 * PHOTO_CROP[0], 2 * PHOTO_CROP[1])
 """Height and width of a scene, at least."""
 VIEW = (384, 608)
 """Height and width of what a pair shows of its scene, at most."""

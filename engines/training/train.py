@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from engines.cards import KINDS, NUMBERS, Card, sha256, write_card
 from engines.checkpoint import load_network, save_network
-from engines.data.pairs import NEARBY, Draw, Sample, draw, even_out, small_sizes, subsample_chroma
+from engines.data.pairs import NEARBY, PHOTO_CROP, Draw, Sample, draw, even_out, small_sizes, subsample_chroma
 from engines.errors import EngineError, EngineMismatch
 from engines.network.config import CONFIGS
 from engines.network.neid import STARTS, Neid
@@ -37,6 +37,9 @@ SAVE_EVERY = {"cpu": 200, "cuda": 20_000}
 
 TRY_EVERY = {"cpu": 500, "cuda": 2_000}
 """Steps between two scores on held-out scenes."""
+
+LARGE_CROPS = 0.5
+"""Share of the night and day batches whose crops are as large as LOL's; the others have room in every photo."""
 
 WHOLE = (10_000, 10_000)
 """A crop that no picture is larger than."""
@@ -126,7 +129,8 @@ def choose(
     kind = int(random.choice(len(sizes), p=recipe.mix))
     options: dict[str, Any] = {name: getattr(recipe, name) for name in ("turn", "noise", "twins", "twin_noise")}
     if kind:
-        return kind, draw(sizes[kind], recipe.crop, recipe.batch, random, **options)
+        crop = recipe.crop if random.random() < LARGE_CROPS else PHOTO_CROP  # of two sizes: on a GPU each is captured
+        return kind, draw(sizes[kind], crop, recipe.batch, random, **options)
     size = WHOLE if share >= 1 - recipe.whole else recipe.crop
     return kind, draw(sizes[kind], size, recipe.batch, random, gain=recipe.gain, mixup=recipe.mixup, **options)
 
