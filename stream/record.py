@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -76,6 +78,8 @@ class Recorder:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StreamError(f"cannot record into {self._folder}: {error.strerror}") from None
+        if not os.access(self._folder, os.W_OK | os.X_OK):  # or it would be told when the first group has come
+            raise StreamError(f"cannot record into {self._folder}: {os.strerror(errno.EACCES)}")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -26,7 +26,7 @@ from stream.wire import Kind, Message, Stamped
 from tests.clips import make_clip
 from tests.waiting import wait_until
 from tools import demo_parts
-from tools.demo import CLIP
+from tools.demo import CLIP, demo
 from tools.demo_parts import Part
 from tools.demo_pictures import Pairs, as_rgb, compare, enlarged, side_by_side
 
@@ -188,6 +188,15 @@ def test_a_process_that_has_ended_is_an_error_with_its_last_words(tmp_path: Path
             StreamError, match=r"^the camera ended by itself with code 2\n  camera: first\n  camera: second"
         ):
             camera.check()
+
+
+def test_a_folder_that_may_not_be_written_to_is_told_before_anything_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(StreamError, match=f"demo.png cannot be written into {tmp_path}"):
+        demo()
 
 
 def test_a_free_port_can_be_used() -> None:

@@ -494,6 +494,17 @@ def test_the_cameras_own_pictures_are_recorded_where_they_are_asked_for(tmp_path
     assert recorder.written == {"source": 5}
 
 
+def test_a_folder_that_may_not_be_written_to_is_told_before_anything_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with (
+        pytest.raises(StreamError, match=f"cannot record into {re.escape(str(tmp_path))}: Permission denied"),
+        Recorder(tmp_path, 5.0, "video"),
+    ):
+        pass
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StreamError, match=f"cannot record into {re.escape(str(tmp_path))}/file"):

@@ -5,6 +5,7 @@ camera, a process ═ UDP ═► relay, a process ═ ZeroMQ ═► viewer, here
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,8 @@ def demo(
     json: JsonFile = None,
 ) -> None:
     """See it work on this machine: a night camera, the relay and a viewer; writes demo.png, before and after."""
+    if not os.access(PICTURE.absolute().parent, os.W_OK):
+        raise StreamError(f"{PICTURE} cannot be written into {Path.cwd()}")
     begin = time.monotonic()
     console, stop = Console(highlight=False), Event()
     console.print(
