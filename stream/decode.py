@@ -132,7 +132,11 @@ class Decoder:
         unit = self._enter(source, damaged=packet.is_corrupt or mixed)
         packet.opaque = unit
         before = self._begin_anew() if anew else []
-        return before + self._decode(packet)
+        try:
+            return before + self._decode(packet)
+        except PictureTooLarge:
+            self.lost += len(before)
+            raise
 
     def flush(self) -> list[Frame]:
         """The last frames; nothing can be decoded after it."""

@@ -125,7 +125,7 @@ class Feed:
     def watch_load(self, figures: FeedFigures) -> None:
         """Log when the machine becomes too slow for this feed, and when it is fast enough again; to be called often."""
         now, came = time.monotonic(), figures.received
-        dropped = sum(figures.dropped.get(reason, 0) for reason in ("overload", "late"))
+        dropped = sum(figures.dropped.get(reason, 0) for reason in ("overload", "late", "behind"))
         since, came_before, dropped_before = self._load_seen
         if now - since < LOAD_SECONDS:
             return

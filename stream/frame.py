@@ -115,6 +115,10 @@ class Frame:
 
 
 def plane_view(plane: av.video.plane.VideoPlane) -> Plane:
-    """(H, W) uint8 view of a plane's pixels, without the padding at the end of each line."""
-    lines: Plane = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-    return lines[: plane.height, : plane.width]
+    """(H, W) uint8 view of a plane's pixels, without the padding at the end of each line.
+
+    Lines that go backwards in memory, as a decoder may leave them, begin with the last one.
+    """
+    stride = abs(plane.line_size)
+    lines: Plane = np.frombuffer(memoryview(plane), np.uint8)[: stride * plane.height].reshape(plane.height, stride)
+    return lines[:: 1 if plane.line_size > 0 else -1, : plane.width]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 from engines.door import Door
-from engines.errors import EngineError
+from engines.errors import EngineError, EngineMismatch
 from stream.decode import Decoder
 from stream.enhance import Gather, size
 from stream.errors import CodecError
@@ -12,6 +15,8 @@ from stream.frame import BYTES_PER_PIXEL, Frame, SourcePacket
 from stream.orientation import Orientation
 from stream.source import Segment
 
+RETRY_SECONDS = 10.0
+"""Between two attempts to make the engine ready for a size that it failed on."""
 PICTURELESS_SECONDS = 60
 """Of access units without a picture, after which that is told."""
 
@@ -28,6 +33,7 @@ class Intake:
         self._lost = self._behind = 0
         self._size: tuple[int, int] | None = None
         self._fits = False
+        self._try_again = math.inf
         self._shown_ns: int | None = None  # when the access unit came with which there was a picture last
         largest = feed.settings.memory // BYTES_PER_PIXEL
         width, height = segment.info.width or 0, segment.info.height or 0
@@ -70,7 +76,7 @@ class Intake:
         if frames:
             self._feed.work_with("decoder", self._decoder.name, self._decoder.trouble)
         for frame in frames:
-            if size(frame) != self._size:
+            if size(frame) != self._size or time.monotonic() >= self._try_again:
                 self._prepare(*size(frame))
             if self._fits:
                 self._gather.put(self._feed, self._feed.timeline.place(frame))
@@ -85,10 +91,13 @@ class Intake:
         self._behind, self._lost = behind, lost
 
     def _prepare(self, width: int, height: int) -> None:
-        """Make the engine ready for a new size here, where only this feed waits for it."""
-        self._size, self._fits = (width, height), True
+        """Make the engine ready for a new size here, where only this feed waits for it; one that it does not take is
+        not tried again, one that it failed on is, after a while."""
+        self._size, self._fits, self._try_again = (width, height), True, math.inf
         try:
             self._engine.prepare(width, height)
         except EngineError as error:
             self._feed.tell(error)
             self._fits = False
+            if not isinstance(error, EngineMismatch):
+                self._try_again = time.monotonic() + RETRY_SECONDS

@@ -63,7 +63,7 @@ def test_each_stream_of_a_camera_has_stamps_of_its_own(captured: Captured) -> No
 
 
 @pytest.mark.parametrize("off", [-11, 11, -56 * 365 * 86_400])
-def test_a_clock_that_is_far_off_is_told_once_and_never_believed_again(
+def test_a_clock_that_is_far_off_is_told_once_and_not_believed_at_once_when_it_is_right(
     captured: Captured, caplog: pytest.LogCaptureFixture, off: float
 ) -> None:
     assert captured(0, received=1, says=1 + off) == (1, "arrival")
@@ -71,6 +71,25 @@ def test_a_clock_that_is_far_off_is_told_once_and_never_believed_again(
     assert captured(180_000, received=3, says=2.9) == (3, "arrival")
     assert len(caplog.records) == 1
     assert f"rtsp://camera/: the camera's clock is {off:+.0f} s off and not believed" in caplog.text
+
+
+def test_a_clock_that_has_been_right_for_a_minute_is_believed_again(
+    captured: Captured, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wrong one may have been this machine's, before it was set."""
+    now = [1000.0]
+    monkeypatch.setattr("stream.sources.camera_clock.time.monotonic", lambda: now[0])
+    caplog.set_level("INFO")
+    assert captured(0, received=1, says=3601) == (1, "arrival")
+    assert captured(90_000, received=3602, says=3601.9) == (3602, "arrival")
+    now[0] += 59
+    assert captured(180_000, received=3603, says=3602.9) == (3603, "arrival")
+    assert captured(270_000, received=3604, says=9999) == (3604, "arrival")
+    for seconds in (0, 59, 1):
+        now[0] += seconds
+        told = captured(360_000, received=3605, says=3604.9)
+    assert told == (3604.9, "rtcp")
+    assert [record.message for record in caplog.records][1:] == ["rtsp://camera/: the camera's clock is believed again"]
 
 
 def test_a_clock_that_is_a_little_off_is_believed(captured: Captured) -> None:

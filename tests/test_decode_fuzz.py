@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import av
 import numpy as np
@@ -156,6 +157,23 @@ def test_a_transport_stream_with_damage_anywhere_raises_nothing_else(
 
 
 # Sizes
+
+
+def test_what_was_still_in_the_decoder_is_counted_where_the_picture_that_follows_is_too_large(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_source(FeedSettings(url=str(clips / "h264.ts"))) as source:
+        segment = next(source.segments())
+        first, *others = segment.packets()
+        decoder = Decoder(segment.video)
+        inside = [frame for unit in (first, *others[:5]) for frame in decoder.decode(unit)]
+        monkeypatch.setattr(decoder, "_spoilt", True)
+        monkeypatch.setattr(decoder, "_begins_alone", lambda _: True)
+        monkeypatch.setattr(decoder, "_begin_anew", lambda: inside[:2])
+        monkeypatch.setattr(decoder, "_decode", mock.Mock(side_effect=PictureTooLarge("too large")))
+        with pytest.raises(PictureTooLarge):
+            decoder.decode(others[5])
+        assert decoder.lost == 2
 
 
 @pytest.mark.parametrize(

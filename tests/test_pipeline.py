@@ -21,7 +21,7 @@ from engines.door import Door, Memory, Slot
 from engines.errors import EngineError
 from stream import backoff, outlet, pipeline
 from stream.errors import SourceLost
-from stream.frame import SourcePacket
+from stream.frame import Frame, SourcePacket
 from stream.metrics import FeedFigures
 from stream.publish import Publisher
 from stream.relay import Relay
@@ -705,6 +705,71 @@ def test_a_size_that_the_engine_does_not_take_is_counted_told_once_and_no_troubl
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
         "feed large: pictures are lost: a picture of 320x240; this engine takes 16x16 to 200x200"
     ]
+
+
+class ReadyLater(DoublingEngine):
+    """Has no memory for its first pictures for a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries = 0
+
+    def _make(self, width: int, height: int) -> Slot:
+        self.tries += 1
+        if self.tries == 1:
+            raise MemoryError("not now")
+        return super()._make(width, height)
+
+
+def test_a_size_that_the_engine_failed_on_is_tried_again_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.intake.RETRY_SECONDS", 0.0)
+    engine = ReadyLater()
+    figures, messages = replayed(engine, recording(make_clip(tmp_path / "clip.mp4", pictures=20)))
+    assert (figures.published, figures.lost, len(pictures(messages))) == (20, {}, 20)
+    monkeypatch.setattr("stream.intake.RETRY_SECONDS", 3600.0)
+    figures, _ = replayed(ReadyLater(), recording(tmp_path / "clip.mp4"))
+    assert (figures.published, figures.lost) == (0, {"engine": 20})
+
+
+def test_a_picture_that_cannot_be_read_costs_its_own_feed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    planes = Frame.planes
+
+    def unlucky(frame: Frame) -> tuple[np.ndarray, ...]:
+        if frame.width == 320:
+            raise ZeroDivisionError(MISTAKE)
+        return planes(frame)
+
+    monkeypatch.setattr(Frame, "planes", unlucky)
+    odd = recording(make_clip(tmp_path / "odd.mp4", pictures=20, size=(320, 240)))
+    wanted = settings(odd=odd, good=recording(make_clip(tmp_path / "clip.mp4", pictures=20)))
+    with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher:
+        with Relay(wanted, engine, publisher) as relay:
+            assert relay.wait(DEADLINE)
+        assert relay.failure is None
+    assert relay.feeds["odd"].meter.figures().lost == {"undecodable": 20}
+    assert relay.feeds["good"].meter.figures().published == 20
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+
+
+def test_pictures_whose_lines_go_backwards_in_memory_are_shown_upright(tmp_path: Path) -> None:
+    path = tmp_path / "raw.nut"
+    slope = np.repeat(np.arange(60, 204, 3, dtype=np.uint8)[:, None], 64, axis=1)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "gray"
+        stream.codec_context.extradata = b"BottomUp\0"
+        for number in range(10):
+            picture = av.VideoFrame.from_ndarray(slope[::-1].copy(), format="gray")
+            picture.pts, picture.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(picture))
+    figures, messages = replayed(DoublingEngine(), recording(path))
+    assert (figures.published, figures.lost) == (10, {})
+    shown = luma(decoded(messages)[0])[:, 64].astype(int)
+    assert shown[:10].mean() < shown[-10:].mean() - 60
 
 
 class Noting(DoublingEngine):

@@ -8,9 +8,10 @@ import av
 import pytest
 
 from stream.address import UdpAddress
-from stream.errors import SourceUnsupported
+from stream.errors import SourceLost, SourceUnsupported
 from stream.source import open_source
 from stream.sources.udp import listen
+from tests.cameras import LiveCamera
 from tests.clips import UdpSender, add_video, datagrams, free_port, make_clip
 from tests.clips import frame as picture_for
 from tests.reading import feed, read
@@ -52,6 +53,20 @@ def test_a_camera_that_is_announced_and_sends_nothing_is_not_waited_for(tmp_path
     one, port = two_cameras(tmp_path / "one.ts", sending=[1]), free_port()
     with UdpSender(one, port, bit_rate=1_000_000):
         assert width_of(f"udp://127.0.0.1:{port}") == 320
+
+
+def test_two_senders_to_one_port_whose_streams_take_turns_are_told_as_a_loss(tmp_path: Path) -> None:
+    """Else the feed would be opened again and again, without a pause or a word."""
+    port = free_port()
+    one = make_clip(tmp_path / "one.ts", pictures=50)
+    other = make_clip(tmp_path / "other.ts", pictures=50, first_pid=0x300)
+    with (
+        LiveCamera(one, port),
+        LiveCamera(other, port),
+        open_source(feed(f"udp://127.0.0.1:{port}")) as source,
+        pytest.raises(SourceLost, match=r"its streams change all the time; does somebody else send there too\?"),
+    ):
+        sum(1 for segment in source.segments() for _ in segment.packets())
 
 
 def test_a_slow_camera_is_opened_with_its_next_key_frame_although_that_is_far_away(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import time
 
 from av.packet import Packet
 from av.stream import Stream
@@ -13,6 +14,8 @@ from stream.frame import CaptureClock
 NANOSECONDS = 1_000_000_000
 FARTHEST = 10 * NANOSECONDS
 """A clock that is further away from this machine's is wrong: it was never set, or the network is hopeless."""
+SURE_SECONDS = 60.0
+"""How long a clock that was wrong must be right to be believed again."""
 REFERENCE_TIME = struct.Struct("<q")
 """The first member of FFmpeg's `AVProducerReferenceTime`: UTC, microseconds since 1970."""
 
@@ -24,7 +27,8 @@ class CameraClock:
 
     Until the camera's clock is known, a packet counts as captured on arrival. The step from arrival to that clock
     goes back, by the time that pictures are under way (and by what the two clocks differ); `capture_clock` changes
-    with it. There is one such step in a connection at most, and one the other way if the clock turns out to be wrong.
+    with it. There is one more the other way if the clock turns out to be wrong. It is believed again when it has been
+    right for a while: the wrong one may have been this machine's, which was set meanwhile.
     """
 
     def __init__(self, name: str) -> None:
@@ -32,11 +36,13 @@ class CameraClock:
         self._name = name
         self._anchors: dict[int, tuple[int, int]] = {}  # by stream: capture time and time stamp of one packet
         self._believed = True
+        self._right_since: float | None = None
+        """Since when a clock that is not believed has been right, by `time.monotonic`."""
 
     def captured(self, packet: Packet[Stream], received_ns: int) -> tuple[int, CaptureClock]:
         """When the camera took what is in a packet (UTC, nanoseconds since 1970), and whose clock says so."""
         told = reference_ns(packet)
-        if packet.pts is None or not self._believed:
+        if packet.pts is None:
             return received_ns, "arrival"
         if told is not None:
             self._anchors[packet.stream_index] = told, packet.pts
@@ -44,12 +50,25 @@ class CameraClock:
             return received_ns, "arrival"
         anchor_ns, anchor_pts = self._anchors[packet.stream_index]
         captured_ns = anchor_ns + int((packet.pts - anchor_pts) * packet.time_base * NANOSECONDS)
-        if abs(captured_ns - received_ns) > FARTHEST:
+        is_right = abs(captured_ns - received_ns) <= FARTHEST
+        if self._believed and not is_right:
             self._believed = False
             seconds = (captured_ns - received_ns) / NANOSECONDS
             log.warning("%s: the camera's clock is %+.0f s off and not believed", self._name, seconds)
-            return received_ns, "arrival"
-        return captured_ns, "rtcp"
+        if not self._believed:
+            self._judge_again(is_right)
+        return (captured_ns, "rtcp") if self._believed else (received_ns, "arrival")
+
+    def _judge_again(self, is_right: bool) -> None:
+        """Of a clock that is not believed: it is, once it has been right for `SURE_SECONDS`."""
+        now = time.monotonic()
+        if not is_right:
+            self._right_since = None
+        elif self._right_since is None:
+            self._right_since = now
+        elif now - self._right_since >= SURE_SECONDS:
+            self._believed, self._right_since = True, None
+            log.info("%s: the camera's clock is believed again", self._name)
 
 
 def reference_ns(packet: Packet[Stream]) -> int | None:

@@ -47,15 +47,22 @@ FIRST_KEY_SECONDS = 20.0
 pictures."""
 SILENT_STREAM_SECONDS = 2.5
 """The longest that opening waits for streams that are announced but send nothing."""
+MOST_CHANGES, CHANGES_SECONDS = 8, 10.0
+"""Changes of a feed's streams, and the time within which so many are too many."""
 
 log = logging.getLogger(__name__)
 
 
 def open_udp(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
     """The segments of a feed over UDP: another one whenever its streams change. Ends by `stop` or `SourceLost`."""
+    changes: deque[float] = deque(maxlen=MOST_CHANGES)  # when the latest ones were
     with UdpReader(feed, stop) as reader:
         yield from open_programs(feed, stop, reader)
         while reader.go_on():
+            changes.append(time.monotonic())
+            if len(changes) == MOST_CHANGES and changes[-1] - changes[0] < CHANGES_SECONDS:
+                words = "its streams change all the time; does somebody else send there too?"
+                raise SourceLost(f"{redact(feed.url)}: {words}", reason="lost")
             yield from open_programs(feed, stop, reader)
 
 
