@@ -10,7 +10,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from stream.errors import WireError
-from stream.keys import check_public_keys, read_keys
+from stream.keys import check_public_keys, key_files, read_keys
 from stream.settings import CurveSettings
 
 TOLD_SECONDS = 10.0
@@ -64,7 +64,7 @@ class Guests:
         """
         why = f"its public key {key.decode('ascii', 'replace')} is not in {self._folder}"
         try:
-            if any(key == theirs for theirs in map(self._read, self._folder.glob("*.key"))):
+            if any(key == theirs for theirs in map(self._read, key_files(self._folder))):
                 return True
         except OSError as error:
             why = f"{self._folder} cannot be read: {error.strerror}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -53,7 +54,12 @@ def read_keys(path: Path) -> tuple[bytes, bytes | None]:
     return public, secret
 
 
+def key_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder that hold public keys; one that is hidden lets nobody in."""
+    return folder.glob(f"[!.]*.{PUBLIC}")
+
+
 def check_public_keys(folder: Path) -> None:
     """Raise `OSError` or `ValueError` where a public key in a folder cannot be read."""
-    for path in folder.glob(f"[!.]*.{PUBLIC}"):
+    for path in key_files(folder):
         read_keys(path)

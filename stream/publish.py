@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from errno import EADDRINUSE
 from pathlib import Path
 from socket import AF_UNIX
@@ -16,6 +17,7 @@ import msgspec
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+from stream.bouncer import Bouncer
 from stream.doorkeeper import encrypt
 from stream.errors import WireError
 from stream.settings import RelaySettings
@@ -36,6 +38,9 @@ UNDER_WAY_MOST = 8
 ROOM_INTERVAL = 0.002
 VIEWER_INTERVAL = 0.02
 """Seconds between two looks whether there is room, or a viewer: ZeroMQ's XPUB tells of neither."""
+
+HANDSHAKE_MS = 5_000
+"""How long a connection may take to say who it is."""
 
 EVENTS_SECONDS = 0.002
 """How long one call looks at comings and goings of viewers: a flood of them must not hold up the pictures."""
@@ -74,6 +79,7 @@ class Publisher:
         self._context: zmq.SyncContext | None = None
         self._socket: zmq.SyncSocket | None = None
         self._doorkeeper: ThreadAuthenticator | None = None
+        self._bouncer: Bouncer | None = None
         self._lines: dict[bytes, Line] = {}
         self._joins = Joins(JOIN_INTERVAL)
         self.endpoint = settings.endpoint
@@ -84,6 +90,8 @@ class Publisher:
         socket = self._context.socket(zmq.XPUB)
         try:
             self._set_options(socket)
+            if self._settings.endpoint.startswith("tcp:"):
+                self._bouncer = Bouncer(socket)
             self._doorkeeper = encrypt(socket, self._settings.curve)
             if reason := refusal(self._settings.endpoint):
                 raise WireError(f"cannot publish at {self._settings.endpoint}: {reason}")
@@ -172,6 +180,8 @@ class Publisher:
         socket.set(zmq.IPV6, "[" in self._settings.endpoint)
         socket.set(zmq.XPUB_VERBOSE, 1)  # tells of every viewer, not only of a topic's first
         socket.set(zmq.MAXMSGSIZE, LONGEST_EVENT)
+        socket.set(zmq.RCVHWM, 0)  # a full inlet and a reset connection end the process in libzmq 4.3.5; see `Bouncer`
+        socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         socket.set(zmq.SNDHWM, UNDER_WAY_MOST if self._lossless else self._settings.high_water_mark)
         socket.set(zmq.SNDBUF, self._settings.send_buffer)
         socket.set(zmq.LINGER, round(self._settings.stop_timeout * 1000) if self._lossless else LINGER_MS)
@@ -184,10 +194,9 @@ class Publisher:
 
     def _hear_viewers(self, socket: zmq.SyncSocket) -> None:
         end = time.monotonic() + EVENTS_SECONDS
-        while socket.poll(0):
-            self._joins.add(socket.recv())
-            if time.monotonic() >= end:
-                return
+        with suppress(zmq.Again):
+            while time.monotonic() < end:
+                self._joins.add(socket.recv(zmq.DONTWAIT))
 
     def _see_viewers_off(self, socket: zmq.SyncSocket) -> None:
         """Give the viewers time to take what is in the kernel: when an ipc connection ends, libzmq throws that away
@@ -198,6 +207,9 @@ class Publisher:
             self._hear_viewers(socket)
 
     def _close(self, socket: zmq.SyncSocket) -> None:
+        if self._bouncer is not None:
+            self._bouncer.stop()
+            self._bouncer = None
         socket.close()
         if self._doorkeeper is not None:
             self._doorkeeper.stop()

@@ -12,7 +12,7 @@ from typing import ParamSpec, Self
 
 from engines.door import Door
 from stream.enhance import Gather
-from stream.feed import Feed
+from stream.feed import Feed, FeedState
 from stream.pipeline import bring_in, light_up, send_out
 from stream.publish import Publisher
 from stream.settings import FeedSettings, Settings
@@ -124,7 +124,7 @@ class Relay:
         leaving = [self._running[name] for name in names]
         self._end(leaving)
         for running in leaving:
-            self._publish_status(running.feed)
+            self._publish_status(running.feed, "ended")
             self._hanging.append(self._running.pop(running.feed.name))
         self._share_engine()
 
@@ -198,11 +198,12 @@ class Relay:
         for running in late:
             running.join(until)
 
-    def _publish_status(self, feed: Feed) -> None:
+    def _publish_status(self, feed: Feed, state: FeedState | None = None) -> None:
+        """`state` is told in place of the feed's own, as of one that is gone for its viewers and still hangs."""
         figures = feed.figures()
         feed.watch_load(figures)
         status = Status(
-            state=feed.state,
+            state=state or feed.state,
             received=figures.received,
             published=figures.published,
             under_way=figures.under_way,

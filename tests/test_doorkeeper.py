@@ -12,7 +12,7 @@ import zmq.auth
 from stream import doorkeeper
 from stream.doorkeeper import Guests
 from stream.errors import WireError
-from stream.keys import make_keys
+from stream.keys import make_keys, read_keys
 from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
@@ -92,6 +92,15 @@ def test_keys_that_are_added_and_taken_away_count_from_the_next_connection_on(ke
         ('public-key = "a"', "{} holds a key that is none; must be 40 characters of Z85"),
     ],
 )
+def test_a_key_in_a_hidden_file_lets_nobody_in(keys: Path) -> None:
+    (keys / "guests" / "guest.key").rename(keys / "guests" / ".guest.key")
+    guests = Guests(keys / "guests")
+    public, _ = read_keys(keys / "guests" / ".guest.key")
+    assert not guests.callback("global", public)
+    (keys / "guests" / ".guest.key").rename(keys / "guests" / "guest.key")
+    assert guests.callback("global", public)
+
+
 def test_a_key_that_is_damaged_later_lets_nobody_in_and_is_told_once(
     keys: Path, caplog: pytest.LogCaptureFixture, text: str, reason: str
 ) -> None:

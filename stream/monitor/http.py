@@ -17,7 +17,7 @@ from typing import Any, Self
 from stream.errors import WireError
 
 CONNECTIONS = 8
-"""Open at once, each with a thread of its own; one more is refused."""
+"""Open at once, each with a thread of its own; for one more the oldest is cut off."""
 
 CONNECTION_SECONDS = 10.0
 """The longest life of a connection, from its opening to the end of its answer."""
@@ -69,12 +69,16 @@ class PageServer(ThreadingTCPServer):
         self.server_close()  # waits for the threads of the clients
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Let a client in, where there is room."""
-        if len(self._clients) < CONNECTIONS:
+        """Let a client in; where there is no room, the one that has been there for the longest time goes: who says
+        nothing must not keep out who asks."""
+        with self._closing:
+            if len(self._clients) >= CONNECTIONS:
+                oldest = next(iter(self._clients))
+                del self._clients[oldest]
+                with suppress(OSError):  # it has gone already
+                    oldest.shutdown(SHUT_RDWR)
             self._clients[request] = time.monotonic()
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        super().process_request(request, client_address)
 
     def close_request(self, request: Any) -> None:
         """Let a client go."""

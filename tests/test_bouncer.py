@@ -1,0 +1,179 @@
+"""Viewers that send more than a viewer has to say; they speak ZMTP (ZeroMQ RFC 23) by hand."""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from socket import SO_LINGER, SOL_SOCKET, create_connection, socket
+
+import pytest
+
+from stream import bouncer
+from stream.publish import Publisher
+from stream.settings import RelaySettings
+from stream.subscribe import Subscriber
+from stream.wire import Header
+from tests.test_check import ROOT
+from tests.waiting import wait_until
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
+READY = b"\x04\x19\x05READY\x0bSocket-Type" + struct.pack(">I", 3) + b"SUB"
+PING = b"\x04\x0b\x04PING\x00\x00ctxt"
+ABORTING = struct.pack("ii", 1, 0)
+"""A connection that is closed with this is reset."""
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    with Publisher(RelaySettings(endpoint="tcp://127.0.0.1:*"), "run") as publisher:
+        yield publisher
+
+
+def connected(publisher: Publisher) -> socket:
+    host, _, port = publisher.endpoint.removeprefix("tcp://").rpartition(":")
+    return create_connection((host, int(port)))
+
+
+@contextmanager
+def subscriber(publisher: Publisher) -> Iterator[socket]:
+    """One that has shaken hands."""
+    with connected(publisher) as viewer:
+        viewer.sendall(GREETING)
+        viewer.recv(64, 0)
+        viewer.sendall(READY)
+        time.sleep(0.2)  # libzmq answers; what is sent now comes behind the handshake
+        yield viewer
+
+
+def is_cut_off(viewer: socket) -> bool:
+    viewer.settimeout(0.05)
+    try:
+        while viewer.recv(65_536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def subscription(prefix: bytes) -> bytes:
+    body = b"\x01" + prefix
+    return bytes([0, len(body)]) + body
+
+
+def flood(viewer: socket, length: int) -> None:
+    """A million subscriptions."""
+    for _ in range(1000):
+        viewer.sendall(b"".join(subscription(os.urandom(length)) for _ in range(1000)))
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+RESET_WHILE_FULL = """
+import sys, time
+from stream.publish import Publisher
+from stream.settings import RelaySettings
+from stream.wire import Header
+with Publisher(RelaySettings(endpoint="tcp://127.0.0.1:*"), "run") as publisher:
+    print(publisher.endpoint, flush=True)
+    for line in sys.stdin:
+        time.sleep(0.1)
+        publisher.take_join("pier")
+        publisher.publish("pier", "video", Header(), bytes(20000))
+        print("alive", flush=True)
+"""
+
+
+def test_a_viewer_that_fills_the_inlet_and_resets_its_connection_does_not_end_the_process() -> None:
+    """libzmq 4.3.5 gives up on an assertion where a message stands behind a full inlet."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", RESET_WHILE_FULL],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        host, _, port = program.stdout.readline().strip().removeprefix("tcp://").rpartition(":")
+        for _ in range(5):
+            with create_connection((host, int(port))) as viewer:
+                viewer.sendall(GREETING)
+                viewer.recv(64)
+                viewer.sendall(READY)
+                time.sleep(0.2)
+                viewer.sendall(b"\x00\x01\x01" * 1002 + PING)
+                time.sleep(0.003)
+                viewer.setsockopt(SOL_SOCKET, SO_LINGER, ABORTING)
+            program.stdin.write("go on\n")
+            program.stdin.flush()
+            assert program.stdout.readline() == "alive\n"
+        program.stdin.close()
+    assert program.returncode == 0
+
+
+@pytest.mark.parametrize("length", [12, 70, 200])
+def test_a_viewer_that_subscribes_without_an_end_is_cut_off_and_the_others_go_on(
+    publisher: Publisher, length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    viewer = Subscriber(publisher.endpoint, "pier", ("video",), max_age=3600)
+    with viewer as healthy, subscriber(publisher) as flooding:
+        wait_until(lambda: publisher.take_join("pier"), "the healthy viewer")
+        flooding.settimeout(30)
+        with pytest.raises(OSError):  # noqa: PT011 - it is reset, or the pipe is broken
+            flood(flooding, length)
+        for number in range(3):
+            publisher.publish("pier", "video", Header(key=not number), b"picture")
+        assert [healthy.receive(30) is not None for _ in range(3)] == [True] * 3
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert told.startswith("1 viewers were cut off; the last one at 127.0.0.1: it sent ")
+
+
+def test_a_viewer_with_many_subscriptions_is_let_be(publisher: Publisher) -> None:
+    with subscriber(publisher) as viewer:
+        viewer.sendall(b"".join(subscription(b"feed%d/video/" % number) for number in range(600)))
+        wait_until(lambda: publisher.take_join("feed599"), "the last subscription")
+        time.sleep(3 * bouncer.LOOK_SECONDS)
+        assert not is_cut_off(viewer)
+
+
+def test_viewers_beyond_a_share_of_the_files_are_cut_off_newest_first(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (40, 40))
+    with ExitStack() as stack:
+        publisher = stack.enter_context(Publisher(RelaySettings(endpoint="tcp://127.0.0.1:*"), "run"))
+        guests = [stack.enter_context(connected(publisher)) for _ in range(10)]
+        time.sleep(3 * bouncer.LOOK_SECONDS)
+        assert not any(is_cut_off(guest) for guest in guests)
+        late = stack.enter_context(connected(publisher))
+        wait_until(lambda: is_cut_off(late), "the end of the eleventh")
+        assert not any(is_cut_off(guest) for guest in guests)
+        guests[0].close()
+        time.sleep(3 * bouncer.LOOK_SECONDS)
+        another = stack.enter_context(connected(publisher))
+        time.sleep(3 * bouncer.LOOK_SECONDS)
+        assert not is_cut_off(another)
+    assert "more than 10 viewers" in caplog.text
+
+
+def test_the_end_of_a_publisher_leaves_no_thread_and_no_file(publisher: Publisher) -> None:
+    publisher.__exit__(None, None, None)
+    before = open_files()
+    with Publisher(RelaySettings(endpoint="tcp://127.0.0.1:*"), "run"):
+        pass
+    wait_until(lambda: open_files() == before, "the end of all files")
+    assert not [thread for thread in threading.enumerate() if thread.name == "nightbridge-bouncer"]
