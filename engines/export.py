@@ -11,18 +11,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
 
 from engines.cards import NUMBERS, Weights, write_card
 from engines.checkpoint import load_network
 from engines.data.lol import read_picture
 from engines.equalise import equalised
 from engines.network.neid import Neid
-from engines.picture import PictureGraph
+from engines.picture import INPUTS, OUTPUTS, HalfNetwork, PictureGraph
 from engines.quantise import export_int8
 
-INPUTS = ("y", "uv", "colour", "memory", "keep")
-OUTPUTS = ("y_out", "uv_out", "memory_out")
 OPSET = 18
 INT8 = ("int8.xml", "int8.bin")
 CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "nncf")
@@ -77,26 +74,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-class HalfNetwork(nn.Module):
-    """A network computed in float16 between float32 ends."""
-
-    def __init__(self, network: Neid) -> None:
-        super().__init__()
-        self.config = network.config
-        self.network = Neid(network.config)
-        self.network.load_state_dict(
-            {name: value for name, value in network.state_dict().items() if not name.startswith("reconstruction.")}
-        )
-        self.network.half()
-
-    def subpixels(
-        self, folded: torch.Tensor, memory: torch.Tensor, keep: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Neid.subpixels`."""
-        subpixels, memory = self.network.subpixels(folded.half(), memory, keep)
-        return subpixels.float(), memory
 
 
 def export_all(weights: Weights, calibration: Sequence[Path]) -> None:

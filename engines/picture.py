@@ -14,7 +14,11 @@ from torch.nn import functional
 
 from engines.colour import CENTRE
 from engines.network.config import NetworkConfig
-from engines.network.neid import SCALE
+from engines.network.neid import SCALE, Neid
+
+INPUTS = ("y", "uv", "colour", "memory", "keep")
+OUTPUTS = ("y_out", "uv_out", "memory_out")
+"""Of the exported graph, by name."""
 
 MARGIN = 8
 """Pixels by which every side is continued at least: a convolution's zeros would darken the border of the picture."""
@@ -28,6 +32,24 @@ class Subpixels(Protocol):
     def subpixels(self, folded: Tensor, memory: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """See `Neid.subpixels`."""
         ...
+
+
+class HalfNetwork(nn.Module):
+    """A network computed in float16 between float32 ends."""
+
+    def __init__(self, network: Neid) -> None:
+        super().__init__()
+        self.config = network.config
+        self.network = Neid(network.config)
+        self.network.load_state_dict(
+            {name: value for name, value in network.state_dict().items() if not name.startswith("reconstruction.")}
+        )
+        self.network.half()
+
+    def subpixels(self, folded: Tensor, memory: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Neid.subpixels`."""
+        subpixels, memory = self.network.subpixels(folded.half(), memory, keep)
+        return subpixels.float(), memory
 
 
 class PictureGraph(nn.Module):

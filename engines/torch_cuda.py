@@ -17,9 +17,8 @@ from engines.checkpoint import load_network
 from engines.cuda_engine import CudaEngine
 from engines.cuda_lanes import LANES, Device, Lane, Lanes
 from engines.door import EngineInfo, Numbers
-from engines.export import INPUTS, OUTPUTS, HalfNetwork
 from engines.gpu import prepare_primary_context
-from engines.picture import PictureGraph
+from engines.picture import INPUTS, OUTPUTS, HalfNetwork, PictureGraph
 from engines.runtime import EngineOptions
 
 WARM_UP = 3

@@ -84,14 +84,6 @@ def test_keys_that_are_added_and_taken_away_count_from_the_next_connection_on(ke
             assert_turned_away(guest)
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("nothing", "No public key found in {}"),
-        ("public-key", "{} names a key and does not hold it"),
-        ('public-key = "a"', "{} holds a key that is none; must be 40 characters of Z85"),
-    ],
-)
 def test_a_key_in_a_hidden_file_lets_nobody_in(keys: Path) -> None:
     (keys / "guests" / "guest.key").rename(keys / "guests" / ".guest.key")
     guests = Guests(keys / "guests")
@@ -101,6 +93,14 @@ def test_a_key_in_a_hidden_file_lets_nobody_in(keys: Path) -> None:
     assert guests.callback("global", public)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("nothing", "No public key found in {}"),
+        ("public-key", "{} names a key and does not hold it"),
+        ('public-key = "a"', "{} holds a key that is none; must be 40 characters of Z85"),
+    ],
+)
 def test_a_key_that_is_damaged_later_lets_nobody_in_and_is_told_once(
     keys: Path, caplog: pytest.LogCaptureFixture, text: str, reason: str
 ) -> None:

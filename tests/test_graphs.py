@@ -101,6 +101,31 @@ def test_each_kind_of_step_is_captured_once_and_then_replayed(captured: list[moc
     assert [graph.replay.call_count for graph in captured] == [3, 3]
 
 
+def test_where_a_step_cannot_be_captured_all_are_taken_one_operation_after_the_other(
+    captured: list[mock.Mock], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refused:
+        def __enter__(self) -> None:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_args, **_options: Refused())
+    recipe = msgspec.structs.replace(RECIPE, detail_weight=0.0)
+    run, steps = steps_of(recipe, as_graphs=True)
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    for step, chosen in enumerate(draws([0.0, 1.0] * (graphs.WARM_UP + 2))):
+        last = {name: value.clone() for name, value in run.network.state_dict().items()}
+        assert steps.take(0, chosen, step, 1e-3, np.random.default_rng(step))["huber"] > 0
+    now = run.network.state_dict()
+    assert any((now[name] != last[name]).any() for name in before)
+    assert len(captured) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "no CUDA graphs, so that steps are slower: operation not permitted when stream is capturing"
+    ]
+
+
 def test_twins_are_steps_of_their_own_and_each_graph_knows_where_its_noise_comes_from(
     captured: list[mock.Mock],
 ) -> None:

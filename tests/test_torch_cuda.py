@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,9 +21,35 @@ from engines.picture import PictureGraph
 from engines.runtime import EngineOptions
 from engines.runtime_torch import TorchEngine
 from engines.torch_cuda import TorchCudaEngine
+from tests.test_check import ROOT
 from tests.test_runtimes import dusk
 
 SIZE = (33, 21)
+
+
+WITHOUT_OPENVINO = """
+import sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("openvino", "nncf", "onnx", "onnxscript"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+import engines.runtime_torch, engines.training.plan, tools.bench_gpu
+from engines.runtime import EngineOptions, open_engine
+from engines.runtime_torch import TorchEngine
+from engines.cards import find_weights
+with TorchEngine(find_weights("field-lite"), EngineOptions()) as engine:
+    print(engine.info)
+"""
+
+
+def test_torch_needs_no_openvino() -> None:
+    """A machine that is lent for its GPU may have torch and little else."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_OPENVINO], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("torch fp32 on cpu")
 
 
 class Stream:

@@ -7,6 +7,7 @@ other, as capturing wants them warmed up; they are steps like all others.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from engines.network.neid import Neid
 from engines.training.guard import Guard
 from engines.training.recipe import Recipe
 from engines.training.steps import NO_LESSONS, Lesson, train_step
+
+log = logging.getLogger(__name__)
 
 WARM_UP = 3
 """Steps of a kind before it is captured."""
@@ -93,6 +96,7 @@ class GraphSteps:
         self._noise = torch.Generator(device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._told: dict[str, float] = {}
+        self._captures = True
 
     def take(self, kind: int, chosen: Draw, step: int, rate: float, random: np.random.Generator) -> dict[str, float]:
         """See `engines.training.steps.Steps`; the parts are those of the last look at them."""
@@ -125,15 +129,28 @@ class GraphSteps:
                 warnings.filterwarnings("ignore", message=".*capturable=True")  # these few steps are not captured
                 this.parts = self._step(this, deck, chosen, with_detail)
         elif this.graph is None:
-            self._optimiser.zero_grad(set_to_none=True)  # the gradients are to live in the graph's own memory
-            graph = torch.cuda.CUDAGraph()
-            graph.register_generator_state(self._noise)  # so that each replay draws from the seed of its step
-            with torch.cuda.graph(graph, stream=self._stream):
+            this.graph = self._capture(this, deck, chosen, with_detail)
+            if this.graph is None:
                 this.parts = self._step(this, deck, chosen, with_detail)
-            this.graph = graph
         if this.graph is not None:
             this.graph.replay()
         this.taken += 1
+
+    def _capture(self, this: Kind, deck: Deck, chosen: Draw, with_detail: bool) -> torch.cuda.CUDAGraph | None:
+        """The step as a graph; once one cannot be captured, None: torch may refuse all others in this process then."""
+        if not self._captures:
+            return None
+        self._optimiser.zero_grad(set_to_none=True)  # the gradients are to live in the graph's own memory
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._noise)  # so that each replay draws from the seed of its step
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                this.parts = self._step(this, deck, chosen, with_detail)
+        except RuntimeError as error:
+            log.warning("no CUDA graphs, so that steps are slower: %s", str(error).partition("\n")[0])
+            self._captures = False
+            return None
+        return graph
 
     def _step(self, this: Kind, deck: Deck, chosen: Draw, with_detail: bool) -> dict[str, Tensor]:
         pictures = deck.batch(this.places, this.light, chosen, self._noise)
