@@ -186,6 +186,59 @@ def test_sound_that_does_not_say_which_channels_it_has_is_kept(name: str, channe
     assert (sound == samples).all()
 
 
+def test_sound_that_mpeg_ts_has_no_name_for_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = with_sound(make_clip(tmp_path / "clip.mp4", pictures=25), tmp_path / "flac.mkv", "flac")
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.ts", lambda _: None)
+        convert(engine, source, tmp_path / "out.mkv", lambda _: None)
+    with av.open(tmp_path / "out.ts") as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+    with av.open(tmp_path / "out.mkv") as container:
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
+    (told,) = caplog.messages
+    assert told.startswith("the sound is left out: .ts holds audio flac")
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".mp4"])
+def test_a_timecode_is_kept(suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clip, source = make_clip(tmp_path / "clip.mp4", pictures=10), tmp_path / "camcorder.mov"
+    with av.open(clip) as reader, av.open(source, "w") as writer:
+        writer.metadata["timecode"] = "01:00:00:00"
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for packet in reader.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                writer.mux(packet)
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / f"out{suffix}", lambda _: None)
+    with av.open(tmp_path / f"out{suffix}") as container:
+        assert {stream.metadata.get("timecode") for stream in container.streams} == {"01:00:00:00"}
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_pause_that_a_file_means_stays_however_long_it_is(suffix: str, tmp_path: Path) -> None:
+    clip, source = make_clip(tmp_path / "clip.mp4", pictures=20), tmp_path / f"slides{suffix}"
+    with av.open(clip) as reader, av.open(source, "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for number, packet in enumerate(packet for packet in reader.demux(video=0) if packet.size):
+            if number >= 10:
+                packet.pts += round(90 / packet.time_base)
+                packet.dts += round(90 / packet.time_base)
+            packet.stream = stream
+            writer.mux(packet)
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / f"out{suffix}", lambda _: None)
+    times = []
+    for path in (source, tmp_path / f"out{suffix}"):
+        with av.open(path) as container:
+            times.append([frame.time for frame in container.decode(video=0)])
+    assert times[1] == pytest.approx(times[0], abs=0.002)
+    assert times[1][10] - times[1][9] > 90
+
+
 @pytest.mark.parametrize("suffix", [".avi", ".flv", ".m2ts", ".m4v", ".mov", ".wmv", ".3gp"])
 def test_a_file_plays_whatever_suffix_it_may_have(suffix: str, tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", pictures=30, size=(160, 80))

@@ -132,6 +132,17 @@ def test_two_pictures_of_one_name_are_refused_since_one_would_be_lost(tmp_path: 
     assert names(tmp_path) == ["in"]
 
 
+def test_a_picture_that_the_folder_only_links_to_is_not_written_over(tmp_path: Path, enhance: Enhance) -> None:
+    save(tmp_path / "out" / "pier.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "pier.png").symlink_to(tmp_path / "out" / "pier.png")
+    before = (tmp_path / "out" / "pier.png").read_bytes()
+    done = enhance("in", "out")
+    assert done.returncode == 2
+    assert "out/pier.png is one of IN's pictures, which would be lost" in done.stderr
+    assert (tmp_path / "out" / "pier.png").read_bytes() == before
+
+
 def test_a_video_becomes_one_of_twice_the_size_with_all_pictures_and_its_sound(
     tmp_path: Path, enhance: Enhance
 ) -> None:

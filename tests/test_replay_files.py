@@ -85,8 +85,8 @@ def test_a_folder_becomes_files_of_the_same_names_and_a_bad_one_spoils_no_other(
     assert done.code() == 1
     assert "c.mkv: Invalid data found" in done.said
     assert "24 pictures; of 4 recordings 3 done, 1 failed" in done.said
-    assert names(tmp_path / "out") == ["a.mp4", "b.ts", "d.mkv"]
-    assert [numbers(tmp_path / "out" / name) for name in ("a.mp4", "b.ts", "d.mkv")] == [list(range(8))] * 3
+    assert names(tmp_path / "out") == ["a.mp4", "b.m2ts", "d.mkv"]
+    assert [numbers(tmp_path / "out" / name) for name in ("a.mp4", "b.m2ts", "d.mkv")] == [list(range(8))] * 3
     states = [outcome["state"] for outcome in result(tmp_path)["files"]]
     assert (states, result(tmp_path)["complete"]) == (["done", "done", "failed", "done"], False)
 

@@ -73,6 +73,9 @@ def folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
         if file in sources:
             raise typer.BadParameter(f"{sources[file]} and {path} would both become {file}")
         sources[file] = path
+    for file in sources:
+        if file.exists() and any(file.samefile(path) for path in sources.values()):
+            raise typer.BadParameter(f"{file} is one of IN's pictures, which would be lost; OUT must be another folder")
     return [(path, file) for file, path in sources.items()]
 
 

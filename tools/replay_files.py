@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nightbridge")
 
-KEPT = {".mkv": ".mkv", ".mov": ".mov", ".mp4": ".mp4", ".m4v": ".mp4", ".ts": ".ts", ".m2ts": ".ts", ".mts": ".ts"}
+KEPT = {".mkv": ".mkv", ".mov": ".mov", ".mp4": ".mp4", ".m4v": ".mp4", ".ts": ".ts", ".m2ts": ".m2ts", ".mts": ".m2ts"}
 """What a recording's file becomes, by its suffix; others become Matroska, which holds nearly everything."""
 
 

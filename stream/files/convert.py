@@ -7,6 +7,7 @@ a kill, goes on where it was.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from bisect import bisect_right
 from collections import deque
@@ -128,8 +129,22 @@ def convert_with_parts(
     if conversion.complete:
         whole = parts.folder / f"whole{target.suffix}"
         join(source, parts, whole, others.kept)
-        whole.replace(target)
+        put_in_place(whole, target)
     return conversion
+
+
+def put_in_place(whole: Path, target: Path) -> None:
+    """Give a complete file its name, so that it is on the disk, and so called, before what it was made from goes."""
+    with whole.open("rb") as file:
+        os.fsync(file.fileno())
+    whole.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:  # some file systems sync no folders
+        log.debug("%s: %s", target.parent, error.strerror)
+    finally:
+        os.close(folder)
 
 
 def job_of(engine: Door, source: Path) -> Job:

@@ -22,8 +22,8 @@ class FileClock:
     A stamp stays as it is, but for jumps: where the recorder's clock was set, the times go on without a gap.
     """
 
-    def __init__(self, time_base: Fraction, rate: Fraction) -> None:
-        """`rate` is in pictures a second."""
+    def __init__(self, time_base: Fraction, rate: Fraction, longest_gap: float = LONGEST_GAP) -> None:
+        """`rate` is in pictures a second. A step ahead of more than `longest_gap` seconds is a jump."""
         self.placed = self.last = 0
         """When the latest picture belongs, and when it is shown."""
         self.jump = 0
@@ -31,7 +31,7 @@ class FileClock:
         self._counted = 0  # what is added to stamps that are counted from where decoding began
         self._begun = False
         self._step = max(1, round(1 / (rate * time_base)))
-        self._gap = round(Fraction(LONGEST_GAP) / time_base)
+        self._gap = longest_gap / float(time_base)
         self._back = round(Fraction(LONGEST_STEP_BACK) / time_base)
 
     def go_on(self, part: Part, pts: int) -> None:

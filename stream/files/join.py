@@ -45,7 +45,7 @@ NAMES = {"audio": "sound"}
 OF_THE_OLD_FILE = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
 """Metadata that a new file has of its own."""
 
-OF_A_STREAM = {"creation_time", "handler_name", "language", "title"}
+OF_A_STREAM = {"creation_time", "handler_name", "language", "timecode", "title"}
 """Metadata of a stream that is kept."""
 
 SHOWN_AS_TOLD = {"3g2", "3gp", "f4v", "ipod", "ismv", "matroska", "mov", "mp4"}
@@ -56,6 +56,11 @@ CONTAINERS = SHOWN_AS_TOLD | {"asf", "avi", "flv", "mpegts", "nut"}
 
 USUAL_LAYOUTS = dict(enumerate(("mono", "stereo", "2.1", "4.0", "5.0", "5.1", "6.1", "7.1"), 1))
 """Of sound that says how many channels it has and not which, as in AVI; MP4 must be told."""
+
+UNREADABLE_IN_TS = {".ts", ".m2ts", ".mts"}
+"""Endings of MPEG-TS, which FFmpeg lets hold any codec, as data without a name."""
+SOUND_OF_TS = {"aac", "aac_latm", "ac3", "dca", "eac3", "mp1", "mp2", "mp3", "opus", "s302m", "truehd"}
+"""What of sound it has names for, as FFmpeg's decoders are called."""
 
 Timed = tuple[float, "Packet[Stream]"]
 """A packet behind the second in which it is to be decoded."""
@@ -85,6 +90,8 @@ def companions(source: Path, target: Path, scratch: Path) -> Companions:
             for stream in reader.streams:
                 if stream is video or stream.discard is Discard.all:
                     continue
+                if stream.type == "data" and "timecode" in stream.metadata:  # comes again with the video's own metadata
+                    continue
                 if reason := refusal(trial, stream):
                     found.left_out.append(f"the {NAMES.get(stream.type, stream.type)} is left out: {reason}")
                 else:
@@ -98,6 +105,10 @@ def refusal(trial: Path, stream: Stream) -> str | None:
     """Why a file like `trial` cannot hold a stream; None where it can."""
     if stream.type == "video":
         return "there is one video already"
+    if trial.suffix in UNREADABLE_IN_TS and stream.type == "audio":
+        name = stream.codec_context.name.removesuffix("float").removesuffix("_fixed")
+        if name not in SOUND_OF_TS and not (trial.suffix == ".m2ts" and name == "pcm_bluray"):
+            return f"{trial.suffix} holds {label(stream)} so that nothing can play it"
     try:
         try_out(trial, stream)
     except av.FFmpegError:  # some of which are ValueErrors, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from fractions import Fraction
@@ -20,10 +21,15 @@ from stream.files.join import ENCODER, SHIFT
 from stream.files.parts import Layout, Part, Parts
 from stream.files.recolour import recoloured
 from stream.frame import Frame
+from stream.pace import LONGEST_GAP
 from stream.sources.recording import RecordedSegment
 
 OPTIONS = {"preset": "veryfast", "crf": "20"}
 """A file has no thin link before it, so its quality is constant."""
+
+RECEIVED = {"mpeg", "mpegts"}
+"""FFmpeg's names of the containers that hold what came as it came: there a long gap is a clock that was set. In others
+it is a pause that was meant."""
 
 PART_PICTURES = 125
 """In a part file: what a kill can cost. Each part begins with a key frame."""
@@ -39,7 +45,8 @@ class PartWriter:
         self._parts = parts
         self._video = segment.video
         self._rate = segment.rate or USUAL_RATE
-        self.clock = FileClock(cast("Fraction", segment.video.time_base), self._rate)
+        gap = LONGEST_GAP if segment.video.container.format.name in RECEIVED else math.inf
+        self.clock = FileClock(cast("Fraction", segment.video.time_base), self._rate, gap)
         self._pictures = 0
         self._unit = self._key = 0
         self._jump = parts.done[-1].jump if parts.done else 0

@@ -91,6 +91,7 @@ class Parts:
         """In all parts."""
         self._job = job
         self._journal: FileIO | None = None
+        self._unwanted = False
 
     def __enter__(self) -> Self:
         new = not self.folder.exists()
@@ -106,14 +107,21 @@ class Parts:
         except BaseException:
             journal.close()
             if new:
-                self.remove()
+                shutil.rmtree(self.folder)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._unwanted:
+            shutil.rmtree(self.folder, ignore_errors=True)  # while nobody else can be in it
         self._open_journal().close()
+        if self._unwanted and self.folder.exists():  # as where open files keep a folder, on NFS
+            try:
+                shutil.rmtree(self.folder)
+            except OSError as failure:  # what was asked for is there all the same
+                log.warning("%s cannot be removed: %s", self.folder, failure.strerror)
 
     @property
     def growing(self) -> Path:
@@ -144,8 +152,8 @@ class Parts:
         self._note(self._job)
 
     def remove(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder)
+        """Have the folder removed at the end of the `with` block."""
+        self._unwanted = True
 
     def _count(self, part: Part) -> None:
         self.done.append(part)
