@@ -146,7 +146,7 @@ class Gather(Generic[Key]):
 
     @staticmethod
     def _drop_late(lane: Lane, now_ns: int) -> None:
-        while lane.live and lane.waiting and now_ns - lane.waiting[0].received_ns > lane.age_budget_ns:
+        while lane.live and lane.waiting and now_ns - lane.waiting[0].arrived_ns > lane.age_budget_ns:
             lane.waiting.popleft()
             lane.on_drop("late")
 

@@ -100,6 +100,11 @@ class Frame:
         return self.source_pts is not None
 
     @property
+    def arrived_ns(self) -> int:
+        """When it was there to be read, as far as that is known: over UDP it may have waited in the kernel."""
+        return min(self.capture_ns, self.received_ns) if self.capture_clock == "arrival" else self.received_ns
+
+    @property
     def width(self) -> int:
         """Of luma, in pixels."""
         return self.picture.height if swaps_sides(self.orientation) else self.picture.width

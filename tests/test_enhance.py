@@ -99,6 +99,15 @@ def test_frames_past_their_age_budget_are_dropped_before_the_network() -> None:
     assert drops == ["late"]
 
 
+def test_a_frame_that_waited_in_the_kernel_is_as_old_as_its_arrival() -> None:
+    drops = Drops()
+    gather = gather_of(cam=drops.lane(age_budget_ns=SECOND))
+    gather.put("cam", replace(frame(1, received_ns=20 * SECOND), capture_ns=SECOND))
+    gather.put("cam", replace(frame(2, received_ns=20 * SECOND), capture_ns=SECOND, capture_clock="rtcp"))
+    assert taken(gather, now_ns=20 * SECOND + 1) == [("cam", 2)]
+    assert drops == ["late"]
+
+
 def test_a_feed_has_no_more_in_the_engine_than_its_share() -> None:
     gather = gather_of(cam=Drops().lane(), other=Drops().lane())
     for pts in range(Gather.IN_FLIGHT):

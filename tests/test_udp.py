@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -15,6 +17,7 @@ from tests.cameras import LiveCamera
 from tests.clips import UdpSender, add_video, datagrams, free_port, make_clip
 from tests.clips import frame as picture_for
 from tests.reading import feed, read
+from tests.waiting import wait_until
 
 GROUP, GROUP_OF_THE_LINK = "239.255.77.8", "ff02::7777"
 INTERFACES_OF_IPV6 = Path("/proc/net/if_inet6")
@@ -108,6 +111,23 @@ def test_a_picture_that_is_read_late_counts_as_captured_when_it_came(tmp_path: P
     assert len(seen) == 50
     assert max(packet.received_ns - sent for packet, sent in zip(seen, came, strict=True)) > 500_000_000
     assert max(late) < 100_000_000
+
+
+def test_a_reader_that_is_far_too_slow_skips_what_waits_and_goes_on_with_what_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("stream.sources.udp.HOPELESS_SECONDS", 0.0)
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=50, key_interval=5), free_port()
+    with LiveCamera(clip, port), open_source(feed(f"udp://127.0.0.1:{port}", age_budget=0.5)) as source:
+        packets = next(source.segments()).packets()
+        first = next(packets)
+        wait_until(lambda: time.time_ns() - first.received_ns > 3_000_000_000, "three seconds of pictures that wait")
+        behind = [(packet.received_ns - packet.capture_ns) / 1e9 for packet in islice(packets, 40)]
+    assert max(behind) > 2
+    assert max(behind[-10:]) < 1
+    told = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith(f"udp://127.0.0.1:{port}: this machine is too slow: ")
 
 
 # Groups

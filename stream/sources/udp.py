@@ -47,6 +47,11 @@ FIRST_KEY_SECONDS = 20.0
 pictures."""
 SILENT_STREAM_SECONDS = 2.5
 """The longest that opening waits for streams that are announced but send nothing."""
+HOPELESS_SECONDS = 2.0
+"""Beyond the feed's `age_budget`, after which late pictures are dropped: who is so far behind will not catch up by
+that, and all datagrams that wait are skipped."""
+TELL_SECONDS = 60.0
+"""Between two lines of the log about that."""
 MOST_CHANGES, CHANGES_SECONDS = 8, 10.0
 """Changes of a feed's streams, and the time within which so many are too many."""
 
@@ -127,6 +132,7 @@ class UdpReader:
         self._opened = False
         self._waited = 0.0  # seconds since the last video packet; while opening, since the first datagram
         self._silent = 0.0  # seconds since the last datagram
+        self._quiet_until = 0.0  # until then it is not told that datagrams were skipped
         address = UdpAddress.of(feed.url)
         try:
             self._socket = listen(address, feed.receive_buffer)
@@ -180,10 +186,25 @@ class UdpReader:
             began = time.monotonic()
             datagram, came_ns = self._poll()
             self._count_wait(time.monotonic() - began, heard=bool(datagram))
+            age = (time.time_ns() - came_ns) / 1e9
+            if datagram and self._opened and age > self._feed.age_budget + HOPELESS_SECONDS:
+                self._skip_ahead(age)
             doubled, self._latest = datagram == self._latest, datagram
             if datagram and not doubled and (accepted := self._accept(datagram, came_ns)):
                 return accepted
         return b""
+
+    def _skip_ahead(self, age: float) -> None:
+        """Throw away all that waits: who reads is too slow, and would see things later and later."""
+        skipped, end = 0, time.monotonic() + 1
+        with suppress(BlockingIOError):
+            while time.monotonic() < end:
+                self._socket.recv(LARGEST_DATAGRAM, socket.MSG_DONTWAIT)
+                skipped += 1
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + TELL_SECONDS
+            words = "%s: this machine is too slow: %d datagrams were skipped, since the next one was %.1f s old"
+            log.warning(words, redact(self._feed.url), skipped, age)
 
     def _accept(self, datagram: bytes, came_ns: int) -> bytes:
         """What is to be read of a datagram: all, unless the streams change in it."""
