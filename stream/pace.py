@@ -9,6 +9,10 @@ from threading import Event
 
 from stream.frame import SourcePacket
 
+LATE, STEADY_SECONDS = 0.25, 5.0
+"""Seconds that packets are late at least, for so long: then their source is later than it was, as live HLS after a
+pause, and does not catch up; it is given as much time as it needed, or its packets would come in bursts for ever."""
+
 LONGEST_GAP = 60.0
 """Seconds between two pictures; a larger step, or one back, means that the recorder's clock was set."""
 
@@ -21,17 +25,24 @@ def paced(packets: Iterator[SourcePacket], stop: Event, speed: float = 1.0) -> I
     """
     start: float | None = None
     seconds = upcoming = 0.0
+    late: list[float] = []  # how late packets were since the time `since`
+    since = 0.0
     for packet in packets:
         if packet.kind == "video":
             before, seconds = seconds, decode_seconds(packet, upcoming)
+            now = time.monotonic()
             if start is None or not 0 <= seconds - before <= LONGEST_GAP:
-                start = time.monotonic() - seconds / speed
+                start, late, since = now - seconds / speed, [], now
+            late.append(now - start - seconds / speed)
+            if now - since >= STEADY_SECONDS:
+                start += max(late) if min(late) > LATE else 0.0
+                late, since = [], now
             upcoming = seconds + duration_seconds(packet)
-            if stop.wait(max(0.0, start + seconds / speed - time.monotonic())):
+            if stop.wait(max(0.0, start + seconds / speed - now)):
                 return
-        now = time.time_ns()
-        captured = now if packet.capture_clock == "arrival" else packet.capture_ns
-        yield replace(packet, received_ns=now, capture_ns=captured)
+        now_ns = time.time_ns()
+        captured = now_ns if packet.capture_clock == "arrival" else packet.capture_ns
+        yield replace(packet, received_ns=now_ns, capture_ns=captured)
 
 
 def decode_seconds(packet: SourcePacket, otherwise: float) -> float:

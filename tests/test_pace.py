@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import pytest
@@ -84,3 +86,42 @@ def test_a_multiple_of_the_speed_divides_every_wait_even_after_the_clock_was_set
     times = [0, 40_000, 50_000, HOUR, HOUR + 40_000]
     assert len(list(paced(iter([packet(time) for time in times]), waits, speed))) == 5
     assert waits.seconds == pytest.approx([second / speed for second in (0, 40, 50, 0, 40)], abs=1)
+
+
+class Clock(threading.Event):
+    """Time that passes where somebody waits, or is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 100.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.now += timeout or 0.0
+        return False
+
+
+def test_a_source_that_has_become_later_for_good_is_paced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As live HLS after a pause of its server: a segment a second, all of it at once."""
+    clock = Clock()
+    monkeypatch.setattr("stream.pace.time.monotonic", lambda: clock.now)
+
+    def segments() -> Iterator[SourcePacket]:
+        for number in range(500):
+            if number % 25 == 0:
+                clock.now = max(clock.now, 100.0 + number / 25 + (3 if number >= 100 else 0))
+            yield packet(40 * number)
+
+    came = [clock.now for _ in paced(segments(), clock)]
+    apart = [later - earlier for earlier, later in pairwise(came)]
+    assert apart[:99] == pytest.approx([0.04] * 99, abs=1e-6)
+    assert 0.0 in [round(each, 6) for each in apart[100:225]]
+    assert apart[-200:] == pytest.approx([0.04] * 200, abs=1e-6)
+
+
+def test_a_machine_that_was_busy_for_a_while_catches_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("stream.pace.time.monotonic", lambda: clock.now)
+    for number, _ in enumerate(paced((packet(40 * number) for number in range(1000)), clock)):
+        if number == 100:
+            clock.now += 8
+    assert clock.now == pytest.approx(100 + 999 * 0.04, abs=1e-6)
