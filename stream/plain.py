@@ -10,6 +10,7 @@ import av
 import numpy as np
 from av.filter import Graph
 from av.sidedata.sidedata import SideData, SideDataContainer, Type
+from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
@@ -136,9 +137,10 @@ def colour_of(picture: VideoFrame) -> Colour:
     return Colour(matrix, full_range and not rgb, grey)
 
 
-def states_matrix(picture: VideoFrame) -> bool:
-    """Whether a picture says its matrix itself, so that `colour_of` need not assume one."""
-    return picture.colorspace in (*BT601_CODES, *BT709_CODES)
+def states_matrix(stream: VideoCodecContext) -> bool:
+    """Whether a stream says its matrix itself, so that `colour_of` need not assume one; pictures that were made plain
+    all say one."""
+    return stream.colorspace in (*BT601_CODES, *BT709_CODES)
 
 
 def display_matrix(picture: VideoFrame) -> tuple[int, ...]:

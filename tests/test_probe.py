@@ -57,6 +57,16 @@ def test_a_recording_is_described_and_measured(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le", "yuv422p"])
+@pytest.mark.parametrize("matrix", ["bt709", None])
+def test_whether_a_camera_says_its_matrix_is_told_of_its_own_pictures(
+    tmp_path: Path, pix_fmt: str, matrix: str | None
+) -> None:
+    """Those that are made plain all say one."""
+    clip = make_clip(tmp_path / "clip.mkv", pictures=5, pix_fmt=pix_fmt, **({"matrix": matrix} if matrix else {}))
+    assert found(clip)["video"]["matrix_stated"] is (matrix is not None)
+
+
 @pytest.mark.parametrize(
     ("size", "reason"),
     [

@@ -194,7 +194,7 @@ def video_values(segment: Segment, seen: Sight, picture: Frame) -> dict[str, obj
         "bit_rate": round(measured) if measured else segment.info.bit_rate,
         "key_interval_seconds": (keys[-1] - keys[0]) / (len(keys) - 1) if len(keys) > 1 else None,
         "matrix": picture.colour.matrix,
-        "matrix_stated": states_matrix(picture.picture),
+        "matrix_stated": states_matrix(context),
         "full_range": picture.colour.full_range,
         "grey": picture.colour.grey,
         "seconds": duration,
