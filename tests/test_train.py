@@ -166,7 +166,16 @@ def test_every_shipped_recipe_can_be_read() -> None:
     networks = {path.stem: read_recipe(path.stem).network for path in RECIPES.glob("*.toml")}
     ours = {name for name in networks if name.startswith("field")}
     lite = {"field-lite", "field-lite-second", "field-lite-taught"}
-    assert ours == {"field", "field-second", "field-finish", "field-last", "field-even", "field-sharp", "field-sizes", *lite}
+    assert ours == {
+        "field",
+        "field-second",
+        "field-finish",
+        "field-last",
+        "field-even",
+        "field-sharp",
+        "field-sizes",
+        *lite,
+    }
     assert {networks.pop(name) for name in lite} == {"neid-lite"}
     assert {networks.pop(name) for name in ours - lite} == {"neid-live"}
     assert set(networks) >= {"paper", "paper-best", "table2-unet", "table2-le", "table2-le-dr", "table2-le-dr-ff"}
