@@ -45,8 +45,7 @@ class Guest:
 
 
 class Bouncer:
-    """Watches the TCP connections of a bound socket, from its making until `stop`. On other systems than Linux, and on
-    other transports, it does nothing."""
+    """Watches the TCP connections of a socket, from its making until `stop`; on Linux, which counts their bytes."""
 
     def __init__(self, publisher: zmq.SyncSocket) -> None:
         """`publisher` must not be bound yet."""
