@@ -61,6 +61,12 @@ def test_bright_pictures_are_drawn_to_those_that_stand_nearby_alone() -> None:
     assert [pair.large.max() for pair in even_out(pairs, 1.0, reach=1)] == [35, 50, 100, 141]
 
 
+def test_a_night_that_stays_dark_in_part_is_evened_out_by_its_day() -> None:
+    levels = [np.full((4, 6, 3), level, np.uint8) for level in (10, 100)]
+    lost, seen = (Sample(level, level, level, mean=100.0) for level in levels)
+    assert [pair.large.max() for pair in even_out([lost, seen], 1.0)] == [10, 100]
+
+
 def test_what_is_made_brighter_ends_at_white_and_black_stays_black() -> None:
     black, dim = np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 3), 40, np.uint8)
     dim[0] = 250

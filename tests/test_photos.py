@@ -11,11 +11,22 @@ import pytest
 from PIL import Image
 
 from engines.data import photos
-from engines.data.darken import Night, encode, gather
+from engines.data.darken import Night, darken, encode, gather, visible
 from engines.data.lamps import POWER, lamps
 from engines.data.lol import Picture, double, halve
 from engines.data.pairs import Sample
-from engines.data.photos import VIEW, day_samples, grey, night_samples, read_samples, read_scenes, send, view, weather
+from engines.data.photos import (
+    VIEW,
+    day_samples,
+    grey,
+    night_samples,
+    read_samples,
+    read_scenes,
+    send,
+    shade,
+    view,
+    weather,
+)
 from engines.evaluation.scores import psnr
 from tests.test_train import scene, write_lol
 
@@ -25,9 +36,9 @@ CLEAR = Night(exposure=1.0, photons=1e9, read_noise=0.0)
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """No lamps, no infrared, a wide link, scenes at their own size; every day is damaged."""
+    """No lamps, infrared, shadow or crushed black, a wide link, scenes at their own size; every day is damaged."""
     monkeypatch.setattr(photos, "AS_IT_IS", 1.0)
-    for name in ("GREY", "LIT", "UNDAMAGED"):
+    for name in ("GREY", "LIT", "CRUSHED", "SHADED", "UNDAMAGED"):
         monkeypatch.setattr(photos, name, 0.0)
     monkeypatch.setattr(photos, "BIT_RATES", WIDE)
     return monkeypatch
@@ -45,6 +56,64 @@ def test_a_night_is_dark_and_its_target_is_the_photo(plain: pytest.MonkeyPatch) 
     assert np.array_equal(night.large, photo)
     assert night.dark.shape == photo.shape
     assert night.dark.mean() == pytest.approx(night.small.mean(), rel=0.3, abs=4)
+
+
+def test_a_camera_loses_what_is_below_its_black_and_sends_the_rest_lower() -> None:
+    steps = np.repeat(np.arange(0, 256, 5, dtype=np.uint8), 3).reshape(1, -1, 3)
+    crushing = Night(exposure=1.0, photons=1e9, read_noise=0.0, crushed=20, pedestal=2)
+    sent = darken(steps, crushing, np.random.default_rng(1))
+    assert (sent[:, :5] == 2).all()
+    assert np.array_equal(sent[:, 5:], steps[:, 5:] - 18)
+    assert np.array_equal(encode(gather(steps, crushing), crushing), sent)
+    kept = visible(gather(steps, crushing), crushing)
+    assert kept[0, :8].tolist() == pytest.approx([0, 0, 0, 0, 0, 5 / 6, 1, 1])
+    assert (visible(gather(steps, CLEAR), CLEAR) == 1).all()
+
+
+@pytest.mark.parametrize("wrong", [{"crushed": -1.0}, {"crushed": 255.0}, {"pedestal": 300.0}])
+def test_a_black_that_no_camera_has_is_told(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="crushed and pedestal must be at least 0 and below 255"):
+        Night(**wrong)
+
+
+def test_what_a_camera_crushed_to_black_stays_dark_in_the_target_and_the_rest_is_the_photo(
+    plain: pytest.MonkeyPatch,
+) -> None:
+    plain.setattr(photos, "CRUSHED", 1.0)
+    plain.setattr(photos, "EXPOSURE", (0.02, 0.0201))  # of 80 and 240 are left 14 and 41
+    plain.setattr(photos, "CRUSHED_BELOW", (20.0, 20.01))
+    photo = np.full((128, 256, 3), 80, np.uint8)
+    photo[:, 128:] = 240
+    for night in night_samples([photo[None]], 4, seed=1):
+        lost, kept, soft = night.large[:, :118], night.large[:, 138:], night.large[:, 118:138].mean((0, 2))
+        assert np.abs(lost.astype(int) - 80 * photos.LEFT).max() <= 1
+        assert np.abs(kept.astype(int) - 240).max() <= 1
+        assert (np.diff(soft) >= 0).all()
+        assert np.median(night.small[:, :58]) <= photos.PEDESTAL + 1
+        assert night.small[:, 70:].mean() > night.small[:, :58].mean() + 10
+        assert night.dark[:, :118].max() <= photos.PEDESTAL
+        assert night.mean == 160, "of the day, by which nights are evened out"
+
+
+def test_some_nights_lose_what_is_darkest_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "BIT_RATES", WIDE)
+    photo = np.full((1, 64, 96, 3), 40, np.uint8)
+    darker = [night.large.mean() < 0.9 * (night.mean or 0) for night in night_samples([photo], 60, seed=1)]
+    assert 0.1 < np.mean(darker) < 0.6
+
+
+def test_a_shadow_darkens_one_side_of_a_whole_clip_by_day_and_is_part_of_its_target(plain: pytest.MonkeyPatch) -> None:
+    clip = np.full((2, 128, 192, 3), 150, np.uint8)
+    for seed in range(20):
+        first, second = shade(clip, np.random.default_rng(seed))
+        assert np.array_equal(first, second)
+        assert 40 < first.min() < 125
+        assert first.max() == 150
+        assert 0.02 < (first[..., 0] < 140).mean() < 0.98
+    plain.setattr(photos, "SHADED", 1.0)
+    for day in day_samples([clip[:1]], 4, seed=1):
+        assert np.ptp(day.large) > 10
+        assert np.abs(halve(day.large).astype(int) - day.small).mean() < 8, "and the camera saw it"
 
 
 def test_a_day_s_target_is_the_double_of_its_clean_small_picture(plain: pytest.MonkeyPatch) -> None:

@@ -27,10 +27,20 @@ class Night:
     """Standard deviation added in linear light, where white is 1."""
     cast: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Factors of red, green and blue in linear light."""
+    crushed: float = 0.0
+    """Code values, of 255, below which the camera keeps nothing; what is above is lowered by as many."""
+    pedestal: float = 0.0
+    """Code value, of 255, that it sends as black."""
 
     def __post_init__(self) -> None:
         if self.exposure < 0 or self.photons <= 0 or self.read_noise < 0:
             raise ValueError(f"{self}: exposure and read_noise must be at least 0, photons above 0")
+        if not 0 <= self.crushed < 255 or not 0 <= self.pedestal < 255:
+            raise ValueError(f"{self}: crushed and pedestal must be at least 0 and below 255")
+
+
+CLEAR = Night(exposure=1.0)
+"""A camera that keeps everything."""
 
 
 def darken(picture: NDArray[np.uint8], night: Night, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -50,20 +60,36 @@ def record(light: NDArray[np.float32], night: Night, random: np.random.Generator
     noisy = random.standard_normal(light.shape, np.float32)
     noisy *= np.sqrt(light / np.float32(night.photons) + np.float32(night.read_noise**2))
     noisy += light
-    return _codes(noisy)
+    return _codes(noisy, night)
 
 
-def encode(light: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Linear light (H, W, 3) float32 as code values, uint8; `light` is left as it is."""
-    return _codes(light.copy())
+def encode(light: NDArray[np.float32], night: Night = CLEAR) -> NDArray[np.uint8]:
+    """Linear light (H, W, 3) float32 as the camera's code values, uint8, without noise; `light` is left as it is."""
+    return _codes(light.copy(), night)
 
 
-def _codes(light: NDArray[np.float32]) -> NDArray[np.uint8]:
+def visible(light: NDArray[np.float32], night: Night) -> NDArray[np.float32]:
+    """How much the camera keeps of the light (H, W, 3) at each place: (H, W) float32 from 0, nothing, to 1."""
+    brightest = encode(light).max(axis=2).astype(np.float32)
+    return np.clip((brightest - np.float32(night.crushed)) / ENOUGH, 0, 1) if night.crushed else np.ones_like(brightest)
+
+
+def _codes(light: NDArray[np.float32], night: Night) -> NDArray[np.uint8]:
     """Overwrites `light`."""
     np.clip(light, BLACK, 1, out=light)
     light **= np.float32(1 / GAMMA)
     light *= 255
+    if night.crushed:
+        light -= np.float32(night.crushed)
+        np.maximum(light, 0, out=light)
+    if night.pedestal:
+        light += np.float32(night.pedestal)
+        np.minimum(light, 255, out=light)
     return np.rint(light, out=light).astype(np.uint8)
+
+
+ENOUGH = 6
+"""Code values above what is crushed from which a place is seen as well as any other."""
 
 
 BLACK = 1e-9

@@ -47,6 +47,8 @@ class Sample:
     """(2h, 2w, 3) uint8 RGB: what the network should make of it."""
     dark: Picture
     """(2h, 2w, 3) uint8 RGB: the dark picture at full size, for the detail branch."""
+    mean: float | None = None
+    """Mean code value of the scene by day, where `large` leaves a part of it dark; otherwise that of `large`."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def even_out(samples: Sequence[Sample], share: float, reach: int | None = None) 
     """
     if not samples or not share:
         return list(samples)
-    means = np.log([max(sample.large.mean(), 1.0) for sample in samples])
+    means = np.log([max(sample.mean or sample.large.mean(), 1.0) for sample in samples])
     reach = len(samples) if reach is None else reach
     common = [means[max(0, place - reach) : place + reach + 1].mean() for place in range(len(samples))]
     return [

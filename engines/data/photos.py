@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from engines.colour import Colour, to_planes, to_rgb
 from engines.data.clips import clip_rate, read_clip
 from engines.data.coded import Codec, at_bit_rate
-from engines.data.darken import DECODE, Night, encode, gather, record
+from engines.data.darken import DECODE, Night, encode, gather, record, visible
 from engines.data.kinds import PICTURES, VIDEOS
 from engines.data.lamps import Light, between, lamps
 from engines.data.lol import HELD_OUT, Picture, double, halve, read_picture
 from engines.data.pairs import ALIGN, PHOTO_CROP, Sample, lol_samples
 
+EXPOSURE = (0.004, 0.15)
+"""Share of the light of a day that a night has."""
 GREY = 0.15
 """Share of the pairs that an infrared camera sends: without colour."""
 LIT = 0.4
 """Share of the night pairs with lamps."""
+CRUSHED = 0.4
+"""Share of the nights whose camera loses what is darkest: as black, and for ever."""
+CRUSHED_BELOW, PEDESTAL = (2.0, 20.0), 4.0
+"""Code values: what such a camera loses, and what it sends as black at most."""
+LEFT, SOFTENED = 0.12, 3.0
+"""Share of the day's code values that is learned where it is lost, and the deviation of the border's blur in pixels."""
+SHADED = 0.4
+"""Share of the days with a wide shadow."""
+SHADE, SHADE_BORDER = (0.08, 0.6), (0.02, 0.3)
+"""Share of the light that is left in it, and how wide its border is, as a share of the picture's height."""
 UNDAMAGED = 0.3
 """Share of the day pairs without noise and damage, which nothing but their doubling is asked of."""
 HEVC = 0.25
@@ -98,22 +111,36 @@ def night_sample(scene: Scene, random: np.random.Generator) -> Sample:
     """A scene halved, darkened, noisy and damaged; some have lamps, some no colour.
 
     The target is the scene's last picture, and its lamps are in it as bright as the night camera sees them, no
-    brighter: the dark beside them is to become as visible as everything else.
+    brighter: the dark beside them is to become as visible as everything else. What a camera crushed to black stays
+    dark: nobody knows what was there, and a bright grey would claim to.
     """
+    crushing = random.random() < CRUSHED
     night = Night(
-        exposure=between((0.004, 0.15), random),
+        exposure=between(EXPOSURE, random),
         photons=between((800, 40_000), random),
         read_noise=between((1e-4, 2e-3), random),
         cast=(float(random.uniform(0.8, 1.25)), 1.0, float(random.uniform(0.8, 1.25))),
+        crushed=between(CRUSHED_BELOW, random) if crushing else 0.0,
+        pedestal=float(random.uniform(0, PEDESTAL)) if crushing else 0.0,
     )
     scene = view(scene, random)
     large: Picture = scene[-1]
     full, lights = gather(large, night), [gather(halve(picture), night) for picture in scene]
     if random.random() < LIT:
         shining = lamps(large.shape[0], large.shape[1], random)
-        small = _halve_light(shining)
-        full, lights, large = full + shining, [light + small for light in lights], encode(DECODE.take(large) + shining)
-    return _some_grey(Sample(small=send(lights, night, random), large=large, dark=encode(full)), random)
+        halved = _halve_light(shining)
+        full, lights, large = full + shining, [light + halved for light in lights], encode(DECODE.take(large) + shining)
+    small, dark, mean = send(lights, night, random), encode(full, night), float(large.mean())
+    if crushing:
+        large = _without_the_lost(large, visible(full, night))
+    return _some_grey(Sample(small, large, dark, mean), random)
+
+
+def _without_the_lost(large: Picture, kept: NDArray[np.float32]) -> Picture:
+    """The picture (H, W, 3), dark where the camera kept nothing: `kept` (H, W) is 0 there, and 1 where it saw well."""
+    mask = Image.fromarray(np.rint(255 * kept).astype(np.uint8)).filter(ImageFilter.GaussianBlur(SOFTENED))
+    share = LEFT + (1 - LEFT) / 255 * np.asarray(mask, np.float32)
+    return np.rint(large * share[..., None]).astype(np.uint8)
 
 
 def day_sample(scene: Scene, random: np.random.Generator) -> Sample:
@@ -123,7 +150,10 @@ def day_sample(scene: Scene, random: np.random.Generator) -> Sample:
     and a network that sharpened it would change it. It is what `engines.evaluation.daylight` compares with, where the
     input is clean; noise and damage are not part of the target.
     """
-    pictures = weather(np.stack([halve(picture) for picture in view(scene, random)]), random)
+    pictures = np.stack([halve(picture) for picture in view(scene, random)])
+    if random.random() < SHADED:
+        pictures = shade(pictures, random)
+    pictures = weather(pictures, random)
     small = pictures[-1]
     large = double(small)
     if random.random() >= UNDAMAGED:
@@ -150,6 +180,19 @@ def view(scene: Scene, random: np.random.Generator) -> Scene:
             for picture in scene
         ]
     )
+
+
+def shade(pictures: Scene, random: np.random.Generator) -> Scene:
+    """(T, H, W, 3) with a wide shadow at one side of all pictures, as of a house or of trees: a part of the day that is
+    as dark as a night, and no night."""
+    height, width = pictures.shape[1:3]
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    angle, border = random.uniform(0, 2 * np.pi), between(SHADE_BORDER, random) * height
+    from_border = (rows - random.uniform(0.2, 0.8) * height) * np.sin(angle)
+    from_border += (columns - random.uniform(0.2, 0.8) * width) * np.cos(angle)
+    left = between(SHADE, random)
+    light = left + (1 - left) * np.clip(from_border / border + 0.5, 0, 1)
+    return np.stack([encode(DECODE.take(picture) * light[..., None].astype(np.float32)) for picture in pictures])
 
 
 def weather(picture: Picture, random: np.random.Generator) -> Picture:
@@ -195,7 +238,8 @@ def _some_grey(sample: Sample, random: np.random.Generator) -> Sample:
     """The sample, or by a chance of `GREY` what an infrared camera would make of it."""
     if random.random() >= GREY:
         return sample
-    return Sample(small=grey(sample.small), large=grey(sample.large), dark=grey(sample.dark))
+    small, large, dark = (grey(picture) for picture in (sample.small, sample.large, sample.dark))
+    return replace(sample, small=small, large=large, dark=dark)
 
 
 def grey(picture: Picture) -> Picture:
