@@ -27,7 +27,7 @@ def sample(seed: int, *, day: bool = False) -> Sample:
     coarse = np.random.default_rng(seed).integers(40, 220, (6, 8, 3), dtype=np.uint8)
     large = coarse.repeat(16, 0).repeat(16, 1)
     dark = large if day else large // 8
-    return Sample(small=np.ascontiguousarray(dark[::2, ::2]), large=large, dark=dark)
+    return Sample(small=np.ascontiguousarray(dark[::2, ::2]), large=large, dark=dark, mean=None if day else seed + 0.5)
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ def test_packs_give_the_samples_back_and_no_file_is_too_large(tmp_path: Path, se
     assert {name: len(samples) for name, samples in back.items()} == {"lol": 2, "held_out": 1, "night": 1, "day": 1}
     for name, samples in sets.items():
         for theirs, ours in zip(back[name], samples, strict=True):
+            assert theirs.mean == ours.mean
             assert np.array_equal(theirs.small, ours.small)
             for a, b in ((theirs.large, ours.large), (theirs.dark, ours.dark)):
                 assert np.square(a.astype(float) - b).mean() < 6.5  # 40 dB

@@ -13,6 +13,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -33,7 +34,9 @@ KINDS = {"small": EXACT, "large": CLOSE, "dark": {**CLOSE, "quality": 80}}
 def write_packs(sets: Mapping[str, Sequence[Sample]], folder: Path, limit: int = VOLUME_BYTES) -> list[Path]:
     """Write named lists of samples; returns the files, none larger than `limit` bytes (a picture is never split)."""
     stored: dict[str, bytes] = {}
-    index = {name: [_store(sample, stored) for sample in samples] for name, samples in sets.items()}
+    index = {
+        name: [_store(sample, stored) | {"mean": sample.mean} for sample in samples] for name, samples in sets.items()
+    }
     volumes: list[dict[str, bytes]] = [{"index.json": json.dumps(index).encode()}]
     for name, data in stored.items():
         if sum(map(_room, volumes[-1].values())) + _room(data) + tarfile.RECORDSIZE > limit:
@@ -47,8 +50,9 @@ def write_packs(sets: Mapping[str, Sequence[Sample]], folder: Path, limit: int =
     ]
 
 
-def _store(sample: Sample, stored: dict[str, bytes]) -> list[str]:
-    names = []
+def _store(sample: Sample, stored: dict[str, bytes]) -> dict[str, object]:
+    """The names of the files that hold the sample's pictures."""
+    names: dict[str, object] = {}
     for kind, options in KINDS.items():
         picture: Picture = getattr(sample, kind)
         digest = hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()
@@ -60,7 +64,7 @@ def _store(sample: Sample, stored: dict[str, bytes]) -> list[str]:
             buffer = io.BytesIO()
             Image.fromarray(picture).save(buffer, **options)  # type: ignore[arg-type]
             stored[name] = buffer.getvalue()
-        names.append(name)
+        names[kind] = name
     return names
 
 
@@ -86,7 +90,7 @@ def read_packs(folder: Path) -> dict[str, list[Sample]]:
     if missing:
         raise FileNotFoundError(f"{folder}: {', '.join(sorted(missing))} missing")
     pictures: dict[str, Picture] = {}
-    index: dict[str, list[list[str]]] = {}
+    index: dict[str, list[dict[str, Any]]] = {}
     for path in paths:
         with tarfile.open(path) as tar:
             for member in tar:
@@ -95,4 +99,7 @@ def read_packs(folder: Path) -> dict[str, list[Sample]]:
                     index = json.loads(data)
                 else:
                     pictures[member.name] = decode_picture(data, f"{path}/{member.name}")
-    return {name: [Sample(*(pictures[file] for file in files)) for files in rows] for name, rows in index.items()}
+    return {
+        name: [Sample(**{kind: pictures[row[kind]] for kind in KINDS}, mean=row["mean"]) for row in rows]
+        for name, rows in index.items()
+    }
