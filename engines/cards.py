@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from engines.errors import EngineError, EngineMismatch, EngineMissing
+from engines.errors import EngineError, EngineMismatch, EngineMissing, UnknownName
 
 SHIPPED = Path(__file__).parent / "weights"
 CARD = "card.json"
@@ -83,12 +83,12 @@ class Weights:
 
 
 def find_weights(name: str) -> Weights:
-    """Shipped weights by name, or weights of one's own by the path of their folder."""
+    """Shipped weights by name, or weights of one's own by the path of their folder; raises `UnknownName`."""
     if name in shipped():
         return Weights(SHIPPED / name)
     if Path(name).is_dir():
         return Weights(Path(name))
-    raise EngineMissing(f"no weights {name!r}: give one of {', '.join(shipped())}, or a folder made by `export`")
+    raise UnknownName(f"no weights {name!r}: give one of {', '.join(shipped())}, or a folder made by `export`")
 
 
 def shipped() -> list[str]:

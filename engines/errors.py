@@ -2,6 +2,7 @@
 
 EngineError
  ├── EngineMissing    a runtime, a package or a device that is asked for is not here
+ │    └── UnknownName there are no weights, or no recipe, of this name
  └── EngineMismatch   weights, a size, a precision or a call that does not fit the engine
 """
 
@@ -14,6 +15,10 @@ class EngineError(Exception):
 
 class EngineMissing(EngineError):
     """Something that must be installed or plugged in first; the message says what."""
+
+
+class UnknownName(EngineMissing):
+    """Wrong use: nothing here has this name; the message names it, and those that there are."""
 
 
 class EngineMismatch(EngineError, ValueError):

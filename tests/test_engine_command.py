@@ -128,7 +128,7 @@ def test_wrong_use_is_told_before_anything_is_built(folder: Path, words: list[st
 
 def test_unknown_weights_are_told(folder: Path) -> None:
     code, _, error = engine(folder, "build", "--weights", "feild", "--size", "64x48")
-    assert (code, error.count("\n")) == (1, 1)
+    assert (code, error.count("\n")) == (2, 1)
     assert error.startswith("nightbridge: no weights 'feild': give one of ")
 
 

@@ -163,7 +163,7 @@ def test_a_video_becomes_one_of_twice_the_size_with_all_pictures_and_its_sound(
 def test_unknown_weights_are_told_in_one_line_and_nothing_is_made(tmp_path: Path, enhance: Enhance) -> None:
     save(tmp_path / "in" / "a.png")
     done = enhance("in", "out", "--weights", "feild")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("nightbridge: no weights 'feild': give one of field")
     assert done.stderr.count("\n") == 1
     assert names(tmp_path) == ["in"]

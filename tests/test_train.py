@@ -631,7 +631,7 @@ def test_the_command_says_what_it_misses(tmp_path: Path) -> None:
         (("field-lite-taught", "--photos", "empty"), 2, "has lessons (`taught`): give --teacher"),
         (("paper-best", "--teacher", "mine.toml"), 2, "has no lessons (`taught`)"),
         (("field", "--photos", "empty"), 1, "empty: no photo and no bright video of at least 448x288 pixels"),
-        (("feild",), 1, "no recipe 'feild': give one of field"),
+        (("feild",), 2, "no recipe 'feild': give one of field"),
     ):
         done = nightbridge(tmp_path, "train", *more, "--lol", str(lol), COLUMNS="200")
         assert done.returncode == code, done.stderr

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from engines.errors import EngineError
+from engines.errors import EngineError, UnknownName
 from stream.errors import SettingsError, StreamError
 from tools.bench import bench
 from tools.check import check
@@ -95,7 +95,7 @@ def _run() -> None:
     try:
         with clearing_up_at_sigterm():
             app()
-    except SettingsError as error:
+    except (SettingsError, UnknownName) as error:
         _fail(error, 2)
     except (StreamError, EngineError, OSError) as error:
         _fail(error, 1)

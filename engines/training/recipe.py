@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from engines.errors import EngineMismatch, EngineMissing
+from engines.errors import EngineMismatch, UnknownName
 from engines.network.config import CONFIGS, PARTS, Part
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -124,13 +124,14 @@ def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
 
 
 def read_recipe(name: str) -> Recipe:
-    """A shipped recipe by name, or one's own by the path of its TOML file; raises `EngineMismatch`."""
+    """A shipped recipe by name, or one's own by the path of its TOML file; raises `UnknownName` or
+    `EngineMismatch`."""
     path = RECIPES / f"{name}.toml" if "/" not in name and (RECIPES / f"{name}.toml").is_file() else Path(name)
     try:
         recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
     except FileNotFoundError:
         shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
-        raise EngineMissing(f"no recipe {name!r}: give one of {shipped}, or a TOML file") from None
+        raise UnknownName(f"no recipe {name!r}: give one of {shipped}, or a TOML file") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise EngineMismatch(f"{path}: {error}") from error
     if (wrong := _fault(recipe)) is not None:
