@@ -28,7 +28,7 @@ from stream.publish import Publisher
 from stream.settings import EncoderSettings
 from stream.subscribe import Subscriber
 from stream.view import PictureDecoder
-from stream.wire import Header, Message, Numbering
+from stream.wire import Header, Message, Numbering, Status, encode_status
 from tests.clips import make_clip
 from tests.doubling import DoublingEngine
 from tests.published import HEIGHT, WIDTH, Camera, relay
@@ -303,10 +303,47 @@ def test_a_feed_that_has_gone_silent_is_told_by_the_figures() -> None:
     assert silent in ("no picture for 2 s; lost 0\n", "no picture for 3 s; lost 0\n")
 
 
+def test_the_feeds_of_a_relay_are_listed_with_how_they_do_and_written_as_json(tmp_path: Path) -> None:
+    live = Status(state="live", received=70, published=60, under_way=2, dropped={"late": 5}, lost={"damaged": 3})
+    dead = Status(state="failed", received=0, published=0, under_way=0, dropped={}, lost={}, reason="[no] route")
+    path = tmp_path / "feeds.json"
+    with relay() as publisher:
+        listing = [sys.executable, "-m", "tools", "view", publisher.endpoint, "--feeds", "--json", str(path)]
+        with subprocess.Popen(listing, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:
+            while program.poll() is None:  # as a relay does, once in a while
+                for feed, status in (("quay", dead), ("pier", live)):
+                    publisher.publish(feed, "status", Header(), encode_status(status))
+                time.sleep(0.1)
+            printed = program.communicate()[0]
+    assert (program.returncode, printed.splitlines()) == (
+        0,
+        [
+            "pier  live    70 received  60 published  5 dropped  3 lost",
+            "quay  failed  0 received   0 published   0 dropped  0 lost  [no] route",
+        ],
+    )
+    feeds = json.loads(path.read_text())["feeds"]
+    assert feeds["pier"] == msgspec.to_builtins(live) | {"reason": None}
+    assert feeds["quay"]["reason"] == "[no] route"
+
+
+def test_a_relay_without_feeds_is_told_and_no_picture_counts_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "feeds.json"
+    with on_air() as publisher:  # pictures alone
+        done = nightbridge(ROOT, "view", publisher.endpoint, "--feeds", "--seconds", "0.5", "--json", str(path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"nightbridge: no feed at {publisher.endpoint} within 0.5 s\n"
+    assert json.loads(path.read_text()) == {"feeds": {}}
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ["--snapshot", "a.png", "--stats"],
+        ["--feeds", "--stats"],
+        ["--feeds", "--snapshot", "a.png"],
+        ["pier", "--feeds"],
+        ["--feeds", "--source"],
         ["--snapshot", "a.jpg"],
         ["--snapshot", "/no/a.png"],
         ["--stats", "--json", "/no/a"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
@@ -96,7 +95,7 @@ def list_plans(cache: CACHE = None, json: JsonFile = None) -> None:
     from engines.gpu import find_gpu
     from engines.plans import Plans
     from engines.tensorrt_library import import_tensorrt
-    from tools.report import write_json
+    from tools.report import in_columns, write_json
 
     try:
         library = import_tensorrt()
@@ -173,10 +172,3 @@ def texts(file: PlanFile) -> list[str]:
 def moment(file: PlanFile) -> str:
     """When it was made, in UTC."""
     return datetime.fromtimestamp(file.made, UTC).isoformat(timespec="seconds")
-
-
-def in_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows as lines whose columns stand under one another."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

@@ -12,22 +12,26 @@ from threading import Event
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import asdict
 from rich.console import Console
 
 from stream.errors import StreamError
-from tools.report import JsonFile, in_a_folder, print_values, write_json, write_whole
+from tools.report import JsonFile, in_a_folder, in_columns, print_values, write_json, write_whole
 from tools.signals import stopped_by_signals
 from tools.view_figures import Figures
 from tools.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
 
 if TYPE_CHECKING:
     from stream.subscribe import Subscriber, ViewerKeys
-    from stream.wire import Kind, Message, Stamped
+    from stream.wire import Kind, Message, Stamped, Status
 
 log = logging.getLogger(__name__)
 
 SNAPSHOT_SECONDS = 10.0
 """The longest that `--snapshot` waits for a picture."""
+
+FEEDS_SECONDS = 2.5
+"""How long `--feeds` listens: a relay tells of each feed about once a second."""
 
 TURN_SECONDS = 0.05
 """The longest that a message is waited for before the window and the clock are looked at."""
@@ -62,6 +66,7 @@ def view(
         ),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print age, loss and rate; no window.")] = False,
+    feeds: Annotated[bool, typer.Option("--feeds", help="Print which feeds there are, and how they do.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0, help="How long.", show_default="no limit")] = None,
     json: JsonFile = None,
     source: Annotated[bool, typer.Option("--source", help="The camera's own pictures, not the enhanced.")] = False,
@@ -69,15 +74,22 @@ def view(
     secret_key: SecretKey = None,
 ) -> None:
     """Show FEED in a window until that is closed; q and Escape close it, too."""
-    if snapshot and stats:
-        raise typer.BadParameter("--snapshot and --stats do not go together")
-    if json and not stats:
-        raise typer.BadParameter("--json writes the figures of --stats, which is missing")
+    if (snapshot is not None) + stats + feeds > 1:
+        raise typer.BadParameter("--snapshot, --stats and --feeds do not go together")
+    if feeds and (feed or source):
+        raise typer.BadParameter("--feeds tells of all feeds, and shows no pictures: it takes no FEED and no --source")
+    if json and not (stats or feeds):
+        raise typer.BadParameter("--json writes what --stats or --feeds prints, and both are missing")
     kind: Kind = "source" if source else "video"
     keys = viewer_keys(relay_key, secret_key)
     stop = Event()
-    span = Span(stop, min(seconds or SNAPSHOT_SECONDS, SNAPSHOT_SECONDS) if snapshot else seconds)
+    if snapshot:
+        seconds = min(seconds or SNAPSHOT_SECONDS, SNAPSHOT_SECONDS)
+    span = Span(stop, FEEDS_SECONDS if feeds and seconds is None else seconds)
     with stopped_by_signals(stop.set):
+        if feeds:
+            list_feeds(endpoint, keys, json, span)
+            return
         wanted = Wanted(endpoint, feed or first_feed(endpoint, kind, keys, span), kind, keys)
         if snapshot:
             take_snapshot(wanted, snapshot, span)
@@ -135,6 +147,30 @@ def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -
             if messages:
                 return messages[0].header.feed
     raise StreamError(f"no feed at {endpoint}{span}")
+
+
+def list_feeds(endpoint: str, keys: ViewerKeys | None, json: Path | None, span: Span) -> None:
+    """Print a line for each feed that a relay tells of within the span. Raises `StreamError` where there is none."""
+    from stream.subscribe import Subscriber
+    from stream.wire import decode_status
+
+    heard: dict[str, Status] = {}
+    with Subscriber(endpoint, None, ("status",), keys=keys) as subscriber:
+        for messages in turns(subscriber, span, f"any feed at {endpoint}"):
+            heard |= {message.header.feed: decode_status(message.payload) for message in messages}
+    feeds = {name: heard[name] for name in sorted(heard)}
+    for line in in_columns([about_feed(name, status) for name, status in feeds.items()]):
+        print(line)
+    write_json(json, {"feeds": {name: asdict(status) for name, status in feeds.items()}})
+    if not feeds:
+        raise StreamError(f"no feed at {endpoint}{span}")
+
+
+def about_feed(name: str, status: Status) -> tuple[str, ...]:
+    """What stands in the columns of `--feeds`."""
+    dropped, lost = sum(status.dropped.values()), sum(status.lost.values())
+    counts = (f"{status.received} received", f"{status.published} published", f"{dropped} dropped", f"{lost} lost")
+    return (name, status.state, *counts, status.reason or "")
 
 
 def turns(subscriber: Subscriber, span: Span, wanted: object) -> Iterator[list[Message]]:
