@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -60,18 +61,18 @@ def test_a_night_is_dark_and_its_target_is_the_photo(plain: pytest.MonkeyPatch) 
 
 def test_a_camera_loses_what_is_below_its_black_and_sends_the_rest_lower() -> None:
     steps = np.repeat(np.arange(0, 256, 5, dtype=np.uint8), 3).reshape(1, -1, 3)
-    crushing = Night(exposure=1.0, photons=1e9, read_noise=0.0, crushed=20, pedestal=2)
+    crushing = Night(exposure=1.0, photons=1e9, read_noise=0.0, crushed=20, pedestal=(2, 0, 5))
     sent = darken(steps, crushing, np.random.default_rng(1))
-    assert (sent[:, :5] == 2).all()
-    assert np.array_equal(sent[:, 5:], steps[:, 5:] - 18)
+    assert (sent[:, :5] == (2, 0, 5)).all()
+    assert np.array_equal(sent[:, 5:], np.minimum(steps[:, 5:].astype(int) - 20 + (2, 0, 5), 255))
     assert np.array_equal(encode(gather(steps, crushing), crushing), sent)
     kept = visible(gather(steps, crushing), crushing)
     assert kept[0, :8].tolist() == pytest.approx([0, 0, 0, 0, 0, 5 / 6, 1, 1])
     assert (visible(gather(steps, CLEAR), CLEAR) == 1).all()
 
 
-@pytest.mark.parametrize("wrong", [{"crushed": -1.0}, {"crushed": 255.0}, {"pedestal": 300.0}])
-def test_a_black_that_no_camera_has_is_told(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize("wrong", [{"crushed": -1.0}, {"crushed": 255.0}, {"pedestal": (0.0, 300.0, 0.0)}])
+def test_a_black_that_no_camera_has_is_told(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="crushed and pedestal must be at least 0 and below 255"):
         Night(**wrong)
 
@@ -89,9 +90,9 @@ def test_what_a_camera_crushed_to_black_stays_dark_in_the_target_and_the_rest_is
         assert np.abs(lost.astype(int) - 80 * photos.LEFT).max() <= 1
         assert np.abs(kept.astype(int) - 240).max() <= 1
         assert (np.diff(soft) >= 0).all()
-        assert np.median(night.small[:, :58]) <= photos.PEDESTAL + 1
+        assert np.median(night.small[:, :58]) <= photos.PEDESTAL + photos.PEDESTAL_COLOUR + 1
         assert night.small[:, 70:].mean() > night.small[:, :58].mean() + 10
-        assert night.dark[:, :118].max() <= photos.PEDESTAL
+        assert night.dark[:, :118].max() <= photos.PEDESTAL + photos.PEDESTAL_COLOUR
         assert night.mean == 160, "of the day, by which nights are evened out"
 
 

@@ -29,13 +29,13 @@ class Night:
     """Factors of red, green and blue in linear light."""
     crushed: float = 0.0
     """Code values, of 255, below which the camera keeps nothing; what is above is lowered by as many."""
-    pedestal: float = 0.0
-    """Code value, of 255, that it sends as black."""
+    pedestal: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Code values, of 255, of red, green and blue that it sends as black."""
 
     def __post_init__(self) -> None:
         if self.exposure < 0 or self.photons <= 0 or self.read_noise < 0:
             raise ValueError(f"{self}: exposure and read_noise must be at least 0, photons above 0")
-        if not 0 <= self.crushed < 255 or not 0 <= self.pedestal < 255:
+        if not all(0 <= code < 255 for code in (self.crushed, *self.pedestal)):
             raise ValueError(f"{self}: crushed and pedestal must be at least 0 and below 255")
 
 
@@ -82,8 +82,8 @@ def _codes(light: NDArray[np.float32], night: Night) -> NDArray[np.uint8]:
     if night.crushed:
         light -= np.float32(night.crushed)
         np.maximum(light, 0, out=light)
-    if night.pedestal:
-        light += np.float32(night.pedestal)
+    if any(night.pedestal):
+        light += np.asarray(night.pedestal, np.float32)
         np.minimum(light, 255, out=light)
     return np.rint(light, out=light).astype(np.uint8)
 

@@ -30,8 +30,10 @@ LIT = 0.4
 """Share of the night pairs with lamps."""
 CRUSHED = 0.4
 """Share of the nights whose camera loses what is darkest: as black, and for ever."""
-CRUSHED_BELOW, PEDESTAL = (2.0, 20.0), 4.0
-"""Code values: what such a camera loses, and what it sends as black at most."""
+CRUSHED_BELOW = (2.0, 20.0)
+"""Code values that such a camera loses."""
+PEDESTAL, PEDESTAL_COLOUR = 4.0, 2.5
+"""Code values: what it sends as black at most, and how far red, green and blue are from that at most."""
 LEFT, SOFTENED = 0.12, 3.0
 """Share of the day's code values that is learned where it is lost, and the deviation of the border's blur in pixels."""
 SHADED = 0.4
@@ -121,7 +123,7 @@ def night_sample(scene: Scene, random: np.random.Generator) -> Sample:
         read_noise=between((1e-4, 2e-3), random),
         cast=(float(random.uniform(0.8, 1.25)), 1.0, float(random.uniform(0.8, 1.25))),
         crushed=between(CRUSHED_BELOW, random) if crushing else 0.0,
-        pedestal=float(random.uniform(0, PEDESTAL)) if crushing else 0.0,
+        pedestal=_pedestal(random) if crushing else (0.0, 0.0, 0.0),
     )
     scene = view(scene, random)
     large: Picture = scene[-1]
@@ -134,6 +136,11 @@ def night_sample(scene: Scene, random: np.random.Generator) -> Sample:
     if crushing:
         large = _without_the_lost(large, visible(full, night))
     return _some_grey(Sample(small, large, dark, mean), random)
+
+
+def _pedestal(random: np.random.Generator) -> tuple[float, float, float]:
+    red, green, blue = np.maximum(random.uniform(0, PEDESTAL) + random.uniform(-1, 1, 3) * PEDESTAL_COLOUR, 0).tolist()
+    return red, green, blue
 
 
 def _without_the_lost(large: Picture, kept: NDArray[np.float32]) -> Picture:
