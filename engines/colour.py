@@ -68,12 +68,17 @@ def to_planes(picture: NDArray[np.uint8], colour: Colour) -> tuple[NDArray[np.ui
     return _codes(code[..., 0]), _codes(squares.mean((1, 3)).transpose(2, 0, 1))
 
 
-def to_rgb(y: NDArray[np.uint8], uv: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
-    """The way back, chroma interpolated: y (H, W) and uv (2, ceil(H/2), ceil(W/2)) to RGB (H, W, 3), all uint8."""
+def to_rgb(
+    y: NDArray[np.uint8], uv: NDArray[np.uint8], colour: Colour, *, interpolated: bool = True
+) -> NDArray[np.uint8]:
+    """The way back: y (H, W) and uv (2, ceil(H/2), ceil(W/2)) to RGB (H, W, 3), all uint8.
+
+    Chroma is `interpolated`, or each sample stands for its whole square, as the picture graph takes it.
+    """
     height, width = y.shape
     chroma = uv.astype(np.float32)
     for axis in (1, 2):
-        chroma = _double(chroma, axis)
+        chroma = _double(chroma, axis) if interpolated else chroma.repeat(2, axis)
     code = np.concatenate((y[None].astype(np.float32), chroma[:, :height, :width]))  # (3, H, W)
     matrix = colour.coefficients()[0]
     rgb = np.einsum("ck,khw->hwc", matrix[:, :3], code - CENTRE[:, None, None]) + matrix[:, 3]

@@ -56,6 +56,16 @@ def test_planes_agree_with_ffmpeg() -> None:
     assert np.abs(uv[0][:, 2:6].astype(int) - theirs[64:80].reshape(32, 64)[:, 2:6]).max() <= 2
 
 
+def test_chroma_that_is_not_interpolated_stands_for_its_whole_square() -> None:
+    y, uv = np.full((3, 5), 120, np.uint8), np.array([[[100, 150, 128], [128, 90, 200]]] * 2, np.uint8)
+    blocks = to_rgb(y, uv, Colour(), interpolated=False)
+    assert blocks.shape == (3, 5, 3)
+    assert (blocks[:2, :2] == blocks[0, 0]).all()
+    assert (blocks[:2, 2:4] == blocks[0, 2]).all()
+    assert (blocks[0, 0] != blocks[0, 2]).any()
+    assert (to_rgb(y, uv, Colour())[0, 1] != blocks[0, 1]).any()
+
+
 def test_odd_sizes_have_rounded_up_chroma() -> None:
     picture = np.full((35, 51, 3), 90, np.uint8)
     y, uv = to_planes(picture, Colour())

@@ -96,6 +96,15 @@ def test_what_a_camera_crushed_to_black_stays_dark_in_the_target_and_the_rest_is
         assert night.mean == 160, "of the day, by which nights are evened out"
 
 
+def test_noise_does_not_lift_what_is_crushed_above_black(plain: pytest.MonkeyPatch) -> None:
+    plain.setattr(photos, "CRUSHED", 1.0)
+    plain.setattr(photos, "EXPOSURE", (1e-6, 1.1e-6))
+    plain.setattr(photos, "PEDESTAL", 0.0)
+    plain.setattr(photos, "PEDESTAL_COLOUR", 0.0)
+    for night in night_samples([np.full((1, 64, 96, 3), 120, np.uint8)], 20, seed=1):
+        assert np.mean(night.small > 1) < 0.05
+
+
 def test_some_nights_lose_what_is_darkest_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "BIT_RATES", WIDE)
     photo = np.full((1, 64, 96, 3), 40, np.uint8)

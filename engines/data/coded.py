@@ -52,6 +52,10 @@ class Coded:
         """(H, W, 3) uint8."""
         return to_rgb(self.y, self.uv, CODED_COLOUR)
 
+    def as_taken(self) -> Picture:
+        """(H, W, 3) uint8 as an engine takes it, whose chroma is not interpolated."""
+        return to_rgb(self.y, self.uv, CODED_COLOUR, interpolated=False)
+
 
 def at_bit_rate(pictures: Iterable[Picture], bit_rate: int, rate: Fraction, codec: Codec = "h264") -> Iterator[Coded]:
     """Each picture of a video as it arrives: `rate` a second, `bit_rate` bit/s at most over half a second."""

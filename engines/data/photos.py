@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from engines.colour import Colour, to_planes, to_rgb
 from engines.data.clips import clip_rate, read_clip
 from engines.data.coded import Codec, at_bit_rate
-from engines.data.darken import DECODE, Night, encode, gather, record, visible
+from engines.data.darken import DECODE, GAMMA, Night, encode, gather, record, visible
 from engines.data.kinds import PICTURES, VIDEOS
 from engines.data.lamps import Light, between, lamps
 from engines.data.lol import HELD_OUT, Picture, double, halve, read_picture
@@ -34,6 +34,8 @@ CRUSHED_BELOW = (2.0, 20.0)
 """Code values that such a camera loses."""
 PEDESTAL, PEDESTAL_COLOUR = 4.0, 2.5
 """Code values: what it sends as black at most, and how far red, green and blue are from that at most."""
+SMOOTHED = 0.4
+"""Deviation of its noise at most, as a share of the least light that it keeps: of shot noise and of read noise each."""
 LEFT, SOFTENED = 0.12, 3.0
 """Share of the day's code values that is learned where it is lost, and the deviation of the border's blur in pixels."""
 SHADED = 0.4
@@ -116,15 +118,14 @@ def night_sample(scene: Scene, random: np.random.Generator) -> Sample:
     brighter: the dark beside them is to become as visible as everything else. What a camera crushed to black stays
     dark: nobody knows what was there, and a bright grey would claim to.
     """
-    crushing = random.random() < CRUSHED
     night = Night(
         exposure=between(EXPOSURE, random),
         photons=between((800, 40_000), random),
         read_noise=between((1e-4, 2e-3), random),
         cast=(float(random.uniform(0.8, 1.25)), 1.0, float(random.uniform(0.8, 1.25))),
-        crushed=between(CRUSHED_BELOW, random) if crushing else 0.0,
-        pedestal=_pedestal(random) if crushing else (0.0, 0.0, 0.0),
     )
+    if random.random() < CRUSHED:
+        night = crush(night, random)
     scene = view(scene, random)
     large: Picture = scene[-1]
     full, lights = gather(large, night), [gather(halve(picture), night) for picture in scene]
@@ -133,14 +134,25 @@ def night_sample(scene: Scene, random: np.random.Generator) -> Sample:
         halved = _halve_light(shining)
         full, lights, large = full + shining, [light + halved for light in lights], encode(DECODE.take(large) + shining)
     small, dark, mean = send(lights, night, random), encode(full, night), float(large.mean())
-    if crushing:
+    if night.crushed:
         large = _without_the_lost(large, visible(full, night))
     return _some_grey(Sample(small, large, dark, mean), random)
 
 
-def _pedestal(random: np.random.Generator) -> tuple[float, float, float]:
-    red, green, blue = np.maximum(random.uniform(0, PEDESTAL) + random.uniform(-1, 1, 3) * PEDESTAL_COLOUR, 0).tolist()
-    return red, green, blue
+def crush(night: Night, random: np.random.Generator) -> Night:
+    """The same night by a camera that loses its darkest code values. It smooths before it does: noise must not lift
+    above them what is below, or the picture would still tell of it."""
+    crushed = between(CRUSHED_BELOW, random)
+    black = random.uniform(0, PEDESTAL) + random.uniform(-PEDESTAL_COLOUR, PEDESTAL_COLOUR, 3)
+    red, green, blue = np.maximum(black, 0).tolist()
+    least = float((crushed / 255) ** GAMMA)  # light that is kept
+    return replace(
+        night,
+        crushed=crushed,
+        pedestal=(red, green, blue),
+        photons=max(night.photons, 1 / (SMOOTHED**2 * least)),
+        read_noise=min(night.read_noise, SMOOTHED * least),
+    )
 
 
 def _without_the_lost(large: Picture, kept: NDArray[np.float32]) -> Picture:
@@ -221,7 +233,7 @@ def send(lights: Sequence[Light], camera: Night, random: np.random.Generator) ->
     clip = (record(light, camera, random) for light in moving)
     codec: Codec = "hevc" if random.random() < HEVC else "h264"
     *_, last = at_bit_rate(clip, round(between(BIT_RATES, random) * height * width / CIF), RATE, codec)
-    return last.rgb()
+    return last.as_taken()
 
 
 def _panned(light: Light, random: np.random.Generator) -> Iterator[Light]:
