@@ -7,28 +7,30 @@ from pathlib import Path
 
 import msgspec
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from engines.errors import EngineError, EngineMismatch
 from engines.network.config import NetworkConfig
 from engines.network.neid import Neid
 
 
-def save_network(network: Neid, path: Path) -> None:
-    """Write the numbers that inference needs: the detail branch's decoder stays behind.
-
-    In one move; raises `EngineError` where they cannot be written.
-    """
+def packed(network: Neid) -> bytes:
+    """What `weights.safetensors` holds: the numbers that inference needs. The detail branch's decoder stays behind."""
     numbers = {
         name: value.contiguous()
         for name, value in network.state_dict().items()
         if not name.startswith("reconstruction.")
     }
+    return save(numbers, {"config": msgspec.json.encode(asdict(network.config)).decode()})
+
+
+def save_network(network: Neid, path: Path) -> None:
+    """Write what is `packed`, in one move; raises `EngineError` where it cannot be written."""
     part = path.with_suffix(".part")
     try:
-        save_file(numbers, part, {"config": msgspec.json.encode(asdict(network.config)).decode()})
+        part.write_bytes(packed(network))
         part.replace(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise EngineError(f"{path} cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)

@@ -70,6 +70,15 @@ def command(tmp_path: Path, cache: Path) -> Evaluate:
     return lambda *words: nightbridge(tmp_path, "evaluate", *words, XDG_CACHE_HOME=str(cache))
 
 
+def test_pairs_of_one_s_own_are_added_to_those_of_the_shards_or_stand_for_them(tmp_path: Path) -> None:
+    place = packed(make_lol(tmp_path / "lol", "our485", [1, 2, 665]), "our485", "train-all.tar")
+    make_lol(place, "our485", [2, 9001])
+    Image.fromarray(scene(7, 0.5)).save(place / "our485" / "high" / "2.png")
+    pairs = read_lol(place, "our485")
+    assert [pair.name for pair in pairs] == ["1", "2", "665", "9001"]
+    assert np.array_equal(pairs[1].high, scene(7, 0.5))
+
+
 def test_pictures_are_read_in_the_order_of_their_numbers_from_folders_and_from_shards(tmp_path: Path) -> None:
     folder = make_lol(tmp_path / "lol", "eval15", [100, 9, 10])
     (folder / "eval15" / "low" / "._9.png").write_bytes(b"what other systems leave behind")

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from engines.cards import NUMBERS, Weights
+from engines.cards import NUMBERS, Weights, write_card
 from engines.checkpoint import load_network
 from engines.data.pairs import Sample, batch, draw, shared_region, small_sizes
 from engines.errors import EngineMismatch, EngineMissing
@@ -375,6 +375,33 @@ def test_engine_files_of_older_numbers_are_gone_when_new_ones_are_stored(tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {NUMBERS, "card.json", "checkpoint.pt"}
 
 
+def test_numbers_that_are_stored_already_cost_no_engine_file_and_no_card(tmp_path: Path) -> None:
+    network = Neid(NEID_LIVE)
+    training.store(network, Recipe(), tmp_path, {})
+    (tmp_path / "fp32.onnx").write_bytes(b"of these numbers")
+    card = Weights(tmp_path).card
+    card.precision_loss_db = {"int8": 0.03}
+    write_card(tmp_path, card)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    training.store(network, Recipe(), tmp_path, {})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "card.json").write_text("no card")
+    training.store(network, Recipe(), tmp_path, {})
+    assert Weights(tmp_path).card.files.keys() == {NUMBERS}
+
+
+def test_a_run_that_goes_on_with_other_pairs_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def learn(pair: Sample, steps: int) -> None:
+        budget = training.Budget(steps=steps)
+        training.train(recipe(), ([pair], [], []), budget, tmp_path / "c.pt", lambda *_: None, device=CPU)
+
+    learn(sample(), 1)
+    learn(sample(), 2)
+    assert not caplog.messages
+    learn(replace(sample(), large=255 - sample().large), 3)
+    assert caplog.messages == [f"{tmp_path}/c.pt was begun with other pairs; from step 2 on it learns these"]
+
+
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
@@ -611,7 +638,13 @@ def test_the_command_trains_by_a_recipe_goes_on_and_stores_weights(tmp_path: Pat
     assert again.returncode == 0, again.stderr
     steps, trials = training.read_trials(tmp_path / "runs" / "mine" / "checkpoint.pt")
     assert (steps, [step for step, _ in trials]) == (3, [2, 3])
-    assert Weights(tmp_path / "runs" / "mine").id != weights.id
+    learned = Weights(tmp_path / "runs" / "mine").id
+    assert learned != weights.id
+    used_up = nightbridge(tmp_path, *command, "3", COLUMNS="200")
+    assert used_up.returncode == 0, used_up.stderr
+    assert "the budget was used up before, and nothing was learned: give a larger one" in used_up.stderr
+    assert "used up" not in again.stderr
+    assert Weights(tmp_path / "runs" / "mine").id == learned
 
 
 def test_the_steps_of_a_recipe_end_the_command_s_run(tmp_path: Path) -> None:

@@ -84,5 +84,7 @@ def train(
         console.print(f"raw PSNR {scores['held_out_psnr_db']} dB on {len(held_out)} pictures of held-out scenes")
     if progress.step_ms:
         console.print(f"{progress.step_ms:.1f} ms a step, {progress.pictures_per_second:.1f} pictures/s")
+    if not progress.steps:
+        console.print("the budget was used up before, and nothing was learned: give a larger one, or another --out")
     training.store(network, plan, out, scores)
     console.print(f"{out}: stored; `nightbridge export {out}` makes the files that runtimes open")

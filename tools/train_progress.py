@@ -25,6 +25,8 @@ class TrainProgress:
 
     def __init__(self, console: Console, batch: int, log: Log | None = None) -> None:
         """`batch` is in pictures; `log` takes every figure as well."""
+        self.steps = 0
+        """Taken so far in this sitting."""
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("training", total=1.0)
@@ -46,6 +48,7 @@ class TrainProgress:
     def report(self, step: int, share: float, parts: Mapping[str, float]) -> None:
         """After every step; see `engines.training.train.Report`."""
         now = time.monotonic()
+        self.steps += 1
         if self._mark is None:
             self._mark = (step, now)
         first, since = self._mark

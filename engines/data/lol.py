@@ -36,9 +36,9 @@ class Pair:
 def read_lol(folder: Path, part: str) -> list[Pair]:
     """The pairs of `part` (`our485` or `eval15`), ordered by number.
 
-    `folder` holds either `our485/` and `eval15/` with `low/` and `high/` in each, or the tar shards
-    `train-*.tar` and `eval15.tar` with the same two folders inside. Raises `OSError`, which names the file,
-    where a picture is missing or broken.
+    `folder` holds `our485/` and `eval15/` with `low/` and `high/` in each, or the tar shards `train-*.tar` and
+    `eval15.tar` with the same two folders inside, or both: then a picture of a folder stands for one of its number in a
+    shard. Raises `OSError`, which names the file, where a picture is missing or broken.
     """
     pictures: dict[tuple[str, int], Picture] = {}
     for name, data in _files(folder, part):
@@ -103,11 +103,7 @@ def double(picture: Picture) -> Picture:
 
 
 def _files(folder: Path, part: str) -> Iterator[tuple[str, bytes]]:
-    if (folder / part).is_dir():
-        for path in sorted((folder / part).rglob("*")):
-            if path.is_file():
-                yield str(path), path.read_bytes()
-        return
+    """Names and contents of all files of a part, those of its folder last."""
     for shard in sorted(folder.glob("train-*.tar" if part == "our485" else f"{part}.tar")):
         try:
             with tarfile.open(shard) as tar:
@@ -116,3 +112,6 @@ def _files(folder: Path, part: str) -> Iterator[tuple[str, bytes]]:
                         yield f"{shard}/{member.name}", file.read()
         except (tarfile.TarError, EOFError, KeyError) as error:  # the last: a link to what the shard does not hold
             raise OSError(f"{shard}: {' '.join(str(error).split())}") from error
+    for path in sorted((folder / part).rglob("*")):
+        if path.is_file():
+            yield str(path), path.read_bytes()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import logging
 import math
 import os
 import time
@@ -18,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engines.cards import KINDS, NUMBERS, Card, sha256, write_card
-from engines.checkpoint import load_network, save_network
+from engines.cards import KINDS, NUMBERS, Card, Weights, sha256, write_card
+from engines.checkpoint import load_network, packed, save_network
 from engines.data.pairs import NEARBY, PHOTO_CROP, Draw, Sample, draw, even_out, small_sizes, subsample_chroma
 from engines.errors import EngineError, EngineMismatch
 from engines.network.config import CONFIGS
@@ -31,6 +33,8 @@ from engines.training.narrow import fits, narrowed
 from engines.training.recipe import Recipe, learning_rate
 from engines.training.recipe import read_recipe as read_recipe
 from engines.training.steps import NO_LESSONS, EagerSteps, Lesson, Steps, has_bfloat16
+
+log = logging.getLogger(__name__)
 
 SAVE_EVERY = {"cpu": 200, "cuda": 20_000}
 """Steps between two checkpoints, by the kind of device."""
@@ -87,10 +91,10 @@ def train(
     `teacher` are those of the network that `recipe.taught` wants, and must be given with it alone (`ValueError`).
     `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `checkpoint` is written every `SAVE_EVERY`
     steps; where it exists the run goes on from it, on whichever device; `EngineMismatch` is raised if it was begun with
-    another recipe, `start` or `teacher`. On a CPU a budget of steps makes a run repeatable: it gives the same network,
-    interrupted or not. One of minutes does not, since the learning rate follows the clock. `device` is a GPU where
-    there is one. A step whose gradient is not finite changes neither network nor optimiser; too many in a row raise
-    `EngineError`, and leave the checkpoint as it is.
+    another recipe, `start` or `teacher`, and a warning is logged if it was with other pairs. On a CPU a budget of steps
+    makes a run repeatable: it gives the same network, interrupted or not. One of minutes does not, since the learning
+    rate follows the clock. `device` is a GPU where there is one. A step whose gradient is not finite changes neither
+    network nor optimiser; too many in a row raise `EngineError`, and leave the checkpoint as it is.
     """
     if recipe.select == "best" and trial is None:
         raise ValueError("the recipe selects the best network, but no held-out pairs were given to try it on")
@@ -99,6 +103,7 @@ def train(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     budget = replace(budget, steps=min(budget.steps, recipe.steps or math.inf))
     run = Run.begin(recipe, start, device, teacher)
+    run.origin["pairs"] = digest(samples)
     if checkpoint.exists():
         run.load(checkpoint)
     lol, night, *day = samples
@@ -172,7 +177,7 @@ class Run:
     trials: list[tuple[int, float]] = field(default_factory=list)
     """The step and the score of every attempt."""
     origin: dict[str, object] = field(default_factory=dict)
-    """The recipe, and the SHA-256 of the numbers that it began with and of its teacher's, as builtins."""
+    """The recipe, and the SHA-256 of the numbers that it began with, of its teacher's and of its pairs, as builtins."""
 
     @classmethod
     def begin(
@@ -278,7 +283,9 @@ class Run:
         self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
         self.best = state.get("best")
         self.best_score, self.best_step = state.get("best_score", -math.inf), state.get("best_step", 0)
-        self.trials, self.origin = state.get("trials", []), state.get("origin", self.origin)
+        own, self.trials, self.origin = self.origin, state.get("trials", []), state.get("origin", self.origin)
+        if self.origin.get("pairs", own.get("pairs")) != own.get("pairs"):
+            log.warning("%s was begun with other pairs; from step %d on it learns these", checkpoint, self.step)
         self.guard.load(state.get("unfit", torch.zeros(2, dtype=torch.int64)))
 
 
@@ -300,6 +307,16 @@ def _difference(saved: dict[str, Any] | None, own: dict[str, Any]) -> str | None
     if own["teacher"] != saved.get("teacher"):
         return "another teacher"
     return None
+
+
+def digest(samples: Sequence[Sequence[Sample]]) -> str:
+    """SHA-256 of what is learned from pairs of each kind, in hex."""
+    total = hashlib.sha256()
+    for number, sample in ((number, sample) for number, some in enumerate(samples) for sample in some):
+        total.update(f"{number} {sample.small.shape} {sample.large.shape} {sample.mean}".encode())
+        for picture in (sample.small, sample.large):
+            total.update(picture.tobytes())
+    return total.hexdigest()
 
 
 def optimiser_options(recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -331,13 +348,16 @@ def validate(network: Neid, samples: Sequence[Sample]) -> float:
 def store(network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object]) -> None:
     """Write the numbers and a card that says how they came about; `export` adds the engine files.
 
-    Engine files that are there were made from older numbers, and are removed.
+    Engine files that are there were made from older numbers, and are removed; where the numbers are those that are
+    stored already, everything stays as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if _stored(folder) == hashlib.sha256(packed(network)).hexdigest():
+        return
+    save_network(network, folder / NUMBERS)
     for path in folder.iterdir():
         if path.suffix in KINDS and path.name != NUMBERS:
             path.unlink()
-    save_network(network, folder / NUMBERS)
     card = Card(
         name=folder.name,
         network=recipe.network,
@@ -347,3 +367,12 @@ def store(network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object]
         scored=sha256(folder / NUMBERS) if scores else "",
     )
     write_card(folder, card)
+
+
+def _stored(folder: Path) -> str | None:
+    """SHA-256 of the numbers that a folder's card vouches for; None where it has no sound card."""
+    try:
+        weights = Weights(folder)
+        return weights.id if weights.is_sound(NUMBERS) else None
+    except EngineError:
+        return None
