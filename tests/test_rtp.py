@@ -23,6 +23,7 @@ from stream.ffmpeg_log import Line
 from stream.frame import Frame
 from stream.settings import FeedSettings
 from stream.source import open_source
+from stream.sources import remote
 from stream.sources.rtp import RtpLosses
 from tests.clips import free_port, listeners_at, make_clip
 from tests.impostors import Behaviour, Impostor
@@ -98,18 +99,19 @@ def told(frame: Frame) -> tuple[int, str, Luma]:
     return round(frame.pts * frame.time_base * 25), frame.state, frame.planes()[0].copy()
 
 
-def received(folder: Path, codec: str, datagrams: list[bytes]) -> Seen:
-    """What becomes of RTP that is sent like this."""
+def received(folder: Path, codec: str, datagrams: list[bytes], spacing: float = 0.001) -> Seen:
+    """What becomes of RTP that is sent like this, with so many seconds between datagrams."""
     port = free_port() & ~1
+    return seen_while(lambda: send_once(datagrams, port, spacing), sdp_file(folder, codec, port))
 
-    def send() -> None:
-        wait_until(lambda: listeners_at(port), "somebody listens")
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            for datagram in datagrams:
-                sender.sendto(datagram, ("127.0.0.1", port))
-                time.sleep(0.001)  # as fast as a camera may
 
-    return seen_while(send, sdp_file(folder, codec, port))
+def send_once(datagrams: list[bytes], port: int, spacing: float = 0.001) -> None:
+    """Send datagrams as soon as somebody listens, with so many seconds between them."""
+    wait_until(lambda: listeners_at(port), "somebody listens")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for datagram in datagrams:
+            sender.sendto(datagram, ("127.0.0.1", port))
+            time.sleep(spacing)
 
 
 def seen_while(send: Callable[[], None], sdp: Path) -> Seen:
@@ -163,6 +165,28 @@ def test_no_wrong_picture_passes_as_clean_where_rtp_is_lost(tmp_path: Path, sent
     pictures = received(tmp_path, codec, [each for number, each in enumerate(datagrams) if number not in lost])
     assert "clean" not in states_of_wrong(pictures, whole).values()
     assert pictures[-1][1] == "clean", "a key frame ends the damage"
+
+
+def test_a_key_frame_that_takes_longer_than_a_look_around_is_not_torn_in_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "DATAGRAM_POLL", 0.1)
+    datagrams = rtp_of(make_clip(tmp_path / "clip.ts", pictures=30, key_interval=10, options={"crf": "5"}))
+    assert sum(len(datagram) == MTU for datagram in datagrams[:20]) > 14, "the key frame takes more than 0.2 s"
+    pictures = received(tmp_path, "h264", datagrams, spacing=0.015)
+    assert len(pictures) >= 29
+    assert {state for _, state, _ in pictures[10:]} == {"clean"}, "the first group may be joined in its middle"
+
+
+def test_an_sdp_file_is_no_recording_whatever_its_size(tmp_path: Path) -> None:
+    datagrams = rtp_of(make_clip(tmp_path / "clip.ts", pictures=10))
+    port = free_port() & ~1
+    with open_source(feed(sdp_file(tmp_path, "h264", port))) as source:
+        segments = source.segments()
+        sending = threading.Thread(target=send_once, args=(datagrams, port))
+        sending.start()
+        assert not next(segments).recorded
+        sending.join()
 
 
 def test_sound_that_is_lost_beside_them_damages_no_pictures(tmp_path: Path) -> None:

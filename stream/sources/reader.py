@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
 import av
 from av.container import InputContainer
@@ -59,7 +60,7 @@ class Way:
     open_timeout: float
     """Seconds; FFmpeg may take as much again to find out what the streams are."""
     read_timeout: float
-    """Seconds without a packet after which FFmpeg gives up."""
+    """Seconds without an access unit after which FFmpeg gives up; once one has come those of `silence` count."""
     silence: float
     """Seconds without video after which the source is lost."""
     options: dict[str, str] = field(default_factory=dict)
@@ -71,12 +72,27 @@ class Way:
     ca_file: Path | None = None
     """What vouches for the other end of TLS; None: nothing."""
     polls: bool = False
-    """Whether FFmpeg can be asked again after `read_timeout`, as with RTP over UDP. Such readers are never stuck."""
+    """Whether FFmpeg can be asked again after `read_timeout`, as with RTP over UDP. Until an access unit has come such
+    readers are not stuck for longer than that."""
 
     @property
     def patience(self) -> float:
         """Seconds after which a reader that has given no packet is left behind: a little later than it should end."""
         return self.open_timeout + (self.open_timeout + self.read_timeout if self.polls else 0) + POLL_SECONDS
+
+
+class ReadTimeout:
+    """Seconds that PyAV looks up whenever demuxing begins.
+
+    FFmpeg counts them for each access unit. One that is cut short is torn in two, so they must be more than a large one
+    takes on a thin link: but only where one has come is it known that any will.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __float__(self) -> float:
+        return self.seconds
 
 
 class Reader:
@@ -93,6 +109,7 @@ class Reader:
         """Why there will be no more packets."""
         self._way = way
         self._backlog = Backlog(age_budget)
+        self._read_timeout = ReadTimeout(way.read_timeout)
         self._changed = threading.Condition()
         self._left = False
         self._recorded = False
@@ -190,7 +207,7 @@ class Reader:
             format=way.format,
             options=way.options,
             metadata_errors="replace",
-            timeout=(way.open_timeout, way.read_timeout),
+            timeout=cast("tuple[float, float]", (way.open_timeout, self._read_timeout)),
         )
 
     def _why_not_open(self, error: Exception, seconds: float) -> Failure:
@@ -217,7 +234,10 @@ class Reader:
             self._changed.notify_all()
         while wanted and not self._left:
             try:
-                return self._take_in(container, wanted, fixed, losses)
+                failure = self._take_in(container, wanted, fixed, losses)
+                if failure is not None:
+                    return failure
+                self._read_timeout.seconds = self._way.silence
             except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
                 return ENDED
             except av.ExitError:
@@ -229,7 +249,8 @@ class Reader:
 
     def _take_in(
         self, container: InputContainer, wanted: list[Stream], fixed: bytes | None, losses: RtpLosses
-    ) -> Failure:
+    ) -> Failure | None:
+        """Take in packets as `_read` does; None where demuxing is to begin again, with more patience than so far."""
         changeable = container.format.name in ("mpegts", "hls")
         codec = (wanted[0].name or "") if wanted[0].codec_context else ""
         key_at = time.monotonic()
@@ -248,6 +269,8 @@ class Reader:
                 if packet.stream is wanted[0]:
                     losses.mark(packet, codec)
                 key_at += self._add(packet)
+                if self._count and self._read_timeout.seconds < self._way.silence:
+                    return None
         return ENDED
 
     def _add(self, packet: Packet[Stream]) -> float:
@@ -291,6 +314,7 @@ def choose(container: InputContainer) -> list[Stream]:
 def is_recorded(container: InputContainer) -> bool:
     """Whether a container can be read faster than its time passes: a playlist's segments, a file of known size.
 
-    Cameras that send one JPEG after another may tell a size for HTTP's sake, which means nothing.
+    Cameras that send one JPEG after another may tell a size for HTTP's sake, which means nothing; that of an SDP is its
+    own.
     """
-    return container.format.name == "hls" or (container.size > 0 and container.format.name != "mpjpeg")
+    return container.format.name == "hls" or (container.size > 0 and container.format.name not in ("mpjpeg", "sdp"))

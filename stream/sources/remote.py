@@ -29,7 +29,7 @@ from stream.sources.udp import probing
 UDP_SECONDS = 2.0
 """The longest that packets over UDP are waited for before TCP is tried, and never more than half of the time-out."""
 DATAGRAM_POLL = 0.5
-"""Seconds after which a reader of UDP looks whether it is still wanted."""
+"""Seconds after which a reader of UDP looks whether it is still wanted, as long as nothing has come."""
 PLAYLIST_SECONDS = 20.0
 """The longest that an HLS playlist may bring nothing new, beyond the time-out: its segments are up to 10 s long."""
 PLAYLIST = re.compile(r"[^/?#]+/[^?#]*\.m3u8?(?=[?#]|$)", re.IGNORECASE)
