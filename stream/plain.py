@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from errno import ENOTSUP
 from fractions import Fraction
 from typing import cast
 
@@ -35,6 +36,9 @@ HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 NEUTRAL = 128
 """Code value of chroma that is no colour; codecs round to its neighbours."""
 
+FATAL = ("yaf32le", "yaf32be")
+"""Pixel formats, as of OpenEXR, at which libswscale ends the process (FFmpeg 8.1): an assertion fails."""
+
 CLOCK = Fraction(1, 90_000)
 """Of the deinterlacer; pictures carry their own times beside it."""
 
@@ -51,6 +55,8 @@ class PlainPictures:
 
     def add(self, picture: VideoFrame) -> list[VideoFrame]:
         """The plain pictures that are ready, in order; raises `av.FFmpegError`."""
+        if picture.format.name in FATAL:
+            raise av.FFmpegError(ENOTSUP, f"pictures of {picture.format.name} cannot be made plain")
         self.interlaced = self.interlaced or picture.interlaced_frame
         if not self.interlaced:
             return [self._plain(picture)]

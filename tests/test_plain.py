@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +18,7 @@ from engines.colour import CENTRE, Colour
 from stream.frame import Frame, plane_view
 from stream.plain import PlainPictures, colour_of, is_hdr
 from tests.clips import PATCHES, joined, make_clip, read_patches
+from tests.test_check import ROOT
 from tests.test_orientation import decoded
 
 Values = NDArray[np.float64]
@@ -163,3 +166,25 @@ def test_usual_video_that_follows_hdr_and_tells_nothing_of_its_colours_is_not_ma
     assert [frame.colour.matrix for frame in frames] == ["bt709"] * 2 + ["bt601"] * 3
     assert signals(frames[0]) == pytest.approx(shown_by_bt709(light_of_hlg(SIGNALS[HLG])), abs=0.03)
     assert read_patches(*frames[-1].planes()) == pytest.approx(np.array(PATCHES), abs=4)
+
+
+ABORTING = """
+import av
+from stream.plain import PlainPictures
+for interlaced in (False, True):
+    pictures, picture = PlainPictures(), av.VideoFrame(64, 48, "{}")
+    pictures.interlaced = interlaced
+    try:
+        pictures.add(picture)
+    except av.FFmpegError as error:
+        print(error.strerror)
+"""
+
+
+@pytest.mark.parametrize("pix_fmt", ["yaf32le", "yaf32be"])
+def test_a_picture_that_libswscale_would_end_the_process_at_is_an_error(pix_fmt: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTING.format(pix_fmt)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == 2 * f"pictures of {pix_fmt} cannot be made plain\n"
