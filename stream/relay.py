@@ -17,7 +17,7 @@ from stream.pipeline import bring_in, light_up, send_out
 from stream.publish import Publisher
 from stream.settings import FeedSettings, Settings
 from stream.source import Opener, opener_of
-from stream.wire import Header, Status, encode_status
+from stream.wire import ALL_FEEDS, Header, Status, encode_feeds, encode_status
 
 log = logging.getLogger(__name__)
 
@@ -148,9 +148,9 @@ class Relay:
         return changes
 
     def publish_status(self) -> None:
-        """Tell the viewers of every feed how it is doing."""
-        for feed in self.feeds.values():
-            self._publish_status(feed)
+        """Tell the viewers of every feed how it is doing, and those who ask which feeds there are."""
+        told = {name: self._publish_status(feed) for name, feed in self.feeds.items()}
+        self._publisher.publish(ALL_FEEDS, "feeds", Header(), encode_feeds(told))
 
     def stop(self) -> None:
         """Ask every feed to end: what is decoded is still enhanced, encoded, flushed and published."""
@@ -198,7 +198,7 @@ class Relay:
         for running in late:
             running.join(until)
 
-    def _publish_status(self, feed: Feed, state: FeedState | None = None) -> None:
+    def _publish_status(self, feed: Feed, state: FeedState | None = None) -> Status:
         """`state` is told in place of the feed's own, as of one that is gone for its viewers and still hangs."""
         figures = feed.figures()
         feed.watch_load(figures)
@@ -212,6 +212,7 @@ class Relay:
             reason=feed.reason,
         )
         self._publisher.publish(feed.name, "status", Header(), encode_status(status))
+        return status
 
     def _thread(self, stage: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> threading.Thread:
         """A thread for one stage; what it raises stops the relay and is kept as its failure."""

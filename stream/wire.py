@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
@@ -16,7 +16,7 @@ from stream.orientation import UPRIGHT, Orientation
 VERSION = 1
 """Major version: a message of another one is refused."""
 
-Kind = Literal["video", "source", "data", "status"]
+Kind = Literal["video", "source", "data", "status", "feeds"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PICTURE_KINDS: tuple[Kind, ...] = ("video", "source")
 """Their payloads refer to each other, from key frame to key frame."""
@@ -31,7 +31,9 @@ LARGEST_BASE = 2**31 - 1
 """Of the two integers of a time base."""
 
 FEED_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-TOPIC = re.compile(rf"({FEED_NAME.pattern})/({'|'.join(KINDS)})/")
+ALL_FEEDS = "*"
+"""In place of a feed's name: messages of kind `feeds`, and they alone, tell of all."""
+TOPIC = re.compile(rf"(?P<feed>{FEED_NAME.pattern}(?!/feeds)|\*(?=/feeds))/(?P<kind>{'|'.join(KINDS)})/")
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -162,7 +164,7 @@ def topic(feed: str, kind: Kind) -> bytes:
     if not TOPIC.fullmatch(name := f"{feed}/{kind}/"):
         raise WireError(
             f"the topic {name!r}; a feed's name is 1 to 64 of a-z, 0-9, _ and -, "
-            f"beginning with a letter or digit, and a kind is one of {', '.join(KINDS)}"
+            f"beginning with a letter or digit, and a kind is one of {', '.join(KINDS)}; feeds goes with {ALL_FEEDS}"
         )
     return name.encode()
 
@@ -172,7 +174,7 @@ def split_topic(part: bytes) -> tuple[str, Kind]:
     match = TOPIC.fullmatch(part.decode(errors="replace"))
     if match is None:
         raise WireError(f"the topic {part[:100]!r} is not FEED/KIND/ of wire version {VERSION}")
-    return match[1], match[2]  # type: ignore[return-value]  # the pattern allows kinds only
+    return match["feed"], match["kind"]  # type: ignore[return-value]  # the pattern allows kinds only
 
 
 def encode_message(topic: bytes, header: Stamped, payload: bytes) -> list[bytes]:
@@ -213,6 +215,19 @@ def decode_status(payload: bytes) -> Status:
         raise WireError(f"a status that cannot be read: {error}") from error
 
 
+def encode_feeds(feeds: Mapping[str, Status]) -> bytes:
+    """The payload of a message of kind `feeds`: how each feed is doing, by its name."""
+    return msgspec.msgpack.encode(feeds)
+
+
+def decode_feeds(payload: bytes) -> dict[str, Status]:
+    """What a message of kind `feeds` says. Raises `WireError`."""
+    try:
+        return _feeds_decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"a list of feeds that cannot be read: {error}") from error
+
+
 class _Version(msgspec.Struct):
     v: int
 
@@ -234,3 +249,4 @@ _header_encoder = msgspec.msgpack.Encoder(enc_hook=_fraction_out)
 _header_decoder = msgspec.msgpack.Decoder(Stamped, dec_hook=_fraction_in)
 _version_decoder = msgspec.msgpack.Decoder(_Version)
 _status_decoder = msgspec.msgpack.Decoder(Status)
+_feeds_decoder = msgspec.msgpack.Decoder(dict[str, Status])

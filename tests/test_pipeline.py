@@ -30,7 +30,7 @@ from stream.sources.recording import RecordedSegment
 from stream.sources.segment import Segment
 from stream.subscribe import Subscriber
 from stream.view import PictureDecoder
-from stream.wire import Header, Kind, Message, decode_status
+from stream.wire import Header, Kind, Message, decode_feeds, decode_status
 from tests.clips import PATCHES, UdpSender, free_port, klv_packet, make_clip, read_number, read_patches
 from tests.doubling import DoublingEngine
 from tests.waiting import wait_until
@@ -286,9 +286,15 @@ def test_a_feed_that_cannot_be_opened_leaves_the_others_alone(tmp_path: Path) ->
     away = recording(tmp_path / "nowhere.mp4")
     wanted = settings(good=recording(clip), broken=recording(broken).model_copy(update={"mode": "live"}), away=away)
     with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher:
-        with watched(publisher, "broken") as messages, Relay(wanted, engine, publisher) as relay:
+        with (
+            watched(publisher, "broken") as messages,
+            Subscriber(publisher.endpoint, "*", ("feeds",), max_age=3600) as lists,
+            Relay(wanted, engine, publisher) as relay,
+        ):
+            assert publisher.wait_for_viewer("*", DEADLINE)
             assert relay.wait(DEADLINE)
             relay.publish_status()
+            listed = lists.receive(DEADLINE)
         assert relay.feeds["good"].meter.figures().published == 20
         assert {name: feed.state for name, feed in relay.feeds.items()} == {
             "good": "ended",
@@ -296,6 +302,9 @@ def test_a_feed_that_cannot_be_opened_leaves_the_others_alone(tmp_path: Path) ->
             "away": "failed",
         }
     status = decode_status(messages[-1].payload)
+    assert listed is not None
+    assert decode_feeds(listed.payload)["broken"] == status
+    assert decode_feeds(listed.payload).keys() == {"good", "broken", "away"}
     assert status.state == "failed"
     assert "broken.mp4" in (status.reason or "")
 

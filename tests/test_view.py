@@ -28,13 +28,13 @@ from stream.publish import Publisher
 from stream.settings import EncoderSettings
 from stream.subscribe import Subscriber
 from stream.view import PictureDecoder
-from stream.wire import Header, Message, Numbering, Status, encode_status
+from stream.wire import Header, Message, Numbering, Status, encode_feeds
 from tests.clips import make_clip
 from tests.doubling import DoublingEngine
 from tests.published import HEIGHT, WIDTH, Camera, relay
 from tests.test_check import ROOT, nightbridge
 from tests.test_pipeline import recording, replayed
-from tests.waiting import DEADLINE
+from tests.waiting import DEADLINE, wait_until
 from tools.view_figures import Figures
 from tools.window import Window
 
@@ -310,10 +310,10 @@ def test_the_feeds_of_a_relay_are_listed_with_how_they_do_and_written_as_json(tm
     with relay() as publisher:
         listing = [sys.executable, "-m", "tools", "view", publisher.endpoint, "--feeds", "--json", str(path)]
         with subprocess.Popen(listing, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:
-            while program.poll() is None:  # as a relay does, once in a while
-                for feed, status in (("quay", dead), ("pier", live)):
-                    publisher.publish(feed, "status", Header(), encode_status(status))
-                time.sleep(0.1)
+            wait_until(lambda: publisher.wait_for_viewer("*", 1.0), "somebody asks")
+            assert not publisher.wait_for_viewer("pier", 0.0), "who lists the feeds is no viewer of them"
+            assert not publisher.take_join("pier")
+            publisher.publish("*", "feeds", Header(), encode_feeds({"quay": dead, "pier": live}))
             printed = program.communicate()[0]
     assert (program.returncode, printed.splitlines()) == (
         0,
@@ -327,13 +327,13 @@ def test_the_feeds_of_a_relay_are_listed_with_how_they_do_and_written_as_json(tm
     assert feeds["quay"]["reason"] == "[no] route"
 
 
-def test_a_relay_without_feeds_is_told_and_no_picture_counts_as_one(tmp_path: Path) -> None:
+def test_a_relay_that_does_not_tell_of_its_feeds_is_named(tmp_path: Path) -> None:
     path = tmp_path / "feeds.json"
     with on_air() as publisher:  # pictures alone
         done = nightbridge(ROOT, "view", publisher.endpoint, "--feeds", "--seconds", "0.5", "--json", str(path))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"nightbridge: no feed at {publisher.endpoint} within 0.5 s\n"
-    assert json.loads(path.read_text()) == {"feeds": {}}
+    assert done.stderr == f"nightbridge: no relay tells of its feeds at {publisher.endpoint} within 0.5 s\n"
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from stream.wire import (
     Numbering,
     Stamped,
     Status,
+    decode_feeds,
     decode_message,
     decode_status,
+    encode_feeds,
     encode_message,
     encode_status,
     moment,
@@ -210,6 +212,18 @@ def test_a_status_survives_the_wire() -> None:
         reason="timed out after 5 s",
     )
     assert decode_status(encode_status(status)) == status
+
+
+def test_the_list_of_feeds_has_a_topic_of_its_own_and_survives_the_wire() -> None:
+    status = Status(state="live", received=1, published=1, under_way=0, dropped={}, lost={})
+    assert decode_feeds(encode_feeds({"pier": status, "quay": status})) == {"pier": status, "quay": status}
+    assert decode_feeds(encode_feeds({})) == {}
+    assert topic("*", "feeds") == b"*/feeds/"
+    for feed, kind in (("*", "video"), ("pier", "feeds"), ("*", "status")):
+        with pytest.raises(WireError, match="a kind is one of video, source, data, status, feeds; feeds goes with"):
+            topic(feed, kind)
+    with pytest.raises(WireError, match="a list of feeds that cannot be read"):
+        decode_feeds(b"\x01")
 
 
 def test_a_status_that_cannot_be_read_is_refused() -> None:

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 SNAPSHOT_SECONDS = 10.0
 """The longest that `--snapshot` waits for a picture."""
 
-FEEDS_SECONDS = 2.5
-"""How long `--feeds` listens: a relay tells of each feed about once a second."""
+FEEDS_SECONDS = 10.0
+"""The longest that `--feeds` listens: a relay tells of its feeds about once a second."""
 
 TURN_SECONDS = 0.05
 """The longest that a message is waited for before the window and the clock are looked at."""
@@ -83,9 +83,10 @@ def view(
     kind: Kind = "source" if source else "video"
     keys = viewer_keys(relay_key, secret_key)
     stop = Event()
-    if snapshot:
-        seconds = min(seconds or SNAPSHOT_SECONDS, SNAPSHOT_SECONDS)
-    span = Span(stop, FEEDS_SECONDS if feeds and seconds is None else seconds)
+    if snapshot or feeds:
+        longest = SNAPSHOT_SECONDS if snapshot else FEEDS_SECONDS
+        seconds = min(seconds or longest, longest)
+    span = Span(stop, seconds)
     with stopped_by_signals(stop.set):
         if feeds:
             list_feeds(endpoint, keys, json, span)
@@ -150,20 +151,19 @@ def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -
 
 
 def list_feeds(endpoint: str, keys: ViewerKeys | None, json: Path | None, span: Span) -> None:
-    """Print a line for each feed that a relay tells of within the span. Raises `StreamError` where there is none."""
+    """Print a line for each feed of a relay, as soon as that tells of them. Raises `StreamError` where it does not."""
     from stream.subscribe import Subscriber
-    from stream.wire import decode_status
+    from stream.wire import ALL_FEEDS, decode_feeds
 
-    heard: dict[str, Status] = {}
-    with Subscriber(endpoint, None, ("status",), keys=keys) as subscriber:
+    with Subscriber(endpoint, ALL_FEEDS, ("feeds",), keys=keys) as subscriber:
         for messages in turns(subscriber, span, f"any feed at {endpoint}"):
-            heard |= {message.header.feed: decode_status(message.payload) for message in messages}
-    feeds = {name: heard[name] for name in sorted(heard)}
-    for line in in_columns([about_feed(name, status) for name, status in feeds.items()]):
-        print(line)
-    write_json(json, {"feeds": {name: asdict(status) for name, status in feeds.items()}})
-    if not feeds:
-        raise StreamError(f"no feed at {endpoint}{span}")
+            if messages:
+                feeds = decode_feeds(messages[-1].payload)
+                for line in in_columns([about_feed(name, feeds[name]) for name in sorted(feeds)]):
+                    print(line)
+                write_json(json, {"feeds": {name: asdict(feeds[name]) for name in sorted(feeds)}})
+                return
+    raise StreamError(f"no relay tells of its feeds at {endpoint}{span}")
 
 
 def about_feed(name: str, status: Status) -> tuple[str, ...]:
