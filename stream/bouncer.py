@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
+from errno import EBADF, ENOTSOCK
 from socket import IPPROTO_TCP, SHUT_RDWR, TCP_INFO, socket
 
 import zmq
@@ -28,6 +29,8 @@ TELL_SECONDS = 10.0
 """Between two lines of the log."""
 BYTES_RECEIVED = struct.Struct("=128xQ")
 """Where Linux's `tcp_info` has `tcpi_bytes_received`."""
+GONE = (EBADF, ENOTSOCK)
+"""What the system says of a number that is no socket any more; after any other error the guest is still there."""
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class Guest:
     level: float = 0.0
     """What it has sent beyond `RATE`, bytes."""
     looked: float = 0.0
+    unwanted: str = ""
+    """Why it is to be cut off."""
 
 
 class Bouncer:
@@ -84,37 +89,40 @@ class Bouncer:
         except OSError:  # it has gone already
             return
         if len(self._guests) > self._most:
-            self._cut_off(number, self._guests[number], f"more than {self._most} viewers")
+            self._guests[number].unwanted = f"more than {self._most} viewers"
 
     def _look_at(self, number: int, guest: Guest) -> None:
         now = time.monotonic()
         try:
-            with socket(fileno=os.dup(number)) as connection:
-                if os.fstat(connection.fileno()).st_ino != guest.inode:
-                    raise OSError
+            with connection_of(number, guest) as connection:
                 (received,) = BYTES_RECEIVED.unpack_from(
                     connection.getsockopt(IPPROTO_TCP, TCP_INFO, BYTES_RECEIVED.size)
                 )
-        except (OSError, struct.error):  # it has gone, or is no connection of TCP
-            self._guests.pop(number, None)
-            return
-        allowed = RATE * (now - guest.looked) if guest.looked else 0.0
-        guest.level = max(0.0, guest.level + received - guest.received - allowed)
-        guest.received, guest.looked = received, now
-        if guest.level > BURST:
-            self._cut_off(number, guest, f"it sent {received} bytes")
+                allowed = RATE * (now - guest.looked) if guest.looked else 0.0
+                guest.level = max(0.0, guest.level + received - guest.received - allowed)
+                guest.received, guest.looked = received, now
+                if guest.level > BURST:
+                    guest.unwanted = f"it sent {received} bytes"
+                if guest.unwanted:
+                    self._cut_off(connection, guest.unwanted)
+                    self._guests.pop(number)
+        except (OSError, struct.error) as error:
+            if isinstance(error, OSError) and error.errno in GONE:
+                self._guests.pop(number)
 
-    def _cut_off(self, number: int, guest: Guest, why: str) -> None:
-        self._guests.pop(number, None)
-        try:
-            with socket(fileno=os.dup(number)) as connection:
-                if os.fstat(connection.fileno()).st_ino != guest.inode:
-                    return
-                who = connection.getpeername()[0]
-                connection.shutdown(SHUT_RDWR)
-        except OSError:  # it has gone already
-            return
+    def _cut_off(self, connection: socket, why: str) -> None:
+        who = connection.getpeername()[0]
+        connection.shutdown(SHUT_RDWR)
         self._untold += 1
         if time.monotonic() - self._told >= TELL_SECONDS:
             log.warning("%d viewers were cut off; the last one at %s: %s", self._untold, who, why)
             self._told, self._untold = time.monotonic(), 0
+
+
+def connection_of(number: int, guest: Guest) -> socket:
+    """A guest's connection under a number of its own. Raises `OSError`, one of `GONE` where it has gone."""
+    copy = os.dup(number)
+    if os.fstat(copy).st_ino != guest.inode:
+        os.close(copy)
+        raise OSError(EBADF, os.strerror(EBADF))
+    return socket(fileno=copy)

@@ -35,6 +35,16 @@ PATIENCE = 30.0
 UNDER_WAY_MOST = 8
 """Messages that wait for one viewer of a lossless publisher: it waits for room, so more would gain nothing."""
 
+LONGEST_LINGER = UNDER_WAY_MOST * PATIENCE
+"""Seconds in which they all may leave as slowly as any message; over TCP who takes none is cut off much earlier."""
+
+HURRIED: tuple[Kind, ...] = ("status", "feeds")
+"""Kinds that no publisher waits for: the next one tells more."""
+
+LEAST_BUFFER = 65_536
+"""Bytes in the kernel for each viewer of a lossless publisher: with little room libzmq may end a connection before all
+of the last message has left."""
+
 ROOM_INTERVAL = 0.002
 VIEWER_INTERVAL = 0.02
 """Seconds between two looks whether there is room, or a viewer: ZeroMQ's XPUB tells of neither."""
@@ -64,7 +74,8 @@ class Publisher:
     the old ones itself.
 
     With `lossless` it does wait: `publish` returns when every viewer has room, so that the slowest one sets the pace
-    of what it subscribed to. A viewer that takes nothing for `PATIENCE` seconds loses messages all the same.
+    of what it subscribed to. A viewer that takes nothing for `PATIENCE` seconds loses messages all the same, and so
+    does one that has not taken the last ones within `linger` seconds of the end.
 
     `relay_id` must differ from run to run. Raises `WireError`.
     """
@@ -84,6 +95,8 @@ class Publisher:
         self._joins = Joins(JOIN_INTERVAL)
         self.endpoint = settings.endpoint
         """Where viewers connect; inside the `with` block with its real port."""
+        self.linger = settings.stop_timeout if lossless else LINGER_MS / 1000
+        """Seconds that the last messages may still be on their way after the end; to be changed before it."""
 
     def __enter__(self) -> Self:
         self._context = zmq.Context()  # of its own: its end waits until the last messages have left
@@ -110,7 +123,7 @@ class Publisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End, from any thread: a `publish` that waits ends with `WireError`. The last messages still leave: they have
-        half a second, of a lossless publisher the settings' `stop_timeout`."""
+        `linger` seconds, which are half a second, of a lossless publisher the settings' `stop_timeout`."""
         with self._lock:
             socket, self._socket = self._socket, None
         if socket is None:
@@ -122,7 +135,7 @@ class Publisher:
     def publish(self, feed: str, kind: Kind, header: Header, payload: bytes) -> int:
         """Send one message and tell its `seq`; relay, feed, numbers and the time of publishing are added here.
 
-        A lossless publisher waits for room for it, except for a `status`, which is lost where there is none.
+        A lossless publisher waits for room for it, except for those of `HURRIED`, which are lost where there is none.
         """
         name = topic(feed, kind)
         with self._lock:
@@ -131,7 +144,7 @@ class Publisher:
         with line.turn:
             stamped = line.numbers.stamp(header, self.relay_id, feed, time.time_ns())
             end = time.monotonic() + PATIENCE
-            while not self._send(name, stamped, payload, lossy=time.monotonic() >= end) and kind != "status":
+            while not self._send(name, stamped, payload, lossy=time.monotonic() >= end) and kind not in HURRIED:
                 time.sleep(ROOM_INTERVAL)
         return stamped.seq
 
@@ -183,8 +196,8 @@ class Publisher:
         socket.set(zmq.RCVHWM, 0)  # a full inlet and a reset connection end the process in libzmq 4.3.5; see `Bouncer`
         socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         socket.set(zmq.SNDHWM, UNDER_WAY_MOST if self._lossless else self._settings.high_water_mark)
-        socket.set(zmq.SNDBUF, self._settings.send_buffer)
-        socket.set(zmq.LINGER, round(self._settings.stop_timeout * 1000) if self._lossless else LINGER_MS)
+        least = LEAST_BUFFER if self._lossless else 0
+        socket.set(zmq.SNDBUF, max(least, self._settings.send_buffer))
         notice_lost_viewers(socket, PATIENCE if self._lossless else VIEWER_LOST)
 
     def _open_socket(self) -> zmq.SyncSocket:
@@ -201,7 +214,7 @@ class Publisher:
     def _see_viewers_off(self, socket: zmq.SyncSocket) -> None:
         """Give the viewers time to take what is in the kernel: when an ipc connection ends, libzmq throws that away
         in a viewer that left its socket unread; over TCP it doesn't."""
-        end = time.monotonic() + self._settings.stop_timeout
+        end = time.monotonic() + min(self.linger, PATIENCE)
         while self._joins.has_any(b"") and time.monotonic() < end:
             time.sleep(VIEWER_INTERVAL)
             self._hear_viewers(socket)
@@ -210,7 +223,7 @@ class Publisher:
         if self._bouncer is not None:
             self._bouncer.stop()
             self._bouncer = None
-        socket.close()
+        socket.close(linger=round(self.linger * 1000))
         if self._doorkeeper is not None:
             self._doorkeeper.stop()
         if self._context is not None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from math import ceil
+from math import ceil, floor
 from pathlib import Path
 from typing import Literal, Self
 
@@ -37,7 +37,8 @@ LONGEST_LEAD = 60
 """Seconds by which data may be ahead of its pictures or behind them; a stamp that is further away says nothing."""
 
 LONGEST_REORDERING = 2
-"""Seconds by which a camera's picture may be shown after one that is decoded later; more is a clock that was set."""
+"""Seconds by which a camera's picture may be shown after one that is decoded later; more is a clock that was set, or a
+wild stamp where later pictures go on as if nothing had happened."""
 
 OPTIONS = {
     "flush_packets": "1",  # what is written is in the kernel's hands, which outlives the process
@@ -102,7 +103,7 @@ class Recorder:
             return
         self._group += [message, *early]
         if len(self._group) == LONGEST_GROUP:
-            self._write_group()
+            self._write_group(goes_on=True)
 
     def close(self) -> None:
         """Write what is left and finish the last segment."""
@@ -111,8 +112,11 @@ class Recorder:
         finally:
             self._finish_segment()
 
-    def _write_group(self, key: Message | None = None) -> list[Message]:
-        """Write the group but for data that overtook the `key` frame after it: that is given back, as it came."""
+    def _write_group(self, key: Message | None = None, goes_on: bool = False) -> list[Message]:
+        """Write the group but for data that overtook the `key` frame after it: that is given back, as it came.
+
+        `goes_on` says that more of the group will come.
+        """
         came, self._group = self._group, []
         pictures = [message.header for message in (*came, key) if message and message.header.source_pts is not None]
         self._pictures = pictures or self._pictures
@@ -127,7 +131,9 @@ class Recorder:
                 group.append(placed)
         if not group:
             return early
-        group = in_decoding_order(group)
+        latest = self._segment.latest if self._segment else None
+        later = [decode_time(key.header)] if key else []
+        group = in_decoding_order(without_wild_stamps(group, latest, later, goes_on))
         try:
             segment = self._segment_for(group)
             for message in group:
@@ -208,7 +214,8 @@ class SegmentFile:
         self.path = new_file(folder, first.feed, began, suffix)
         self._layout = layout
         self._start = decode_time(first)
-        self._latest = self._start - 1 / USUAL_RATE
+        self.latest = self._start - 1 / USUAL_RATE
+        """When the picture that was written last is to be decoded."""
         try:
             self._container = av.open(str(self.path.absolute()), "w", format=container, container_options=OPTIONS)
             self._container.metadata.update({"title": first.feed, "creation_time": began.isoformat()})
@@ -225,7 +232,7 @@ class SegmentFile:
         return (
             replace(layout, data=self._layout.data) == self._layout
             and layout.data <= self._layout.data
-            and self._latest < decode_time(first) < self._start + Fraction(segment_seconds)
+            and self.latest < decode_time(first) < self._start + Fraction(segment_seconds)
         )
 
     def write(self, message: Message) -> Loss | None:
@@ -239,13 +246,13 @@ class SegmentFile:
     def _write_picture(self, message: Message) -> Loss | None:
         header = message.header
         time = decode_time(header)
-        if time <= self._latest:
+        if time <= self.latest:
             return "time jumps back"
         packet = av.Packet(message.payload)
         packet.is_keyframe = header.key
         packet.time_base = self._layout.time_base
-        packet.duration = round((time - self._latest) / packet.time_base)  # counts where no picture follows
-        self._latest = time
+        packet.duration = round((time - self.latest) / packet.time_base)  # counts where no picture follows
+        self.latest = time
         packet.dts = round((time - self._start) / packet.time_base)
         packet.pts = packet.dts + (0 if header.dts is None else max(0, (header.pts or 0) - header.dts))
         packet.stream = self._video
@@ -257,8 +264,8 @@ class SegmentFile:
         if codec not in self._data:
             return "not recordable"
         time = decode_time(message.header)
-        if message.header.pts is None or abs(time - self._latest) > LONGEST_LEAD:
-            time = self._latest
+        if message.header.pts is None or abs(time - self.latest) > LONGEST_LEAD:
+            time = self.latest
         self._latest_data[codec] = max(time, self._latest_data[codec])
         packet = av.Packet(message.payload)
         packet.time_base = CLOCK
@@ -272,6 +279,46 @@ def decode_time(header: Stamped) -> Fraction:
     """When to decode a message, in seconds on the clock of its feed."""
     ticks = header.pts if header.dts is None else header.dts
     return (ticks or 0) * (header.time_base or CLOCK)
+
+
+def without_wild_stamps(
+    group: Sequence[Message], latest: Fraction | None, later: Sequence[Fraction], goes_on: bool
+) -> list[Message]:
+    """The group with even steps in place of stamps that are far ahead both of the `latest` picture and of one that
+    follows: else all that follow would seem to jump back. A jump that lasts stays as it is.
+
+    `later` are times of pictures after the group; where it `goes_on` none is known, and its last one may be wild, too.
+    """
+    times = [*(decode_time(message.header) for message in group if message.kind != "data"), *later]
+    if latest is None and len(times) > 1:
+        latest = times[1] - 2 / USUAL_RATE  # so that the very first one is judged, too
+    placed: list[Message] = []
+    for message in group:
+        if message.kind != "data":
+            time, *times = times
+            if latest is not None and time - latest > LONGEST_REORDERING:
+                step = step_to(times, latest, time) or (1 / USUAL_RATE if goes_on and not times else None)
+                message = message if step is None else moved(message, latest + step - time)
+                time = decode_time(message.header)
+            latest = time if latest is None or message.header.key else max(latest, time)
+        placed.append(message)
+    return placed
+
+
+def step_to(following: Sequence[Fraction], latest: Fraction, wild: Fraction) -> Fraction | None:
+    """The even step from the `latest` time, over `wild` ones, to the first that goes on from it; None without one."""
+    for number, time in enumerate(following, 2):
+        if latest < time < wild - LONGEST_REORDERING:
+            return (time - latest) / number
+    return None
+
+
+def moved(message: Message, seconds: Fraction) -> Message:
+    """A picture that is decoded and shown so much later, rounded down to its ticks."""
+    header = message.header
+    ticks = floor(seconds / (header.time_base or CLOCK))
+    pts, dts = ((None if stamp is None else stamp + ticks) for stamp in (header.pts, header.dts))
+    return replace(message, header=msgspec.structs.replace(header, pts=pts, dts=dts))
 
 
 def in_decoding_order(group: Sequence[Message]) -> list[Message]:

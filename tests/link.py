@@ -29,7 +29,7 @@ def thin_link(relay: str, octets_per_second: float) -> Iterator[str]:
 
     def accept() -> None:
         while not ended.is_set():
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, ConnectionRefusedError):  # the relay has gone, and the viewer tries again
                 near, _ = listener.accept()
                 far = socket.socket()
                 sockets.extend((near, far))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import struct
@@ -182,6 +183,50 @@ def test_viewers_beyond_a_share_of_the_files_are_cut_off_newest_first(
         wait_until_looked_at(publisher, 10)
         assert not is_cut_off(another)
     assert "more than 10 viewers" in caplog.text
+
+
+@contextmanager
+def no_file_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Inside the block the process may open no more files; tells of what a copy was wanted."""
+    wanted: list[int] = []
+
+    def refuse(number: int) -> int:
+        wanted.append(number)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.dup", refuse)
+        yield wanted
+
+
+def test_a_viewer_that_could_not_be_looked_at_for_a_while_is_watched_again(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subscriber(publisher) as flooding:
+        wait_until_looked_at(publisher, 1)
+        with no_file_left(monkeypatch) as wanted:
+            wait_until(lambda: len(wanted) >= 2, "two looks in vain")
+            assert not is_cut_off(flooding)
+        wait_until_looked_at(publisher, 1)
+        flooding.sendall(b"".join(subscription(os.urandom(200)) for _ in range(1000)))
+        wait_until(lambda: is_cut_off(flooding), "the end of the viewer")
+
+
+def test_a_viewer_beyond_the_share_that_could_not_be_cut_off_at_once_is_cut_off_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (4, 4))
+    with ExitStack() as stack:
+        publisher = stack.enter_context(Publisher(RelaySettings(endpoint="tcp://127.0.0.1:*"), "run"))
+        guest = stack.enter_context(subscriber(publisher))
+        wait_until_looked_at(publisher, 1)
+        with no_file_left(monkeypatch) as wanted:
+            late = stack.enter_context(subscriber(publisher))
+            wait_until(lambda: len(set(wanted)) == 2 and len(wanted) >= 4, "looks in vain at both")
+            assert not is_cut_off(late)
+        wait_until(lambda: is_cut_off(late), "the end of the second")
+        wait_until_looked_at(publisher, 1)
+        assert not is_cut_off(guest)
 
 
 def test_the_end_of_a_publisher_leaves_no_thread_and_no_file(publisher: Publisher) -> None:

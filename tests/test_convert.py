@@ -186,19 +186,20 @@ def test_sound_that_does_not_say_which_channels_it_has_is_kept(name: str, channe
     assert (sound == samples).all()
 
 
+@pytest.mark.parametrize("suffix", [".ts", ".TS", ".M2TS"])
 def test_sound_that_mpeg_ts_has_no_name_for_is_left_out_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = with_sound(make_clip(tmp_path / "clip.mp4", pictures=25), tmp_path / "flac.mkv", "flac")
     with DoublingEngine() as engine:
-        convert(engine, source, tmp_path / "out.ts", lambda _: None)
+        convert(engine, source, tmp_path / f"out{suffix}", lambda _: None)
         convert(engine, source, tmp_path / "out.mkv", lambda _: None)
-    with av.open(tmp_path / "out.ts") as container:
+    with av.open(tmp_path / f"out{suffix}") as container:
         assert [stream.type for stream in container.streams] == ["video"]
     with av.open(tmp_path / "out.mkv") as container:
         assert [stream.type for stream in container.streams] == ["video", "audio"]
     (told,) = caplog.messages
-    assert told.startswith("the sound is left out: .ts holds audio flac")
+    assert told.startswith(f"the sound is left out: {suffix} holds audio flac")
 
 
 @pytest.mark.parametrize("suffix", [".mov", ".mp4"])

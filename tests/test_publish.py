@@ -20,6 +20,7 @@ from stream.publish import Joins, Publisher
 from stream.settings import RelaySettings
 from stream.subscribe import Subscriber
 from stream.wire import Header, Kind, Message, decode_message
+from tests.link import thin_link
 from tests.live import Viewer
 from tests.published import relay
 from tests.waiting import DEADLINE, wait_until
@@ -412,6 +413,41 @@ def test_a_reader_that_goes_on_late_gets_what_a_lossless_publisher_left_it() -> 
         assert [receive(socket).header.seq for _ in range(8)] == list(range(8))
         ending.join(DEADLINE)
         assert not ending.is_alive()
+
+
+@pytest.mark.parametrize("linger", [0.1, DEADLINE])
+def test_over_a_thin_link_the_last_messages_have_as_long_as_a_lossless_publisher_is_told(linger: float) -> None:
+    settings = RelaySettings(endpoint="tcp://127.0.0.1:*", send_buffer=4096, stop_timeout=0.1)
+    with (
+        Publisher(settings, "run-1", lossless=True) as publisher,
+        thin_link(publisher.endpoint, octets_per_second=300_000) as endpoint,
+        Subscriber(endpoint, "pier", max_age=None) as subscriber,
+    ):
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        for number in range(8):
+            publisher.publish("pier", "video", Header(key=not number), bytes(60_000))
+        assert publisher.linger == 0.1
+        publisher.linger = linger
+        publisher.__exit__(None, None, None)
+        seen: list[int] = []
+        while len(seen) < 8 and (message := subscriber.receive(1.0)):
+            seen.append(message.header.seq)
+    assert (seen == list(range(8))) is (linger == DEADLINE)
+
+
+def test_a_viewer_that_takes_nothing_of_the_last_messages_does_not_use_up_the_time_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publish, "PATIENCE", 0.5)
+    with Publisher(ANYWHERE, "run-1", lossless=True) as publisher, Viewer(publisher.endpoint) as stopped:
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        stopped.process.send_signal(signal.SIGSTOP)
+        for _ in range(8):
+            publisher.publish("pier", "video", Header(key=True), bytes(300_000))
+        publisher.linger = 2 * DEADLINE
+        start = time.monotonic()
+        publisher.__exit__(None, None, None)
+        assert time.monotonic() - start < DEADLINE
 
 
 def test_while_a_lossless_publisher_waits_for_one_feed_the_others_go_on() -> None:

@@ -457,6 +457,58 @@ def test_a_cameras_clock_that_was_set_back_leaves_the_times_of_the_pictures_befo
     assert {after - before for before, after in pairwise(times)} == {TICKS}
 
 
+AN_HOUR = 3600 * 90_000
+
+
+def from_a_camera(amount: int, keys_every: int, ahead: Iterable[int]) -> list[Message]:
+    """Pictures as a camera sent them, some of which have stamps an hour ahead."""
+    camera = [replace(message, kind="source") for message in pictures(amount, keys_every=keys_every)]
+    return [changed(m, pts=n * TICKS + AN_HOUR) if n in ahead else m for n, m in enumerate(camera)]
+
+
+def steps(path: Path) -> list[int]:
+    """Ticks between pictures."""
+    return [(after or 0) - (before or 0) for (before, _), (after, _) in pairwise(units(path, "video"))]
+
+
+@pytest.mark.parametrize(
+    "wild",
+    [range(1), range(14, 15), range(12, 17), range(10, 11), range(19, 20)],
+    ids=["the first", "one in a group", "some in a group", "a key frame", "the last of a group"],
+)
+def test_stamps_far_ahead_for_a_moment_cost_no_picture_and_move_none_after_them(wild: range, tmp_path: Path) -> None:
+    recorder = record(tmp_path, from_a_camera(30, 10, wild), kind="source")
+    assert (recorder.written, recorder.lost) == ({"source": 30}, {})
+    assert [steps(path) for path in recorder.paths] == [[TICKS] * 29]
+
+
+def test_a_stamp_far_ahead_costs_no_picture_where_what_comes_after_it_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_GROUP", 20)
+    recorder = record(tmp_path, from_a_camera(50, 1000, range(19, 20)), kind="source")
+    assert (recorder.written, recorder.lost) == ({"source": 50}, {})
+    assert [steps(path) for path in recorder.paths] == [[TICKS] * 49]
+
+
+def test_pictures_that_are_many_seconds_apart_keep_their_times(tmp_path: Path) -> None:
+    camera = [changed(m, pts=n * 10 * 90_000) for n, m in enumerate(from_a_camera(6, 1000, ()))]
+    [path] = record(tmp_path, camera, kind="source").paths
+    assert steps(path) == [10 * 90_000] * 5
+
+
+@pytest.mark.parametrize("longest_group", [1000, 16])
+def test_a_cameras_clock_that_was_set_ahead_is_followed(
+    longest_group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_GROUP", longest_group)
+    recorder = record(tmp_path, from_a_camera(30, 1000, range(15, 30)), kind="source")
+    assert (recorder.written, recorder.lost) == ({"source": 30}, {})
+    [path] = recorder.paths
+    assert sum(steps(path)) == 29 * TICKS + AN_HOUR
+    assert sorted(steps(path))[:-1] == [TICKS] * 28
+
+
 @pytest.mark.parametrize("codec", ["av1", "mjpeg"])
 def test_the_last_picture_of_a_file_lasts_as_long_as_the_others(codec: str, tmp_path: Path) -> None:
     if codec == "mjpeg":

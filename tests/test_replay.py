@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -18,6 +21,7 @@ from stream.settings import FeedSettings, load_settings
 from stream.subscribe import Subscriber
 from stream.wire import Message
 from tests.clips import klv_packet, make_clip, read_number
+from tests.link import thin_link
 from tests.replaying import Replay, finished, replay, result
 from tools.replay_wire import Show, feed_settings
 
@@ -158,6 +162,42 @@ def test_a_stop_while_it_plays_is_clean(tmp_path: Path) -> None:
     assert 0 < done["published"] == done["received"] < 250
 
 
+@contextmanager
+def thinly_viewed(folder: Path, octets_per_second: float) -> Iterator[tuple[Replay, Subscriber]]:
+    """A replay of eight key frames, as many as may wait, and a viewer that has them over a thin link."""
+    make_clip(folder / "a.mp4", pictures=8, size=(320, 240))
+    encoder = '[defaults.encoder]\nbit_rate = "20M"\nkey_interval = "1ms"\n'
+    (folder / "config.toml").write_text(f'[relay]\nstop_timeout = "100ms"\n{encoder}')
+    words = ("a.mp4", "--speed", "max", "--config", "config.toml", "--endpoint", "tcp://127.0.0.1:*")
+    with (
+        replay(folder, *words, "--json", "done.json") as running,
+        thin_link(running.endpoint(), octets_per_second) as endpoint,
+        Subscriber(endpoint, "replay", ("video",), max_age=None) as viewer,
+    ):
+        yield running, viewer
+
+
+def test_a_viewer_on_a_thin_link_gets_the_last_pictures_too(tmp_path: Path) -> None:
+    with thinly_viewed(tmp_path, octets_per_second=50_000) as (running, viewer):
+        shown = collect(viewer, running, lambda came: len(came) == 8)
+        assert running.code() == 0, running.said
+    assert pictures(shown) == list(range(8))
+    assert result(tmp_path)["complete"]
+    assert not list((tmp_path / "state" / "nightbridge" / "replay").iterdir())
+
+
+def test_a_signal_while_the_last_pictures_leave_ends_the_replay_which_goes_on_from_there(tmp_path: Path) -> None:
+    with thinly_viewed(tmp_path, octets_per_second=1_000) as (running, _):
+        running.waits_for(lambda: "waiting until the viewers have the last pictures" in running.said, "the wait")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.code() == 1
+    assert "the same command goes on from here" in running.said
+    assert "Traceback" not in running.said
+    done = result(tmp_path)
+    assert (done["published"], done["complete"]) == (8, False)
+    assert len(list((tmp_path / "state" / "nightbridge" / "replay").iterdir())) == 1
+
+
 def test_what_the_environment_says_of_another_feed_does_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +234,21 @@ def test_a_playlist_tells_the_key_frame_from_which_nothing_is_missed(tmp_path: P
         Position(1, 0),
         Position(1, 10),
     ]
+
+
+def test_a_playlist_keeps_no_recording_that_it_has_played(tmp_path: Path) -> None:
+    """Each holds a decoder with its pictures, and `record` makes hundreds a day."""
+    files = [make_clip(tmp_path / f"{name}.ts", pictures=5, key_interval=2, size=(96, 80)) for name in "abc"]
+    playlist = Playlist(files)
+    played = []
+    for segment in playlist.open(FEED, threading.Event()):
+        assert len(list(segment.packets())) == 5
+        played.append(weakref.ref(segment))
+        assert playlist.bytes_read > sum(playlist.sizes[: len(played) - 1])
+    del segment
+    gc.collect()
+    assert [each() is None for each in played] == [True, True, False]
+    assert playlist.position(9) == Position(1, 4)
 
 
 def test_a_recording_that_is_gone_is_told_and_the_others_are_played(tmp_path: Path) -> None:

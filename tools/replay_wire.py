@@ -26,7 +26,7 @@ REMEMBER_SECONDS = 1.0
 """Between two notes of the position, and between two messages of kind `status`."""
 
 LOOK_SECONDS = 0.2
-"""Between two looks whether to stop waiting for the first viewer."""
+"""Between two looks whether to stop waiting: for the first viewer, or for all to have the last pictures."""
 
 UNSENT = 32
 """Published pictures that may be lost with a process that is killed: they wait for a viewer, here or in the kernel."""
@@ -82,6 +82,10 @@ def to_wire(settings: Settings, show: Show, *, wait: bool, from_start: bool) -> 
             playing = relay.add(show.feed, feed, playlist.open)
             complete = play(relay, playing, playlist, bookmark, stop)
         relay.publish_status()
+        if complete:
+            complete = see_off(publisher, stop)
+    if complete:
+        bookmark.remove()
     if relay.failure is not None:
         raise relay.failure
     told = summary(show, playing, playlist, complete and not playlist.failed)
@@ -94,6 +98,23 @@ def wait_for_viewer(publisher: Publisher, feed: str, stop: threading.Event) -> N
     log.info("waiting for a viewer of %s; --no-wait begins at once", feed)
     while not stop.is_set() and not publisher.wait_for_viewer(feed, LOOK_SECONDS):
         pass
+
+
+def see_off(publisher: Publisher, stop: threading.Event) -> bool:
+    """Close the publisher as soon as the viewers have its last messages; False where `stop` is set before they do."""
+    from stream.publish import LONGEST_LINGER
+
+    usual, publisher.linger = publisher.linger, LONGEST_LINGER
+    # in another thread: a signal ends pyzmq's own wait, which does not say so, or comes just before it and is missed
+    closing = threading.Thread(target=publisher.__exit__, args=(None, None, None), daemon=True)
+    closing.start()
+    closing.join(LOOK_SECONDS)
+    if closing.is_alive():
+        log.info("waiting until the viewers have the last pictures; Ctrl-C ends that")
+    while closing.is_alive() and not stop.is_set():
+        closing.join(LOOK_SECONDS)
+    publisher.linger = usual
+    return not closing.is_alive()
 
 
 def play(relay: Relay, feed: Feed, playlist: Playlist, bookmark: Bookmark, stop: threading.Event) -> bool:
@@ -111,10 +132,7 @@ def play(relay: Relay, feed: Feed, playlist: Playlist, bookmark: Bookmark, stop:
             ended = relay.wait(REMEMBER_SECONDS)
             remember()
             relay.publish_status()
-    complete = ended and not stop.is_set() and feed.state == "ended" and relay.failure is None
-    if complete:
-        bookmark.remove()
-    return complete
+    return ended and not stop.is_set() and feed.state == "ended" and relay.failure is None
 
 
 def summary(show: Show, feed: Feed, playlist: Playlist, complete: bool) -> dict[str, object]:

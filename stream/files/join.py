@@ -105,9 +105,10 @@ def refusal(trial: Path, stream: Stream) -> str | None:
     """Why a file like `trial` cannot hold a stream; None where it can."""
     if stream.type == "video":
         return "there is one video already"
-    if trial.suffix in UNREADABLE_IN_TS and stream.type == "audio":
+    suffix = trial.suffix.lower()
+    if suffix in UNREADABLE_IN_TS and stream.type == "audio":
         name = stream.codec_context.name.removesuffix("float").removesuffix("_fixed")
-        if name not in SOUND_OF_TS and not (trial.suffix == ".m2ts" and name == "pcm_bluray"):
+        if name not in SOUND_OF_TS and not (suffix == ".m2ts" and name == "pcm_bluray"):
             return f"{trial.suffix} holds {label(stream)} so that nothing can play it"
     try:
         try_out(trial, stream)

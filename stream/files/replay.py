@@ -34,10 +34,13 @@ class Position:
 
 @dataclass(frozen=True)
 class Opened:
-    """A recording that was begun."""
+    """A recording that was begun; its segment is not kept, which holds a decoder and its pictures."""
 
     file: int
-    segment: RecordedSegment
+    first: int
+    """The access unit that it was begun with."""
+    keys: list[int]
+    """Numbers of its key frames, which the segment adds to."""
     units_before: int
     """Access units that recordings before it have given."""
 
@@ -53,6 +56,7 @@ class Playlist:
         """Recordings that could not be read to their end, with the reason."""
         self._start = start or Position(0, 0)
         self._opened: list[Opened] = []
+        self._segment: RecordedSegment | None = None  # that is being played
 
     def open(self, feed: FeedSettings, stop: threading.Event) -> Generator[RecordedSegment]:
         """A segment for each recording. One that cannot be read is told, and the next one follows.
@@ -64,7 +68,8 @@ class Playlist:
             try:
                 for segment in open_file(self.files[number], feed, stop):
                     segment.first = self._start.unit if number == self._start.file else 0
-                    self._opened.append(Opened(number, segment, units))
+                    self._segment = segment
+                    self._opened.append(Opened(number, segment.first, segment.keys, units))
                     yield segment
                     units += given(segment)
             except SourceUnsupported as error:
@@ -83,15 +88,15 @@ class Playlist:
     @property
     def bytes_read(self) -> int:
         """Of all recordings, those before the start included."""
-        current = self._opened[-1].segment.bytes_read if self._opened else 0
-        return sum(self.sizes[: self.file]) + current
+        current = self._segment
+        return sum(self.sizes[: self.file]) + (current.bytes_read if current else 0)
 
     def position(self, finished: int) -> Position:
         """Where to begin so that nothing is missed after the first `finished` access units that were given out."""
         for opened in reversed(list(self._opened)):
-            unit = opened.segment.first + finished - opened.units_before
-            if at := bisect_right(opened.segment.keys, unit):
-                return Position(opened.file, opened.segment.keys[at - 1])
+            unit = opened.first + finished - opened.units_before
+            if at := bisect_right(opened.keys, unit):
+                return Position(opened.file, opened.keys[at - 1])
         return self._start
 
 
