@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from errno import EINVAL, ERANGE
 from fractions import Fraction
 from hashlib import sha256
+from statistics import median_low
 
 import av
 from av.packet import Packet
@@ -33,6 +35,11 @@ DAMAGE = {
 """By codec: how FFmpeg's lines about damage inside a picture begin."""
 LONGEST_DELAY = 32
 """Access units after which a picture that has not come out never will: decoders reorder 16 at most."""
+STEPS_KEPT = 9
+"""Steps between the arrivals of access units that are remembered; the usual one is the middle one."""
+HELD_BACK = 3
+"""Usual steps by which a demuxer holds an access unit back: FFmpeg's of MPEG-TS two, and one for those that are large
+and come slowly."""
 PADDING = 1 << 18
 """Pixels that FFmpeg may count in a picture on top of twice those that it shows: it adds borders to it."""
 GPU_FAILURES = (av.ExternalError, av.MemoryError)
@@ -87,6 +94,9 @@ class Decoder:
         self._mixes = False  # and adds it to the next one
         self._next_pts = 0
         self._grey = False
+        self._steps_ns: deque[int] = deque(maxlen=STEPS_KEPT)
+        self._arrived_ns: int | None = None  # of the access unit that went in last, like the next one
+        self._received_ns = 0
         self._usual = UPRIGHT  # where a key frame tells none; a new context forgets that of the container
 
     @property
@@ -123,6 +133,7 @@ class Decoder:
         Damage raises nothing: it is seen in the frames' `state` and in `lost`. Raises `PictureTooLarge`.
         """
         packet = source.packet
+        self._note_arrival(source)
         self._started = self._started or (packet.is_keyframe and not packet.is_corrupt)
         if not self._started:
             self.lost += 1
@@ -178,6 +189,17 @@ class Decoder:
         self._started = False
         for number in list(self._inside):
             self._lose(number)
+
+    def _note_arrival(self, source: SourcePacket) -> None:
+        if self._arrived_ns is not None:
+            self._steps_ns.append(max(0, source.arrived_ns - self._arrived_ns))
+        self._arrived_ns, self._received_ns = source.arrived_ns, source.received_ns
+
+    def _held_ns(self, unit: AccessUnit) -> int:
+        """See `Frame`; no longer than is usual with this feed: what its link or this machine held up is late."""
+        later = self._count - 1 - unit.number
+        usual_ns = median_low(self._steps_ns) if self._steps_ns else 0
+        return max(0, min(self._received_ns - unit.arrived_ns, (later + HELD_BACK) * usual_ns))
 
     def _begins_alone(self, packet: Packet[Stream]) -> bool:
         """Whether a decoder that knows nothing can begin with this access unit."""
@@ -306,6 +328,7 @@ class Decoder:
             source_sha256=unit.sha256,
             aspect=1 / aspect if swaps_sides(orientation) else aspect,
             orientation=orientation,
+            held_ns=self._held_ns(unit),
         )
 
     def _see_orientation(self, picture: VideoFrame, unit: AccessUnit, state: State) -> None:

@@ -32,6 +32,8 @@ LOAD_SECONDS = 60.0
 """How long pictures are counted before it is told whether the machine is fast enough for them."""
 LOAD_SHARE = 0.05
 """Of a feed's pictures: where more are dropped for want of time, the machine is too slow."""
+LOAD_FEWEST = 10
+"""So many dropped pictures tell nothing, however few came: the first ones of a source may be late when it is open."""
 
 FeedState = Literal["connecting", "live", "ended", "failed"]
 
@@ -131,7 +133,7 @@ class Feed:
             return
         self._load_seen = now, came, dropped
         came, dropped = came - came_before, dropped - dropped_before
-        if (overloaded := dropped > LOAD_SHARE * came) == self._overloaded:
+        if (overloaded := dropped > max(LOAD_SHARE * came, LOAD_FEWEST)) == self._overloaded:
             return
         self._overloaded = overloaded
         figure = f"{dropped} of {came} pictures were dropped within {now - since:.0f} s"

@@ -31,6 +31,11 @@ def memory_for(width: int, height: int) -> str:
     return f'the feed must have memory = "{math.ceil(BYTES_PER_PIXEL * width * height / 1e6)}MB" or more'
 
 
+def arrival(received_ns: int, capture_ns: int, clock: CaptureClock) -> int:
+    """When something was there to be read, as far as that is known: over UDP it may have waited in the kernel."""
+    return min(capture_ns, received_ns) if clock == "arrival" else received_ns
+
+
 @dataclass(frozen=True, slots=True)
 class SourcePacket:
     """One packet as it came from the source, untouched."""
@@ -43,6 +48,11 @@ class SourcePacket:
     capture_ns: int
     """UTC, nanoseconds since 1970: when the camera took the picture, as far as `capture_clock` knows."""
     capture_clock: CaptureClock
+
+    @property
+    def arrived_ns(self) -> int:
+        """See `arrival`; of UDP that of the first byte."""
+        return arrival(self.received_ns, self.capture_ns, self.capture_clock)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -67,6 +77,11 @@ class AccessUnit:
     tainted: bool
     """Whether an access unit since the last key frame, in the order of decoding, was damaged."""
 
+    @property
+    def arrived_ns(self) -> int:
+        """See `SourcePacket`."""
+        return arrival(self.received_ns, self.capture_ns, self.capture_clock)
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -89,6 +104,9 @@ class Frame:
     """Width over height of a pixel as it is to be shown, upright: 1 unless the source says another, as of 720x576."""
     orientation: Orientation = UPRIGHT
     """How `picture` is turned and mirrored to be upright, as width, height and planes of the frame are."""
+    held_ns: int = 0
+    """Nanoseconds from its arrival, by which no machine could have had it sooner: it takes later ones to tell where it
+    ends, to show it in its turn, and to deinterlace it."""
 
     def __post_init__(self) -> None:
         if self.picture.format.name not in ("yuv420p", "yuvj420p", "gray"):
@@ -101,8 +119,8 @@ class Frame:
 
     @property
     def arrived_ns(self) -> int:
-        """When it was there to be read, as far as that is known: over UDP it may have waited in the kernel."""
-        return min(self.capture_ns, self.received_ns) if self.capture_clock == "arrival" else self.received_ns
+        """See `SourcePacket`."""
+        return arrival(self.received_ns, self.capture_ns, self.capture_clock)
 
     @property
     def width(self) -> int:

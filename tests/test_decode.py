@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +31,7 @@ from tests.clips import (
     read_patches,
 )
 
+SECOND = 1_000_000_000
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
 
 
@@ -464,6 +465,63 @@ def test_pictures_that_the_deinterlacer_cannot_give_at_the_end_are_lost(
         frames = [frame for packet in segment.packets() for frame in decoder.decode(packet)]
         frames += decoder.flush()
     assert 0 < decoder.lost == 10 - len(frames)
+
+
+# How long pictures are held back
+
+
+def held_back(clip: Path, came: Callable[[int], float], read: Callable[[int], float]) -> list[tuple[float, float]]:
+    """Of each picture, in seconds, how long it could not be had as it says itself, and after how long it was decoded.
+
+    Access unit N came at `came(N)` and was read at `read(N)`.
+    """
+    seconds = []
+    with open_source(FeedSettings(url=str(clip))) as source:
+        segment = next(source.segments())
+        decoder = Decoder(segment.video)
+        for number, unit in enumerate(segment.packets()):
+            came_ns, read_ns = round(came(number) * SECOND), round(read(number) * SECOND)
+            unit = replace(unit, capture_ns=came_ns, received_ns=read_ns, capture_clock="arrival")
+            frames = decoder.decode(unit)
+            seconds += [(frame.held_ns / SECOND, (read_ns - frame.arrived_ns) / SECOND) for frame in frames]
+    assert len(seconds) >= 15
+    return seconds
+
+
+@pytest.mark.parametrize(
+    ("demuxer", "b_frames", "interlaced", "delays"),
+    [
+        (0, 0, False, {0}),
+        (2, 0, False, {2}),
+        (2, 0, True, {3}),
+        (0, 2, False, {1, 2, 3, 4}),
+        (2, 2, False, {3, 4, 5, 6}),
+    ],
+)
+def test_a_picture_is_held_back_by_those_that_must_come_before_it_can_be_had(
+    tmp_path: Path, demuxer: int, b_frames: int, interlaced: bool, delays: set[float]
+) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=20, b_frames=b_frames, interlaced=interlaced)
+    seconds = held_back(clip, lambda number: number, lambda number: number + demuxer)[1:]
+    assert [held for held, _ in seconds] == [delay for _, delay in seconds]
+    assert {delay for _, delay in seconds} <= delays
+
+
+def test_a_picture_is_not_held_back_by_a_machine_that_is_behind(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=20)
+    seconds = held_back(clip, lambda number: number / 25, lambda number: number / 25 + number)
+    assert max(held for held, _ in seconds) <= 0.12
+    assert max(delay for _, delay in seconds) == 19
+
+
+def test_a_picture_is_not_held_back_by_a_link_that_stalled(tmp_path: Path) -> None:
+    def came(number: int) -> float:
+        return number / 25 + (60 if number > 9 else 0)
+
+    clip = make_clip(tmp_path / "clip.ts", pictures=20, b_frames=2)
+    seconds = held_back(clip, came, came)
+    assert max(held for held, _ in seconds) <= 0.3
+    assert max(delay for _, delay in seconds) > 60
 
 
 # Memory

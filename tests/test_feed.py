@@ -72,6 +72,20 @@ def test_an_engine_that_is_too_slow_is_told_once_and_so_is_its_recovery(
     ]
 
 
+@pytest.mark.parametrize(("dropped", "told"), [(10, 0), (11, 1)])
+def test_a_few_pictures_that_are_dropped_as_where_a_slow_camera_is_opened_tell_nothing_of_the_machine(
+    dropped: int, told: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    feed = Feed("pier", FeedSettings(url="clip.ts"))
+    feed.meter.receive(30)  # one each two seconds
+    feed.meter.drop("late", dropped)
+    now += 60
+    feed.watch_load(feed.figures())
+    assert len(caplog.records) == told
+
+
 def mistake() -> KeyError:
     """An error that was raised, with credentials in its words."""
     address = "rtsp://relay:secret@10.0.0.7"

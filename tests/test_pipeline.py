@@ -20,6 +20,7 @@ from av.stream import Stream
 from engines.door import Door, Memory, Slot
 from engines.errors import EngineError
 from stream import backoff, outlet, pipeline
+from stream.enhance import Gather
 from stream.errors import SourceLost
 from stream.frame import Frame, SourcePacket
 from stream.metrics import FeedFigures
@@ -31,6 +32,7 @@ from stream.sources.segment import Segment
 from stream.subscribe import Subscriber
 from stream.view import PictureDecoder
 from stream.wire import Header, Kind, Message, decode_feeds, decode_status
+from tests.cameras import LiveCamera
 from tests.clips import PATCHES, UdpSender, free_port, klv_packet, make_clip, read_number, read_patches
 from tests.doubling import DoublingEngine
 from tests.waiting import wait_until
@@ -264,6 +266,19 @@ def test_a_live_feed_that_is_too_fast_for_the_engine_drops_and_counts(tmp_path: 
     assert holds(figures)
 
 
+def test_a_live_feed_of_few_pictures_is_not_late_by_those_that_must_come_before_one_can_be_had(tmp_path: Path) -> None:
+    """Over MPEG-TS two, and others that are shown later: longer than its age budget."""
+    wanted = camera(age_budget=0.4)
+    clip = make_clip(tmp_path / "clip.ts", pictures=100, rate=5, b_frames=2, key_interval=10)
+    with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher:
+        with Relay(wanted, engine, publisher) as relay, LiveCamera(clip, port_of(wanted)):
+            meter = relay.feeds["cam"].meter
+            wait_until(lambda: meter.figures().published >= 12, "pictures")
+        figures = meter.figures()
+    assert figures.dropped.get("late", 0) <= 8, "those that were late when the source was opened"
+    assert figures.age_ms(50) > 400
+
+
 def test_a_stop_publishes_what_is_decoded_and_leaves_no_thread(tmp_path: Path) -> None:
     threads = set(threading.enumerate())
     wanted = settings(cam=FeedSettings(url=f"udp://127.0.0.1:{free_port()}"))
@@ -318,6 +333,17 @@ def test_feeds_of_one_size_share_batches(tmp_path: Path) -> None:
         assert [feed.meter.figures().published for feed in relay.feeds.values()] == [40] * 4
     assert max(engine.batches) > 1
     assert sum(engine.batches) == 160
+
+
+def test_what_has_left_the_engine_is_told_before_it_is_encoded_also_where_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    computed, send = Gather.computed, outlet.Outlet.send
+    monkeypatch.setattr(Gather, "computed", lambda *arguments: told.append("computed") or computed(*arguments))
+    monkeypatch.setattr(outlet.Outlet, "send", lambda *arguments: told.append("encoded") or send(*arguments))
+    replayed(DoublingEngine(failures=2), recording(make_clip(tmp_path / "clip.mp4", pictures=10)))
+    assert told == ["computed"] * 2 + ["computed", "encoded"] * 8
 
 
 def test_a_picture_that_the_engine_fails_on_is_lost_and_the_next_ones_come(tmp_path: Path) -> None:
