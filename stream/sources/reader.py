@@ -45,6 +45,9 @@ PARTING_SECONDS = 0.4
 """The longest that a feed waits for its reader to end, before it leaves it behind."""
 KEYLESS_SECONDS = 60.0
 """Without a key frame after which pictures are taken for others than they were: FFmpeg does not always notice."""
+PATIENT_SHARE = 0.8
+"""Of the time without video after which a source is lost: after so much FFmpeg gives the last access unit, which it
+held back until more would come, in time to be shown."""
 AHEAD_BYTES = 8_000_000
 """What a reader that may wait reads ahead of its feed, at most."""
 
@@ -60,7 +63,8 @@ class Way:
     open_timeout: float
     """Seconds; FFmpeg may take as much again to find out what the streams are."""
     read_timeout: float
-    """Seconds without an access unit after which FFmpeg gives up; once one has come those of `silence` count."""
+    """Seconds without an access unit after which FFmpeg gives up. Once one has come it is most of `silence`, if that is
+    more."""
     silence: float
     """Seconds without video after which the source is lost."""
     options: dict[str, str] = field(default_factory=dict)
@@ -237,7 +241,7 @@ class Reader:
                 failure = self._take_in(container, wanted, fixed, losses)
                 if failure is not None:
                     return failure
-                self._read_timeout.seconds = self._way.silence
+                self._read_timeout.seconds = PATIENT_SHARE * self._way.silence
             except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
                 return ENDED
             except av.ExitError:
@@ -269,7 +273,7 @@ class Reader:
                 if packet.stream is wanted[0]:
                     losses.mark(packet, codec)
                 key_at += self._add(packet)
-                if self._count and self._read_timeout.seconds < self._way.silence:
+                if self._count and self._read_timeout.seconds < PATIENT_SHARE * self._way.silence:
                     return None
         return ENDED
 
