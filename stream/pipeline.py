@@ -160,7 +160,7 @@ def send_out(feed: Feed, gather: Gather[Feed], publisher: Publisher, model: str)
         try:
             if feed.lane.closed:
                 feed.meter.drop("stopped")
-            elif is_enhanced(feed, slot, gather):
+            elif is_enhanced(feed, slot):
                 outlet.send(frame, slot)
         finally:
             slot.release()
@@ -168,7 +168,7 @@ def send_out(feed: Feed, gather: Gather[Feed], publisher: Publisher, model: str)
     outlet.finish()
 
 
-def is_enhanced(feed: Feed, slot: Slot, gather: Gather[Feed]) -> bool:
+def is_enhanced(feed: Feed, slot: Slot) -> bool:
     """Wait for one picture of the engine; False where it failed, and the feed has lost it."""
     try:
         slot.wait()
@@ -176,6 +176,4 @@ def is_enhanced(feed: Feed, slot: Slot, gather: Gather[Feed]) -> bool:
         feed.tell(error)
         feed.meter.lose("engine")
         return False
-    finally:
-        gather.computed(feed)
     return True

@@ -20,7 +20,6 @@ from av.stream import Stream
 from engines.door import Door, Memory, Slot
 from engines.errors import EngineError
 from stream import backoff, outlet, pipeline
-from stream.enhance import Gather
 from stream.errors import SourceLost
 from stream.frame import Frame, SourcePacket
 from stream.metrics import FeedFigures
@@ -333,17 +332,6 @@ def test_feeds_of_one_size_share_batches(tmp_path: Path) -> None:
         assert [feed.meter.figures().published for feed in relay.feeds.values()] == [40] * 4
     assert max(engine.batches) > 1
     assert sum(engine.batches) == 160
-
-
-def test_what_has_left_the_engine_is_told_before_it_is_encoded_also_where_it_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
-    computed, send = Gather.computed, outlet.Outlet.send
-    monkeypatch.setattr(Gather, "computed", lambda *arguments: told.append("computed") or computed(*arguments))
-    monkeypatch.setattr(outlet.Outlet, "send", lambda *arguments: told.append("encoded") or send(*arguments))
-    replayed(DoublingEngine(failures=2), recording(make_clip(tmp_path / "clip.mp4", pictures=10)))
-    assert told == ["computed"] * 2 + ["computed", "encoded"] * 8
 
 
 def test_a_picture_that_the_engine_fails_on_is_lost_and_the_next_ones_come(tmp_path: Path) -> None:
