@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from engines.data.lol import halve
 from engines.data.pairs import (
     SHIFT,
     Draw,
@@ -16,6 +17,7 @@ from engines.data.pairs import (
     batch,
     draw,
     even_out,
+    in_phases,
     light_up,
     lol_samples,
     shared_region,
@@ -206,6 +208,31 @@ def test_pictures_of_several_sizes_give_one_batch_that_fits_the_smallest() -> No
     assert chosen.size == (60, 70)
     ends = chosen.places[:, 1:3] + torch.tensor(chosen.size)
     assert (ends <= torch.tensor(sizes)[chosen.places[:, 0]]).all()
+
+
+def test_a_pair_in_phases_is_halved_at_four_places_and_shows_the_same_in_all_its_pictures() -> None:
+    dark = np.zeros((24, 32, 3), np.uint8)
+    dark[1::2, 1::2] = 200  # only where the first row and column are gone are four equal pixels not halved to one
+    bright = scene(24, 32)
+    pair = Sample(small=halve(dark), large=bright, dark=dark)
+    as_it_is, right, down, both = in_phases([pair])
+    assert as_it_is is pair
+    assert [some.small.shape for some in (right, down, both)] == [(12, 14, 3), (10, 16, 3), (10, 14, 3)]
+    for some, (top, left) in ((right, (0, 1)), (down, (1, 0)), (both, (1, 1))):
+        height, width = some.large.shape[:2]
+        assert (height, width) == (2 * some.small.shape[0], 2 * some.small.shape[1])
+        assert np.array_equal(some.large, bright[top : top + height, left : left + width])
+        assert np.array_equal(some.dark, dark[top : top + height, left : left + width])
+        assert np.array_equal(some.small, halve(some.dark))
+
+
+def test_pictures_as_large_as_the_limit_are_left_out_where_there_are_smaller_ones() -> None:
+    random = np.random.default_rng(1)
+    assert set(draw([(40, 60), (80, 120)], (32, 48), 16, random, below=(80, 120)).places[:, 0].tolist()) == {0}
+    assert set(draw([(80, 60), (40, 120)], (32, 48), 16, random, below=(80, 120)).places[:, 0].tolist()) == {0, 1}
+    assert set(draw([(80, 120)], (32, 48), 4, random, below=(80, 120)).places[:, 0].tolist()) == {0}
+    twice = draw([(40, 60), (80, 120)], (32, 48), 16, random, below=(80, 120), twins=1.0)
+    assert set(twice.places[:, 0].tolist()) == {0}
 
 
 def test_pairs_with_odd_sides_show_the_same_place_from_end_to_end(tmp_path: Path) -> None:

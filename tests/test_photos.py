@@ -18,6 +18,7 @@ from engines.data.lol import Picture, double, halve
 from engines.data.pairs import Sample
 from engines.data.photos import (
     VIEW,
+    WIDE_VIEW,
     day_samples,
     grey,
     night_samples,
@@ -168,6 +169,30 @@ def test_what_is_shown_of_an_enlarged_scene_is_everywhere_in_it_and_moves_with_i
     assert min(means) < 60
     assert max(means) > 190
     assert all(some[0].mean() + some[1].mean() == pytest.approx(255, abs=1) for some in shown)
+
+
+@pytest.mark.parametrize("sides", [(288, 448), (320, 480), (448, 1024)])
+def test_a_wide_pair_shows_its_scene_so_large_that_it_fills_the_view(sides: tuple[int, int]) -> None:
+    photo = scene(*sides)[None]
+    assert {view(photo, np.random.default_rng(seed), wide=True).shape for seed in range(12)} == {(1, *WIDE_VIEW, 3)}
+
+
+def test_wide_pairs_are_added_to_nights_and_days_where_they_are_asked_for(
+    tmp_path: Path, plain: pytest.MonkeyPatch
+) -> None:
+    write_lol(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(2):
+        Image.fromarray(scene(288, 448)).save(folder / f"{number}.png")
+    usual, _ = read_samples(tmp_path, folder, seed=1)
+    wider, _ = read_samples(tmp_path, folder, seed=1, wide=True)
+    small = (WIDE_VIEW[0] // 2, WIDE_VIEW[1] // 2)
+    for kind in (1, 2):
+        assert all(same(a, b) for a, b in zip(usual[kind], wider[kind], strict=False)), (
+            "the usual ones stay as they are"
+        )
+        assert [pair.small.shape[:2] for pair in wider[kind][len(usual[kind]) :]] == [small]
 
 
 def test_larger_photos_are_made_small_when_they_are_read(tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_every_shipped_recipe_can_be_read() -> None:
         "field-even",
         "field-sharp",
         "field-sizes",
+        "field-wide",
         *lite,
     }
     assert {networks.pop(name) for name in lite} == {"neid-lite"}
@@ -584,6 +585,44 @@ def test_nights_and_days_have_crops_of_two_sizes_large_ones_from_what_is_shown_l
         if chosen.size == (144, 224)
         for place in chosen.places[:, 0].tolist()
     }
+
+
+def test_some_batches_of_nights_and_days_are_wide_and_the_others_show_nothing_of_wide_pairs() -> None:
+    usual, wide = (192, 304), (384, 608)
+    learning = recipe(mix=(0.2, 0.4, 0.4), crop=(192, 288), batch=4, wide=0.4, twins=0.5)
+    sizes = [[(200, 300)], [usual, wide], [wide, usual]]
+    drawn = [training.choose(learning, sizes, 0.0, np.random.default_rng(seed)) for seed in range(200)]
+    widths = [chosen.size for kind, chosen in drawn if kind]
+    assert 0.3 < np.mean([size == (384, 576) for size in widths]) < 0.5
+    for kind, chosen in drawn:
+        shown = {sizes[kind][place] for place in chosen.places[:, 0].tolist()}
+        if kind and chosen.size == (384, 576):
+            assert (shown, len(chosen.places), chosen.twins) == ({wide}, 1, False)
+        elif kind:
+            assert (shown, len(chosen.places)) == ({usual}, 4)
+    assert any(chosen.twins for kind, chosen in drawn if kind)
+
+
+def test_pairs_of_lol_are_learned_in_phases_where_the_recipe_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heights: set[int] = set()
+
+    def watched(samples: Sequence[Sample], *args: object) -> list[torch.Tensor]:
+        heights.update(pair.small.shape[0] for pair in samples)
+        return batch(samples, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("engines.training.steps.batch", watched)
+    for phases, expected in ((False, {32}), (True, {32, 30})):
+        heights.clear()
+        training.train(
+            recipe(phases=phases),
+            ([sample()], [], []),
+            training.Budget(steps=1),
+            tmp_path / f"{phases}",
+            lambda *_: None,
+        )
+        assert heights == expected
 
 
 def test_whole_pictures_come_at_the_end_and_crops_before() -> None:

@@ -61,7 +61,8 @@ def train(
     out = out or Path("runs") / Path(recipe).stem
     console = Console(stderr=True)
     with console.status("reading pictures"):
-        samples, held_out = read_samples(lol, photos if any(plan.mix[1:]) else None, plan.seed, plan.hold_out)
+        photos = photos if any(plan.mix[1:]) else None
+        samples, held_out = read_samples(lol, photos, plan.seed, plan.hold_out, plan.wide > 0)
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         log = open_log(out / "log", console)

@@ -105,6 +105,21 @@ def even_out(samples: Sequence[Sample], share: float, reach: int | None = None) 
     ]
 
 
+def in_phases(samples: Sequence[Sample]) -> list[Sample]:
+    """Each four times: as it is, and without its first row, its first column, or both.
+
+    Halving mixes other pixels then, so that what was remembered of one small picture does not fit the others.
+    """
+    return [_from(sample, down, right) for sample in samples for down in (0, 1) for right in (0, 1)]
+
+
+def _from(sample: Sample, down: int, right: int) -> Sample:
+    if not down and not right:
+        return sample
+    large, dark = (trimmed(picture[down:, right:], 4) for picture in (sample.large, sample.dark))
+    return replace(sample, small=halve(dark), large=large, dark=dark)
+
+
 def small_sizes(samples: Sequence[Sample]) -> list[tuple[int, int]]:
     """Height and width of every small picture."""
     return [sample.small.shape[:2] for sample in samples]
@@ -122,6 +137,7 @@ def draw(
     noise: float = 0.0,
     twins: float = 0.0,
     twin_noise: float | None = None,
+    below: tuple[int, int] | None = None,
 ) -> Draw:
     """What to cut from pictures of these sizes: `count` crops with flips, of `size` and from those that are as large;
     where none is, of the size that all that were drawn have room for.
@@ -130,14 +146,16 @@ def draw(
     one shape; `gain` the largest factor of exposure, either way; `mixup` the share of batches with blended neighbours;
     `noise` the largest deviation of noise, in code values of 255; `twins` the share of batches that show every place
     twice, for which `count` must be even, in crops that are smaller by the shift and blend no neighbours; `twin_noise`
-    the noise in those, where it is another.
+    the noise in those, where it is another. Pictures as large as `below` are left out, where there are smaller ones.
     """
     if twins > 0 and random.random() < twins:
         noise = noise if twin_noise is None else twin_noise
-        return _twice(draw(sizes, size, count // 2, random, turn=turn, gain=gain, noise=noise), random)
-    large = [index for index, (height, width) in enumerate(sizes) if height >= size[0] and width >= size[1]]
-    chosen = random.integers(len(large or sizes), size=count)
-    indices = [large[place] for place in chosen] if large else chosen.tolist()
+        return _twice(draw(sizes, size, count // 2, random, turn=turn, gain=gain, noise=noise, below=below), random)
+    numbers: Sequence[int] = range(len(sizes))
+    if below is not None:
+        numbers = [n for n in numbers if sizes[n][0] < below[0] or sizes[n][1] < below[1]] or numbers
+    large = [n for n in numbers if sizes[n][0] >= size[0] and sizes[n][1] >= size[1]] or numbers
+    indices = [large[place] for place in random.integers(len(large), size=count)]
     height, width = (np.minimum(size, np.min([sizes[index] for index in indices], axis=0)) // 2 * 2).tolist()
     places = []
     for index in indices:

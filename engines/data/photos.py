@@ -65,6 +65,9 @@ LEAST = (2 * PHOTO_CROP[0], 2 * PHOTO_CROP[1])
 """Height and width of a scene, at least."""
 VIEW = (384, 608)
 """Height and width of what a pair shows of its scene, at most."""
+WIDE_VIEW = (768, 1216)
+"""The same of wide pairs, which show their scene so much enlarged that it fills this: a wall or a road that is wider
+than the network looks, and the daylight elsewhere that tells that it is no night."""
 LARGEST_PHOTO = 1024
 """Pixels of a photo's longer side; larger ones are made as small when they are read."""
 
@@ -82,12 +85,12 @@ Scene = NDArray[np.uint8]
 
 
 def read_samples(
-    lol: Path, photos: Path | None, seed: int, hold_out: bool = True
+    lol: Path, photos: Path | None, seed: int, hold_out: bool = True, wide: bool = False
 ) -> tuple[tuple[list[Sample], ...], list[Sample]]:
     """LOL, night and day samples for training, and LOL's held-out ones; without `hold_out` those are in both.
 
-    Without `photos` there are no nights and no days. Raises `OSError` by name for what cannot be read, or where scenes
-    are to be held out and there are none.
+    Without `photos` there are no nights and no days; `wide` adds wide ones to both, one for every two scenes. Raises
+    `OSError` by name for what cannot be read, or where scenes are to be held out and there are none.
     """
     train, held_out = lol_samples(lol)
     if not hold_out:
@@ -98,20 +101,23 @@ def read_samples(
     scenes = read_scenes(photos) if photos else []
     night = night_samples(scenes, 2 * len(scenes), seed)
     day = day_samples(scenes, len(scenes), seed + 1)
+    if wide:
+        night += night_samples(scenes[::2], len(scenes[::2]), seed + 2, wide)
+        day += day_samples(scenes[1::2], len(scenes[1::2]), seed + 3, wide)
     return (train, night, day), held_out
 
 
-def night_samples(scenes: Sequence[Scene], count: int, seed: int) -> list[Sample]:
+def night_samples(scenes: Sequence[Scene], count: int, seed: int, wide: bool = False) -> list[Sample]:
     """Scenes as field cameras would send them at night; sample n depends on its scene, `seed` and n alone."""
-    return [night_sample(scenes[n % len(scenes)], np.random.default_rng((seed, n))) for n in range(count)]
+    return [night_sample(scenes[n % len(scenes)], np.random.default_rng((seed, n)), wide) for n in range(count)]
 
 
-def day_samples(scenes: Sequence[Scene], count: int, seed: int) -> list[Sample]:
+def day_samples(scenes: Sequence[Scene], count: int, seed: int, wide: bool = False) -> list[Sample]:
     """Scenes as field cameras would send them by day; sample n depends on its scene, `seed` and n alone."""
-    return [day_sample(scenes[n % len(scenes)], np.random.default_rng((seed, n))) for n in range(count)]
+    return [day_sample(scenes[n % len(scenes)], np.random.default_rng((seed, n)), wide) for n in range(count)]
 
 
-def night_sample(scene: Scene, random: np.random.Generator) -> Sample:
+def night_sample(scene: Scene, random: np.random.Generator, wide: bool = False) -> Sample:
     """A scene halved, darkened, noisy and damaged; some have lamps, some no colour.
 
     The target is the scene's last picture, and its lamps are in it as bright as the night camera sees them, no
@@ -126,7 +132,7 @@ def night_sample(scene: Scene, random: np.random.Generator) -> Sample:
     )
     if random.random() < CRUSHED:
         night = crush(night, random)
-    scene = view(scene, random)
+    scene = view(scene, random, wide)
     large: Picture = scene[-1]
     full, lights = gather(large, night), [gather(halve(picture), night) for picture in scene]
     if random.random() < LIT:
@@ -162,14 +168,14 @@ def _without_the_lost(large: Picture, kept: NDArray[np.float32]) -> Picture:
     return np.rint(large * share[..., None]).astype(np.uint8)
 
 
-def day_sample(scene: Scene, random: np.random.Generator) -> Sample:
+def day_sample(scene: Scene, random: np.random.Generator, wide: bool = False) -> Sample:
     """A scene halved, exposed as some weather would, noisy and damaged; some are neither, some have no colour.
 
     The target is the bicubic double of the clean small picture, and not the sharp photo: daylight is to be left alone,
     and a network that sharpened it would change it. It is what `engines.evaluation.daylight` compares with, where the
     input is clean; noise and damage are not part of the target.
     """
-    pictures = np.stack([halve(picture) for picture in view(scene, random)])
+    pictures = np.stack([halve(picture) for picture in view(scene, random, wide)])
     if random.random() < SHADED:
         pictures = shade(pictures, random)
     pictures = weather(pictures, random)
@@ -181,12 +187,19 @@ def day_sample(scene: Scene, random: np.random.Generator) -> Sample:
     return _some_grey(Sample(small=small, large=large, dark=large), random)
 
 
-def view(scene: Scene, random: np.random.Generator) -> Scene:
-    """Somewhere in a scene, enlarged or not: (T, h, w, 3), `VIEW` at most, with sides that training can halve."""
-    factor = 1.0 if random.random() < AS_IT_IS else between(ENLARGED, random)
-    sides = scene.shape[1:3]
+def view(scene: Scene, random: np.random.Generator, wide: bool = False) -> Scene:
+    """Somewhere in a scene, enlarged or not: (T, h, w, 3), `VIEW` at most, with sides that training can halve.
+
+    A `wide` one is enlarged, and is `WIDE_VIEW` unless the scene is smaller than `LEAST`.
+    """
+    sides, limits = scene.shape[1:3], WIDE_VIEW if wide else VIEW
+    if wide:
+        fills = max(limit / side for limit, side in zip(limits, sides, strict=True))
+        factor = between((fills, max(fills, ENLARGED[1])), random)
+    else:
+        factor = 1.0 if random.random() < AS_IT_IS else between(ENLARGED, random)
     height, width = (
-        min(most, int(factor * side)) // (2 * ALIGN) * 2 * ALIGN for most, side in zip(VIEW, sides, strict=True)
+        min(limit, int(factor * side)) // (2 * ALIGN) * 2 * ALIGN for limit, side in zip(limits, sides, strict=True)
     )
     top, left = random.uniform(0, sides[0] - height / factor), random.uniform(0, sides[1] - width / factor)
     if factor == 1.0:

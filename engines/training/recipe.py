@@ -90,6 +90,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     from pictures that have little."""
     steady_weight: float = 0.0
     """Of the difference between what the network makes of two twins, see `engines.training.losses.steady`."""
+    phases: bool = False
+    """Whether LOL's pairs are halved at all four places of two by two pixels, see `engines.data.pairs.in_phases`."""
+    wide: float = 0.0
+    """Share of the night and day batches in crops twice as high and wide, a fourth as many; without twins."""
     hold_out: bool = True
     """Whether some scenes of LOL are kept for choosing; False when nothing is left to be chosen."""
     select: Literal["last", "best"] = "last"
@@ -145,7 +149,7 @@ def _fault(recipe: Recipe) -> str | None:
         return f"network is {recipe.network!r}; it must be one of {', '.join(CONFIGS)}"
     if "fusing" in recipe.parts and "detail" not in recipe.parts:
         return "parts has fusing without detail; fusing mixes in what the detail branch knows"
-    for name in ("whole", "turn", "mixup", "twins", "evened_nearby", "exposure_free", "ema"):
+    for name in ("whole", "turn", "mixup", "twins", "wide", "evened_nearby", "exposure_free", "ema"):
         if not 0 <= (share := getattr(recipe, name)) <= 1:
             return f"{name} is {share}; it must be from 0 to 1"
     for name in ("evened", "taught"):

@@ -22,7 +22,17 @@ from torch.nn import functional
 
 from engines.cards import KINDS, NUMBERS, Card, Weights, sha256, write_card
 from engines.checkpoint import load_network, packed, save_network
-from engines.data.pairs import NEARBY, PHOTO_CROP, Draw, Sample, draw, even_out, small_sizes, subsample_chroma
+from engines.data.pairs import (
+    NEARBY,
+    PHOTO_CROP,
+    Draw,
+    Sample,
+    draw,
+    even_out,
+    in_phases,
+    small_sizes,
+    subsample_chroma,
+)
 from engines.errors import EngineError, EngineMismatch
 from engines.network.config import CONFIGS
 from engines.network.neid import STARTS, Neid
@@ -108,6 +118,8 @@ def train(
         run.load(checkpoint)
     lol, night, *day = samples
     lol = even_out(even_out(lol, recipe.evened[0]), recipe.evened_nearby, NEARBY)
+    if recipe.phases:
+        lol = in_phases(lol)
     samples = (lol, even_out(night, recipe.evened[1]), *day)
     steps = open_steps(recipe, run, samples, lessons(recipe, teacher, device))
     sizes = [small_sizes(some) for some in samples]
@@ -133,11 +145,20 @@ def choose(
     """The kind of pairs (0 LOL, 1 night, 2 day) of the next batch, and what to cut from them."""
     kind = int(random.choice(len(sizes), p=recipe.mix))
     options: dict[str, Any] = {name: getattr(recipe, name) for name in ("turn", "noise", "twins", "twin_noise")}
+    if kind and recipe.wide and random.random() < recipe.wide:
+        options["twins"] = 0.0
+        return kind, draw(sizes[kind], twice(recipe.crop), max(1, recipe.batch // 4), random, **options)
     if kind:
+        options["below"] = twice(recipe.crop) if recipe.wide else None  # what is wide tells day from night as a whole
         crop = recipe.crop if random.random() < LARGE_CROPS else PHOTO_CROP  # of two sizes: on a GPU each is captured
         return kind, draw(sizes[kind], crop, recipe.batch, random, **options)
     size = WHOLE if share >= 1 - recipe.whole else recipe.crop
     return kind, draw(sizes[kind], size, recipe.batch, random, gain=recipe.gain, mixup=recipe.mixup, **options)
+
+
+def twice(crop: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the crops of wide batches."""
+    return 2 * crop[0], 2 * crop[1]
 
 
 def lessons(recipe: Recipe, teacher: Path | None, device: torch.device) -> Sequence[Lesson | None]:
