@@ -40,6 +40,12 @@ class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     limits: list[str] = []
     licence: str = ""
 
+    def learned_all(self) -> bool:
+        """Whether a stage of the training held no scenes out, as far as the card tells."""
+        stages = self.recipe.get("stages")
+        told = stages if isinstance(stages, list) else [self.recipe]
+        return any(isinstance(stage, dict) and stage.get("hold_out") is False for stage in told)
+
 
 class Weights:
     """One set of weights, its card read and its files verified when they are asked for."""

@@ -30,6 +30,7 @@ from engines.data.photos import (
     weather,
 )
 from engines.evaluation.scores import psnr
+from engines.training.recipe import LARGEST_WIDE_CROP
 from tests.test_train import scene, write_lol
 
 WIDE = (8_000_000, 8_000_001)
@@ -169,6 +170,10 @@ def test_what_is_shown_of_an_enlarged_scene_is_everywhere_in_it_and_moves_with_i
     assert min(means) < 60
     assert max(means) > 190
     assert all(some[0].mean() + some[1].mean() == pytest.approx(255, abs=1) for some in shown)
+
+
+def test_the_largest_crop_of_a_recipe_with_wide_pairs_fits_them_twice() -> None:
+    assert tuple(2 * 2 * side for side in LARGEST_WIDE_CROP) == WIDE_VIEW
 
 
 @pytest.mark.parametrize("sides", [(288, 448), (320, 480), (448, 1024)])

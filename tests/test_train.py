@@ -367,6 +367,48 @@ def test_a_checkpoint_goes_on_with_nothing_but_what_it_was_begun_with(tmp_path: 
         training.Run.begin(recipe()).load(tmp_path / "c.pt")
 
 
+def test_a_checkpoint_of_before_a_field_of_the_recipe_goes_on_with_its_usual_value_alone(tmp_path: Path) -> None:
+    training.Run.begin(recipe()).save(tmp_path / "c.pt")
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    del state["origin"]["recipe"]["wide"]
+    torch.save(state, tmp_path / "c.pt")
+    training.Run.begin(recipe()).load(tmp_path / "c.pt")
+    with pytest.raises(EngineMismatch, match=r"c\.pt was begun with wide = 0\.0, and not with 0\.35"):
+        training.Run.begin(recipe(wide=0.35)).load(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(
+    ("history", "learned"),
+    [
+        ({}, False),
+        ({"hold_out": True}, False),
+        ({"hold_out": False}, True),
+        ({"stages": [{"hold_out": False}, {"hold_out": True}]}, True),
+        ({"stages": [{"hold_out": True}]}, False),
+    ],
+)
+def test_scores_on_scenes_that_the_numbers_to_begin_with_learned_are_known_as_such(
+    history: dict[str, object], learned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training.store(Neid(NEID_LIVE, with_reconstruction=True), Recipe(), tmp_path, {})
+    card = Weights(tmp_path).card
+    card.recipe = history
+    write_card(tmp_path, card)
+    for start in (tmp_path / NUMBERS, None):  # the numbers need not be named again
+        training.train(
+            recipe(),
+            ([sample()], [], []),
+            training.Budget(steps=1),
+            tmp_path / "c.pt",
+            lambda *_: None,
+            start,
+            training.Trial([sample()]),
+        )
+        assert training.knows_held_out(tmp_path / "c.pt") == learned
+        assert ("learned the held-out scenes" in caplog.text) == learned
+        caplog.clear()
+
+
 def test_engine_files_of_older_numbers_are_gone_when_new_ones_are_stored(tmp_path: Path) -> None:
     for name in ("fp32.onnx", "int8.xml", "int8.bin"):
         (tmp_path / name).write_bytes(b"of older numbers")
@@ -693,6 +735,21 @@ def test_the_steps_of_a_recipe_end_the_command_s_run(tmp_path: Path) -> None:
     assert training.read_trials(tmp_path / "runs" / "mine" / "checkpoint.pt")[0] == 3
 
 
+def test_the_command_scores_nothing_on_scenes_that_were_learned_before_and_takes_a_seed(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(MINE)
+    training.store(Neid(NEID_LIVE, with_reconstruction=True), Recipe(hold_out=False), tmp_path / "all", {})
+    lol = str(write_lol(tmp_path / "lol"))
+    start = str(tmp_path / "all" / NUMBERS)
+    done = nightbridge(
+        tmp_path, "train", "mine.toml", "--lol", lol, "--steps", "1", "--start", start, "--seed", "7", COLUMNS="200"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "learned the held-out scenes" in done.stderr
+    assert "pictures of held-out scenes" not in done.stderr
+    card = Weights(tmp_path / "runs" / "mine").card
+    assert (card.scores, card.scored, card.recipe["seed"]) == ({}, "", 7)
+
+
 def test_the_command_says_what_it_misses(tmp_path: Path) -> None:
     lol = write_lol(tmp_path / "lol")
     (tmp_path / "empty").mkdir()
@@ -748,6 +805,8 @@ def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
         ("ssim_weight = -1.0", "ssim_weight is -1.0; it must be a number from 0 on"),
         ("ema = 2.0", "ema is 2.0; it must be from 0 to 1"),
         ("clip = -1.0", "clip is -1.0; it must be above 0"),
+        ("wide = 1.5", "wide is 1.5; it must be from 0 to 1"),
+        ("wide = 0.5\ncrop = [208, 304]", "crop is [208, 304]; with wide it must be [192, 304] at most"),
         ("crop = [32, 8]", "crop is [32, 8]; both sides must be 16 or more"),
         ("crop = [32, 16]\nbatch = 2\ntwins = 0.5", "crop is [32, 16]; both sides must be 24 or more"),
         ("huber_weight = 0.0\nssim_weight = 0.0\nchroma_weight = 0.0", "chroma_weight are all 0; one of them must"),

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 
@@ -34,6 +35,7 @@ def train(
         typer.Option(min=0.01, help="Budget, over all sittings.", show_default="120 where no steps are set"),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The same in steps; a recipe can have its own.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="In place of the recipe's.")] = None,
 ) -> None:
     """Train a network by a recipe within a budget, score it on held-out scenes, and store its weights."""
     from contextlib import ExitStack
@@ -50,6 +52,8 @@ def train(
         raise EngineMissing(f"train needs the extra `train`: pip install 'nightbridge[train]' ({error})") from error
 
     plan = training.read_recipe(recipe)
+    if seed is not None:
+        plan = msgspec.structs.replace(plan, seed=seed)
     if photos is None and any(plan.mix[1:]):
         raise typer.BadParameter(f"recipe {recipe} mixes in nights and days: give --photos, a folder by day")
     if any(plan.taught) and teacher is None:
@@ -80,7 +84,7 @@ def train(
             teacher=teacher,
         )
     scores: dict[str, object] = {}
-    if plan.hold_out:
+    if plan.hold_out and not training.knows_held_out(out / "checkpoint.pt"):
         scores["held_out_psnr_db"] = round(training.validate(network, held_out), 3)
         console.print(f"raw PSNR {scores['held_out_psnr_db']} dB on {len(held_out)} pictures of held-out scenes")
     if progress.step_ms:

@@ -24,7 +24,7 @@ PHOTO_CROP = (144, 224)
 """Height and width of the small crops of photos that every photo has room for."""
 
 NEARBY = 4
-"""Pairs of LOL before and after one that count as its scene, in the order in which they are learned: by number, and
+"""Pairs of LOL before and after one that count as its place, in the order in which they are learned: by number, and
 scenes that could be held out but are not at the end."""
 
 MIXUP = 1.2
@@ -92,7 +92,7 @@ def even_out(samples: Sequence[Sample], share: float, reach: int | None = None) 
     How bright the bright picture was made can hardly be told from the dark one, so that a network learns it scene by
     scene, and guesses wildly at scenes that it has not seen. Pictures are scaled as a longer or shorter exposure would
     do it, up to white; the brightness in common is the geometric mean of all pictures' means, or with `reach` of those
-    that stand so many places before and after: LOL's neighbours mostly show one scene, exposed differently.
+    that stand so many places before and after: LOL's neighbours were mostly taken at one place.
     """
     if not samples or not share:
         return list(samples)

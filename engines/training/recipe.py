@@ -21,6 +21,8 @@ LEAST = {
     **dict.fromkeys(("huber_weight", "ssim_weight", "chroma_weight", "detail_weight", "steady_weight"), 0),
 }
 """What numbers of a recipe must be at least, by name."""
+LARGEST_WIDE_CROP = (192, 304)
+"""The largest `crop` that wide pairs (`engines.data.photos.WIDE_VIEW`) have room for twice."""
 SMALLEST_CROP, SMALLEST_OF_TWINS = 16, 24
 """Pixels of a side: SSIM looks at half of a picture of twice the size, by windows of 11; twins show less of a crop."""
 
@@ -77,7 +79,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what the night pairs have in common, see `engines.data.pairs.even_out`; held-out pairs stay as they are."""
     evened_nearby: float = 0.0
     """The same of LOL's pairs alone, after `evened`: to what each has in common with its `engines.data.pairs.NEARBY`
-    neighbours on either side, which mostly show the same scene."""
+    neighbours on either side, which were mostly taken at the same place."""
     taught: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Shares of the way, 0 to 1, by which the bright pictures of LOL, night and day pairs are drawn to what a teacher,
     a network trained before, makes of the same small picture; see `engines.training.steps.Lesson`."""
@@ -166,6 +168,8 @@ def _fault(recipe: Recipe) -> str | None:
     smallest = SMALLEST_OF_TWINS if recipe.twins > 0 else SMALLEST_CROP
     if min(recipe.crop) < smallest:
         return f"crop is {list(recipe.crop)}; both sides must be {smallest} or more"
+    if recipe.wide > 0 and not all(side <= most for side, most in zip(recipe.crop, LARGEST_WIDE_CROP, strict=True)):
+        return f"crop is {list(recipe.crop)}; with wide it must be {list(LARGEST_WIDE_CROP)} at most"
     if not recipe.weights().keys() - {"detail", "steady"}:
         return "huber_weight, ssim_weight and chroma_weight are all 0; one of them must be more"
     if recipe.twins > 0 and recipe.batch % 2:

@@ -116,6 +116,10 @@ def train(
     run.origin["pairs"] = digest(samples)
     if checkpoint.exists():
         run.load(checkpoint)
+    if trial is not None and run.origin.get("knows_all"):
+        log.warning(
+            "the numbers that this run begins with learned the held-out scenes: no score on those tells anything"
+        )
     lol, night, *day = samples
     lol = even_out(even_out(lol, recipe.evened[0]), recipe.evened_nearby, NEARBY)
     if recipe.phases:
@@ -198,7 +202,8 @@ class Run:
     trials: list[tuple[int, float]] = field(default_factory=list)
     """The step and the score of every attempt."""
     origin: dict[str, object] = field(default_factory=dict)
-    """The recipe, and the SHA-256 of the numbers that it began with, of its teacher's and of its pairs, as builtins."""
+    """The recipe, the SHA-256 of the numbers that it began with, of its teacher's and of its pairs, and whether those
+    numbers know the held-out scenes, as builtins."""
 
     @classmethod
     def begin(
@@ -225,6 +230,7 @@ class Run:
             "recipe": msgspec.to_builtins(recipe),
             "start": sha256(start) if start else None,
             "teacher": sha256(teacher) if teacher else None,
+            "knows_all": start is not None and _knows_all(start),
         }
         return cls(network, optimiser, average, device, Guard(device), origin=origin)
 
@@ -316,12 +322,27 @@ def read_trials(checkpoint: Path) -> tuple[int, list[tuple[int, float]]]:
     return state["step"], state["trials"]
 
 
+def knows_held_out(checkpoint: Path) -> bool:
+    """Whether a run began with numbers that had learned the held-out scenes, as far as their card told."""
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    return bool((state.get("origin") or {}).get("knows_all"))
+
+
+def _knows_all(numbers: Path) -> bool:
+    """Whether stored numbers have learned every scene; False where no card beside them tells."""
+    try:
+        return Weights(numbers.parent).card.learned_all()
+    except EngineError:
+        return False
+
+
 def _difference(saved: dict[str, Any] | None, own: dict[str, Any]) -> str | None:
     """What a saved run began with where this one asks for something else; a `start` need not be given again."""
     if saved is None:
         return None  # a checkpoint of before this was saved
+    usual = msgspec.to_builtins(Recipe())
     for name, value in own["recipe"].items():
-        if (was := saved["recipe"].get(name, value)) != value:
+        if (was := saved["recipe"].get(name, usual[name])) != value:
             return f"{name} = {was}, and not with {value}"
     if own["start"] not in (None, saved["start"]):
         return "other numbers" if saved["start"] else "random numbers"
