@@ -28,8 +28,8 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 ABANDONED_SECONDS = 3600
 """Age from which a half-written file belongs to a process that was killed."""
 LARGEST_BYTES = 4 * 1024**3
-"""Of a folder: beyond that, what was not used for the longest time goes when something is added. After an update of a
-driver or of weights new files are made, and nobody asks for the old ones again."""
+"""Of a folder: beyond that, what was not used for the longest time goes when something is
+added. After an update of a driver or of weights new files are made, and nobody asks for the old ones again."""
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +73,11 @@ class Entry:
 class PrivateCache:
     """A folder of such files. Any number of processes and threads may use it at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, largest: int | None = None) -> None:
         """The folder is made when the first file is; nobody else may own it. Where there can be none nothing is kept,
-        and the log says so once."""
+        and the log says so once. `largest` stands in for `LARGEST_BYTES`."""
         self.folder = folder
+        self._largest = largest
         self._is_told = False
 
     def path(self, kind: str, key: msgspec.Struct) -> Path:
@@ -177,7 +178,7 @@ class PrivateCache:
             log.warning("%s cannot be kept: %s", path, error.strerror)
             return False
         others = [other for other in self.folder.glob("[!.]*.*") if other != path]
-        make_room(others, LARGEST_BYTES - len(content))
+        make_room(others, (LARGEST_BYTES if self._largest is None else self._largest) - len(content))
         return True
 
     def _remove_abandoned(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import msgspec
 import numpy as np
 import openvino
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from engines.cards import Weights
 from engines.cores import available_cores
 from engines.door import SCALE, EngineInfo, Memory, Numbers, Slot
 from engines.errors import EngineError, EngineMismatch
-from engines.private_cache import make_room
+from engines.private_cache import PrivateCache
 from engines.ring import Engine
 from engines.runtime import EngineOptions
 
@@ -33,10 +34,26 @@ CLOSED = "the engine was closed before the picture was done"
 LARGEST_CACHE = 1024**3
 """Bytes of compiled models that are kept: some 80 sizes of pictures. Those of older weights, or of another OpenVINO,
 are asked for no more, and go first."""
+BLOB = "blob"
 FILES = {"fp32": "fp32.onnx", "bf16": "fp32.onnx", "int8": "int8.xml"}
 """The file that each precision reads; bf16 is a way of computing the fp32 file."""
 
 log = logging.getLogger(__name__)
+
+
+class CompiledKey(msgspec.Struct, frozen=True):
+    """What a compiled model was made from and for."""
+
+    openvino: str
+    """Its version."""
+    device: str
+    capabilities: list[str]
+    """Of the device."""
+    model: list[str]
+    """SHA-256 of its files."""
+    width: int
+    height: int
+    properties: dict[str, str]
 
 
 @dataclass
@@ -82,7 +99,7 @@ class OpenVinoEngine(Engine):
         self._weights = weights
         self._core = core
         self._options = options
-        self._cache = options.cache or user_cache_path("nightbridge") / "openvino"
+        self._cache = PrivateCache((options.cache or user_cache_path("nightbridge")) / "openvino", LARGEST_CACHE)
         self._model: openvino.Model | None = None
         self._compiled: dict[tuple[int, int], openvino.CompiledModel] = {}
         self._threads = options.threads or available_cores()
@@ -94,11 +111,6 @@ class OpenVinoEngine(Engine):
         """By their ids, the slots whose requests were started and not waited for yet."""
 
     def _open(self) -> None:
-        try:
-            self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._core.set_property({"CACHE_DIR": str(self._cache)})
-        except OSError as error:
-            log.warning("%s cannot be used, so nothing is kept: %s", self._cache, error.strerror)
         self._model = read_model(self._core, self._weights, self.info.precision)
         self._remembers = self._model.input("memory").get_partial_shape()[1].get_length()
 
@@ -162,21 +174,42 @@ class OpenVinoEngine(Engine):
                 }
             )
             try:
-                self._compiled[size] = self._compile_by_cache(model)
+                self._compiled[size] = self._compile_by_cache(model, width, height)
             except RuntimeError as error:
                 raise EngineError(
                     f"OpenVINO cannot compile {self.info.weights} for {width}x{height}: {error}"
                 ) from error
-            make_room(self._cache.glob("*.blob"), LARGEST_CACHE)
         return self._compiled[size]
 
-    def _compile_by_cache(self, model: openvino.Model) -> openvino.CompiledModel:
-        """Without the cache where that fails: a full disk, or another process that removed what was being written."""
+    def _compile_by_cache(self, model: openvino.Model, width: int, height: int) -> openvino.CompiledModel:
+        """A compiled model that was kept, or a new one, which is kept then; without the cache where that fails.
+
+        OpenVINO's own cache is not used: it takes a file with a hole in it for whole, and all pictures are wrong then.
+        """
+        made: openvino.CompiledModel | None = None
+
+        def make() -> bytes:
+            nonlocal made
+            made = self._core.compile_model(model, DEVICE, self._properties())
+            return bytes(made.export_model().getvalue())
+
         try:
-            return self._core.compile_model(model, DEVICE, self._properties())
-        except RuntimeError as error:
-            log.warning("compiling again, without the cache in %s: %s", self._cache, " ".join(str(error).split()))
-            return self._core.compile_model(model, DEVICE, self._properties() | {"CACHE_DIR": ""})
+            kept = self._cache.get(BLOB, self._key(width, height), make)
+            return made if made is not None else self._core.import_model(kept.data, DEVICE, self._properties())
+        except (EngineError, RuntimeError) as error:
+            log.warning("%s is not used for %dx%d: %s", self._cache.folder, width, height, " ".join(str(error).split()))
+            return made if made is not None else self._core.compile_model(model, DEVICE, self._properties())
+
+    def _key(self, width: int, height: int) -> CompiledKey:
+        return CompiledKey(
+            openvino=openvino.get_version(),
+            device=self.info.device,
+            capabilities=sorted(self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")),
+            model=[self._weights.card.files[name] for name in model_files(self._weights, self.info.precision)],
+            width=width,
+            height=height,
+            properties={name: str(value) for name, value in self._properties().items()},
+        )
 
     def _properties(self) -> dict[str, object]:
         """bf16 also carries what int8 leaves in floating point, where the processor has it."""
@@ -297,7 +330,12 @@ def has_matrix_unit(info: Path) -> bool:
 
 
 def read_model(core: openvino.Core, weights: Weights, precision: str) -> openvino.Model:
-    """The model of a precision, its file verified; large weights may come as fp16.onnx alone."""
+    """The model of a precision, its files verified."""
+    return core.read_model(*(weights.file(name) for name in model_files(weights, precision)))
+
+
+def model_files(weights: Weights, precision: str) -> list[str]:
+    """Which files hold the model of a precision; large weights may come as fp16.onnx alone."""
     if precision == "int8":
-        return core.read_model(weights.file("int8.xml"), weights.file("int8.bin"))
-    return core.read_model(weights.file("fp16.onnx" if not weights.has("fp32.onnx") else FILES[precision]))
+        return ["int8.xml", "int8.bin"]
+    return [FILES[precision] if weights.has("fp32.onnx") else "fp16.onnx"]
