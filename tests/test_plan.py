@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
-from engines.cards import NUMBERS, Weights
+from engines.cards import NUMBERS, SHIPPED, Weights
 from engines.checkpoint import load_network
 from engines.data.packs import read_packs, write_packs
 from engines.data.pairs import Sample
@@ -32,7 +33,8 @@ def sample(seed: int, *, day: bool = False) -> Sample:
 
 @pytest.fixture
 def sets() -> dict[str, list[Sample]]:
-    return {"lol": [sample(1), sample(2)], "held_out": [sample(3)], "night": [sample(4)], "day": [sample(4, day=True)]}
+    lol = {"lol": [sample(1), sample(2)], "held_out": [sample(3)], "eval15": [sample(5), sample(6)]}
+    return lol | {"night": [sample(4)], "day": [sample(4, day=True)]}
 
 
 def test_packs_give_the_samples_back_and_no_file_is_too_large(tmp_path: Path, sets: dict[str, list[Sample]]) -> None:
@@ -40,7 +42,7 @@ def test_packs_give_the_samples_back_and_no_file_is_too_large(tmp_path: Path, se
     assert len(files) > 1
     assert max(path.stat().st_size for path in files) <= 24_000
     back = read_packs(tmp_path)
-    assert {name: len(samples) for name, samples in back.items()} == {"lol": 2, "held_out": 1, "night": 1, "day": 1}
+    assert {name: len(samples) for name, samples in back.items()} == {name: len(some) for name, some in sets.items()}
     for name, samples in sets.items():
         for theirs, ours in zip(back[name], samples, strict=True):
             assert theirs.mean == ours.mean
@@ -48,6 +50,18 @@ def test_packs_give_the_samples_back_and_no_file_is_too_large(tmp_path: Path, se
             for a, b in ((theirs.large, ours.large), (theirs.dark, ours.dark)):
                 assert np.square(a.astype(float) - b).mean() < 6.5  # 40 dB
     assert back["day"][0].dark is back["day"][0].large
+
+
+def test_packs_keep_the_bright_pictures_of_some_lists_as_they_are_and_others_by_quality(
+    tmp_path: Path, sets: dict[str, list[Sample]]
+) -> None:
+    errors = []
+    for quality in (90, 20):
+        write_packs(sets, tmp_path / f"{quality}", quality=quality, exact=["eval15"])
+        back = read_packs(tmp_path / f"{quality}")
+        assert all(np.array_equal(a.large, b.large) for a, b in zip(back["eval15"], sets["eval15"], strict=True))
+        errors.append(np.square(back["lol"][0].large.astype(float) - sets["lol"][0].large).mean())
+    assert 0 < 2 * errors[0] < errors[1]
 
 
 def test_flat_pictures_of_two_shapes_are_not_taken_for_one(tmp_path: Path) -> None:
@@ -75,7 +89,13 @@ def test_the_plan_is_rehearsed_and_not_done_twice(
     assert summary.keys() == {job.name for job in plan.JOBS}
     assert all(job["scores"]["steps"] == 2 and job["scores"]["step_ms"] > 0 for job in summary.values())
     assert "held_out_psnr_db" in summary["paper-best-2"]["scores"]
-    assert "held_out_psnr_db" not in summary["field-sharp"]["scores"]
+    assert "held_out_psnr_db" not in summary["field"]["scores"]
+    for job in summary.values():
+        assert len(job["scores"]["eval15"]["pictures"]) == 2
+        assert 0 < job["scores"]["eval15"]["psnr_db"] <= job["scores"]["eval15"]["psnr_gt_mean_db"] + 0.01
+    learned = load_network(SHIPPED / "field" / NUMBERS).state_dict()
+    begun = load_network(tmp_path / "out" / "field" / NUMBERS).state_dict()
+    assert all((begun[name] - learned[name]).abs().max() < 0.01 for name in learned), "it begins with what ships"
     assert [summary[f"paper-best-{seed}"]["recipe"]["seed"] for seed in (1, 2, 3)] == [1, 2, 3]
     numbers = Weights(tmp_path / "out" / "field").file(NUMBERS)
     assert numbers.stat().st_size < 2.2 * sum(value.numel() for value in load_network(numbers).parameters())
@@ -90,9 +110,9 @@ def test_a_small_plan_trains_the_small_network_on_small_batches_with_the_seed_th
     crops = {"crop": (32, 32)}
     monkeypatch.setattr(plan, "read_recipe", lambda name: msgspec.structs.replace(read_recipe(name), **crops))
     write_packs(sets, tmp_path / "data")
-    options = ["--steps", "1", "--sitting", "99", "--small", "--seed", "7", "--only", "table2-le-dr"]
+    options = ["--steps", "1", "--sitting", "99", "--small", "--seed", "7", "--only", "table2-le-dr-ff", "table2-le-dr"]
     plan.main(["train", str(tmp_path / "data"), str(tmp_path / "out"), *options])
-    (recipe,) = (row["recipe"] for row in json.loads((tmp_path / "out" / "plan.json").read_bytes()).values())
+    recipe = json.loads((tmp_path / "out" / "plan.json").read_bytes())["table2-le-dr"]["recipe"]
     given = json.loads(msgspec.json.encode(read_recipe("table2-le-dr")))
     assert recipe == given | {"network": "neid-live", "batch": 4, "whole": 0.1, "seed": 7, "crop": [32, 32]}
     assert load_network(tmp_path / "out" / "table2-le-dr" / NUMBERS).config.parts == ("subpixels", "detail")
@@ -102,18 +122,18 @@ def test_a_job_that_was_killed_after_its_last_step_is_told_as_it_was(
     tmp_path: Path, sets: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "read_recipe", lambda name: msgspec.structs.replace(read_recipe(name), **TINY))
-    (job,) = (job for job in plan.JOBS if job.name == "table2-unet")
+    (job,) = (job for job in plan.JOBS if job.name == "table2-le-dr-ff")
     plan.run_job(job, sets, tmp_path, Budget(steps=2))
     told = Weights(tmp_path / job.name).card.scores
     (tmp_path / job.name / "card.json").unlink()
     plan.run_job(job, sets, tmp_path, Budget(steps=2))
     again = Weights(tmp_path / job.name).card.scores
-    assert again == {name: told[name] for name in ("steps", "held_out_psnr_db", "held_out_on_the_way")}
+    assert again == {name: told[name] for name in ("steps", "held_out_psnr_db", "held_out_on_the_way", "eval15")}
     assert again["steps"] == 2
 
 
 def test_the_held_out_scenes_are_trained_on_where_nothing_is_left_to_be_chosen(sets: dict[str, list[Sample]]) -> None:
-    lol, night, day = plan.pairs(read_recipe("field-sharp"), sets)
+    lol, night, day = plan.pairs(read_recipe("field-wide"), sets)
     assert [*lol] == [*sets["lol"], *sets["held_out"]]
     assert (night, day) == (sets["night"], sets["day"])
     assert [*plan.pairs(read_recipe("field"), sets)[0]] == sets["lol"]
@@ -123,7 +143,10 @@ def test_a_job_that_the_sitting_has_no_time_for_is_not_begun(
     tmp_path: Path, sets: dict[str, list[Sample]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan.run_plan(sets, tmp_path, minutes=100, sitting=1)
-    assert capsys.readouterr().out.count("more than this sitting has left") == len(plan.JOBS) - 1
+    told = capsys.readouterr().out
+    paced = [job.name for job in plan.JOBS if job.paced_by]
+    assert told.count("more than this sitting has left") == len(plan.JOBS) - len(paced)
+    assert all(f"{name}: waits for table2-le-dr-ff" in told for name in paced)
     assert json.loads((tmp_path / "plan.json").read_bytes()) == {}
 
 
@@ -158,7 +181,33 @@ def test_the_jobs_that_are_chosen_share_all_minutes(
     assert plan.run_plan(sets, tmp_path, minutes=8, sitting=99, jobs=chosen) == []
     field, paper = (budget.minutes for budget in budgets.values())
     assert field + paper == pytest.approx(8)
-    assert field / paper == pytest.approx(0.13 / 0.08)
+    assert field / paper == pytest.approx(0.2 / 0.04)
+
+
+def test_rows_of_table_2_take_as_many_steps_as_the_costliest_did(
+    tmp_path: Path, sets: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: dict[str, Budget] = {}
+    monkeypatch.setattr(plan, "run_job", lambda job, _sets, _out, budget, _small: budgets.update({job.name: budget}))
+    (tmp_path / "table2-le-dr-ff").mkdir()
+    (tmp_path / "table2-le-dr-ff" / "card.json").write_text('{"scores": {"steps": 7341}, "recipe": {}}')
+    rows = [job for job in plan.JOBS if job.name.startswith("table2")]
+    plan.run_plan(sets, tmp_path, minutes=4, sitting=99, jobs=rows)
+    assert budgets == dict.fromkeys(("table2-le-dr", "table2-le", "table2-unet"), Budget(steps=7341))
+
+
+def test_a_job_that_was_interrupted_needs_what_is_left_of_its_minutes_alone(
+    tmp_path: Path, sets: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budgets: list[Budget] = []
+    monkeypatch.setattr(plan, "run_job", lambda _job, _sets, _out, budget, _small: budgets.append(budget))
+    (job,) = (job for job in plan.JOBS if job.name == "paper")
+    (tmp_path / "paper").mkdir()
+    for seconds, begun in ((0.0, 0), (240.0, 1)):
+        torch.save({"seconds": seconds}, tmp_path / "paper" / plan.CHECKPOINT)
+        plan.run_plan(sets, tmp_path, minutes=5, sitting=3, jobs=[job])
+        assert budgets == [Budget(minutes=5)] * begun, "the minutes count over all sittings"
+    assert "needs 5.0 minutes" in capsys.readouterr().out
 
 
 def test_the_plan_s_shares_are_the_whole() -> None:
@@ -169,3 +218,10 @@ def test_the_plan_needs_nothing_that_a_bare_machine_with_a_gpu_lacks() -> None:
     lacks = ["av", "onnx", "openvino", "pydantic", "zmq"]
     code = f"import engines.training.plan, sys; print(sorted({{*{lacks}}} & {{*sys.modules}}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_share_of_the_nights_and_days_is_taken_evenly() -> None:
+    samples = [sample(seed) for seed in range(9)]
+    assert [some.mean for some in plan.some_of(samples, 1.0)] == [some.mean for some in samples]
+    assert [some.mean for some in plan.some_of(samples, 1 / 3)] == [0.5, 4.5, 8.5]
+    assert plan.some_of([], 0.5) == []

@@ -26,16 +26,32 @@ VOLUME_BYTES = 26_000_000
 Options = dict[str, str | int | bool]
 
 EXACT: Options = {"format": "webp", "lossless": True, "method": 2}
-CLOSE: Options = {"format": "avif", "quality": 90, "subsampling": "4:4:4", "speed": 8}
-KINDS = {"small": EXACT, "large": CLOSE, "dark": {**CLOSE, "quality": 80}}
-"""How each picture of a sample is stored."""
+CLOSE: Options = {"format": "avif", "subsampling": "4:4:4", "speed": 8}
+QUALITY = 90
+"""AVIF's, of the bright pictures; the dark ones of full size have 10 less."""
+KINDS = ("small", "large", "dark")
 
 
-def write_packs(sets: Mapping[str, Sequence[Sample]], folder: Path, limit: int = VOLUME_BYTES) -> list[Path]:
-    """Write named lists of samples; returns the files, none larger than `limit` bytes (a picture is never split)."""
+def write_packs(
+    sets: Mapping[str, Sequence[Sample]],
+    folder: Path,
+    limit: int = VOLUME_BYTES,
+    quality: int = QUALITY,
+    exact: Sequence[str] = (),
+) -> list[Path]:
+    """Write named lists of samples; returns the files, none larger than `limit` bytes (a picture is never split).
+
+    The small pictures, and the bright ones of the lists named in `exact`, are stored without loss.
+    """
     stored: dict[str, bytes] = {}
+    dark = CLOSE | {"quality": max(1, quality - 10)}
     index = {
-        name: [_store(sample, stored) | {"mean": sample.mean} for sample in samples] for name, samples in sets.items()
+        name: [
+            _store(sample, stored, (EXACT, EXACT if name in exact else CLOSE | {"quality": quality}, dark))
+            | {"mean": sample.mean}
+            for sample in samples
+        ]
+        for name, samples in sets.items()
     }
     volumes: list[dict[str, bytes]] = [{"index.json": json.dumps(index).encode()}]
     for name, data in stored.items():
@@ -50,10 +66,10 @@ def write_packs(sets: Mapping[str, Sequence[Sample]], folder: Path, limit: int =
     ]
 
 
-def _store(sample: Sample, stored: dict[str, bytes]) -> dict[str, object]:
-    """The names of the files that hold the sample's pictures."""
+def _store(sample: Sample, stored: dict[str, bytes], how: Sequence[Options]) -> dict[str, object]:
+    """The names of the files that hold the sample's pictures, each stored as `how` says."""
     names: dict[str, object] = {}
-    for kind, options in KINDS.items():
+    for kind, options in zip(KINDS, how, strict=True):
         picture: Picture = getattr(sample, kind)
         digest = hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()
         name = f"{digest[:20]}-{kind}.{options['format']}"

@@ -81,6 +81,11 @@ def lol_samples(folder: Path) -> tuple[list[Sample], list[Sample]]:
     return [_from_lol(pair) for pair in train], [_from_lol(pair) for pair in held_out]
 
 
+def eval15_samples(folder: Path) -> list[Sample]:
+    """The pairs of LOL's `eval15`, which nothing is trained on."""
+    return [_from_lol(pair) for pair in read_lol(folder, "eval15")]
+
+
 def _from_lol(pair: Pair) -> Sample:
     low, high = trimmed(pair.low, 4), trimmed(pair.high, 4)  # the small picture's sides are even, as 4:2:0 wants them
     return Sample(small=halve(low), large=high, dark=low)

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from engines.cards import KINDS, NUMBERS, Card, Weights, sha256, write_card
 from engines.checkpoint import load_network, packed, save_network
+from engines.data.lol import Picture
 from engines.data.pairs import (
     NEARBY,
     PHOTO_CROP,
@@ -46,7 +47,7 @@ from engines.training.steps import NO_LESSONS, EagerSteps, Lesson, Steps, has_bf
 
 log = logging.getLogger(__name__)
 
-SAVE_EVERY = {"cpu": 200, "cuda": 20_000}
+SAVE_EVERY = {"cpu": 200, "cuda": 5_000}
 """Steps between two checkpoints, by the kind of device."""
 
 TRY_EVERY = {"cpu": 500, "cuda": 2_000}
@@ -322,6 +323,13 @@ def read_trials(checkpoint: Path) -> tuple[int, list[tuple[int, float]]]:
     return state["step"], state["trials"]
 
 
+def read_seconds(checkpoint: Path) -> float:
+    """How long a run has trained, over all its sittings; 0 where there is none."""
+    if not checkpoint.exists():
+        return 0.0
+    return float(torch.load(checkpoint, weights_only=True, map_location="cpu")["seconds"])
+
+
 def knows_held_out(checkpoint: Path) -> bool:
     """Whether a run began with numbers that had learned the held-out scenes, as far as their card told."""
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
@@ -372,19 +380,21 @@ def optimiser_options(recipe: Recipe, device: torch.device) -> dict[str, Any]:
 
 def validate(network: Neid, samples: Sequence[Sample]) -> float:
     """Mean raw PSNR in dB over whole pictures, on the network's device."""
-    device = next(network.parameters()).device
     scores = []
-    with torch.no_grad():
-        for sample in samples:
-            small, large = (
-                torch.from_numpy(picture.copy()).to(device).permute(2, 0, 1)[None].float() / 255
-                for picture in (sample.small, sample.large)
-            )
-            height, width = large.shape[-2:]
-            padded = pad(subsample_chroma(small), network.config.multiple)
-            bright = cut(network(padded), height, width).clamp(0, 1)
-            scores.append(-10 * math.log10(functional.mse_loss(bright, large).item()))
+    for sample in samples:
+        bright = as_shown(network, sample.small)
+        large = torch.from_numpy(sample.large.copy()).to(bright.device).permute(2, 0, 1)[None].float() / 255
+        scores.append(-10 * math.log10(functional.mse_loss(bright, large).item()))
     return sum(scores) / len(scores)
+
+
+@torch.no_grad()
+def as_shown(network: Neid, small: Picture) -> Tensor:
+    """What the network makes of a whole picture (h, w, 3) sent as 4:2:0: (1, 3, 2h, 2w) in [0, 1], on its device."""
+    device = next(network.parameters()).device
+    given = torch.from_numpy(small.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+    padded = pad(subsample_chroma(given), network.config.multiple)
+    return cut(network(padded), 2 * small.shape[0], 2 * small.shape[1]).clamp(0, 1)
 
 
 def store(network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object]) -> None:
