@@ -2,17 +2,25 @@
 # make test   sets up and runs all tests
 # make check  formatting, lint and types
 # make bench  the figures of docs/benchmarks.md, for this machine
+#
+# PYTHON=python3.12 behind any of them names the Python that .venv is made with
 
 PYTHON ?= python3
 EXTRAS ?= view
 BIN := .venv/bin
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .PHONY: install demo check test bench
 
 install: .venv/installed-$(EXTRAS)
 
 .venv/installed-%: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || { \
+	    $(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+	        echo '$(PYTHON) is missing or older than 3.11: name another one, as in: make demo PYTHON=python3.11' >&2; \
+	        exit 1; }; \
+	    echo '$(PYTHON) -m venv --clear .venv'; \
+	    $(PYTHON) -m venv --clear .venv; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
 

@@ -3,6 +3,9 @@
 XPUB takes in all that a connection sends before it gives a call back: one that subscribes without an end stops every
 `publish`, whatever the limits of messages are. So the bytes that the kernel has received are looked at, connection by
 connection, from a thread that needs nothing of the publisher.
+
+XPUB also remembers all that a connection subscribes to, with up to 80 bytes for each that was sent: one that subscribes
+slowly, to ever other topics, would take all memory in the end. So what each has subscribed to is limited as well.
 """
 
 from __future__ import annotations
@@ -13,15 +16,22 @@ import resource
 import struct
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import EBADF, ENOTSOCK
 from socket import IPPROTO_TCP, SHUT_RDWR, TCP_INFO, socket
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-BURST, RATE = 65_536, 16_384
-"""Bytes that a viewer may send at once, and in every second: it shakes hands and subscribes, and then it is silent."""
+BURST, RATE = 65_536, 8_192
+"""Bytes that a viewer may send at once, and in every second: it shakes hands and subscribes; then come heartbeats, and
+requests for key frames, of 50 bytes each, or 120 where they are encrypted."""
+SUBSCRIBED_MOST, PREFIX_EXTRA = 65_536, 32
+"""Bytes of all the different prefixes that a viewer may subscribe to while it is connected, and what is added to each.
+
+That is enough for 600 topics of the longest names, or 1,400 of usual ones. In libzmq those of one connection take 3 MB
+at most, and 6 MB where it sends them in one `BURST`, before it is cut off; all is freed when it goes. Of viewers that
+speak ZMTP 1 or 2 libzmq does not say who subscribes: these may send as much as that in all."""
 LOOK_SECONDS = 0.1
 SHARE_OF_FILES = 4
 """Viewers may have one in so many of the files that the process may open; the newest beyond them are cut off."""
@@ -45,6 +55,10 @@ class Guest:
     level: float = 0.0
     """What it has sent beyond `RATE`, bytes."""
     looked: float = 0.0
+    prefixes: set[bytes] = field(default_factory=set)
+    """All that it has subscribed to since it came."""
+    subscribed: int = 0
+    """Their bytes, as `SUBSCRIBED_MOST` counts them."""
     unwanted: str = ""
     """Why it is to be cut off."""
 
@@ -57,6 +71,8 @@ class Bouncer:
         self._publisher = publisher
         self._events = publisher.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
         self._guests: dict[int, Guest] = {}
+        self._nameless = 0
+        """Bytes of prefixes of which libzmq did not say who subscribes, as `SUBSCRIBED_MOST` counts them."""
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE_OF_FILES
         self._stopping = threading.Event()
         self._told, self._untold = -TELL_SECONDS, 0
@@ -69,6 +85,26 @@ class Bouncer:
         self._thread.join()
         self._publisher.disable_monitor()
         self._events.close(linger=0)
+
+    def hear(self, event: zmq.Frame) -> None:
+        """Take what the publisher's socket has received, from whichever thread reads it.
+
+        What a connection had sent that is gone by now may count for the one that has come in its place.
+        """
+        kind, prefix = event.bytes[:1], event.bytes[1:]
+        if kind != b"\1":
+            return
+        try:
+            guest = self._guests.get(int(event.get(zmq.SRCFD)))
+        except zmq.ZMQError:
+            self._nameless += len(prefix) + PREFIX_EXTRA
+            return
+        if guest is None or guest.unwanted or prefix in guest.prefixes:
+            return
+        guest.prefixes.add(prefix)
+        guest.subscribed += len(prefix) + PREFIX_EXTRA
+        if guest.subscribed > SUBSCRIBED_MOST:
+            guest.unwanted = f"it subscribed to {len(guest.prefixes)} different topics"
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -101,7 +137,8 @@ class Bouncer:
                 allowed = RATE * (now - guest.looked) if guest.looked else 0.0
                 guest.level = max(0.0, guest.level + received - guest.received - allowed)
                 guest.received, guest.looked = received, now
-                if guest.level > BURST:
+                nameless = not guest.prefixes and self._nameless > SUBSCRIBED_MOST
+                if guest.level > BURST or (nameless and received > SUBSCRIBED_MOST):
                     guest.unwanted = f"it sent {received} bytes"
                 if guest.unwanted:
                     self._cut_off(connection, guest.unwanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import traceback
@@ -35,6 +36,10 @@ LOAD_SHARE = 0.05
 LOAD_FEWEST = 10
 """So many dropped pictures tell nothing, however few came: the first ones of a source may be late when it is open."""
 
+LATELY_SECONDS = 10.0
+"""A live feed that has published no picture for so long gives none; where `read_timeout` lets its source be slower than
+two pictures in that time, for twice as long as that."""
+
 FeedState = Literal["connecting", "live", "ended", "failed"]
 
 CodecStage = Literal["decoder", "encoder"]
@@ -57,8 +62,6 @@ class Feed:
     """What opens the source, every time anew; None: what the address says."""
     meter: FeedMeter = field(default_factory=FeedMeter)
     state: FeedState = "connecting"
-    reason: str | None = None
-    """Why it is not live, for people; holds no password."""
     rate: Fraction | None = None
     """Frames a second, as the source says."""
     stop: threading.Event = field(default_factory=threading.Event)
@@ -71,6 +74,12 @@ class Feed:
     """What decodes and what encodes, once that is known."""
     under_way: SimpleQueue[tuple[Frame, Slot] | None] = field(default_factory=SimpleQueue)
     """Submitted pictures in order, no more than a feed may have in the engine; None ends the feed."""
+    _why: str | None = field(default=None, init=False, repr=False)
+    """Why it is in its state."""
+    _trouble: str | None = field(default=None, init=False, repr=False)
+    """Why pictures are lost, since the last one that was published."""
+    _published: tuple[int, float] = field(default=(0, -math.inf), init=False, repr=False)
+    """How many pictures, as last looked at, and when it was seen that there are more (seconds of `time.monotonic`)."""
     _told: float | None = field(default=None, init=False, repr=False)
     """When lost pictures were last told; seconds of `time.monotonic`."""
     _live_since: float | None = field(default=None, init=False, repr=False)
@@ -97,17 +106,39 @@ class Feed:
         return 0.0 if self._live_since is None else time.monotonic() - self._live_since
 
     def figures(self) -> FeedFigures:
-        """All counts, at one moment."""
-        return self.meter.figures(len(self.lane.waiting), self.lane.in_flight, self.timeline.repairs)
+        """All counts, at one moment; with a picture that has been published since the last look, trouble is over."""
+        figures = self.meter.figures(len(self.lane.waiting), self.lane.in_flight, self.timeline.repairs)
+        if figures.published > self._published[0]:
+            self._published, self._trouble = (figures.published, time.monotonic()), None
+        return figures
+
+    @property
+    def gives_pictures(self) -> bool:
+        """Whether it is live and has published a picture lately, as far as its figures have been looked at."""
+        return self.state == "live" and time.monotonic() - self._published[1] < self._lately
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not live, or gives no pictures although it is, for people; holds no password."""
+        known = self._why or self._trouble
+        if known or self.gives_pictures or self.seconds_live() < self._lately:
+            return known
+        return f"no picture has been published for {self._lately:g} s"
+
+    @property
+    def _lately(self) -> float:
+        return max(LATELY_SECONDS, 2 * self.settings.read_timeout)
 
     def turn(self, state: FeedState, error: Exception | None = None) -> None:
         """Take on a state, because of `error` if there is one; told unless both are as before."""
-        reason = None if error is None else reason_of(error)
+        why = None if error is None else reason_of(error)
         self._live_since = time.monotonic() if state == "live" else None
-        if (state, reason) != (self.state, self.reason):
-            words = state if reason is None else f"{state}: {reason}"
+        if (state, why) != (self.state, self._why):
+            words = state if why is None else f"{state}: {why}"
             log.log(LEVELS[state], "feed %s: %s%s", self.name, words, place_of(error))
-        self.state, self.reason = state, reason
+        self.state, self._why = state, why
+        if state != "ended":  # where nothing came of the last pictures, that stays true
+            self._trouble = None
 
     def work_with(self, stage: CodecStage, codec: str, trouble: str | None = None) -> None:
         """Note what decodes or encodes; told when it is another than before, with the trouble that led to it."""
@@ -118,8 +149,8 @@ class Feed:
         log.log(level, "feed %s: the %s is %s%s", self.name, stage, codec, why)
 
     def tell(self, error: Exception) -> None:
-        """Log why pictures are lost, unless that was done within `TELL_SECONDS`."""
-        now = time.monotonic()
+        """Note why pictures are lost, and log it, unless that was done within `TELL_SECONDS`."""
+        now, self._trouble = time.monotonic(), reason_of(error)
         if self._told is None or now - self._told >= TELL_SECONDS:
             self._told = now
             log.error("feed %s: pictures are lost: %s%s", self.name, reason_of(error), place_of(error))

@@ -13,11 +13,12 @@ from stream.wire import PICTURE_KINDS, Kind, Message
 Reason = Literal["late", "unread", "no key frame"]
 """Why a message is dropped: it came too late; its reader took too long; it needs a picture that isn't there."""
 
-ASK_INTERVAL_NS = 1_000_000_000
-"""Between two requests for a key frame of one feed: the relay makes no more than one a second, either."""
+SHORTEST_NS, LONGEST_NS = 1_000_000_000, 8_000_000_000
+"""Between two requests for a key frame of one feed (the relay makes no more than one a second, either), and how long
+nothing but late messages may come before the connection is to be made anew: at first, and where that does not help."""
 
-PATIENCE_NS = 1_000_000_000
-"""How long nothing but late messages may come before the connection is to be made anew."""
+LASTING_NS = 5_000_000_000
+"""For how long pictures must come after such an attempt for it to have helped."""
 
 NEVER = 2**63
 
@@ -36,6 +37,8 @@ class Inbox:
         self._max_age_ns = None if max_age is None else int(max_age * 1e9)
         self._lateness = Lateness()
         self._late_since_ns: int | None = None
+        self._patience = Pause()
+        """Before the connection is made anew."""
         self._is_read = True
         """Whether there is a reader: for one that stands still no relay is to make key frames."""
         self._tracks: dict[tuple[str, Kind], Track] = {}
@@ -54,17 +57,18 @@ class Inbox:
         track = self._tracks.setdefault(address(message), Track(message.kind in PICTURE_KINDS))
         self.lost += track.follow(header.relay, header.seq, now_ns)
         if header.gop == 0:
-            track.cut()
+            track.cut(now_ns)
         best_before_ns = self._best_before(message, now_ns)
-        if best_before_ns < now_ns:
+        if is_late := best_before_ns < now_ns:
             self.dropped["late"] += 1
-            track.cut()
+            track.cut(now_ns)
         elif not track.takes(header.key):
             self.dropped["no key frame"] += 1
         else:
             self._waiting.append((message, best_before_ns))
         self._drop_unread(now_ns)
-        return message.kind == "video" and self._is_read and track.asks(now_ns)
+        in_vain = is_late and self._patience.has_grown  # the key frame would be as late
+        return message.kind == "video" and self._is_read and not in_vain and track.asks(now_ns)
 
     def take(self, now_ns: int) -> Message | None:
         """The oldest message that is still worth reading."""
@@ -74,14 +78,15 @@ class Inbox:
 
     def is_behind(self, now_ns: int) -> bool:
         """Whether nothing but late messages has come for so long that what is on its way is better thrown away."""
-        return self._late_since_ns is not None and now_ns - self._late_since_ns > PATIENCE_NS
+        return self._late_since_ns is not None and now_ns - self._late_since_ns > self._patience.ns
 
     def begin_anew(self, now_ns: int) -> None:
         """The connection is a new one, with nothing old on its way."""
         self._lateness = Lateness()
         self._late_since_ns = None
+        self._patience.begin(now_ns)
         for track in self._tracks.values():
-            track.asked_ns = now_ns
+            track.ask(now_ns)
 
     def _best_before(self, message: Message, now_ns: int) -> int:
         """Until when a message that has just come is worth reading; a time that is over where it is late."""
@@ -92,14 +97,15 @@ class Inbox:
             self._late_since_ns = None
         elif self._late_since_ns is None:
             self._late_since_ns = now_ns
+            self._patience.end(now_ns)
         return now_ns + self._max_age_ns - late_ns
 
     def _drop_unread(self, now_ns: int) -> None:
         while self._waiting and self._waiting[0][1] < now_ns:
-            self._drop_group(address(self._waiting[0][0]))
+            self._drop_group(address(self._waiting[0][0]), now_ns)
             self._is_read = False
 
-    def _drop_group(self, topic: tuple[str, Kind]) -> None:
+    def _drop_group(self, topic: tuple[str, Kind], now_ns: int) -> None:
         """Drop a topic's oldest message, and of pictures all up to the next key frame."""
         track = self._tracks[topic]
         kept: deque[tuple[Message, int]] = deque()
@@ -113,7 +119,7 @@ class Inbox:
                     continue
             kept.append((message, best_before_ns))
         if not keep:
-            track.cut()
+            track.cut(now_ns)
         self._waiting = kept
 
 
@@ -128,8 +134,10 @@ class Track:
     def __init__(self, pictures: bool) -> None:
         self.pictures = pictures
         """Whether messages refer to earlier ones."""
-        self.asked_ns = 0
+        self._asked_ns = 0
         """When a key frame was last asked for; a new connection asks for one by itself."""
+        self._pause = Pause()
+        """Before one is asked for again."""
         self._broken = pictures
         """Whether the next message is of no use unless it is a key frame."""
         self._relay: str | None = None
@@ -140,14 +148,16 @@ class Track:
         expected, same = self._seq + 1, relay == self._relay
         self._relay, self._seq = relay, seq
         if not same or seq != expected:
-            self.cut()
+            self.cut(now_ns)
         if not same:
-            self.asked_ns = now_ns
+            self._asked_ns = now_ns
         return max(0, seq - expected) if same else 0
 
-    def cut(self) -> None:
+    def cut(self, now_ns: int) -> None:
         """What comes next has lost what it refers to."""
-        self._broken = self.pictures
+        if self.pictures and not self._broken:
+            self._broken = True
+            self._pause.end(now_ns)
 
     def takes(self, key: bool) -> bool:
         """Whether the next message is of use; a key frame always is."""
@@ -156,10 +166,43 @@ class Track:
 
     def asks(self, now_ns: int) -> bool:
         """Whether a key frame is missing and to be asked for now."""
-        if not self._broken or now_ns - self.asked_ns < ASK_INTERVAL_NS:
+        if not self._broken or now_ns - self._asked_ns < self._pause.ns:
             return False
-        self.asked_ns = now_ns
+        self.ask(now_ns)
         return True
+
+    def ask(self, now_ns: int) -> None:
+        """A key frame is asked for."""
+        self._asked_ns = now_ns
+        self._pause.begin(now_ns)
+
+
+class Pause:
+    """How long to wait before the next attempt to have fresh pictures again: it doubles with each one that did not help
+    for long, and is the shortest again after one that did. For a link that is too thin each costs all viewers bits."""
+
+    def __init__(self) -> None:
+        self.ns = SHORTEST_NS
+        self._begun_ns = -LASTING_NS
+        self._judged = True
+        """Whether it is known how long the latest attempt has helped."""
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether the latest attempts were in vain."""
+        return self.ns > SHORTEST_NS
+
+    def begin(self, now_ns: int) -> None:
+        """An attempt is made."""
+        self._begun_ns, self._judged = now_ns, False
+
+    def end(self, now_ns: int) -> None:
+        """Pictures have ceased to come, or to be fresh."""
+        if now_ns - self._begun_ns >= LASTING_NS:
+            self.ns = SHORTEST_NS
+        elif not self._judged:
+            self.ns = min(2 * self.ns, LONGEST_NS)
+        self._judged = True
 
 
 class Lateness:

@@ -21,7 +21,7 @@ from stream.bouncer import Bouncer
 from stream.doorkeeper import encrypt
 from stream.errors import WireError
 from stream.settings import RelaySettings
-from stream.wire import Header, Kind, Numbering, Stamped, encode_message, topic
+from stream.wire import ALL_FEEDS, FEED_NAME, KINDS, Header, Kind, Numbering, Stamped, encode_message, topic
 
 LINGER_MS = 500
 """How long a closed publisher's last messages may still be on their way."""
@@ -59,10 +59,13 @@ LONGEST_EVENT = 1024
 """Bytes of what a viewer may send: it subscribes to topics and says nothing else."""
 
 SUBSCRIPTIONS_KEPT = 10_000
-"""Different prefixes that are remembered; further ones bring no key frame."""
+"""Different prefixes that are remembered; further ones may be to anything."""
 
 JOIN_INTERVAL = 1.0
-"""Seconds between key frames that a feed makes for new viewers."""
+"""Seconds between key frames that a feed makes for new viewers, at least."""
+JOINS_AT_ONCE, LONG_RUN_INTERVAL = 3, 2.0
+"""Key frames after which they come so many seconds apart, until fewer are asked for again: each costs all viewers of
+the feed bits, and one who asks without an end is to cost no more than the usual `key_interval` does."""
 
 
 class Publisher:
@@ -156,7 +159,8 @@ class Publisher:
             line.numbers.begin_anew()
 
     def take_join(self, feed: str) -> bool:
-        """Whether the feed is to begin a key frame: True once after viewers have come, at most once a second."""
+        """Whether the feed is to begin a key frame: True once after viewers have come, at most once a second, and once
+        in two seconds in the long run."""
         with self._lock:
             self._hear_viewers(self._open_socket())
             return self._joins.take(topic(feed, "video"), time.monotonic())
@@ -209,7 +213,10 @@ class Publisher:
         end = time.monotonic() + EVENTS_SECONDS
         with suppress(zmq.Again):
             while time.monotonic() < end:
-                self._joins.add(socket.recv(zmq.DONTWAIT))
+                event = socket.recv(zmq.DONTWAIT, copy=False)
+                self._joins.add(event.bytes)
+                if self._bouncer is not None:
+                    self._bouncer.hear(event)
 
     def _see_viewers_off(self, socket: zmq.SyncSocket) -> None:
         """Give the viewers time to take what is in the kernel: when an ipc connection ends, libzmq throws that away
@@ -247,30 +254,49 @@ class Joins:
         self._count = 0
         self._subscribed: dict[bytes, int] = {}
         """Number of the latest subscription to each prefix."""
-        self._taken: dict[bytes, tuple[int, float]] = {}
-        """Number of the latest subscription that was taken for a topic, and when."""
+        self._taken: dict[bytes, tuple[int, float, float]] = {}
+        """Number of the latest subscription that was taken for a topic, when, and how many were beyond what is usual in
+        the long run."""
+        self._unkept = 0
+        """Number of the latest subscription that found no room."""
 
     def add(self, event: bytes) -> None:
-        """Take what XPUB received: a byte 1 (comes) or 0 (has left) and the prefix; all else is ignored."""
-        if event[:1] == b"\1":
+        """Take what XPUB received: a byte 1 (comes) or 0 (has left) and the prefix; all else is ignored, and so is a
+        prefix that no topic begins with."""
+        prefix = event[1:]
+        if event[:1] == b"\1" and begins_a_topic(prefix):
             self._count += 1
-            if len(self._subscribed) < SUBSCRIPTIONS_KEPT or event[1:] in self._subscribed:
-                self._subscribed[event[1:]] = self._count
+            if len(self._subscribed) < SUBSCRIPTIONS_KEPT or prefix in self._subscribed:
+                self._subscribed[prefix] = self._count
+            else:
+                self._unkept = self._count
         elif event[:1] == b"\0":
-            self._subscribed.pop(event[1:], None)
+            self._subscribed.pop(prefix, None)
 
     def has_any(self, beginning: bytes) -> bool:
-        """Whether somebody subscribes to any of the topics that begin like this."""
-        return any(prefix.startswith(beginning) or beginning.startswith(prefix) for prefix in self._subscribed)
+        """Whether somebody subscribes, or may, to any of the topics that begin like this."""
+        return len(self._subscribed) >= SUBSCRIPTIONS_KEPT or any(
+            prefix.startswith(beginning) or beginning.startswith(prefix) for prefix in self._subscribed
+        )
 
     def take(self, topic: bytes, now: float) -> bool:
-        """Whether somebody subscribed to the topic since this was last True; True once an interval at most."""
-        latest = max(self._subscribed.get(topic[:length], 0) for length in range(len(topic) + 1))
-        taken, when = self._taken.get(topic, (0, -self._interval))
-        if latest <= taken or now - when < self._interval:
+        """Whether somebody subscribed to the topic since this was last True; True once an interval at most, and in the
+        long run once in `LONG_RUN_INTERVAL`."""
+        known = (self._subscribed.get(topic[:length], 0) for length in range(len(topic) + 1))
+        latest = max(self._unkept, *known)
+        taken, when, beyond = self._taken.get(topic, (0, -self._interval, 0.0))
+        beyond = max(0.0, beyond - (now - when) / LONG_RUN_INTERVAL)
+        if latest <= taken or now - when < self._interval or beyond > JOINS_AT_ONCE - 1:
             return False
-        self._taken[topic] = (latest, now)
+        self._taken[topic] = (latest, now, beyond + 1)
         return True
+
+
+def begins_a_topic(prefix: bytes) -> bool:
+    """Whether a prefix matches any topic that there can be."""
+    feed, _, kind = prefix.decode(errors="replace").partition("/")
+    named = feed == ALL_FEEDS or FEED_NAME.fullmatch(feed) is not None
+    return not prefix or (named and any(f"{each}/".startswith(kind) for each in KINDS))
 
 
 def refusal(endpoint: str) -> str | None:

@@ -26,19 +26,23 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Changes:
-    """What new settings have changed: names of feeds, and of tables that only a new start can change."""
+    """What new settings have changed: names of feeds, and of tables that only a new start can change. Feeds that had
+    failed are opened again as they were."""
 
     added: list[str]
     removed: list[str]
     changed: list[str]
+    reopened: list[str]
     need_restart: list[str]
 
     def __str__(self) -> str:
-        parts = [
-            f"{word} {', '.join(names)}"
-            for word, names in (("added", self.added), ("removed", self.removed), ("changed", self.changed))
-            if names
-        ]
+        feeds = {
+            "added": self.added,
+            "removed": self.removed,
+            "changed": self.changed,
+            "opened again": self.reopened,
+        }
+        parts = [f"{word} {', '.join(names)}" for word, names in feeds.items() if names]
         return "; ".join(parts) or "no feed changed"
 
 
@@ -128,22 +132,25 @@ class Relay:
             self._hanging.append(self._running.pop(running.feed.name))
         self._share_engine()
 
-    def apply(self, settings: Settings) -> Changes:
-        """Take on new settings: feeds whose own are as before are not touched."""
+    def apply(self, settings: Settings, reopen_failed: bool = False) -> Changes:
+        """Take on new settings: feeds whose own are as before are not touched, unless they have failed and are to be
+        opened again."""
         before = {name: running.feed.settings for name, running in self._running.items()}
         after = settings.feeds
+        failed = [name for name, feed in self.feeds.items() if feed.state == "failed" and reopen_failed]
         changes = Changes(
             added=[name for name in after if name not in before],
             removed=[name for name in before if name not in after],
             changed=[name for name in after if name in before and before[name] != after[name]],
+            reopened=[name for name in failed if before[name] == after.get(name)],
             need_restart=[
                 f"[{table}]"
                 for table in ("relay", "engine")
                 if getattr(settings, table) != getattr(self._settings, table)
             ],
         )
-        self.remove(*changes.removed, *changes.changed)
-        for name in changes.changed + changes.added:
+        self.remove(*changes.removed, *changes.changed, *changes.reopened)
+        for name in changes.changed + changes.reopened + changes.added:
             self.add(name, after[name])
         return changes
 

@@ -64,12 +64,12 @@ class Subscriber:
     more than `max_age` seconds older than they could be are dropped, pictures up to the next key frame. After a hole,
     or what was dropped, the relay is asked for a key frame, once a second for each feed at most, and pictures begin
     again with it; a relay that begins anew is no hole. Where everything is late for a second the connection is made
-    anew, so that what waits on a thin link is thrown away.
+    anew, so that what waits on a thin link is thrown away. What does not help for long is done less and less often.
 
     With `max_age` None nothing is too old: at most `WAITING_MOST` messages wait for the reader, then the socket is
-    read no faster than by him; those that wait when it is closed he still gets. `feed` None means all feeds. Raises
-    `WireError`, at the reader too: for an endpoint that cannot be used, for a relay that wants other keys, and for
-    messages that are none of wire version 1.
+    read no faster than by him; those that have come when it is closed he still gets. `feed` None means all feeds.
+    Raises `WireError`, at the reader too: for an endpoint that cannot be used, for a relay that wants other keys, and
+    for messages that are none of wire version 1.
     """
 
     def __init__(
@@ -88,6 +88,8 @@ class Subscriber:
         self._inbox = Inbox(max_age)
         self._changed = threading.Condition()
         self._closing = threading.Event()
+        self._is_drained = True
+        """Whether nothing more will come to the inbox."""
         self._failure: Exception | None = None
         self._broken = 0
         """Connections, one after the other, that ended before they had begun."""
@@ -95,6 +97,7 @@ class Subscriber:
 
     def __enter__(self) -> Self:
         socket = self._connect()
+        self._is_drained = False
         self._thread = threading.Thread(target=self._drain, args=(socket,), name="nightbridge-subscriber", daemon=True)
         self._thread.start()
         return self
@@ -130,7 +133,7 @@ class Subscriber:
                 if (message := self._inbox.take(time.monotonic_ns())) is not None:
                     self._changed.notify_all()  # there is room again
                     return message
-                if self._closing.is_set():
+                if self._closing.is_set() and self._is_drained:
                     return None
                 if self._failure is not None:
                     raise self._failure
@@ -203,6 +206,10 @@ class Subscriber:
                     self._inbox.begin_anew(time.monotonic_ns())
         except Exception as error:  # the reader must not wait for what will never come
             self._fail(error)
+        finally:
+            with self._changed:
+                self._is_drained = True
+                self._changed.notify_all()
 
     def _listen(self, socket: zmq.SyncSocket, handshakes: zmq.SyncSocket) -> None:
         """Receive until the subscriber is closed, or this connection gives nothing but what is too old.
@@ -210,7 +217,9 @@ class Subscriber:
         Raises `WireError` where the relay refuses.
         """
         subscribed = set(self._prefixes)
-        while not self._closing.is_set():
+        last = WAITING_MOST
+        while not self._closing.is_set() or (last and self._has_last_ones(socket)):
+            last -= self._closing.is_set()
             self._wait_for_room()
             if not socket.poll(POLL_MS):
                 while handshakes.poll(0):
@@ -251,6 +260,10 @@ class Subscriber:
         if self._keys is None:
             return WireError(f"{self.endpoint} refuses: an encrypted relay needs keys, see docs/deploy.md")
         return WireError(f"{self.endpoint} refuses: a relay that is not encrypted takes no keys")
+
+    def _has_last_ones(self, socket: zmq.SyncSocket) -> bool:
+        """Whether, once it is closed, something has come in that a reader who wants all is still to get."""
+        return self._lossless and len(self._inbox) < WAITING_MOST and bool(socket.poll(0))
 
     def _wait_for_room(self) -> None:
         with self._changed:

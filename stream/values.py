@@ -97,9 +97,9 @@ def _bits(value: object) -> int:
     bits = value if type(value) is int else 0
     if isinstance(value, str) and (match := _BIT_RATE.fullmatch(value)):
         bits = round(float(match[1]) * _BITS[match[2]])
-    if 1_000 <= bits <= 1_000_000_000:
+    if 4_000 <= bits <= 1_000_000_000:  # below that encoders keep none
         return bits
-    raise ValueError('a bit rate such as "800k" or "2M", from 1k to 1000M')
+    raise ValueError('a bit rate such as "800k" or "2M", from 4k to 1000M')
 
 
 def _bit_rate(bits: int) -> str | int:

@@ -116,7 +116,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lost: dict[str, int]
     """Access units that gave no picture, by reason."""
     reason: str | None = None
-    """Why the feed is `connecting` again or has `failed`, for people; holds no password."""
+    """Why the feed is `connecting` again, has `failed`, or gives no pictures although it is live, for people; holds no
+    password."""
 
 
 class Numbering:

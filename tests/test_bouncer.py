@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from socket import SO_LINGER, SOL_SOCKET, create_connection, socket
 
@@ -86,6 +86,12 @@ def is_cut_off(viewer: socket) -> bool:
 def subscription(prefix: bytes) -> bytes:
     body = b"\x01" + prefix
     return bytes([0, len(body)]) + body
+
+
+def key_frame_request(topic: bytes) -> bytes:
+    """Subscribing once more and unsubscribing again, as libzmq 4.3.5 writes it."""
+    commands = b"\x09SUBSCRIBE" + topic, b"\x06CANCEL" + topic
+    return b"".join(bytes([4, len(body)]) + body for body in commands)
 
 
 def flood(viewer: socket, length: int) -> None:
@@ -163,6 +169,82 @@ def test_a_viewer_with_many_subscriptions_is_let_be(publisher: Publisher) -> Non
         wait_until(lambda: publisher.take_join("feed599"), "the last subscription")
         wait_until_looked_at(publisher, 1)
         assert not is_cut_off(viewer)
+
+
+def longest_topics(first: int, count: int) -> bytes:
+    """Subscriptions to topics of feeds with the longest names."""
+    return b"".join(subscription(b"%064d/video/" % number) for number in range(first, first + count))
+
+
+def test_a_viewer_that_subscribes_to_ever_other_topics_is_cut_off_however_slowly_it_does(
+    publisher: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    with subscriber(publisher) as viewer, subscriber(publisher) as other:
+        viewer.sendall(longest_topics(0, 600))
+        wait_until(lambda: publisher.take_join(f"{599:064}"), "the last subscription")
+        viewer.sendall(longest_topics(598, 1) * 100)
+        viewer.sendall(subscription(b"pier/video/"))
+        wait_until(lambda: publisher.take_join("pier"), "what came after it had asked for more key frames")
+        wait_until_looked_at(publisher, 2)
+        assert not is_cut_off(viewer)
+        other.sendall(longest_topics(600, 100))
+        viewer.sendall(longest_topics(600, 100))
+        wait_until(lambda: publisher.take_join("quay") or is_cut_off(viewer), "its end")
+        wait_until(lambda: not publisher.wait_for_viewer("pier", 0), "what it subscribed to being freed")
+        assert not is_cut_off(other)
+    assert "it subscribed to 637 different topics" in caplog.text
+
+
+def test_a_viewer_of_zeromq_3_that_subscribes_to_ever_other_topics_is_cut_off_and_no_newer_one(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It speaks ZMTP 2.0: libzmq does not say whose subscriptions those are."""
+    monkeypatch.setattr(bouncer, "SUBSCRIBED_MOST", 8_192)
+    with subscriber(publisher) as newer, connected(publisher) as older:
+        newer.sendall(subscription(b"pier/video/") * 1_000)
+        older.sendall(b"\xff" + bytes(8) + b"\x7f\x01\x02" + bytes(2))
+        older.sendall(longest_topics(0, 100))
+        wait_until(lambda: publisher.take_join(f"{99:064}"), "the last subscription")
+        wait_until_looked_at(publisher, 2)
+        assert not is_cut_off(older)
+        older.sendall(longest_topics(100, 20))
+        wait_until(lambda: publisher.take_join("quay") or is_cut_off(older), "its end")
+        assert not is_cut_off(newer)
+
+
+def test_a_viewer_of_zeromq_2_which_subscribes_to_nothing_by_name_gets_everything(publisher: Publisher) -> None:
+    """Its subscription is libzmq's own, of which that does not say whose it is."""
+    with connected(publisher) as viewer:
+        viewer.sendall(b"\x01\x00")  # the greeting of ZMTP 1.0
+        wait_until(lambda: publisher.take_join("pier"), "the viewer")
+        publisher.publish("pier", "video", Header(key=True), b"picture")
+        came = b""
+        while b"picture" not in came:
+            came += viewer.recv(1024)
+
+
+def test_a_viewer_that_goes_on_sending_more_than_a_viewer_has_to_say_is_cut_off(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bouncer, "BURST", 8_192)
+    with subscriber(publisher) as viewer, subscriber(publisher) as asking:
+        began, sent, asked = time.monotonic(), 0, 0
+
+        def is_over() -> bool:
+            nonlocal sent, asked
+            seconds = time.monotonic() - began
+            due = int(14_000 * seconds) // len(PING)
+            if asked < int(10 * seconds):  # ten feeds each tenth of a second, and no more to make up for a delay
+                asking.sendall(b"".join(key_frame_request(b"cam%02d/video/" % number) for number in range(10)))
+                asked += 1
+            with suppress(OSError):
+                viewer.sendall(PING * (due - sent))
+            sent = due
+            return is_cut_off(viewer)
+
+        wait_until(is_over, "its end")
+        wait_until(lambda: is_over() and asked >= 25, "ten kilobytes of requests")
+        assert not is_cut_off(asking)
 
 
 def test_viewers_beyond_a_share_of_the_files_are_cut_off_newest_first(

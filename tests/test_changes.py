@@ -84,6 +84,27 @@ def test_a_feed_that_was_changed_goes_on_in_the_numbers_of_its_topic(tmp_path: P
     assert headers[10].key
 
 
+def test_feeds_that_have_failed_are_opened_again_where_that_is_asked_for_and_no_other_is(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.mp4"
+    tape = FeedSettings(url=str(missing), mode="replay")
+    wanted = settings(cam=udp(free_port()), tape=tape)
+    with DoublingEngine() as engine, Publisher(RELAY, "run") as wire, Relay(wanted, engine, wire) as relay:
+        cam, failed = relay.feeds["cam"], relay.feeds["tape"]
+        wait_until(lambda: failed.state == "failed", "the failure")
+        make_clip(missing, pictures=10)
+        assert str(relay.apply(wanted)) == "no feed changed"
+        assert relay.feeds["tape"] is failed
+        assert str(relay.apply(wanted, reopen_failed=True)) == "opened again tape"
+        assert relay.feeds["cam"] is cam
+        wait_until(lambda: relay.feeds["tape"].state == "ended", "the end of the recording")
+        assert published(relay, "tape") == 10
+        changed = settings(cam=cam.settings, tape=tape.model_copy(update={"url": str(tmp_path / "other.mp4")}))
+        relay.apply(changed)
+        wait_until(lambda: relay.feeds["tape"].state == "failed", "the failure of another")
+        changes = relay.apply(wanted, reopen_failed=True)
+        assert (changes.changed, changes.reopened) == (["tape"], []), "once is enough"
+
+
 def test_what_only_a_new_start_can_change_is_named_and_left_alone(tmp_path: Path) -> None:
     with DoublingEngine() as engine, Publisher(RELAY, "run") as wire, Relay(settings(), engine, wire) as relay:
         changed = RELAY.model_copy(update={"high_water_mark": 7})

@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from engines.colour import Colour
 from stream.encode import Clock, EncodedPicture, Encoder
@@ -309,10 +310,19 @@ def test_no_thread_of_an_encoder_outranks_the_rest_of_the_machine(codec: str) ->
 
 
 @codecs
-@pytest.mark.parametrize("bit_rate", [1_000, 1_000_000_000])
+@pytest.mark.parametrize("bit_rate", [4_000, 1_000_000_000])
 def test_every_codec_takes_every_bit_rate_that_may_be_set(codec: str, bit_rate: int) -> None:
     with encoder(codec=codec, bit_rate=bit_rate) as encode:
         assert len(encode.encode(*planes(0), pts=0)) == 1
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_the_lowest_bit_rate_that_may_be_set_is_kept_too(codec: str) -> None:
+    with pytest.raises(ValidationError, match="from 4k to 1000M"):
+        EncoderSettings(bit_rate=3_999)
+    with encoder(codec=codec, bit_rate=4_000) as encode:
+        pictures = [p for index in range(50) for p in encode.encode(*noise(index), pts=index * TICKS)]
+    assert 8 * sum(len(picture.payload) for picture in pictures[25:]) < 1.15 * 4_000
 
 
 def test_a_size_that_cannot_be_encoded_is_refused_by_name() -> None:

@@ -52,6 +52,53 @@ def test_lost_pictures_are_told_once_in_a_while(
     assert len(caplog.records) == 2
 
 
+def test_what_was_told_last_is_the_reason_until_a_picture_is_published(feed: Feed) -> None:
+    feed.turn("live")
+    feed.tell(EngineMismatch("picture 1 is too large"))
+    feed.tell(EngineMismatch("picture 2 is too large"))
+    feed.figures()
+    assert (feed.state, feed.reason) == ("live", "picture 2 is too large")
+    feed.meter.publish(age_ms=40)
+    feed.figures()
+    assert feed.reason is None
+
+
+def test_the_reason_of_a_feed_that_ended_in_trouble_stays_and_of_one_that_is_opened_again_it_does_not(
+    feed: Feed,
+) -> None:
+    feed.turn("live")
+    feed.tell(EngineMismatch("picture 1 is too large"))
+    feed.turn("ended")
+    assert feed.reason == "picture 1 is too large"
+    feed.turn("live")
+    assert feed.reason is None
+
+
+@pytest.mark.parametrize(("read_timeout", "lately"), [(1.0, 10.0), (5.0, 10.0), (60.0, 120.0)])
+def test_a_live_feed_gives_pictures_as_long_as_one_was_published_within_twice_the_longest_silence_of_its_source(
+    read_timeout: float, lately: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    feed = Feed("pier", FeedSettings(url="clip.ts", read_timeout=read_timeout))
+    feed.turn("live")
+    assert (feed.gives_pictures, feed.reason) == (False, None), "it has just begun"
+    now += lately
+    assert (feed.gives_pictures, feed.reason) == (False, f"no picture has been published for {lately:g} s")
+    feed.meter.publish(age_ms=40)
+    feed.figures()
+    assert (feed.gives_pictures, feed.reason) == (True, None)
+    now += lately - 1
+    feed.figures()
+    assert (feed.gives_pictures, feed.reason) == (True, None)
+    now += 1
+    assert (feed.gives_pictures, feed.reason) == (False, f"no picture has been published for {lately:g} s")
+    feed.meter.publish(age_ms=40)
+    feed.figures()
+    feed.turn("connecting", SourceLost("gone"))
+    assert (feed.gives_pictures, feed.reason) == (False, "gone")
+
+
 def test_an_engine_that_is_too_slow_is_told_once_and_so_is_its_recovery(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engines.door import Door
+from engines.door import Door, Slot
+from engines.errors import EngineError
+from stream import feed as feed_module
 from stream.errors import SourceLost, WireError
 from stream.metrics import DROPS, STAGES, AgeHistogram
 from stream.monitor.health import Health
@@ -24,8 +26,10 @@ from stream.publish import Publisher
 from stream.relay import Relay
 from stream.settings import FeedSettings, RelaySettings, Settings
 from stream.sources.segment import Segment
-from tests.clips import make_clip
+from tests.cameras import LiveCamera
+from tests.clips import UdpSender, free_port, make_clip
 from tests.doubling import DoublingEngine
+from tests.test_pipeline import as_filmed
 from tests.waiting import wait_until
 
 PAGE = (Path(__file__).parents[1] / "docs" / "health.md").read_text()
@@ -246,6 +250,56 @@ def test_a_dead_camera_is_told_with_its_reason_and_without_its_secrets(monkeypat
         "failures": {"doubling": 0},
         "reason": None,
     }
+
+
+def test_a_feed_of_which_no_picture_can_be_decoded_counts_as_away_and_tells_that_until_one_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "LATELY_SECONDS", 0.1)
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=100, key_interval=1000), free_port()
+    cam = FeedSettings(url=f"udp://127.0.0.1:{port}", open_timeout=1.0, read_timeout=1.0)
+    live = 'nightbridge_feed_live{feed="cam"}'
+    with watched(cam=cam) as (_, health):
+        middle = clip.stat().st_size // 1316 // 5
+        with UdpSender(clip, port, start=middle, bit_rate=as_filmed(clip, 100), repeat=True):
+            wait_until(lambda: "published" in str(told(health)["feeds"]["cam"]["reason"]), "the reason")
+            feed, scrape = told(health)["feeds"]["cam"], scraped(health)
+        with LiveCamera(clip, port):
+            wait_until(lambda: scraped(health)[live] == 1, "a picture")
+            mended = told(health)["feeds"]["cam"]
+    assert (feed["state"], feed["reason"]) == ("live", "no picture has been published for 2 s")
+    assert feed["lost"]["undecodable"] > 0
+    assert (feed["published"], scrape[live]) == (0, 0)
+    assert (mended["state"], mended["reason"]) == ("live", None)
+
+
+class Broken(DoublingEngine):
+    """Fails on every picture until it is mended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mended = threading.Event()
+
+    def _finish(self, slot: Slot) -> None:
+        if not self.mended.is_set():
+            raise EngineError("a failure on purpose")
+        super()._finish(slot)
+
+
+def test_a_feed_whose_pictures_all_fail_in_the_engine_counts_as_away_and_tells_why_until_one_is_published(
+    tmp_path: Path,
+) -> None:
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=50), free_port()
+    live = 'nightbridge_feed_live{feed="cam"}'
+    engine = Broken()
+    with watched(engine, cam=FeedSettings(url=f"udp://127.0.0.1:{port}")) as (_, health), LiveCamera(clip, port):
+        wait_until(lambda: told(health)["feeds"]["cam"]["lost"].get("engine"), "a lost picture")
+        feed, scrape = told(health)["feeds"]["cam"], scraped(health)
+        engine.mended.set()
+        wait_until(lambda: scraped(health)[live] == 1, "a picture")
+        wait_until(lambda: told(health)["feeds"]["cam"]["reason"] is None, "the end of the trouble")
+    assert (feed["state"], feed["reason"]) == ("live", "a failure on purpose")
+    assert scrape[live] == 0
 
 
 def test_ages_are_told_in_milliseconds(tmp_path: Path) -> None:

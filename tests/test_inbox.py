@@ -1,5 +1,7 @@
-from itertools import count
+from dataclasses import replace
+from itertools import count, pairwise
 
+import msgspec
 import pytest
 
 from stream.inbox import Inbox, Lateness
@@ -18,9 +20,10 @@ class Feed:
         self.numbers = Numbering(kind)
         self._places = count()
 
-    def next(self) -> Message:
+    def next(self, key: bool = False) -> Message:
         place = next(self._places)
-        header = Header(key=self._kind != "data" and place % self._keys_every == 0, state="clean")
+        key = key or (self._kind != "data" and place % self._keys_every == 0)
+        header = Header(key=key, state="clean")
         published_ns = 77 * SECOND + place * FRAME
         return Message(self._kind, self.numbers.stamp(header, self._relay, self._name, published_ns), b"")
 
@@ -227,6 +230,41 @@ def test_where_everything_is_late_for_a_second_the_connection_is_to_be_made_anew
     assert read_all(inbox, 79 * FRAME + 10 * SECOND)[-1] == 79
 
 
+def thin_link(inbox: Inbox, seconds: int, fresh_seconds: float = 1.2) -> tuple[list[float], list[float]]:
+    """Where each connection gives fresh pictures for so long, and late ones then: when it was made anew, and when key
+    frames were asked for."""
+    feed = Feed(keys_every=10_000)
+    inbox.add(feed.next(), 0)
+    anew, asked, connected_at = [], [], 0
+    for now in range(FRAME, seconds * SECOND, FRAME):
+        message = feed.next(key=now - connected_at <= FRAME)
+        late_ns = 0 if now - connected_at < fresh_seconds * SECOND else SECOND
+        message = replace(
+            message, header=msgspec.structs.replace(message.header, published_ns=77 * SECOND + now - late_ns)
+        )
+        if inbox.add(message, now):
+            asked.append(now / SECOND)
+        inbox.take(now)
+        if inbox.is_behind(now):
+            inbox.begin_anew(now)
+            anew.append(now / SECOND)
+            connected_at = now
+    return anew, asked
+
+
+def test_on_a_link_that_is_too_thin_the_connection_is_made_anew_and_key_frames_are_asked_for_ever_more_rarely() -> None:
+    anew, asked = thin_link(Inbox(max_age=0.5), seconds=60)
+    assert [after - before for before, after in pairwise([0, *anew])] == pytest.approx(
+        [2.2, 3.2, 5.2, 9.2, 9.2, 9.2, 9.2, 9.2], abs=0.2
+    )
+    assert len(asked) <= 2, "a key frame that is asked for over such a link comes as late as all else"
+
+
+def test_where_a_new_connection_helps_for_a_while_the_next_one_is_made_as_soon_as_the_first() -> None:
+    anew, _ = thin_link(Inbox(max_age=0.5), seconds=60, fresh_seconds=6)
+    assert [after - before for before, after in pairwise([0, *anew])] == pytest.approx([7] * 8, abs=0.2)
+
+
 def test_one_fresh_message_is_enough_to_keep_the_connection() -> None:
     inbox = Inbox(max_age=0.5)
     messages = Feed(keys_every=1).take(100)
@@ -248,6 +286,43 @@ def test_a_hole_asks_for_a_key_frame_once_a_second_until_it_has_come() -> None:
             asked.append(number)
         inbox.take(number * FRAME)
     assert asked == [31, 56, 81]
+
+
+def test_requests_for_key_frames_become_rarer_while_they_do_not_help_for_long() -> None:
+    """Each time a picture goes missing one second after pictures have begun again."""
+    inbox, feed = Inbox(max_age=0.5), Feed(keys_every=10_000)
+    inbox.add(feed.next(), 0)
+    pauses, now, asked_at, begun_at = [], 0, 0, 0
+    for _ in range(6):
+        while now - begun_at < SECOND:
+            now += FRAME
+            assert not inbox.add(feed.next(), now)
+            inbox.take(now)
+        feed.numbers._seq += 1  # a message is lost
+        while not inbox.add(feed.next(), now := now + FRAME):
+            inbox.take(now)
+        pauses.append((now - asked_at) / SECOND)
+        asked_at = now
+        inbox.add(feed.next(key=True), now := now + FRAME)
+        begun_at = now
+    assert pauses == pytest.approx([1, 2, 4, 8, 8, 8], abs=0.1)
+
+
+def test_a_quiet_spell_makes_the_next_request_come_at_once_again() -> None:
+    inbox, feed = Inbox(max_age=0.5), Feed(keys_every=10_000)
+    inbox.add(feed.next(), 0)
+    now, waits = 0, []
+    for seconds in (1, 1, 1, 6, 6, 1):
+        for _ in range(seconds * 25):
+            inbox.add(feed.next(), now := now + FRAME)
+            inbox.take(now)
+        feed.numbers._seq += 1  # a message is lost
+        lost_at = now
+        while not inbox.add(feed.next(), now := now + FRAME):
+            inbox.take(now)
+        waits.append((now - lost_at) / SECOND)
+        inbox.add(feed.next(key=True), now := now + FRAME)
+    assert waits == pytest.approx([0, 1, 3, 0, 0, 1], abs=0.15)
 
 
 def test_who_has_just_joined_or_found_a_new_relay_does_not_ask_again_at_once() -> None:

@@ -156,6 +156,24 @@ def test_key_frames_for_viewers_are_a_second_apart() -> None:
     assert not joins.take(b"pier/video/", 20.0)
 
 
+def test_who_asks_for_key_frames_without_an_end_gets_one_in_two_seconds_until_a_quiet_spell() -> None:
+    joins = Joins(interval=1.0)
+
+    def taken(first: int, last: int) -> list[int]:
+        """The seconds with a key frame, where one is asked for ten times a second."""
+        seconds = []
+        for number in range(10 * first, 10 * last):
+            joins.add(b"\1pier/video/")
+            if joins.take(b"pier/video/", number / 10):
+                seconds.append(number // 10)
+        return seconds
+
+    assert taken(100, 112) == [100, 101, 102, 103, 104, 106, 108, 110]
+    joins.add(b"\1quay/")
+    assert joins.take(b"quay/video/", 111.0), "another feed has its own"
+    assert taken(118, 124) == [118, 119, 120, 121, 122]
+
+
 def test_one_feed_does_not_use_up_anothers_key_frame() -> None:
     joins = Joins(interval=1.0)
     joins.add(b"\1")
@@ -178,6 +196,44 @@ def test_a_subscription_counts_where_it_matches_the_enhanced_pictures(prefix: by
     joins = Joins(interval=1.0)
     joins.add(b"\1" + prefix)
     assert joins.take(b"pier/video/", 10.0) is matches
+
+
+@pytest.mark.parametrize(
+    ("prefix", "matches"),
+    [
+        (b"", True),
+        (b"pier", True),
+        (b"pier/", True),
+        (b"pier/video/", True),
+        (b"*", True),
+        (b"*/feeds/", True),
+        (b"a" * 65, False),
+        (b"Pier/", False),
+        (b"-pier", False),
+        (b"/video/", False),
+        (b"pier/thermal/", False),
+        (b"pier/video/x", False),
+        (b"\xff", False),
+    ],
+)
+def test_a_subscription_that_no_topic_can_match_is_not_remembered(prefix: bytes, matches: bool) -> None:
+    joins = Joins(interval=1.0)
+    joins.add(b"\1" + prefix)
+    assert joins._subscribed == ({prefix: 1} if matches else {})
+
+
+def test_where_more_is_subscribed_to_than_is_remembered_a_viewer_still_gets_its_key_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publish, "SUBSCRIPTIONS_KEPT", 3)
+    joins = Joins(interval=1.0)
+    for feed in (b"one/", b"two/", b"three/"):
+        joins.add(b"\1" + feed)
+    assert not joins.take(b"pier/video/", 10.0)
+    joins.add(b"\1pier/video/")
+    assert joins.take(b"pier/video/", 10.0)
+    assert not joins.take(b"pier/video/", 20.0)
+    assert joins.has_any(b"pier/")
 
 
 def test_viewers_that_left_and_what_is_no_subscription_count_nothing() -> None:

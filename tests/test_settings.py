@@ -193,7 +193,7 @@ def test_a_feed_of_the_environment_alone_needs_a_url(tmp_path: Path, monkeypatch
 # Mistakes
 
 DURATION = 'a duration such as "500ms", "10s" or "2m", from 1ms to 30m'
-BIT_RATE = 'a bit rate such as "800k" or "2M", from 1k to 1000M'
+BIT_RATE = 'a bit rate such as "800k" or "2M", from 4k to 1000M'
 ENDPOINT = 'an endpoint such as "tcp://127.0.0.1:5560" or "ipc:///run/nightbridge"'
 ADDRESS = "a path, or an address that begins with one of file://, http://, https://, rtsp://, rtsps://, udp://"
 NAME = "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit"
@@ -271,6 +271,7 @@ TABLES = "[relay], [engine], [defaults], [feeds]"
         ("[defaults]\npublish_data = 1", "[defaults] publish_data is 1; it must be true or false"),
         ('[defaults]\nread_timeout = "5 s"', f'[defaults] read_timeout is "5 s"; it must be {DURATION}'),
         ("[defaults]\nread_timeout = 5.0", f"[defaults] read_timeout is 5.0; it must be {DURATION}"),
+        ('[defaults.encoder]\nbit_rate = "2k"', f'[defaults.encoder] bit_rate is "2k"; it must be {BIT_RATE}'),
         ('[defaults.encoder]\nbit_rate = "2G"', f'[defaults.encoder] bit_rate is "2G"; it must be {BIT_RATE}'),
         ("[defaults]\nusername = 3", "[defaults] username is 3; it must be text"),
         ("[feeds.pier]", "[feeds.pier] url is missing"),

@@ -1,6 +1,7 @@
 import resource
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,18 @@ def test_on_a_link_that_is_too_thin_pictures_come_with_holes_but_never_old() -> 
         with Live(publisher, size=4_000):  # 100,000 octets a second
             wait_until(lambda: viewer.seen and viewer.seen[-1].at > viewer.seen[0].at + 4, "four seconds of pictures")
     assert max(each.age for each in viewer.seen) < 1.0
+    assert viewer.holes() >= 2, "the connection was made anew"
+
+
+def test_on_a_link_that_is_too_thin_ever_fewer_key_frames_are_made_at_the_cost_of_all_others() -> None:
+    with (
+        relay(high_water_mark=64) as publisher,
+        thin_link(publisher.endpoint, octets_per_second=50_000) as endpoint,
+        Viewer(endpoint) as viewer,
+    ):
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        with Live(publisher, size=4_000) as feed:  # 100,000 octets a second
+            wait_until(lambda: any(after - before > 4 for before, after in pairwise(feed.keys)), "a long pause")
     assert viewer.holes() >= 2, "the connection was made anew"
 
 

@@ -17,7 +17,7 @@ from stream.keys import make_keys
 from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
-from stream.wire import Header, Numbering, encode_message
+from stream.wire import Header, Message, Numbering, decode_message, encode_message
 from tests.live import Live
 from tests.published import Camera, relay
 from tests.waiting import DEADLINE, wait_until
@@ -279,6 +279,32 @@ def stands_still(sent: list[int]) -> bool:
     before = len(sent)
     time.sleep(0.2)
     return len(sent) == before
+
+
+def test_what_has_come_but_was_not_looked_at_is_the_readers_after_closing_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a busy machine, where a recorder is stopped before its thread has seen the last pictures."""
+    looking, closed = threading.Event(), threading.Event()
+
+    def slowly(parts: list[bytes]) -> Message:
+        if threading.current_thread().name == "slow":
+            looking.set()
+            assert closed.wait(DEADLINE)
+        return decode_message(parts)
+
+    monkeypatch.setattr(subscribe, "decode_message", slowly)
+    with relay() as publisher, Subscriber(publisher.endpoint, "pier", max_age=None) as subscriber:
+        assert subscriber._thread is not None
+        subscriber._thread.name = "slow"
+        camera = Camera(publisher)
+        camera.wait_for_viewer()
+        with Subscriber(publisher.endpoint, "pier", max_age=None) as witness:
+            camera.wait_for_viewer()
+            camera.show(20)
+            assert looking.wait(DEADLINE)
+            wait_until(lambda: witness.received == 20, "all messages")
+        subscriber.close()
+        closed.set()
+        assert [message.header.seq for message in subscriber] == list(range(20))
 
 
 def test_a_subscriber_that_nobody_reads_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:

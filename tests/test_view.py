@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import Any
+from threading import Event, Thread
+from types import SimpleNamespace
+from typing import Any, cast
 
 import av
 import msgspec
@@ -28,13 +30,14 @@ from stream.publish import Publisher
 from stream.settings import EncoderSettings
 from stream.subscribe import Subscriber
 from stream.view import PictureDecoder
-from stream.wire import Header, Message, Numbering, Status, encode_feeds
+from stream.wire import Header, Message, Numbering, Status, encode_feeds, encode_status
 from tests.clips import make_clip
 from tests.doubling import DoublingEngine
 from tests.published import HEIGHT, WIDTH, Camera, relay
 from tests.test_check import ROOT, nightbridge
 from tests.test_pipeline import recording, replayed
 from tests.waiting import DEADLINE, wait_until
+from tools.view_feed import LISTING_SECONDS, Span
 from tools.view_figures import Figures
 from tools.window import Window
 
@@ -208,6 +211,43 @@ def on_air(feed: str = "pier", **header: Any) -> Iterator[Publisher]:
             thread.join()
 
 
+@contextmanager
+def repeating(publish: Callable[[], object]) -> Iterator[None]:
+    """Something that a relay says each 20 ms until the block ends, as viewers hear nothing of what was before them."""
+    ended = Event()
+
+    def repeat() -> None:
+        while not ended.is_set():
+            publish()
+            ended.wait(0.02)
+
+    thread = Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def status(state: str, reason: str | None = None, dropped: int = 0, lost: int = 0) -> Status:
+    """What a relay says of a feed, with counts of pictures."""
+    return Status(
+        state=state,
+        received=dropped + lost,
+        published=0,
+        under_way=0,
+        dropped={"overload": dropped},
+        lost={"damaged": lost},
+        reason=reason,
+    )
+
+
+def saying(publisher: Publisher, says: Callable[[], Status], feed: str = "pier") -> AbstractContextManager[None]:
+    """A relay that says so of a feed, again and again."""
+    return repeating(lambda: publisher.publish(feed, "status", Header(), encode_status(says())))
+
+
 def test_a_snapshot_is_a_png_of_the_feed(tmp_path: Path) -> None:
     path = tmp_path / "shot.png"
     with on_air() as publisher:
@@ -226,6 +266,71 @@ def test_a_snapshot_of_pictures_that_are_to_be_turned_is_upright(tmp_path: Path)
     assert (done.returncode, done.stderr) == (0, "")
     with Image.open(path) as image:
         assert image.size == (HEIGHT, WIDTH)
+
+
+def test_a_snapshot_waits_for_a_clean_picture(tmp_path: Path) -> None:
+    path = tmp_path / "shot.png"
+    with relay() as publisher:
+        camera = Camera(publisher)
+        words = [sys.executable, "-m", "tools", "view", publisher.endpoint, "pier", "--snapshot", str(path)]
+        with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as program:
+            camera.wait_for_viewer()
+            camera.show(5, state="tainted", orientation=6)  # a picture of these would stand on its side
+            while program.poll() is None:
+                camera.show()
+                time.sleep(0.02)
+            assert program.stderr is not None
+            assert (program.returncode, program.stderr.read()) == (0, "")
+    with Image.open(path) as image:
+        assert image.size == (WIDTH, HEIGHT)
+
+
+def test_a_snapshot_for_which_no_clean_picture_comes_is_written_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "shot.png"
+    with on_air(state="concealed") as publisher:
+        done = nightbridge(ROOT, "view", publisher.endpoint, "pier", "--snapshot", str(path), "--seconds", "5")
+        told = f"{path}: the picture of feed pier at {publisher.endpoint} is concealed: no clean one came within 5 s\n"
+    assert done.returncode == 0
+    assert done.stderr.endswith(told)
+    assert done.stderr.count("\n") == 1
+    with Image.open(path) as image:
+        assert image.size == (WIDTH, HEIGHT)
+
+
+def test_without_a_feed_the_first_live_one_is_shown_and_no_other_asked_for_anything(tmp_path: Path) -> None:
+    path = tmp_path / "shot.png"
+    dead, live = status("connecting", "no route"), status("live")
+    listing = encode_feeds({"dock": dead, "pier": live, "quay": live})
+    with relay() as publisher, repeating(lambda: publisher.publish("*", "feeds", Header(), listing)):
+        words = [sys.executable, "-m", "tools", "view", publisher.endpoint, "--snapshot", str(path)]
+        with subprocess.Popen(words, cwd=ROOT) as program:
+            wait_until(lambda: publisher.wait_for_viewer("pier", 1.0), "somebody wants the first that is live")
+            assert not publisher.take_join("dock")
+            assert not publisher.take_join("quay")
+            camera = Camera(publisher, "pier")
+            while program.poll() is None:
+                camera.show()
+                time.sleep(0.02)
+    assert program.returncode == 0
+    assert path.exists()
+
+
+def test_where_little_time_is_left_no_list_of_feeds_takes_all_of_it() -> None:
+    assert Span(Event(), None).beginning(LISTING_SECONDS).seconds == LISTING_SECONDS
+    within = Span(Event(), 2.0).beginning(LISTING_SECONDS).seconds
+    assert within is not None
+    assert within <= 1.0
+
+
+def test_without_a_feed_a_camera_s_own_pictures_are_those_of_the_first_that_has_any(tmp_path: Path) -> None:
+    listing = encode_feeds({"pier": status("live"), "quay": status("live")})
+    with relay() as publisher, repeating(lambda: publisher.publish("*", "feeds", Header(), listing)):
+        [picture] = one_colour(ORANGE, Colour())
+        shown = Header(key=True, codec="h264", pts=0, time_base=Fraction(1, 25))
+        with repeating(lambda: publisher.publish("quay", "source", shown, picture.payload)):
+            done = nightbridge(ROOT, "view", publisher.endpoint, "--source", "--snapshot", str(tmp_path / "shot.png"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "shot.png").exists()
 
 
 def test_without_a_feed_the_first_that_is_heard_is_shown(tmp_path: Path) -> None:
@@ -255,6 +360,20 @@ def test_where_nothing_comes_at_first_that_is_told_before_the_end(feed: str | No
     assert f"nothing of {wanted} at tcp://127.0.0.1:1 yet: is the relay running there" in line
 
 
+NO_LOGIN = "rtsp://10.0.0.7/: user name or password is missing or wrong"
+
+
+def test_where_the_camera_is_at_fault_the_viewer_says_what_the_relay_says(tmp_path: Path) -> None:
+    path = tmp_path / "shot.png"
+    with relay() as publisher, saying(publisher, lambda: status("connecting", NO_LOGIN)):
+        done = nightbridge(ROOT, "view", publisher.endpoint, "pier", "--snapshot", str(path), "--seconds", "7")
+    wanted, says = f"feed pier at {publisher.endpoint}", f"; the relay says: connecting: {NO_LOGIN}"
+    warned, failed = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert warned.endswith(f"nothing of {wanted} yet{says}")
+    assert failed == f"nightbridge: no picture of {wanted} within 7 s{says}"
+
+
 def test_the_figures_are_printed_and_written_as_json(tmp_path: Path) -> None:
     path = tmp_path / "stats.json"
     with on_air(capture_clock="arrival", state="tainted") as publisher:
@@ -273,6 +392,135 @@ def test_one_picture_makes_no_rate() -> None:
     figures = Figures()
     figures.add(message(bytes(1000), "h264"))
     assert "0.0 pictures/s; 8 kbit/s" in figures.line(Subscriber("tcp://127.0.0.1:1", "pier", ("video",)))
+
+
+class Clock:
+    """Stands for the module `time`: both clocks go on only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time_ns(self) -> int:
+        return round(self.now * 1e9)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("tools.view_figures.time", clock)
+    return clock
+
+
+def unopened() -> Subscriber:
+    return Subscriber("tcp://127.0.0.1:1", "pier", ("video",))
+
+
+def losing(lost: int) -> Subscriber:
+    """A subscriber that so many messages did not reach."""
+    return cast("Subscriber", SimpleNamespace(lost=lost, received=100, dropped={}, states={}))
+
+
+def watch(figures: Figures, clock: Clock, pictures: int, rate: float, age_ms: float) -> None:
+    """Let pictures of 1000 bytes come."""
+    for _ in range(pictures):
+        clock.now += 1 / rate
+        came = message(bytes(1000), "h264")
+        header = msgspec.structs.replace(came.header, capture_ns=round(clock.now * 1e9 - age_ms * 1e6))
+        figures.add(replace(came, header=header))
+
+
+def test_the_line_tells_of_the_last_seconds_and_the_end_of_all(clock: Clock) -> None:
+    figures = Figures()
+    watch(figures, clock, pictures=2400, rate=32, age_ms=150)
+    assert figures.line(unopened()) == "age p50 150 ms, p95 150 ms; 32.0 pictures/s; 256 kbit/s; lost 0"
+    watch(figures, clock, pictures=41, rate=4, age_ms=900)
+    assert figures.line(unopened()) == "age p50 900 ms, p95 900 ms; 4.0 pictures/s; 32 kbit/s; lost 0"
+    values = figures.values(unopened())
+    assert values["pictures"] == 2441
+    assert values["age_p50_ms"] == pytest.approx(150)
+    assert values["rate_fps"] == pytest.approx(2440 / (2399 / 32 + 41 / 4))
+
+
+def test_the_line_says_no_age_where_no_clock_told(clock: Clock) -> None:
+    figures = Figures()
+    figures.add(message(bytes(1000), "h264"))
+    clock.now += 0.1
+    assert figures.line(unopened()) == "0.0 pictures/s; 8 kbit/s; lost 0"
+
+
+def test_the_line_tells_what_was_lost_on_the_way_in_the_last_seconds(clock: Clock) -> None:
+    figures = Figures()
+    for lost, told in ((1, 1), (7, 7), (7, 6), (9, 2), (9, 2), (9, 0)):
+        watch(figures, clock, pictures=5, rate=1, age_ms=0)
+        assert figures.line(losing(lost)).endswith(f"; lost {told}")
+    assert figures.values(losing(9))["lost"] == 9
+
+
+def test_the_line_tells_what_the_relay_dropped_and_lost_in_the_last_seconds(clock: Clock) -> None:
+    figures = Figures()
+    line = []
+    for dropped, lost in ((1000, 50), (1000, 50), (1040, 50), (1040, 53), (1040, 53), (1040, 53), (5, 0), (6, 0)):
+        watch(figures, clock, pictures=5, rate=1, age_ms=0)
+        figures.hear(status("live", dropped=dropped, lost=lost))
+        line.append(figures.line(unopened()).partition("; lost 0")[2])
+    assert line == [
+        "",
+        "",
+        "; the relay dropped 40 (overload)",
+        "; the relay dropped 40 (overload); the relay lost 3 (damaged)",
+        "; the relay lost 3 (damaged)",
+        "",
+        "",  # begun anew
+        "; the relay dropped 1 (overload)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (status("live"), ""),
+        (status("ended"), "; ended"),
+        (status("connecting", "no route"), "; connecting: no route"),
+        (status("live", "no picture can be decoded"), "; live: no picture can be decoded"),
+    ],
+)
+def test_the_line_tells_what_is_wrong_with_a_feed(clock: Clock, says: Status, told: str) -> None:
+    figures = Figures()
+    figures.hear(says)
+    assert figures.line(unopened()) == f"no picture yet{told}"
+    watch(figures, clock, pictures=1, rate=1, age_ms=0)
+    assert figures.line(unopened()).endswith(f"; lost 0{told}")
+    clock.now += 3
+    assert figures.line(unopened()) == f"no picture for 3 s; lost 0{told}"
+
+
+def test_what_the_relay_dropped_is_over_although_it_says_nothing_more(clock: Clock) -> None:
+    figures = Figures()
+    for dropped in (0, 40):
+        watch(figures, clock, pictures=1, rate=1, age_ms=0)
+        figures.hear(status("live", dropped=dropped))
+    assert figures.line(unopened()).endswith("lost 0; the relay dropped 40 (overload)")
+    watch(figures, clock, pictures=10, rate=1, age_ms=0)
+    assert figures.line(unopened()).endswith("lost 0")
+
+
+def test_the_figures_tell_what_the_relay_drops() -> None:
+    dropped = count(1000, 10)
+    with on_air() as publisher, saying(publisher, lambda: status("live", dropped=next(dropped))):
+        words = ["view", publisher.endpoint, "pier", "--stats", "--seconds", f"{DEADLINE}"]
+        program = subprocess.Popen([sys.executable, "-m", "tools", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert program.stdout is not None
+        try:
+            told = next((line for line in program.stdout if "relay" in line), "nothing")
+        finally:
+            program.kill()
+            program.communicate()
+    assert told.startswith("age p50 ")
+    assert "the relay dropped " in told
+    assert told.endswith(" (overload)\n")
 
 
 def test_figures_of_a_silent_feed_end_with_1() -> None:
@@ -416,12 +664,25 @@ main()
 Shown = tuple[list[int], list[int], list[int], str]
 
 
+CAPTIONS = """
+import json, pygame
+caption = pygame.display.set_caption
+def tell(text):
+    caption(text)
+    print(json.dumps([[], [], [], text]), flush=True)
+pygame.display.set_caption = tell
+from tools.app import main
+main()
+"""
+
+
 @contextmanager
-def window(publisher: Publisher) -> Iterator[tuple[subprocess.Popen[str], SimpleQueue[Shown]]]:
+def window(publisher: Publisher, telling: str = TELLING) -> Iterator[tuple[subprocess.Popen[str], SimpleQueue[Shown]]]:
     """`nightbridge view` in a process of its own, which tells what is on its screen whenever that changes:
-    size, colour in the middle, colour in the corner, caption."""
+    size, colour in the middle, colour in the corner, caption; with `CAPTIONS` only the last, with or without picture.
+    """
     program = subprocess.Popen(
-        [sys.executable, "-c", TELLING, "view", publisher.endpoint, "pier"],
+        [sys.executable, "-c", telling, "view", publisher.endpoint, "pier"],
         cwd=ROOT,
         env={"SDL_VIDEODRIVER": "dummy", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -490,6 +751,25 @@ def test_a_picture_that_stands_still_gets_a_red_frame() -> None:
         wait_for_screen(screens, lambda shown: "no picture for 3 s" in shown[3])
         camera.show(2)
         wait_for_screen(screens, lambda shown: shown[2] != [230, 30, 30] and "age p50" in shown[3])
+
+
+def test_the_caption_says_why_a_feed_is_not_live() -> None:
+    now = status("connecting", NO_LOGIN)
+    with (
+        relay() as publisher,
+        saying(publisher, lambda: now),
+        window(publisher, telling=CAPTIONS) as (_, screens),
+    ):
+        camera = Camera(publisher)
+        wait_for_screen(screens, lambda shown: shown[3].endswith(f"   no picture yet; connecting: {NO_LOGIN}"))
+        now = status("live")
+        wait_for_screen(screens, lambda shown: shown[3].endswith("   no picture yet"))
+        camera.show()
+        wait_for_screen(screens, lambda shown: "age p50" in shown[3] and NO_LOGIN not in shown[3])
+        now = status("connecting", NO_LOGIN)
+        wait_for_screen(
+            screens, lambda shown: "no picture for" in shown[3] and shown[3].endswith(f"; connecting: {NO_LOGIN}")
+        )
 
 
 @pytest.mark.parametrize("key", ["K_q", "K_ESCAPE", None])

@@ -27,7 +27,8 @@ STATUS_SECONDS = 1.0
 def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.")] = Path("config.toml")) -> None:
     """Relay every feed of CONFIG until SIGTERM or SIGINT; a clean stop flushes every encoder.
 
-    Cameras are added, removed and changed while it runs: CONFIG is read again when it changes, and on SIGHUP.
+    Cameras are added, removed and changed while it runs: CONFIG is read again when it changes, and on SIGHUP, which
+    also opens feeds again that have failed.
     """
     from engines.runtime import EngineOptions, open_with_fallback
     from stream.publish import Publisher
@@ -62,9 +63,10 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
                 log.info("metrics and status at http://%s", health.address)
             log.info("publishing %d feeds at %s", len(settings.feeds), publisher.endpoint)
             while not stop.wait(STATUS_SECONDS) and relay.failure is None:
-                if watch.changed() or reload.is_set():
+                changed, asked = watch.changed(), reload.is_set()
+                if changed or asked:
                     reload.clear()
-                    read_again(config, relay)
+                    read_again(config, relay, asked)
                 relay.publish_status()
         relay.publish_status()
         for feed in relay.feeds.values():
@@ -104,16 +106,32 @@ class Watch:
         return (found.st_ino, found.st_size, found.st_mtime_ns) if found.st_size else None
 
 
-def read_again(config: Path, relay: Relay) -> None:
-    """Apply what the file says now; settings that are wrong are told in one line, and the old ones stay."""
+def read_again(config: Path, relay: Relay, asked: bool) -> None:
+    """Apply what the file says now; settings that are wrong are told in one line, and the old ones stay.
+
+    So they do where the file is empty, which is how writing begins. `asked` says that somebody asked for it: then feeds
+    that have failed are opened again, too.
+    """
     from stream.errors import SettingsError
     from stream.settings import load_settings
 
     try:
-        changes = relay.apply(load_settings(config))
+        settings = load_settings(config)
     except SettingsError as error:
         log.error("the settings stay as they were: %s", "; ".join(str(error).splitlines()))
         return
+    if not settings.feeds and is_empty(config):
+        log.warning("the settings stay as they were: %s is empty", config)
+        return
+    changes = relay.apply(settings, reopen_failed=asked)
     log.info("%s was read again: %s", config, changes)
     if changes.need_restart:
         log.warning("%s of %s takes effect at the next start", ", ".join(changes.need_restart), config)
+
+
+def is_empty(config: Path) -> bool:
+    """Whether a file says nothing."""
+    try:
+        return not config.read_bytes().strip()
+    except OSError:  # it went away meanwhile
+        return True

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from threading import Event
@@ -18,12 +16,16 @@ from rich.console import Console
 from stream.errors import StreamError
 from tools.report import JsonFile, in_a_folder, in_columns, print_values, write_json, write_whole
 from tools.signals import stopped_by_signals
+from tools.view_feed import Reception, Span, Wanted, first_feed, listed_feeds
 from tools.view_figures import Figures
 from tools.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
 
 if TYPE_CHECKING:
-    from stream.subscribe import Subscriber, ViewerKeys
-    from stream.wire import Kind, Message, Stamped, Status
+    import av
+
+    from stream.subscribe import ViewerKeys
+    from stream.view import PictureDecoder
+    from stream.wire import Kind, Stamped, Status
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +34,6 @@ SNAPSHOT_SECONDS = 10.0
 
 FEEDS_SECONDS = 10.0
 """The longest that `--feeds` listens: a relay tells of its feeds about once a second."""
-
-TURN_SECONDS = 0.05
-"""The longest that a message is waited for before the window and the clock are looked at."""
-
-QUIET_SECONDS = 5.0
-"""After which it is told that nothing has come yet."""
-
-MOST_A_TURN = 8
-"""Messages between two looks at the window, on a machine that cannot keep up."""
 
 AMBER, RED = (255, 176, 0), (230, 30, 30)
 """Frames around pictures that are damaged, and around old ones."""
@@ -57,7 +50,7 @@ def view(
     endpoint: Endpoint,
     feed: Annotated[
         str | None,
-        typer.Argument(parser=as_feed_name, metavar="FEED", help="Its name.", show_default="the first heard"),
+        typer.Argument(parser=as_feed_name, metavar="FEED", help="Its name.", show_default="the first"),
     ] = None,
     snapshot: Annotated[
         Path | None,
@@ -100,70 +93,14 @@ def view(
             show_window(wanted, span)
 
 
-class Span:
-    """The time from now until `stop` is set or `seconds` are over."""
-
-    def __init__(self, stop: Event, seconds: float | None) -> None:
-        self.seconds = seconds
-        self.stop = stop
-        self._end = None if seconds is None else time.monotonic() + seconds
-
-    def __str__(self) -> str:
-        return "" if self.seconds is None else f" within {self.seconds:g} s"
-
-    def is_over(self) -> bool:
-        """Whether it is time to end."""
-        return self.stop.is_set() or (self._end is not None and time.monotonic() >= self._end)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to look at, and where."""
-
-    endpoint: str
-    feed: str
-    kind: Kind
-    keys: ViewerKeys | None
-
-    def subscribe(self) -> Subscriber:
-        """A subscriber, not opened yet."""
-        from stream.subscribe import Subscriber
-
-        return Subscriber(self.endpoint, self.feed, (self.kind,), keys=self.keys)
-
-    def __str__(self) -> str:
-        return f"feed {self.feed} at {self.endpoint}"
-
-    def missing(self, span: Span) -> StreamError:
-        """That no picture came."""
-        return StreamError(f"no picture of {self}{span}")
-
-
-def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -> str:
-    """The first feed that is heard. Raises `StreamError` where there is none."""
-    from stream.subscribe import Subscriber
-
-    with Subscriber(endpoint, None, (kind,), keys=keys) as subscriber:
-        for messages in turns(subscriber, span, f"any feed at {endpoint}"):
-            if messages:
-                return messages[0].header.feed
-    raise StreamError(f"no feed at {endpoint}{span}")
-
-
 def list_feeds(endpoint: str, keys: ViewerKeys | None, json: Path | None, span: Span) -> None:
     """Print a line for each feed of a relay, as soon as that tells of them. Raises `StreamError` where it does not."""
-    from stream.subscribe import Subscriber
-    from stream.wire import ALL_FEEDS, decode_feeds
-
-    with Subscriber(endpoint, ALL_FEEDS, ("feeds",), keys=keys) as subscriber:
-        for messages in turns(subscriber, span, f"any feed at {endpoint}"):
-            if messages:
-                feeds = decode_feeds(messages[-1].payload)
-                for line in in_columns([about_feed(name, feeds[name]) for name in sorted(feeds)]):
-                    print(line)
-                write_json(json, {"feeds": {name: asdict(feeds[name]) for name in sorted(feeds)}})
-                return
-    raise StreamError(f"no relay tells of its feeds at {endpoint}{span}")
+    feeds = listed_feeds(endpoint, keys, span)
+    if feeds is None:
+        raise StreamError(f"no relay tells of its feeds at {endpoint}{span}")
+    for line in in_columns([about_feed(name, feeds[name]) for name in sorted(feeds)]):
+        print(line)
+    write_json(json, {"feeds": {name: asdict(feeds[name]) for name in sorted(feeds)}})
 
 
 def about_feed(name: str, status: Status) -> tuple[str, ...]:
@@ -173,79 +110,81 @@ def about_feed(name: str, status: Status) -> tuple[str, ...]:
     return (name, status.state, *counts, status.reason or "")
 
 
-def turns(subscriber: Subscriber, span: Span, wanted: object) -> Iterator[list[Message]]:
-    """What has come, a few messages at a time, and nothing as often as nothing comes, until the span is over.
-
-    Where nothing of what is `wanted` has come for a while at the beginning, that is told: ZeroMQ goes on trying to
-    connect for ever, and does not say why it fails.
-    """
-    quiet_until: float | None = time.monotonic() + QUIET_SECONDS
-    while not span.is_over():
-        messages = []
-        message = subscriber.receive(TURN_SECONDS)
-        while message is not None:
-            messages.append(message)
-            message = subscriber.receive(0) if len(messages) < MOST_A_TURN else None
-        if messages:
-            quiet_until = None
-        elif quiet_until is not None and time.monotonic() >= quiet_until:
-            quiet_until = None
-            log.warning("nothing of %s yet: is the relay running there, and does it have that feed?", wanted)
-        yield messages
-
-
 def take_snapshot(wanted: Wanted, path: Path, span: Span) -> None:
-    """Write the first picture that comes as PNG. Raises `StreamError` where none comes, and `OSError`."""
+    """Write a picture as PNG, and tell where it is not to be trusted. Raises `StreamError` where none comes, and
+    `OSError`."""
     from PIL import Image
 
     from stream.view import PictureDecoder
 
     decoder = PictureDecoder()
-    with wanted.subscribe() as subscriber:
-        for messages in turns(subscriber, span, wanted):
-            for picture in (picture for message in messages for picture in decoder.decode(message)):
-                file = BytesIO()
-                Image.fromarray(decoder.rgb(picture)).save(file, format="PNG")
-                write_whole(path, file.getvalue())
-                return
-    raise wanted.missing(span)
+    with Reception(wanted) as reception:
+        best = best_picture(reception, decoder, span)
+    if best is None:
+        raise reception.missing(span)
+    picture, header = best
+    file = BytesIO()
+    Image.fromarray(decoder.rgb(picture)).save(file, format="PNG")
+    write_whole(path, file.getvalue())
+    if not is_clean(header):
+        log.warning("%s: the picture of %s is %s: no clean one came%s", path, wanted, header.state, span)
+
+
+def best_picture(reception: Reception, decoder: PictureDecoder, span: Span) -> tuple[av.VideoFrame, Stamped] | None:
+    """The first clean picture and its header; where none comes in time the latest, None where there is none at all."""
+    best = None
+    for messages in reception.turns(span):
+        for message in messages:
+            for picture in decoder.decode(message):
+                best = picture, message.header
+                if is_clean(message.header):
+                    return best
+    return best
 
 
 def print_stats(wanted: Wanted, json: Path | None, span: Span, console: Console) -> None:
     """Print a line a second and all figures at the end. Raises `StreamError` where no picture came."""
     figures, due = Figures(), time.monotonic() + 1
-    with wanted.subscribe() as subscriber:
-        for messages in turns(subscriber, span, wanted):
+    with Reception(wanted) as reception:
+        for messages in reception.turns(span):
             for message in messages:
                 figures.add(message)
+            figures.hear(reception.status)
             if time.monotonic() >= due:
                 due += 1
-                console.print(figures.line(subscriber), markup=False, highlight=False)
-        values = figures.values(subscriber)
+                console.print(figures.line(reception.pictures), markup=False, highlight=False, soft_wrap=True)
+        values = figures.values(reception.pictures)
     print_values(console, values)
     write_json(json, values)
     if not figures.pictures:
-        raise wanted.missing(span)
+        raise reception.missing(span)
 
 
 def show_window(wanted: Wanted, span: Span) -> None:
-    """Show the newest picture, and tell by a coloured frame and the caption where it is damaged or old."""
+    """Show the newest picture, and tell by a coloured frame and the caption where it is damaged or old, and why none
+    comes."""
     from stream.view import PictureDecoder
     from tools.window import Window
 
     decoder, figures = PictureDecoder(), Figures()
-    picture, told = None, 0
-    with Window(f"nightbridge {wanted.endpoint}") as window, wanted.subscribe() as subscriber:
-        for messages in turns(subscriber, span, wanted):
+    picture, told = None, (0, figures.trouble())
+    with Window(f"nightbridge {wanted.endpoint}") as window, Reception(wanted) as reception:
+        for messages in reception.turns(span):
             pictures = []
             for message in messages:  # pictures need the ones before them: all are decoded, the newest is shown
                 figures.add(message)
                 pictures += decoder.decode(message)
+            figures.hear(reception.status)
             picture = pictures[-1] if pictures else picture
             seconds = int(figures.silence()) if figures.is_stale() else 0
-            if picture is not None and (pictures or seconds != told):
-                window.show(decoder.rgb(picture), figures.line(subscriber), warning(figures.header, seconds > 0))
-            told = seconds
+            news = seconds, figures.trouble()
+            if pictures or news != told:
+                caption = figures.line(reception.pictures)
+                if picture is None:
+                    window.tell(caption)
+                else:
+                    window.show(decoder.rgb(picture), caption, warning(figures.header, seconds > 0))
+            told = news
             if window.is_closed():
                 return
 
@@ -254,4 +193,9 @@ def warning(header: Stamped | None, is_stale: bool) -> tuple[int, int, int] | No
     """The colour (RGB) of the frame around a picture; None around one that can be trusted."""
     if is_stale:
         return RED
-    return None if header is None or header.state in ("clean", None) else AMBER
+    return None if header is None or is_clean(header) else AMBER
+
+
+def is_clean(header: Stamped) -> bool:
+    """Whether nothing is known to be missing in a picture."""
+    return header.state in ("clean", None)

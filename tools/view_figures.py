@@ -3,18 +3,60 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tools.view_feed import words_of
+
 if TYPE_CHECKING:
     from stream.subscribe import Subscriber
-    from stream.wire import Message, Stamped
+    from stream.wire import Message, Stamped, Status
 
 AGES_KEPT = 10_000
 
 STALE_SECONDS = 2.0
 """A picture that has stood this long is not live any more."""
+
+RECENT_SECONDS = 10.0
+"""What the line is about: on a watch of hours nobody would see by its average that the last minute is bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A picture that has come."""
+
+    at: float
+    """Seconds of the monotonic clock."""
+    octets: int
+    age_ms: float | None
+    """Capture to arrival; None where no clock told."""
+
+
+class Growth:
+    """What was added to counts within `RECENT_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._noted: deque[tuple[float, Counter[str]]] = deque()
+
+    def note(self, counts: Mapping[str, int]) -> None:
+        """Take in the counts of this moment; those that have become less have begun anew."""
+        noted = Counter(counts)
+        if self._noted and not self._noted[-1][1] <= noted:
+            self._noted.clear()
+        self._noted.append((time.monotonic(), noted))
+        self._forget()
+
+    def recent(self) -> Counter[str]:
+        """What was added, and where; nothing before the second note."""
+        self._forget()
+        return self._noted[-1][1] - self._noted[0][1] if self._noted else Counter()
+
+    def _forget(self) -> None:
+        """Drop all notes but those of `RECENT_SECONDS` and the one before them."""
+        while len(self._noted) > 1 and self._noted[1][0] <= time.monotonic() - RECENT_SECONDS:
+            self._noted.popleft()
 
 
 @dataclass
@@ -30,6 +72,17 @@ class Figures:
     """Of the latest picture."""
     ages_ms: deque[float] = field(default_factory=lambda: deque(maxlen=AGES_KEPT))
     """Capture to now, of the latest pictures."""
+    status: Status | None = None
+    """What the relay said last; None where it has said nothing."""
+    _recent: deque[Arrival] = field(default_factory=deque, init=False, repr=False)
+    _lost: Growth = field(default_factory=Growth, init=False, repr=False)
+    """On the way from the relay."""
+    _dropped_there: Growth = field(default_factory=Growth, init=False, repr=False)
+    _lost_there: Growth = field(default_factory=Growth, init=False, repr=False)
+    """In the relay and before it, by reason."""
+
+    def __post_init__(self) -> None:
+        self._lost.note({"lost": 0})
 
     def add(self, message: Message) -> None:
         """Count a picture that has just come."""
@@ -39,8 +92,20 @@ class Figures:
         self.pictures += 1
         self.octets += len(message.payload)
         self.header = message.header
-        if message.header.capture_ns is not None:
-            self.ages_ms.append((time.time_ns() - message.header.capture_ns) / 1e6)
+        capture_ns = message.header.capture_ns
+        age_ms = None if capture_ns is None else (time.time_ns() - capture_ns) / 1e6
+        if age_ms is not None:
+            self.ages_ms.append(age_ms)
+        self._recent.append(Arrival(self.latest, len(message.payload), age_ms))
+        self._forget()
+
+    def hear(self, status: Status | None) -> None:
+        """Take in what the relay has said last, if it is new."""
+        if status is None or status is self.status:
+            return
+        self.status = status
+        self._dropped_there.note(status.dropped)
+        self._lost_there.note(status.lost)
 
     def silence(self) -> float:
         """Seconds since the latest picture came; 0 before the first."""
@@ -59,8 +124,8 @@ class Figures:
             "seconds": seconds,
             "rate_fps": (self.pictures - 1) / seconds if seconds else None,
             "bit_rate": 8 * self.octets / seconds if seconds else None,
-            "age_p50_ms": self.age_ms(50),
-            "age_p95_ms": self.age_ms(95),
+            "age_p50_ms": percentile(self.ages_ms, 50),
+            "age_p95_ms": percentile(self.ages_ms, 95),
             "capture_clock": self.header.capture_clock if self.header else None,
             "lost": lost,
             "loss_percent": 100 * lost / max(1, lost + subscriber.received),
@@ -68,21 +133,51 @@ class Figures:
             "states": subscriber.states,
         }
 
-    def age_ms(self, percentile: float) -> float | None:
-        """A percentile of the ages."""
-        import numpy as np
-
-        return float(np.percentile(self.ages_ms, percentile)) if self.ages_ms else None
-
     def line(self, subscriber: Subscriber) -> str:
-        """The main figures on one line, or for how long no picture has come."""
+        """The main figures of the latest `RECENT_SECONDS` on one line, or for how long no picture has come."""
+        self._lost.note({"lost": subscriber.lost})
+        lost = f"lost {self._lost.recent().total()}"
         if not self.pictures:
-            return "no picture yet"
-        if self.is_stale():
-            return f"no picture for {self.silence():.0f} s; lost {subscriber.lost}"
-        age, late = self.age_ms(50) or 0, self.age_ms(95) or 0
-        seconds = max(self.latest - self.began, 1.0)  # less is no rate
-        return (
-            f"age p50 {age:.0f} ms, p95 {late:.0f} ms; {(self.pictures - 1) / seconds:.1f} pictures/s; "
-            f"{8e-3 * self.octets / seconds:.0f} kbit/s; lost {subscriber.lost}"
-        )
+            parts = ["no picture yet"]
+        elif self.is_stale():
+            parts = [f"no picture for {self.silence():.0f} s", lost]
+        else:
+            parts = [*self._pace(), lost]
+        return "; ".join([*parts, *self._drops(), *([trouble] if (trouble := self.trouble()) else [])])
+
+    def trouble(self) -> str | None:
+        """Why the feed is not live, or gives nothing although it is, as the relay said last; None where all is well, or
+        nothing was said."""
+        status = self.status
+        return None if status is None or (status.state == "live" and status.reason is None) else words_of(status)
+
+    def _pace(self) -> Iterator[str]:
+        """Age, rate and bit rate; there is at least one picture. Less than a second makes no rate."""
+        self._forget()
+        ages = [each.age_ms for each in self._recent if each.age_ms is not None]
+        if ages:
+            yield f"age p50 {percentile(ages, 50):.0f} ms, p95 {percentile(ages, 95):.0f} ms"
+        intervals = max(self._recent[-1].at - self._recent[0].at, 1.0)
+        yield f"{(len(self._recent) - 1) / intervals:.1f} pictures/s"
+        seconds = min(max(time.monotonic() - self.began, 1.0), RECENT_SECONDS)
+        yield f"{8e-3 * sum(each.octets for each in self._recent) / seconds:.0f} kbit/s"
+
+    def _drops(self) -> Iterator[str]:
+        """What the relay dropped and lost, with the reasons, most of them first."""
+        for verb, growth in (("dropped", self._dropped_there), ("lost", self._lost_there)):
+            if recent := growth.recent():
+                reasons = ", ".join(reason for reason, _ in recent.most_common())
+                yield f"the relay {verb} {recent.total()} ({reasons})"
+
+    def _forget(self) -> None:
+        """Drop all pictures but those of the latest `RECENT_SECONDS`, and the last."""
+        while len(self._recent) > 1 and self._recent[0].at <= time.monotonic() - RECENT_SECONDS:
+            self._recent.popleft()
+
+
+def percentile(values: Iterable[float], percent: float) -> float | None:
+    """The value that so many percent lie below; None of no values."""
+    import numpy as np
+
+    known = list(values)
+    return float(np.percentile(known, percent)) if known else None

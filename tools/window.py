@@ -43,7 +43,7 @@ class Window:
         if display.get_driver() in UNSEEN and "SDL_VIDEODRIVER" not in os.environ:
             self._pygame.quit()
             raise StreamError("no window can be opened here (no display); --snapshot and --stats need none")
-        display.set_caption(f"{self.title}   waiting for a picture")
+        self.tell("waiting for a picture")
         return self
 
     def __exit__(
@@ -69,8 +69,12 @@ class Window:
         screen.blit(
             surface if place.size == surface.get_size() else pygame.transform.smoothscale(surface, place.size), place
         )
-        pygame.display.set_caption(f"{self.title}   {caption}")
+        self.tell(caption)
         pygame.display.flip()
+
+    def tell(self, caption: str) -> None:
+        """Put the caption beside the title."""
+        self._pygame.display.set_caption(f"{self.title}   {caption}")
 
     def is_closed(self) -> bool:
         """Whether the user has closed the window, or pressed q or Escape."""

@@ -114,12 +114,12 @@ def gauges(figures: Mapping[str, FeedFigures], feeds: Mapping[str, Feed]) -> Ite
     def gauge(name: str, text: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"nightbridge_{name}", text, labels=["feed"])
 
-    live = gauge("feed_live", "1 while the source gives pictures, else 0.")
+    live = gauge("feed_live", "1 while the source is there and its pictures are published, else 0.")
     under_way = gauge("frames_under_way", "Access units received, and not yet published, dropped or lost.")
     waiting = gauge("frames_waiting", "Frames in front of the engine.")
     in_engine = gauge("frames_in_engine", "Frames in the engine or the encoder.")
     for name, feed in figures.items():
-        live.add_metric([name], feeds[name].state == "live")
+        live.add_metric([name], feeds[name].gives_pictures)
         under_way.add_metric([name], feed.under_way)
         waiting.add_metric([name], feed.waiting)
         in_engine.add_metric([name], feed.in_engine)
