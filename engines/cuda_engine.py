@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from engines.cuda_lanes import Device, Event, Lane, Lanes, Stream, counts_to_see
 from engines.door import SCALE, EngineInfo, Memory, Numbers, Slot
 from engines.errors import EngineError
-from engines.ring import Engine
+from engines.ring import EXIT_SECONDS, Engine
 
 Size = tuple[int, int]
 
@@ -41,15 +41,15 @@ class CudaSlot(Slot):
     """Its planes are page-locked, so that the GPU copies them by itself."""
 
     coefficients: Numbers = field(kw_only=True)
-    """(2, 3, 4), page-locked."""
+    """(largest batch, 2, 3, 4), page-locked: of all pictures of a batch whose first this is."""
     kept: Numbers = field(kw_only=True)
-    """(1,), page-locked."""
+    """(largest batch, 1), page-locked: as above."""
     done: Event = field(kw_only=True)
     """The output planes are written."""
 
     def sent(self) -> dict[str, NDArray[Any]]:
-        """What is uploaded, by the name of the graph's input."""
-        return {"y": self.y, "uv": self.uv, "colour": self.coefficients, "keep": self.kept}
+        """What is uploaded for each picture alone, by the name of the graph's input."""
+        return {"y": self.y, "uv": self.uv}
 
     def fetched(self) -> dict[str, NDArray[Any]]:
         """What is downloaded, by the name of the graph's output."""
@@ -74,6 +74,7 @@ class CudaEngine(Engine):
 
     def __init__(self, info: EngineInfo, slots: int) -> None:
         super().__init__(info, slots)
+        self._counts = counts_to_see(info.largest_batch)
         self._device: Device | None = None
         self._starting = threading.Lock()  # batches enter the streams one after another
         self._warming = threading.Lock()
@@ -142,6 +143,16 @@ class CudaEngine(Engine):
                 stream.synchronize()
 
     def _close(self) -> None:
+        """Free everything; nothing under a thread that makes a size ready, which nothing can interrupt."""
+        if not self._warming.acquire(timeout=EXIT_SECONDS):
+            log.warning("engine: %s is left behind, busy for more than %g s", self.info.runtime, EXIT_SECONDS)
+            return
+        try:
+            self._free_device()
+        finally:
+            self._warming.release()
+
+    def _free_device(self) -> None:
         with self._current():
             self._settle()
             self._close_lanes()
@@ -173,8 +184,8 @@ class CudaEngine(Engine):
                 y_out=device.locked((SCALE * height, SCALE * width), np.uint8),
                 uv_out=device.locked((2, height, width), np.uint8),
                 engine=self,
-                coefficients=device.locked((2, 3, 4), np.float32),
-                kept=device.locked((1,), np.float32),
+                coefficients=device.locked((self.info.largest_batch, 2, 3, 4), np.float32),
+                kept=device.locked((self.info.largest_batch, 1), np.float32),
                 done=device.event(sleeps=True),
             )
 
@@ -182,9 +193,11 @@ class CudaEngine(Engine):
         """One size after another: they share a stream, and a capture takes in whatever comes along its stream."""
         with self._warming:
             lanes: Lanes | None = None
+            self._check_open()
             try:
                 lanes = self._make_lanes(device, width, height)
-                lanes.warm_up(counts_to_see(self.info.largest_batch), self._warm_up_stream)
+                lanes.warm_up(self._counts, self._warm_up_stream)
+                self._check_open()  # closed meanwhile, nobody would free them
             except Exception as error:
                 lanes = None
                 free_frames(error)
@@ -212,7 +225,7 @@ class CudaEngine(Engine):
         For measuring: no other batch may be under way. The slots' output planes are written.
         """
         ours = [slot for slot in slots if isinstance(slot, CudaSlot)]
-        with self._as_engine_error(), self._starting, self._current() as device:
+        with self._inside_runtime(), self._starting, self._current() as device:
             lane = self._lanes[ours[0].width, ours[0].height].next()
             upload, compute, download = self._streams
             self._upload(lane, ours, upload)
@@ -221,18 +234,21 @@ class CudaEngine(Engine):
             download.synchronize()
             return {
                 "upload": mean_seconds(lambda: self._upload(lane, ours, upload), upload, times),
-                "network": mean_seconds(lambda: lane.run(len(ours), compute), compute, times),
+                "network": mean_seconds(lambda: self._run(lane, len(ours), compute), compute, times),
                 "download": mean_seconds(lambda: self._download(lane, ours, download), download, times),
             }
 
     @staticmethod
     def _upload(lane: Lane, slots: Sequence[CudaSlot], stream: Stream) -> None:
         stream.wait_for_event(lane.computed)
+        first = slots[0]  # its numbers are read before it is done, and written by nobody else until then
         for index, slot in enumerate(slots):
-            slot.coefficients[:] = slot.colour.coefficients()
-            slot.kept[:] = slot.keep if slot.memory else 0
+            first.coefficients[index] = slot.colour.coefficients()
+            first.kept[index] = slot.keep if slot.memory else 0
             for name, plane in slot.sent().items():
                 lane.send(plane, name, index, stream)
+        lane.send(first.coefficients[: len(slots)], "colour", 0, stream)
+        lane.send(first.kept[: len(slots)], "keep", 0, stream)
         lane.filled.record(stream)
 
     def _compute(self, lane: Lane, slots: Sequence[CudaSlot], stream: Stream, device: Device) -> None:
@@ -241,11 +257,19 @@ class CudaEngine(Engine):
         memories = [self._memory_on(device, slot.memory, stream) for slot in slots]
         for index, memory in enumerate(memories):
             lane.recall(memory, index, stream)
-        lane.run(len(slots), stream)
+        self._run(lane, len(slots), stream)
         for index, (slot, memory) in enumerate(zip(slots, memories, strict=True)):
             if slot.memory is not None:
                 lane.retain(memory, index, stream)
         lane.computed.record(stream)
+
+    def _run(self, lane: Lane, count: int, stream: Stream) -> None:
+        """As the next count that the lane has seen: others would be compiled or captured while all pictures wait.
+
+        Behind the pictures then stands what earlier ones left, or nobody wrote: each is computed by itself, and what
+        comes of those is neither fetched nor retained.
+        """
+        lane.run(min(seen for seen in self._counts if seen >= count), stream)
 
     @staticmethod
     def _download(lane: Lane, slots: Sequence[CudaSlot], stream: Stream) -> None:
@@ -278,7 +302,7 @@ class CudaEngine(Engine):
 
     def recollect(self, memory: Memory) -> Numbers:
         """See `Door.recollect`."""
-        with self._as_engine_error(), self._current() as device:
+        with self._inside_runtime(), self._current() as device:
             kept = self._memories.get(memory)
             if kept is None or kept.turns != memory.turns:  # another engine had the feed
                 return memory.numbers()

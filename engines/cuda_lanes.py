@@ -77,7 +77,7 @@ class Lane(ABC):
 
     @abstractmethod
     def send(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
-        """Copy from page-locked memory to an input of picture `index`."""
+        """Copy from page-locked memory to an input of picture `index`, and of as many behind it as it holds."""
 
     @abstractmethod
     def fetch(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
@@ -132,7 +132,7 @@ class Lanes:
 def counts_to_see(largest_batch: int) -> list[int]:
     """The counts of pictures that a size is made ready for, the largest first, since it needs the most memory.
 
-    All up to `USUAL_BATCH`, and of the others the powers of two; the rest are made ready when they first come.
+    All up to `USUAL_BATCH`, and of the others the powers of two; the rest run as the next larger one.
     """
     powers = {2**power for power in range(largest_batch.bit_length())}
     return sorted({*range(1, min(USUAL_BATCH, largest_batch) + 1), *powers, largest_batch}, reverse=True)

@@ -20,10 +20,8 @@ from typing import Self
 from engines.door import Door, Memory, Slot
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.loans import Loan, Loans
+from engines.ring import EXIT_SECONDS, is_busy
 from engines.watch import WatchedEngine
-
-EXIT_SECONDS = 5.0
-"""How long the end waits for an engine that is being opened, made ready or closed, which nothing can interrupt."""
 
 THREAD = "nightbridge-engine"
 """Name of the thread that opens better engines and makes them ready."""
@@ -281,11 +279,12 @@ class FallbackEngine(Door):
 
 
 def is_left_behind() -> bool:
-    """Whether such a thread goes on after the end of its engine, in a library that nothing can interrupt.
+    """Whether a thread goes on after the end of its engine, in a library that nothing can interrupt: one that opens
+    better engines, or whoever uses an engine.
 
     The interpreter would end it in there, and CUDA's libraries end the process with an error then.
     """
-    return any(thread.name == THREAD for thread in threading.enumerate())
+    return is_busy() or any(thread.name == THREAD for thread in threading.enumerate())
 
 
 def note(sizes: dict[Size, None], size: Size) -> None:

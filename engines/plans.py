@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,10 @@ from engines.tensorrt_library import Library
 FILES = {"fp16": "fp16.onnx"}
 """The file that a precision is built from: TensorRT computes as the file says. fp32.onnx has bytes in its middle, which
 TensorRT has not."""
-PLAN, RUNTIME, TIMING = "plan", "runtime", "timing"
+PLAN, RUNTIME, TIMING, TRIAL = "plan", "runtime", "timing", "trial"
 """Kinds of files."""
+REFUSED_SECONDS = 24 * 3600
+"""How long a refusal holds: the GPU may have been at fault, or the machine too busy."""
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,15 @@ class PlanKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """The largest; all from 1 on are in the plan."""
     capability: str = ""
     """What was built for, see `engines.tensorrt_builder.capabilities`."""
+
+
+class TrialKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that makes one trial another than the next, see `engines.trial`."""
+
+    machine: Machine
+    onnx: str
+    """SHA-256 of the file, in hex."""
+    capability: str
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,19 @@ class Plans:
     def store_cache(self, key: PlanKey, data: bytes) -> None:
         """Keep the runtime cache of a plan."""
         self._cache.store(RUNTIME, key, data)
+
+    def refusal(self, key: TrialKey) -> str | None:
+        """Why this machine refused plans when that was tried, empty where it ran one; None where a trial is due."""
+        kept = self._cache.load(TRIAL, key)
+        if kept is None:
+            return None
+        made, _, refusal = kept.decode().partition("\n")
+        holds = not refusal or 0 <= time.time() - int(made) < REFUSED_SECONDS
+        return refusal if holds else None
+
+    def store_refusal(self, key: TrialKey, refusal: str) -> None:
+        """Keep what a trial found."""
+        self._cache.store(TRIAL, key, f"{int(time.time())}\n{refusal}".encode())
 
     def files(self) -> list[PlanFile]:
         """All plans of the cache, the newest first."""

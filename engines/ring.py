@@ -16,6 +16,17 @@ from typing import Self
 from engines.door import Door, EngineInfo, Memory, Numbers, Slot
 from engines.errors import EngineError, EngineMismatch
 
+EXIT_SECONDS = 5.0
+"""How long the end waits for an engine that is being opened, made ready or closed, which nothing can interrupt."""
+
+_inside: set[object] = set()
+"""One for each thread that is inside a runtime, of whatever engine."""
+
+
+def is_busy() -> bool:
+    """Whether a thread makes a size ready, starts a batch or waits for a picture, in any engine of this process."""
+    return bool(_inside)
+
 
 class Engine(Door):
     """One runtime: a ring of slots for each size."""
@@ -72,7 +83,7 @@ class Engine(Door):
             self._made[size] = self._made.get(size, 0) + 1
             making = self._making.setdefault(size, threading.Lock())  # a size that takes long keeps no other waiting
         try:
-            with self._as_engine_error():
+            with self._inside_runtime():
                 self._forget_sizes()
                 with making:
                     slot = self._make(width, height)
@@ -127,7 +138,7 @@ class Engine(Door):
                 f"a batch of {len(slots)} pictures of sizes {sorted(sizes)}; "
                 f"a batch is 1 to {self.info.largest_batch} pictures of one size"
             )
-        with self._as_engine_error():
+        with self._inside_runtime():
             for slot in slots:
                 slot.under_way = True  # also where starting the batch fails half-way
             self._start(slots)
@@ -135,7 +146,7 @@ class Engine(Door):
     def wait(self, slot: Slot) -> None:
         """See `Slot.wait`."""
         self._check_open()
-        with self._as_engine_error():
+        with self._inside_runtime():
             try:
                 self._finish(slot)
             finally:
@@ -189,14 +200,18 @@ class Engine(Door):
                 self._making.pop(size, None)
 
     @contextmanager
-    def _as_engine_error(self) -> Iterator[None]:
-        """What a runtime raises, as `EngineError`."""
+    def _inside_runtime(self) -> Iterator[None]:
+        """What a runtime raises, as `EngineError`; meanwhile this thread counts for `is_busy`."""
+        thread = object()
+        _inside.add(thread)
         try:
             yield
         except EngineError:
             raise
         except Exception as error:
             raise EngineError(f"{self.info.runtime} failed: {error}") from error
+        finally:
+            _inside.discard(thread)
 
     @abstractmethod
     def _open(self) -> None:

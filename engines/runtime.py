@@ -48,6 +48,10 @@ class EngineOptions:
     """The largest batch that will come; a GPU keeps memory for it."""
     cuda_only: bool = False
     """Whether a runtime that could also compute on the processor counts as missing without CUDA."""
+    tried: bool = False
+    """Whether TensorRT is opened only after it has run in a process of its own, see `engines.trial`."""
+    capability: str | None = None
+    """What TensorRT's plans are built for, see `engines.tensorrt_builder.capabilities`; None is what the GPU takes."""
     parallel: int = 1
     """Pictures of different feeds that OpenVINO computes side by side, each on its share of the cores."""
 
@@ -87,14 +91,15 @@ def open_with_fallback(runtime: str = "auto", weights: str = "field", options: E
 
 def open_as_auto(runtime: str, weights: Weights, options: EngineOptions) -> Door:
     """The engine of one runtime as `auto` takes it: TensorRT and torch on CUDA or not at all, and only where the GPU
-    runs their code, which it may refuse as late as that."""
+    runs their code, which it may refuse as late as that. TensorRT, which may take a process along, is tried in another
+    one before."""
     if runtime not in ON_CUDA:
         return _open_runtime(runtime, weights, options)
     if not has_driver():
         raise EngineMissing("no NVIDIA driver with a GPU")
     if not is_sound():
         raise EngineMissing("the GPU has failed, and serves this process no more; another start of it may help")
-    engine = _open_runtime(runtime, weights, replace(options, cuda_only=True))
+    engine = _open_runtime(runtime, weights, replace(options, cuda_only=True, tried=True))
     with engine:
         engine.prepare(*TRIAL)
     return engine

@@ -6,7 +6,7 @@ import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -24,6 +24,7 @@ from engines.runtime import EngineOptions
 from engines.tensorrt_builder import capabilities
 from engines.tensorrt_lanes import PlanLanes
 from engines.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
+from engines.trial import capability_that_runs
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class TensorRtEngine(CudaEngine):
         self._weights = weights
         self._cuda = cuda
         self._plans = Plans(cuda.library, cuda.gpu, options.cache)
+        self._capability = options.capability
         self._runtime: Any = None
         self._gpu: PycudaDevice | None = None
 
@@ -121,23 +123,37 @@ class TensorRtEngine(CudaEngine):
 
     def _make_lanes(self, device: Device, width: int, height: int) -> PlanLanes:
         assert isinstance(device, PycudaDevice)
-        library, batch, refusals = self._cuda.library, self.info.largest_batch, []
+        if self._capability is not None:
+            return self._lanes_for(self._capability, device, width, height)
+        library, refusals = self._cuda.library, []
         for capability in capabilities(library):
             try:
-                with collected_errors(library) as told:
-                    kept = self._plans.get(self._weights, width, height, batch, self.info.precision, capability)
-                    lanes = PlanLanes(self._load(kept), library, device, batch, (self._plans, kept.key))
-                    lanes.warm_up([1], device.stream())  # a GPU may refuse its code as late as this
-            except (EngineMissing, EngineMismatch, self._cuda.driver.MemoryError):
+                lanes = self._lanes_for(capability, device, width, height)
+            except (EngineMissing, EngineMismatch):
                 raise  # another plan would not help
-            except Exception as error:  # pycuda and TensorRT have errors of their own
-                words = [str(error), *(word for word in dict.fromkeys(told) if word not in str(error))]
-                refusals.append(f"{capability or 'as usual'}: {'; '.join(words)}")
+            except EngineError as error:
+                refusals.append(f"{capability or 'as usual'}: {error}")
                 continue
             if refusals:
                 log.warning("%s takes a plan built for %s (%s)", self.info.device, capability, "; ".join(refusals))
             return lanes
         raise EngineError(f"{library} runs no plan for {width}x{height} here: {'; '.join(refusals)}")
+
+    def _lanes_for(self, capability: str, device: PycudaDevice, width: int, height: int) -> PlanLanes:
+        """Lanes of a plan that has run; raises `EngineError` in the library's own words where the GPU refuses it, and
+        pycuda's `MemoryError`."""
+        library, batch = self._cuda.library, self.info.largest_batch
+        with collected_errors(library) as told:
+            try:
+                kept = self._plans.get(self._weights, width, height, batch, self.info.precision, capability)
+                lanes = PlanLanes(self._load(kept), library, device, batch, (self._plans, kept.key))
+                lanes.warm_up([1], device.stream())  # a GPU may refuse its code as late as this
+            except (EngineMissing, EngineMismatch, self._cuda.driver.MemoryError):
+                raise
+            except Exception as error:  # pycuda and TensorRT have errors of their own
+                words = [str(error), *(word for word in dict.fromkeys(told) if word not in str(error))]
+                raise EngineError("; ".join(words)) from error
+            return lanes
 
     def _load(self, plan: Plan) -> Any:
         """TensorRT's engine of a plan; raises `EngineError` in the library's own words."""
@@ -170,7 +186,10 @@ def open_engine(weights: Weights, options: EngineOptions) -> TensorRtEngine:
         weights_id=weights.id,
         largest_batch=options.batch,
     )
-    return TensorRtEngine(weights, info, Cuda(import_driver(), library, gpu), options)
+    cuda = Cuda(import_driver(), library, gpu)
+    if options.tried:
+        options = replace(options, capability=capability_that_runs(library, gpu, weights, options), tried=False)
+    return TensorRtEngine(weights, info, cuda, options)
 
 
 def import_driver() -> Any:

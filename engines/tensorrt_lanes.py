@@ -40,7 +40,12 @@ class Tensor:
 
 
 class PlanLanes(Lanes):
-    """The lanes of a plan. What TensorRT-RTX compiles when a plan is first run is kept for the next time."""
+    """The lanes of a plan. What TensorRT-RTX compiles when a plan is first run is kept for the next time.
+
+    All contexts of all lanes have the same scratch memory, in which TensorRT keeps nothing from run to run. No two of
+    them run at once: until the size is ready they do on the stream that warms it up, which is waited for before any
+    batch comes, and from then on all on the one compute stream, as graphs or not.
+    """
 
     def __init__(
         self, plan: Any, library: Library, device: PycudaDevice, largest_batch: int, kept: tuple[Plans, PlanKey]
@@ -57,8 +62,9 @@ class PlanLanes(Lanes):
             self._compiled = self._compile_as_needed(how, library)
             bindings = None
         tensors = describe(plan, library)
+        self._scratch: Any = device.driver.mem_alloc(max(1, plan.device_memory_size_v2))
         for _ in range(LANES):
-            self._lanes.append(PlanLane(plan, how, tensors, device, largest_batch, bindings))
+            self._lanes.append(PlanLane(plan, how, tensors, self._scratch, device, largest_batch, bindings))
 
     def _compile_as_needed(self, config: Any, library: Library) -> Any:
         """Let TensorRT-RTX compile before pictures come, capture its own graphs, and remember what it compiled."""
@@ -83,6 +89,7 @@ class PlanLanes(Lanes):
     def close(self) -> None:
         """See `Lanes`. The contexts end before what they were made with, and the plan last."""
         super().close()
+        self._scratch = None
         self._config = self._compiled = None
         self._plan = None
 
@@ -95,11 +102,13 @@ class PlanLane(Lane):
         plan: Any,
         how: Any,
         tensors: Sequence[Tensor],
+        scratch: Any,
         device: PycudaDevice,
         largest_batch: int,
         bindings: Any = None,
     ) -> None:
-        """`how` contexts are made: a strategy, or a configuration of TensorRT-RTX; either leaves their memory to us.
+        """`how` contexts are made: a strategy, or a configuration of TensorRT-RTX; either leaves their memory to us,
+        and that is `scratch`, device memory as large as the plan wants, for one context at a time.
 
         `bindings` capture a graph for each count of pictures; without them TensorRT is called each time.
         """
@@ -108,7 +117,7 @@ class PlanLane(Lane):
         self._plan, self._how = plan, how
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._memory = {tensor.name: self._driver.mem_alloc(largest_batch * tensor.octets) for tensor in tensors}
-        self._scratch = self._driver.mem_alloc(max(1, plan.device_memory_size_v2))  # of one context at a time
+        self._scratch = scratch
         self._contexts: dict[int, Any] = {}
         """By the count of pictures that their shapes are for."""
         self._context(largest_batch)

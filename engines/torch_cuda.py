@@ -144,7 +144,8 @@ class TorchLane(Lane):
     def send(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
         """See `Lane`."""
         with torch.cuda.stream(stream):
-            to = self._inputs[name][index]
+            to = self._inputs[name]
+            to = to[index : index + plane.size // to.stride(0)]
             to.copy_(torch.from_numpy(plane).view(to.shape), non_blocking=True)
 
     def fetch(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
@@ -164,7 +165,8 @@ class TorchLane(Lane):
             memory[0].copy_(self._outputs["memory_out"][index], non_blocking=True)
 
     def run(self, count: int, stream: Any) -> None:
-        """See `Lane`. A count is captured when it first comes, which takes as long as some batches."""
+        """See `Lane`. A count is captured when it first comes, before a size is ready: that takes as long as some
+        batches."""
         with torch.cuda.stream(stream):
             if count not in self._captured:
                 self._captured[count] = self._capture(count, stream)

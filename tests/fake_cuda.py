@@ -30,8 +30,11 @@ class OutOfMemory(Error):
 class Operation:
     """Something in a stream."""
 
-    def __init__(self, work: Callable[[], None], waits_for: Operation | None = None) -> None:
-        self.work, self.waits_for, self.done = work, waits_for, False
+    def __init__(
+        self, work: Callable[[], None], waits_for: Operation | None = None, scratch: int | None = None
+    ) -> None:
+        """`scratch` is the address of memory that no operation of another stream may have before this one is done."""
+        self.work, self.waits_for, self.scratch, self.done = work, waits_for, scratch, False
 
 
 class event_flags:  # noqa: N801 - pycuda's name
@@ -64,6 +67,7 @@ class FakeCuda:
         self._lock = threading.RLock()
         self._next = 1 << 20
         self._locked: list[tuple[int, int]] = []
+        self._scratch: dict[int, tuple[Stream, Operation]] = {}
         driver = self
 
         class Context:
@@ -176,6 +180,13 @@ class FakeCuda:
     def _write(self, to: int, array: NDArray[Any]) -> None:
         self.device(to, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
 
+    def claim(self, stream: Stream, operation: Operation) -> None:
+        """See that nothing in another stream may still use the operation's scratch memory."""
+        if operation.scratch is not None:
+            other, last = self._scratch.get(operation.scratch, (stream, operation))
+            assert other is stream or last.done, "two streams have one scratch memory at once"
+            self._scratch[operation.scratch] = stream, operation
+
     def run_until(self, wanted: Operation | None) -> None:
         """Run queues, in any allowed order, until an operation is done."""
         self.check()
@@ -212,6 +223,8 @@ class Stream:
 
     def add(self, operation: Operation) -> None:
         with self._driver._lock:
+            if self.captured is None:
+                self._driver.claim(self, operation)
             (self.queue if self.captured is None else self.captured).append(operation)
 
     def is_ready(self) -> bool:
@@ -273,7 +286,7 @@ class FakeBindings:
     def cuGraphLaunch(self, ready: list[Operation], stream: int) -> tuple[object, ...]:  # noqa: N802
         self.launches.append(len(ready))
         for operation in ready:
-            self.driver.at(stream).add(Operation(operation.work))
+            self.driver.at(stream).add(Operation(operation.work, scratch=operation.scratch))
         return self._told("cuGraphLaunch")
 
     def cuGraphExecDestroy(self, _: object) -> tuple[object, ...]:  # noqa: N802

@@ -134,6 +134,7 @@ class FakeContext:
     def __init__(self, plan: FakePlan, managed: bool) -> None:
         self._plan = plan
         self._lacks_memory = managed
+        self._scratch: int | None = None
         self._changes = 0
         self._addresses: dict[str, int] = {}
         self._count = 0
@@ -144,7 +145,7 @@ class FakeContext:
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert self._plan.library.driver.device(memory, size).nbytes == self._plan.device_memory_size_v2
-        self._lacks_memory = False
+        self._lacks_memory, self._scratch = False, memory
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert tuple(shape[1:]) == self._plan.tensors[name][2]
@@ -176,5 +177,5 @@ class FakeContext:
             for name, array in library.compute(inputs).items():
                 view(name)[:] = array
 
-        library.driver.at(handle).add(Operation(work))
+        library.driver.at(handle).add(Operation(work, scratch=self._scratch))
         return True

@@ -17,11 +17,14 @@ import pytest
 from engines.cards import SHIPPED, Card, write_card
 from engines.runtime import EngineOptions
 from stream.errors import StreamError
+from stream.publish import Publisher
+from stream.settings import load_settings
 from stream.subscribe import Subscriber
+from stream.wire import Header
 from tests.clips import make_clip
 from tests.doubling import DoublingEngine
 from tests.test_check import ROOT, nightbridge
-from tools import bench_engine
+from tools import bench_engine, bench_stream
 from tools.bench_engine import engine_figures, onnxruntime_picture
 from tools.bench_stream import decode, run_pipeline, running_relay, watch
 
@@ -109,6 +112,25 @@ def test_the_relay_is_this_programs_whatever_is_here_and_meant_for_another(
     monkeypatch.setenv("NIGHTBRIDGE__FEEDS__PIER__READ_TIMEOUT", "10s")
     with DoublingEngine() as engine:
         assert run_pipeline(clip, engine)["pipeline_fps"] > 0
+
+
+def test_one_viewer_of_very_many_feeds_loses_nothing_that_they_publish_at_one_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A viewer takes in a thousand messages that nobody reads yet; what comes beyond them only the relay keeps."""
+    relay = SimpleNamespace(terminate=lambda: None, wait=lambda _: 0)
+    clip = make_clip(tmp_path / "clip.ts", pictures=2, size=(64, 48))
+    with monkeypatch.context() as unstarted:
+        unstarted.setattr(bench_stream.subprocess, "Popen", lambda *_, **__: relay)
+        with running_relay(clip, tmp_path, 256, {}) as (_, endpoint):
+            settings = load_settings(tmp_path / "bench.toml").relay
+    count, payload = 3000, b"status" * 500
+    with Publisher(settings, "relay") as publisher, Subscriber(endpoint, None, ("status",), max_age=None) as viewer:
+        assert publisher.wait_for_viewer("bench0", 30)
+        for number in range(count):
+            publisher.publish(f"bench{number % 256}", "status", Header(), payload)
+        for number in range(count):
+            assert viewer.receive(30) is not None, f"{number} of {count} came"
 
 
 def test_a_relay_that_ends_while_it_is_watched_is_told_and_not_measured() -> None:

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+import select
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,45 +26,50 @@ from torch import nn
 
 from engines.cards import NUMBERS, find_weights
 from engines.checkpoint import load_network
-from engines.door import Door
+from engines.door import Door, Slot
 from engines.errors import EngineError, EngineMismatch
 from engines.gpu import Gpu, has_driver
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_torch import TorchEngine
+from stream.settings import EngineSettings
 from stream.wire import Status
+from tests.doubling import DoublingEngine
 from tests.fake_tensorrt import Arrays, Compute
-from tests.test_check import nightbridge
+from tests.short_bench import SHORT, SIZES
+from tests.test_check import ROOT, nightbridge
 from tests.test_runtime_tensorrt import bench, counting
-from tools import bench_gpu, bench_gpu_checks, bench_gpu_matrix, bench_gpu_relay, bench_gpu_times
+from tools import (
+    bench_gpu,
+    bench_gpu_child,
+    bench_gpu_findings,
+    bench_gpu_matrix,
+    bench_gpu_parts,
+    bench_gpu_relay,
+    bench_gpu_times,
+    bench_stream,
+)
 from tools.bench_gpu import shares, why_not
 from tools.bench_gpu_checks import Reference, contract, difference, make_picture, parity
-from tools.bench_gpu_findings import Findings, print_findings
+from tools.bench_gpu_child import Child, in_child
+from tools.bench_gpu_findings import NO_TIME, Findings, print_findings
 from tools.bench_gpu_matrix import flop, matrix_peak, product_rate
 from tools.bench_gpu_relay import Watched, relay_figures, step_figures, why_too_many
 from tools.bench_gpu_times import hidden, memory_growth, times
 
-SIZES = ((32, 32), (33, 21))
 DOOR = {"door_ms", "latency_ms", "fps"}
 ALONE = {"network_ms", "upload_ms", "download_ms", "door_ratio", "copies_hidden"}
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As few repetitions as can be, of small pictures."""
-    monkeypatch.setattr(bench_gpu_times, "ROUNDS", 2)
-    monkeypatch.setattr(bench_gpu_times, "TURN_SECONDS", 0)
-    monkeypatch.setattr(bench_gpu_times, "SIZES", ((32, 32), (48, 32)))
-    monkeypatch.setattr(bench_gpu_times, "BATCHES", (1, 2))
-    monkeypatch.setattr(bench_gpu_matrix, "SIDES", (32,))
-    monkeypatch.setattr(bench_gpu_relay, "COUNTS", (1,))
-    monkeypatch.setattr(bench_gpu_relay, "TRIES", 1)
-    monkeypatch.setattr(bench_gpu_relay, "SETTLE_SECONDS", 1.2)
-    monkeypatch.setattr(bench_gpu_relay, "WATCH_SECONDS", 2.5)
-    monkeypatch.setattr(bench_gpu_relay, "STEP_SECONDS", 0)
-    monkeypatch.setattr(bench_gpu, "TAPE_SECONDS", 3)
-    monkeypatch.setattr(bench_gpu, "TAPE_COPIES", 9)
-    monkeypatch.setattr(bench_gpu_checks, "SIZES", SIZES)
+    """As few repetitions as can be, of small pictures, here and in the processes of all parts, with time for each."""
+    for module, name, value in SHORT:
+        monkeypatch.setattr(module, name, value)
+    for name, value in list(vars(bench_gpu).items()):
+        if isinstance(value, bench_gpu.Limit):
+            monkeypatch.setattr(bench_gpu, name, value._replace(each=math.inf))
+    monkeypatch.setattr(bench_gpu_child, "COMMAND", (sys.executable, "-m", "tests.short_bench"))
 
 
 def network(weights: str = "field") -> Compute:
@@ -71,6 +82,11 @@ def network(weights: str = "field") -> Compute:
         return dict(zip(("y_out", "uv_out", "memory_out"), (part.numpy() for part in made), strict=True))
 
     return compute
+
+
+def together(parts: Iterator[Mapping[str, object]]) -> dict[str, object]:
+    """All figures of a part."""
+    return {key: value for figures in parts for key, value in figures.items()}
 
 
 # The command
@@ -97,10 +113,9 @@ def test_a_whole_run_fills_the_file_and_prints_each_figure_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(bench_gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
     monkeypatch.setattr(bench_gpu, "ON_CUDA", ("tensorrt", "openvino"))
-    monkeypatch.setattr(bench_gpu, "why_not", lambda runtime, _: "refused" if runtime == "tensorrt" else None)
-    monkeypatch.setattr(bench_gpu_matrix, "matrix_peak", lambda: matrix_peak("cpu", torch.float32, (32,)))
+    monkeypatch.setattr(bench_gpu, "why_not", lambda runtime, *_: "refused" if runtime == "tensorrt" else None)
     monkeypatch.setattr(bench_gpu, "shipped", lambda: ["field"])
-    bench_gpu.bench_gpu("field", 5, tmp_path / "gpu.json")
+    bench_gpu.bench_gpu("field", 30, tmp_path / "gpu.json")
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert (found["gpu"], found["driver"]) == ("NVIDIA H200", "580")
     assert found["weights_id_field"] == find_weights("field").id
@@ -136,7 +151,7 @@ def test_where_no_runtime_works_the_file_says_why_of_each_part(
 ) -> None:
     monkeypatch.setattr(bench_gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
     monkeypatch.setattr(bench_gpu, "why_not", lambda *_: "refused")
-    bench_gpu.bench_gpu("field", 1, tmp_path / "gpu.json")
+    bench_gpu.bench_gpu("field", 30, tmp_path / "gpu.json")
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["tensorrt_missing"] == found["torch_missing"] == "refused"
     assert found["relay_failed"] == "EngineMissing: no runtime works on this GPU"
@@ -204,6 +219,280 @@ threading.Event().wait()
 
 def test_a_runtime_is_tried_with_a_picture() -> None:
     assert why_not("openvino", "field") is None
+
+
+# Parts in processes of their own
+
+DEAD = """
+import os, sys, threading
+with open(sys.argv[5], "a") as found:
+    found.write('{"first": 1}\\n{"second": 2}\\n{"thi')
+"""
+"""Has found two figures, and most of another one, before it ends."""
+PART = """
+import os, threading
+from tools import bench_gpu_child, bench_gpu_parts
+
+def part(time_left):
+    yield {"first": 1}
+    %s
+
+bench_gpu_parts.PARTS["times"] = part
+bench_gpu_child.main()
+"""
+
+
+def child_of(monkeypatch: pytest.MonkeyPatch, program: str) -> Child:
+    monkeypatch.setattr(bench_gpu_child, "COMMAND", (sys.executable, "-c", program))
+    return Child("times", "times_torch", "times")
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ("os.kill(os.getpid(), 11)", "it ended with signal 11: it does not say why"),
+        ("print('CUDA error 700', file=sys.stderr); os._exit(3)", "it ended with exit code 3: CUDA error 700"),
+        ("os._exit(3)", "it ended with exit code 3: it does not say why"),
+        ("threading.Event().wait()", "it was killed after 3 s"),
+    ],
+)
+def test_a_part_that_dies_or_is_killed_is_named_and_what_it_found_before_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, reason: str
+) -> None:
+    monkeypatch.setattr(bench_gpu_child, "LEAST_SECONDS", 0.0)
+    child = child_of(monkeypatch, DEAD + end)
+    findings = Findings(tmp_path / "found.json", 60)
+    findings.measure("times", lambda: in_child(child, 3.0 if "killed" in reason else 60.0))
+    findings.measure("relay", lambda: iter([{"fourth": 4}]))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found.pop("times_seconds") >= 0
+    assert found.pop("relay_seconds") >= 0
+    assert found == {"first": 1, "second": 2, "times_torch_failed": reason, "fourth": 4}
+
+
+def test_figures_are_kept_while_their_part_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
+    waiting = f"while not os.path.exists({str(go_on)!r}): threading.Event().wait(0.01)"
+    for figures in in_child(child_of(monkeypatch, DEAD + waiting), 60.0):
+        go_on.touch()
+        assert "times_torch_failed" not in figures
+
+
+def test_with_a_part_ends_all_that_it_began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    begin = f"import subprocess; subprocess.Popen(['sh', '-c', 'exec sleep 600 > {pipe}'])"
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        wait = f"open({str(pipe)!r}, 'w').close(); os._exit(1)"
+        told = together(in_child(child_of(monkeypatch, f"{DEAD}{begin}; {wait}"), 60.0))
+        assert told["times_torch_failed"] == "it ended with exit code 1: it does not say why"
+        ended = select.poll()
+        ended.register(reading, select.POLLHUP)
+        assert ended.poll(30_000), "it is still there"
+    finally:
+        os.close(reading)
+
+
+def test_a_part_that_hangs_tells_where_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_gpu_child, "LEAST_SECONDS", 0.0)
+    program = "import faulthandler\n" + PART % "threading.Event().wait()"
+    found = together(in_child(child_of(monkeypatch, program), 15.0))
+    assert found.pop("first") == 1
+    pattern = r'it ended after 1[45] s, still in File ".*/threading\.py", line \d+ in wait'
+    assert re.fullmatch(pattern, str(found.pop("times_torch_failed")))
+    assert not found
+
+
+def test_a_part_that_a_library_kills_tells_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = together(in_child(child_of(monkeypatch, PART % "os.kill(os.getpid(), 11)"), 60.0))
+    assert found == {"first": 1, "times_torch_failed": 'it ended with signal 11 in File "<string>", line 7 in part'}
+
+
+def test_a_part_that_fails_is_told_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = together(in_child(child_of(monkeypatch, PART % "raise RuntimeError('out of memory')"), 60.0))
+    assert found == {"first": 1, "times_torch_failed": "RuntimeError: out of memory"}
+
+
+def test_how_a_library_ends_with_a_part_that_is_done_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "import atexit; atexit.register(os.abort)"
+    assert together(in_child(child_of(monkeypatch, PART % body), 60.0)) == {"first": 1}
+
+
+def test_a_part_begins_nothing_more_near_its_end_or_when_nobody_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = """yield {"left": time_left()}
+    os.getppid = lambda: 1
+    yield {"alone": time_left()}"""
+    found = together(in_child(child_of(monkeypatch, PART % body), 100.0))
+    assert 0 < float(str(found["left"])) < 100 - 15
+    assert found["alone"] == 0
+
+
+def test_the_process_that_watches_them_loads_nothing_that_uses_cuda() -> None:
+    program = "import sys, tools.bench_gpu; print({'torch', 'pycuda', 'cuda', 'tensorrt_rtx'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+@pytest.mark.usefixtures("short")
+def test_a_runtime_that_kills_its_process_costs_the_other_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(bench_gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
+    monkeypatch.setattr(bench_gpu, "ON_CUDA", ("tensorrt", "openvino"))
+    monkeypatch.setattr(bench_gpu, "why_not", lambda *_: None)
+    monkeypatch.setattr(bench_gpu, "shipped", lambda: ["field"])
+    bench_gpu.bench_gpu("field", 30, tmp_path / "gpu.json")
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    failed = {key: value for key, value in found.items() if key.endswith("_failed") and key != "environment_failed"}
+    assert failed.keys() == {
+        f"{part}_failed" for part in ("checks_tensorrt_field", "times_tensorrt", "codecs_tensorrt")
+    }
+    for reason in failed.values():
+        assert re.fullmatch(r'it ended with signal 11 in File ".*short_bench\.py", line \d+ in submit', reason)
+    assert any(key.startswith("parity_openvino") for key in found)
+    assert all(found[f"openvino_{size}_b{count}_door_ms"] > 0 for size in ("32x32", "48x32") for count in (1, 2))
+    assert found["matrix_peak_tflops"] > 0
+    assert found["relay_runtime"] == "openvino"
+    assert found["relay_1_feeds_fps"] > 0
+
+
+# The order and the time of the parts
+
+
+@dataclass
+class Rehearsal:
+    """Stands for the processes of all parts, on a clock of its own."""
+
+    figures: dict[str, dict[str, object]]
+    """By name, what they find."""
+    slow: bool = False
+    """Whether each takes all the time that it gets, else a second."""
+    now: float = 0.0
+    begun: dict[str, float] = field(default_factory=dict)
+    """By name in their order: the seconds that the last one of that name got."""
+    arguments: dict[str, tuple[object, ...]] = field(default_factory=dict)
+
+    def in_child(self, child: Child, seconds: float) -> Iterator[Mapping[str, object]]:
+        if seconds < bench_gpu_child.LEAST_SECONDS:
+            yield {f"{child.name}_left_out": NO_TIME}
+            return
+        name = f"{child.name} again" if child.name in self.begun else child.name
+        self.begun[name], self.arguments[name] = seconds, child.arguments
+        self.now += seconds + bench_gpu_child.KILL_SECONDS if self.slow else 1.0
+        yield self.figures.get(child.name, {})
+
+    def why_not(self, _runtime: str, _weights: str, seconds: float) -> None:
+        self.now += min(seconds, bench_gpu.TRY_SECONDS) + bench_gpu_child.KILL_SECONDS if self.slow else 1.0
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, minutes: float = 10, weights: str = "field") -> dict[str, object]:
+        """The report."""
+        kept: list[Findings] = []
+        monkeypatch.setattr(bench_gpu_findings, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(bench_gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
+        monkeypatch.setattr(bench_gpu, "why_not", self.why_not)
+        monkeypatch.setattr(bench_gpu, "in_child", self.in_child)
+        monkeypatch.setattr(bench_gpu, "Findings", lambda *words: kept.append(Findings(*words)) or kept[0])
+        bench_gpu.bench_gpu(weights, minutes, None)
+        return kept[0].figures
+
+
+CARRIED = {"relay_runtime": "tensorrt", "relay_32_feeds_fps": 800.0, "relay_feeds": 32}
+SILENT = {"relay_runtime": "tensorrt", "relay_32_feeds_tries": 1, "relay_feeds": 0, "relay_limit": "32 feeds: none"}
+
+
+def test_what_is_worth_most_is_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsal = Rehearsal({"relay_tensorrt": CARRIED})
+    found = rehearsal.run(monkeypatch)
+    assert list(rehearsal.begun) == [
+        "environment",
+        "checks_tensorrt_field",
+        "checks_torch_field",
+        "times_tensorrt",
+        "times_torch",
+        "times_tensorrt_paper",
+        "times_torch_paper",
+        "efficiency",
+        "codecs_tensorrt",
+        "relay_tensorrt",
+        "times_tensorrt again",
+        "times_torch again",
+        "checks_tensorrt_field again",
+        "checks_torch_field again",
+        "checks_tensorrt_paper",
+        "checks_torch_paper",
+        "times_tensorrt_paper again",
+        "times_torch_paper again",
+        "checks_tensorrt_field-lite",
+        "checks_torch_field-lite",
+        "times_tensorrt_field-lite",
+        "times_torch_field-lite",
+    ]
+    arguments = rehearsal.arguments
+    assert arguments["checks_torch_field"] == ("torch", "field", 1)
+    assert arguments["checks_torch_field again"] == ("torch", "field", None)
+    assert bench_gpu_times.cells()[0] == ((640, 360), (8, 1, 2, 4))
+    assert [arguments[name][2:] for name in ("times_torch", "times_torch again")] == [(0, 1), (1, None)]
+    assert arguments["times_torch_paper"] == ("torch", "paper", [8])
+    assert arguments["times_torch_paper again"] == ("torch", "paper", [32])
+    assert arguments["times_torch_field-lite"] == ("torch", "field-lite", [8, 32])
+    assert found["times_seconds"] == 4.0, "both stretches of both runtimes"
+
+
+@pytest.mark.parametrize("minutes", [7, 10])
+def test_however_long_each_part_takes_there_is_time_for_all_that_counts_and_the_end_is_kept(
+    monkeypatch: pytest.MonkeyPatch, minutes: float
+) -> None:
+    rehearsal = Rehearsal({"relay_tensorrt": CARRIED}, slow=True)
+    rehearsal.run(monkeypatch, minutes)
+    assert rehearsal.now <= 60 * minutes
+    for part in ("checks_{}_field", "times_{}", "times_{}_paper"):
+        tensorrt, torch_ = rehearsal.begun[part.format("tensorrt")], rehearsal.begun[part.format("torch")]
+        assert tensorrt == pytest.approx(torch_), "one runtime takes the time of the other"
+        assert tensorrt >= 12
+    assert rehearsal.begun["codecs_tensorrt"] >= 13
+    assert rehearsal.begun["relay_tensorrt"] >= 60
+
+
+def test_where_a_relay_sends_nothing_the_next_runtime_is_relayed_and_the_file_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    silent = SILENT | {"relay_tensorrt_failed": "32 feeds: none"}
+    rehearsal = Rehearsal({"relay_tensorrt": silent, "relay_torch": CARRIED | {"relay_runtime": "torch"}})
+    found = rehearsal.run(monkeypatch)
+    begun = [name for name in rehearsal.begun if name.startswith(("codecs", "relay"))]
+    assert begun == ["codecs_tensorrt", "relay_tensorrt", "codecs_torch", "relay_torch"]
+    assert [rehearsal.arguments[name][4] for name in ("relay_tensorrt", "relay_torch")] == [False, True]
+    assert found["relay_tensorrt_failed"] == "32 feeds: none"
+    assert (found["relay_runtime"], found["relay_feeds"]) == ("torch", 32)
+
+
+def test_a_runtime_that_cannot_be_made_ready_for_the_relay_is_relayed_only_where_there_is_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed = {f"codecs_{name}": {f"codecs_{name}_failed": "signal 11"} for name in ("tensorrt", "torch")}
+    rehearsal = Rehearsal(failed)
+    rehearsal.run(monkeypatch)
+    begun = [name for name in rehearsal.begun if name.startswith(("codecs", "relay"))]
+    assert begun == ["codecs_tensorrt", "codecs_torch", "relay_torch"]
+    assert rehearsal.arguments["relay_torch"][3] is None, "the codecs' time is not known"
+
+
+def test_the_relay_is_told_what_codecs_cost_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {"relay_decode_ms": 0.25, "relay_encode_ms": 3.0}
+    rehearsal = Rehearsal({"codecs_tensorrt": costs, "relay_tensorrt": CARRIED})
+    rehearsal.run(monkeypatch)
+    assert rehearsal.arguments["relay_tensorrt"][3] == 3.25
+
+
+def test_a_network_that_is_timed_after_the_peak_gets_its_share_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"matrix_peak_tflops": 800.0, "gflop_paper_640x360": 100.0}
+    before, after = {"torch_paper_640x360_b8_network_ms": 2.0}, {"tensorrt_paper_640x360_b8_network_ms": 4.0}
+    kinds = {"times_torch_paper": before, "efficiency": known, "relay_tensorrt": CARRIED | after}
+    found = Rehearsal(kinds).run(monkeypatch)
+    assert found["torch_paper_640x360_b8_matrix_share"] == pytest.approx(0.5)
+    assert found["tensorrt_paper_640x360_b8_matrix_share"] == pytest.approx(0.25)
 
 
 def test_batches_and_relays_are_rows_of_tables_and_all_else_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,9 +602,7 @@ def test_an_engine_that_fails_is_told_and_the_others_are_timed(monkeypatch: pyte
     with bench(monkeypatch) as b, TorchEngine(find_weights("field"), EngineOptions()) as other:
         b.library.without_memory = True
         engines = {"tensorrt": b.engine, "torch": other}
-        found = dict(
-            item for part in bench_gpu.times_of_size(engines, (32, 32), (1,), lambda: 1.0) for item in part.items()
-        )
+        found = together(bench_gpu_parts.times_of_size(engines, (32, 32), (1,), lambda: 1.0))
     assert "too little GPU memory" in str(found["tensorrt_32x32_b1_failed"])
     assert isinstance(found["torch_32x32_b1_door_ms"], float)
 
@@ -340,44 +627,48 @@ def test_a_runner_that_fails_between_its_turns_ends_no_other(monkeypatch: pytest
 
 
 def test_other_weights_are_timed_at_one_size(monkeypatch: pytest.MonkeyPatch, short: None, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench_gpu_times, "OTHERS_SIZE", (32, 32))
-    monkeypatch.setattr(bench_gpu_times, "OTHERS_BATCHES", (1, 2))
+    opened: list[EngineOptions] = []
 
     def openvino(runtime: str, weights: str, options: EngineOptions) -> Door:
         if runtime == "tensorrt":
             raise EngineError("refused")
+        opened.append(options)
         return open_engine("openvino", weights, EngineOptions(cache=tmp_path, slots=options.slots))
 
-    monkeypatch.setattr(bench_gpu, "open_engine", openvino)
+    monkeypatch.setattr(bench_gpu_parts, "open_engine", openvino)
     found: dict[str, object] = {}
-    for figures in bench_gpu.times_of_others(["tensorrt", "torch"], "field", lambda: 1.0):
-        found |= figures
+    for runtime in ("tensorrt", "torch"):
+        found |= together(bench_gpu_parts.times_of_others(runtime, "field", [1, 2], lambda: 1.0))
     assert found.pop("times_tensorrt_field_failed") == "refused"
     assert found.keys() == {f"torch_field_32x32_b{count}_{name}" for count in (1, 2) for name in DOOR}
+    assert [options.batch for options in opened] == [1, 2], "made ready for more than is timed"
 
 
-def test_weights_that_cannot_be_opened_are_told_and_the_others_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["field", "field-lite", "paper"])
+def test_weights_that_cannot_be_opened_are_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def refuse(*_: object) -> Door:
         raise EngineError("refused")
 
-    monkeypatch.setattr(bench_gpu, "open_engine", refuse)
-    found = list(bench_gpu.checks("torch", "field", lambda: 1.0))
-    assert found == [{f"checks_torch_{name}_failed": "refused"} for name in ("field", "field-lite", "paper")]
+    monkeypatch.setattr(bench_gpu_parts, "open_engine", refuse)
+    found = list(bench_gpu_parts.checks("torch", name, None, lambda: 1.0))
+    assert found == [{f"checks_torch_{name}_failed": "refused"}]
 
 
-def test_other_weights_are_left_out_where_there_is_no_time_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> Door:
-        raise EngineError("refused")
+def test_parity_is_left_out_where_the_contract_took_all_time(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
+    monkeypatch.setattr(bench_gpu_parts, "open_engine", lambda *_: DoublingEngine())
+    found = together(bench_gpu_parts.checks("torch", "field", 1, lambda: 0.0))
+    assert found.pop("parity_torch_uint8_field_left_out") == "no time was left"
+    assert found["contract_torch_uint8_field_doubles"] is True
+    assert found["contract_torch_uint8_field_sizes"] == "32x32"
+    assert not any(key.startswith("parity") for key in found)
 
-    monkeypatch.setattr(bench_gpu, "open_engine", refuse)
-    assert list(bench_gpu.checks("torch", "paper", lambda: 0.0)) == [
-        {"checks_torch_paper_failed": "refused"},
-        {"checks_torch_field_left_out": "no time was left"},
-        {"checks_torch_field-lite_left_out": "no time was left"},
-    ]
-    assert list(bench_gpu.times_of_others(["torch"], "field", lambda: 0.0)) == [
+
+def test_other_weights_are_left_out_where_there_is_no_time_for_them() -> None:
+    assert list(bench_gpu_parts.times_of_others("torch", "field", [8], lambda: 0.0)) == [
         {"times_torch_field_left_out": "no time was left"}
     ]
+    checks = bench_gpu.checks("torch", "field", "field", None)
+    assert list(in_child(checks, 0.0)) == [{"checks_torch_field_left_out": "no time was left"}]
 
 
 def test_a_batch_that_fails_gives_its_slots_back(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
@@ -431,24 +722,25 @@ def test_the_memory_of_a_size_is_what_making_ready_for_it_takes(
 
 
 def test_batches_for_which_no_time_is_left_are_told() -> None:
-    found = dict(item for part in bench_gpu.times_of_size({}, (32, 32), (1, 2), lambda: -1.0) for item in part.items())
-    assert found == {f"times_32x32_b{count}_left_out": "no time was left" for count in (1, 2)}
+    engines = {"torch": DoublingEngine()}
+    found = together(bench_gpu_parts.times_of_size(engines, (32, 32), (1, 2), lambda: -1.0))
+    assert found == {f"times_torch_32x32_b{count}_left_out": "no time was left" for count in (1, 2)}
 
 
 def test_a_size_that_is_timed_gives_its_memory_back(
     monkeypatch: pytest.MonkeyPatch, short: None, tmp_path: Path
 ) -> None:
-    opened = []
+    opened: list[Door] = []
 
     def openvino(_: str, weights: str, options: EngineOptions) -> Door:
         opened.append(open_engine("openvino", weights, EngineOptions(cache=tmp_path, slots=options.slots)))
         return opened[-1]
 
-    monkeypatch.setattr(bench_gpu, "open_engine", openvino)
-    for figures in bench_gpu.times(["tensorrt"], "field", lambda: 1.0):
+    monkeypatch.setattr(bench_gpu_parts, "open_engine", openvino)
+    for figures in bench_gpu_parts.times("tensorrt", "field", 0, None, lambda: 1.0):
         if any("48x32_b" in key for key in figures):
-            assert opened[0].is_ready(48, 32)
-            assert not opened[0].is_ready(32, 32)
+            assert opened[-1].is_ready(48, 32)
+            assert not any(engine.is_ready(32, 32) for engine in opened)
 
 
 # Efficiency
@@ -495,6 +787,10 @@ def test_the_share_of_the_peak_is_by_network_time_and_batch() -> None:
         "tensorrt_64x48_b8_tflops": pytest.approx(4.0),
         "tensorrt_64x48_b8_matrix_share": pytest.approx(0.5),
     }
+
+
+def test_a_network_whose_operations_are_not_known_has_no_share() -> None:
+    assert shares({"torch_64x48_b8_network_ms": 2.0}, {"640x360": 1e9}, peak=1e13) == {}
 
 
 def test_the_share_of_other_weights_is_by_their_own_operations() -> None:
@@ -568,6 +864,110 @@ def test_relays_are_tried_from_the_middle_up_or_down_and_a_slip_is_forgiven(
     *_, last = relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 99.0, lambda: None, (8, 16, 32, 64, 80, 96, 128))
     assert begun == tried
     assert last == {"relay_feeds": max((count for count in tried if count <= carries), default=0), "relay_limit": limit}
+
+
+@pytest.mark.parametrize(
+    ("alone", "shown", "tried"),
+    [(True, 0, [32, 32]), (False, 0, [32]), (True, 20, [32, 32, 16, 16, 8, 8]), (False, 20, [32, 32, 16, 16, 8, 8])],
+    ids=["alone and silent", "silent", "alone and slow", "slow"],
+)
+def test_fewer_feeds_are_tried_only_where_the_first_relay_sends_pictures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alone: bool, shown: int, tried: list[int]
+) -> None:
+    begun: list[int] = []
+
+    def one_relay(_feed: Path, _folder: Path, count: int, *_: object) -> tuple[bench_gpu_relay.Figures, str]:
+        begun.append(count)
+        return ({"started": shown} if shown else {}), "not all had a picture"
+
+    monkeypatch.setattr(bench_gpu_relay, "one_relay", one_relay)
+    *_, last = relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 99.0, lambda: None, (8, 16, 32), alone)
+    assert begun == tried
+    assert last == {"relay_feeds": 0, "relay_limit": f"{tried[-1]} feeds: not all had a picture"}
+
+
+def test_a_first_relay_that_is_not_alone_leaves_half_of_the_time_to_the_next_runtime(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waits: list[float] = []
+
+    def listen(_viewer: object, _seen: Watched, _relay: object, seconds: float, **_: object) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(bench_gpu_relay, "running_relay", lambda *_: nullcontext((None, f"ipc://{tmp_path}/wire")))
+    monkeypatch.setattr(bench_gpu_relay, "listen", listen)
+    list(relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 100.0, lambda: None, (4,), alone=False))
+    assert waits == [38.0]
+
+
+@pytest.mark.parametrize(("ended", "figures"), [(None, {"started": 2}), (1, {})])
+def test_of_a_relay_whose_feeds_do_not_all_begin_it_is_told_how_many_did(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ended: int | None, figures: dict[str, int]
+) -> None:
+    def listen(_viewer: object, seen: Watched, *_: object, **__: object) -> None:
+        seen.first |= {"bench0": 1, "bench1": 1}
+
+    relay = SimpleNamespace(poll=lambda: ended)
+    monkeypatch.setattr(bench_gpu_relay, "running_relay", lambda *_: nullcontext((relay, f"ipc://{tmp_path}/wire")))
+    monkeypatch.setattr(bench_gpu_relay, "listen", listen)
+    told = bench_gpu_relay.one_relay(tmp_path, tmp_path, 4, {}, 1.0, lambda: 300.0, lambda: None)
+    assert told == (figures, "2 of them had a picture within 120 s")
+
+
+def test_the_most_feeds_so_far_are_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_gpu_relay, "one_relay", lambda *_: ({"fps": 1.0}, ""))
+    found = relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 99.0, lambda: None, (32, 64))
+    assert [part["relay_feeds"] for part in found if "relay_feeds" in part] == [32, 64, 64]
+
+
+@pytest.mark.parametrize(("fps", "told"), [({}, ["32 feeds: none"]), ({"relay_32_feeds_fps": 1.0}, [])])
+def test_a_runtime_whose_relay_sends_nothing_has_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fps: dict[str, float], told: list[str]
+) -> None:
+    monkeypatch.setattr(bench_gpu_relay, "relay_figures", lambda *_: iter([{"relay_32_feeds_tries": 1} | fps, SILENT]))
+    monkeypatch.setattr(bench_gpu_parts, "night", lambda folder: folder)
+    monkeypatch.setattr(bench_stream, "repeated", lambda *_: tmp_path)
+    found = list(bench_gpu_parts.relay("torch", "field", str(tmp_path), None, False, lambda: 99.0))
+    assert [part["relay_torch_failed"] for part in found if "relay_torch_failed" in part] == told
+
+
+@pytest.mark.parametrize(("chosen", "batch"), [(None, EngineSettings().batch), ("5", 5)])
+def test_before_the_relay_a_runtime_is_made_ready_for_it_with_the_relays_own_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, short: None, chosen: str | None, batch: int
+) -> None:
+    """What it builds and compiles then is what the relay needs, which holds for one size of batches only."""
+    opened: list[EngineOptions] = []
+    prepared: list[tuple[int, int]] = []
+
+    class Prepared(DoublingEngine):
+        def prepare(self, width: int, height: int) -> None:
+            prepared.append((width, height))
+            super().prepare(width, height)
+
+        def submit(self, slots: Sequence[Slot]) -> None:
+            assert prepared == [bench_gpu_relay.SIZE]
+            super().submit(slots)
+
+    def open_prepared(_runtime: str, _weights: str, options: EngineOptions) -> Door:
+        opened.append(options)
+        return Prepared()
+
+    monkeypatch.setattr(bench_gpu_parts, "open_engine", open_prepared)
+    monkeypatch.setattr(bench_gpu_parts, "TAPE_SECONDS", 1)
+    if chosen:
+        monkeypatch.setenv("NIGHTBRIDGE__ENGINE__BATCH", chosen)
+    found = together(bench_gpu_parts.codecs("torch", "field", str(tmp_path), lambda: 99.0))
+    assert found.keys() == {"relay_decode_ms", "relay_encode_ms"}
+    assert prepared == [bench_gpu_relay.SIZE]
+    assert [options.batch for options in opened] == [batch]
+
+
+def test_the_recording_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_stream, "make_feed", lambda _clip, feed, *_: feed.touch())
+    feed = bench_gpu_parts.night(tmp_path)
+    feed.write_text("kept")
+    assert bench_gpu_parts.night(tmp_path).read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["night.ts"]
 
 
 def a_status(**counts: int) -> Status:

@@ -7,6 +7,7 @@ import logging
 import platform
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ import msgspec
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from packaging.requirements import Requirement
 
 from engines import gpu, plans, tensorrt_builder
 from engines.cards import NUMBERS, SHIPPED, Card, Weights, write_card
@@ -202,6 +204,7 @@ def test_a_plan_that_somebody_put_there_is_not_handed_out(
 
 RACE = """
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from engines.cards import Weights
@@ -414,6 +417,13 @@ def test_a_tensorrt_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     forget_tensorrt(monkeypatch, tensorrt=module("tensorrt", "8.6.1"))
     with pytest.raises(EngineMissing, match=r"tensorrt 8\.6\.1 is too old: it must be 10\.1 or newer"):
         import_tensorrt()
+
+
+def test_what_users_install_may_be_the_last_tensorrt_rtx_that_refuses_no_gpu() -> None:
+    """1.7 says that it does not support compute capability 9.0."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (wanted,) = [each for each in map(Requirement, extras["nvidia"]) if each.name == "tensorrt-rtx"]
+    assert all(wanted.specifier.contains(version) for version in ("1.6.1.120", "1.7.1.116"))
 
 
 class Driver:

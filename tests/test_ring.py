@@ -9,6 +9,7 @@ import pytest
 
 from engines.door import Door, Slot
 from engines.errors import EngineError, EngineMismatch
+from engines.ring import is_busy
 from tests.doubling import DoublingEngine
 from tests.waiting import wait_until
 
@@ -299,3 +300,18 @@ def test_a_slot_whose_batch_failed_can_be_given_back() -> None:
         slot.release()
         engine.broken = False
         assert engine.acquire(32, 32, timeout=1) is slot
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_a_thread_that_is_inside_a_runtime_is_known_until_it_comes_out(failures: int) -> None:
+    pace = threading.Semaphore(0)
+    with DoublingEngine(pace, failures) as engine:
+        slot = engine.acquire(32, 32)
+        engine.submit([slot])
+        assert not is_busy()
+        waiting = threading.Thread(target=slot.release)
+        waiting.start()
+        wait_until(is_busy, "the wait")
+        pace.release()
+        waiting.join()
+        assert not is_busy()

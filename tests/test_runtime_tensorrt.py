@@ -5,29 +5,32 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from engines import runtime_tensorrt, tensorrt_lanes
+from engines import cuda_engine, runtime_tensorrt, tensorrt_lanes
 from engines.cards import NUMBERS, find_weights
 from engines.checkpoint import load_network
 from engines.colour import Colour
 from engines.cuda_lanes import LANES, counts_to_see
 from engines.door import EngineInfo, Slot
 from engines.errors import EngineError, EngineMismatch, EngineMissing
+from engines.fallback import is_left_behind
 from engines.gpu import NO_GPU, Gpu
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_tensorrt import Cuda, TensorRtEngine
 from engines.runtime_torch import TorchEngine
 from tests.fake_cuda import Error, Event, FakeBindings, FakeCuda, OutOfMemory
-from tests.fake_tensorrt import Arrays, FakeTensorRt
+from tests.fake_tensorrt import Arrays, FakePlan, FakeTensorRt
 from tests.test_runtimes import dusk
+from tests.waiting import DEADLINE, wait_until
 
 SIZE = (16, 16)
 
@@ -72,7 +75,12 @@ class FakePlans:
 
 @contextmanager
 def bench(
-    monkeypatch: pytest.MonkeyPatch, seed: int = 1, slots: int = 24, remembers: int = 4, name: str = "tensorrt_rtx"
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int = 1,
+    slots: int = 24,
+    remembers: int = 4,
+    name: str = "tensorrt_rtx",
+    batch: int = 8,
 ) -> Iterator[Bench]:
     driver = FakeCuda(seed)
     library, bindings = FakeTensorRt(driver, counting, remembers, name), FakeBindings(driver)
@@ -81,7 +89,7 @@ def bench(
     monkeypatch.setattr(runtime_tensorrt, "Plans", FakePlans)
     monkeypatch.setattr(runtime_tensorrt, "CONFIGS", {"neid-live": SimpleNamespace(remembers=remembers)})
     weights = find_weights("field")
-    info = EngineInfo("tensorrt", "test", "fp16", "field", weights.id, largest_batch=8)
+    info = EngineInfo("tensorrt", "test", "fp16", "field", weights.id, largest_batch=batch)
     cuda = Cuda(driver, library.library(), Gpu("test", "1"))
     engine = TensorRtEngine(weights, info, cuda, EngineOptions(slots=slots))
     with engine:
@@ -340,6 +348,106 @@ def test_the_counts_that_are_seen_are_the_usual_ones_and_powers_of_two() -> None
     assert counts_to_see(40) == [40, 32, 16, 8, 7, 6, 5, 4, 3, 2, 1]
 
 
+@pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt"])
+def test_nothing_is_made_ready_while_pictures_wait_and_each_keeps_its_memory(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    ran: list[int] = []
+
+    def compute(inputs: Arrays) -> Arrays:
+        ran.append(len(inputs["y"]))
+        return counting(inputs)
+
+    def fail(*_: object) -> None:
+        pytest.fail("pictures wait")
+
+    with bench(monkeypatch, slots=96, name=name, batch=32) as b:
+        b.engine.prepare(*SIZE)
+        b.library.compute = compute
+        monkeypatch.setattr(FakePlan, "create_execution_context", fail)
+        monkeypatch.setattr(FakeBindings, "cuStreamBeginCapture", fail)
+        feeds = [b.engine.remember() for _ in range(20)]
+        seen = [0] * len(feeds)
+        batches: list[list[tuple[Slot, int]]] = []
+        for count in (20, 11, 20, 9, 20):
+            slots = [filled(b.engine, 100 + number) for number in range(count)]
+            for slot, memory in zip(slots, feeds, strict=False):
+                slot.memory, slot.keep = memory, 0.9
+            b.engine.submit(slots)
+            batches.append([(slot, 100 + number + seen[number]) for number, slot in enumerate(slots)])
+            seen = [before + (number < count) for number, before in enumerate(seen)]
+        for slot, expected in (pair for batch in batches for pair in batch):
+            slot.wait()
+            assert (slot.y_out == expected).all()
+        assert ran == [32, 16, 32, 16, 32]
+
+
+@pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt"])
+def test_all_lanes_of_a_size_have_one_scratch_memory(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The driver fails where two streams have it at once."""
+
+    def held(b: Bench) -> int:
+        return [memory.size for memory in b.driver.allocations.values()].count(FakePlan.device_memory_size_v2)
+
+    with bench(monkeypatch, name=name) as b:
+        for number, size in enumerate((SIZE, (32, 32)), 1):
+            for slot in [b.engine.acquire(*size) for _ in range(2 * LANES)]:
+                b.engine.submit([slot])
+                slot.wait()
+                slot.release()
+            assert held(b) == number
+        b.engine.allow(24, 1)
+        assert held(b) == 1
+
+
+def test_a_batch_is_uploaded_in_two_copies_for_each_picture_and_two_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+    with bench(monkeypatch) as b:
+        slots = [filled(b.engine, 50) for _ in range(8)]
+        copy = b.driver.memcpy_htod_async
+        monkeypatch.setattr(b.driver, "memcpy_htod_async", lambda *to: (copied.append(to[1].nbytes), copy(*to)))
+        b.engine.submit(slots)
+        slots[-1].wait()
+    assert sorted(copied) == sorted([16 * 16, 16 * 8] * 8 + [8 * 24 * 4, 8 * 4])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_picture_has_its_own_colour_and_share_of_memory_in_whatever_order_the_streams_run(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    colours = [Colour(matrix, full_range=full) for matrix in ("bt601", "bt709") for full in (False, True)]
+
+    def mark(coefficients: NDArray[np.float32], keep: NDArray[np.float32]) -> NDArray[np.uint8]:
+        told = 10 * np.abs(coefficients).sum((1, 2, 3)) + 100 * keep
+        return np.where(np.isfinite(told), np.rint(told), 0).astype(np.uint8)
+
+    def compute(inputs: Arrays) -> Arrays:
+        made = counting(inputs)
+        made["y_out"][:] = mark(inputs["colour"], inputs["keep"][:, 0])[:, None, None, None]
+        return made
+
+    with bench(monkeypatch, seed, slots=24) as b:
+        b.library.compute = compute
+        chance = np.random.default_rng(seed)
+        under_way: list[tuple[Slot, int]] = []
+        for count in (3, 1, 4, 2, 5, 3, 1, 4, 2, 3, 5, 1, 2, 4):
+            while len(under_way) + count > 24:
+                slot, expected = under_way.pop(0)
+                slot.wait()
+                assert (slot.y_out == expected).all()
+                slot.release()
+            slots = [filled(b.engine, 50) for _ in range(count)]
+            for slot in slots:
+                slot.colour, slot.keep = colours[chance.integers(4)], float(chance.choice([0.0, 0.25, 0.5, 1.0]))
+                slot.memory = b.engine.remember()
+                told = mark(slot.colour.coefficients()[None], np.array([slot.keep], np.float32))
+                under_way.append((slot, int(told[0])))
+            b.engine.submit(slots)
+        for slot, expected in under_way:
+            slot.wait()
+            assert (slot.y_out == expected).all()
+
+
 def test_too_little_memory_for_a_context_is_told_and_the_size_can_be_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -403,6 +511,67 @@ def test_what_a_feed_left_when_it_began_anew_is_another_feeds_once_its_pictures_
         for slot in slots:
             slot.wait()
         assert [int(slot.y_out[0, 0]) - 100 for slot in slots] == [0, 0, 7, 8]
+
+
+@contextmanager
+def held_up(monkeypatch: pytest.MonkeyPatch, b: Bench, *sizes: tuple[int, int]) -> Iterator[threading.Event]:
+    """Threads that make sizes ready, as those of feeds do, and are held up in that until the event is set.
+
+    After the block each was told that the engine is closed, and has left no context; what was not begun was not made.
+    """
+    begun, gate, told, get = list[object](), threading.Event(), list[str](), FakePlans.get
+
+    def get_late(plans: FakePlans, *key: object) -> SimpleNamespace:
+        begun.append(key)
+        assert gate.wait(DEADLINE)
+        return get(plans, *key)
+
+    def make_ready(size: tuple[int, int]) -> None:
+        try:
+            b.engine.acquire(*size)
+        except EngineError as error:
+            told.append(str(error))
+        told.extend(map(str, b.driver.stack()))
+
+    monkeypatch.setattr(FakePlans, "get", get_late)
+    threads = [threading.Thread(target=make_ready, args=(size,), daemon=True) for size in sizes]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: begun and len(b.engine._making) == len(sizes), "the first of them")
+    yield gate
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert told == ["the engine is closed: use it inside its `with` block"] * len(sizes)
+    assert len(begun) == 1
+
+
+def test_leaving_waits_for_a_size_that_is_being_made_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as stack:
+        with bench(monkeypatch) as b:
+            gate, close = stack.enter_context(held_up(monkeypatch, b, SIZE)), b.engine._close
+
+            def close_now() -> None:
+                gate.set()  # by now the engine is closed for all others
+                close()
+
+            monkeypatch.setattr(b.engine, "_close", close_now)
+        assert b.driver.allocations == {}, "what was made ready is freed, too"
+    assert not is_left_behind()
+
+
+def test_leaving_takes_nothing_away_from_a_size_that_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cuda_engine, "EXIT_SECONDS", 0.05)
+    with ExitStack() as stack:
+        with bench(monkeypatch) as b:
+            gate = stack.enter_context(held_up(monkeypatch, b, SIZE, (32, 32)))
+        assert caplog.messages == ["engine: tensorrt is left behind, busy for more than 0.05 s"]
+        assert is_left_behind(), "so that the process ends without the interpreter's help"
+        gate.set()
+    assert not is_left_behind()
+    b.engine._close()
+    assert b.driver.allocations == {}
 
 
 def test_all_that_is_given_up_is_freed_where_the_device_is_current(monkeypatch: pytest.MonkeyPatch) -> None:

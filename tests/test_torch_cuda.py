@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from engines import torch_cuda
+from engines import cuda_engine, torch_cuda
 from engines.cards import find_weights
 from engines.colour import Colour
 from engines.cuda_lanes import LANES
@@ -196,6 +196,25 @@ def test_every_count_is_captured_before_a_size_is_ready_and_replayed_afterwards(
             slot.wait()
         assert len(graphs) == 4 * LANES, "nothing is captured while pictures wait"
         assert sum(graph.replays for graph in graphs) == before + 1
+
+
+def test_a_count_that_was_not_captured_is_replayed_as_the_next_larger_one(
+    graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_engine, "counts_to_see", lambda _: [3, 1])
+    monkeypatch.setattr(torch_cuda, "WARM_UP", 0)
+    with opened() as engine, TorchEngine(find_weights("field"), EngineOptions()) as reference:
+        engine.prepare(*SIZE)
+        assert len(graphs) == 2 * LANES
+        slots = [engine.acquire(*SIZE) for _ in range(2)]
+        for seed, slot in enumerate(slots):
+            slot.y[:], slot.uv[:] = dusk(*SIZE, seed)
+        engine.submit(slots)
+        for seed, slot in enumerate(slots):
+            slot.wait()
+            y, _ = reference.enhance(*dusk(*SIZE, seed), Colour())
+            assert np.abs(slot.y_out.astype(int) - y).max() <= 1
+        assert len(graphs) == 2 * LANES
 
 
 def test_the_network_on_the_gpu_is_channels_last_and_in_half_precision_where_asked(graphs: list[Graph]) -> None:

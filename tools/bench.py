@@ -22,7 +22,7 @@ def bench(
     ] = "auto",
     precision: Annotated[Precision, typer.Option(help="Number format of the network.")] = "auto",
     gpu: Annotated[bool, typer.Option("--gpu", help="Measure an NVIDIA GPU: all sizes and runtimes.")] = False,
-    minutes: Annotated[float, typer.Option(min=1, help="How long `--gpu` may take, about.")] = 7,
+    minutes: Annotated[float, typer.Option(min=1, help="How long `--gpu` may take, at most.")] = 7,
     json: JsonFile = None,
 ) -> None:
     """Measure engine, codecs, pipeline and a live feed on a simulated night camera, all in one run.

@@ -39,7 +39,8 @@ class Findings:
     seconds: float
     """How long everything may take."""
     figures: dict[str, object] = field(default_factory=dict)
-    _began: float = field(default_factory=time.monotonic)
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _began: float = field(default_factory=lambda: time.monotonic())
 
     def time_left(self, share: float = 1.0) -> float:
         """Seconds until this share of all time is over; below 0 afterwards."""
@@ -51,7 +52,10 @@ class Findings:
         write_json(self.path, self.figures)
 
     def measure(self, name: str, part: Part) -> None:
-        """Keep what a part finds; where it fails, `NAME_failed` says why, and what it found before stays."""
+        """Keep what a part finds; where it fails, `NAME_failed` says why, and what it found before stays.
+
+        One that is gone on with later has its times added up.
+        """
         began = time.monotonic()
         try:
             for figures in part():
@@ -59,8 +63,10 @@ class Findings:
         except Exception as error:  # whatever it is: the other parts go on
             log.debug("%s", name, exc_info=error)
             self.add({f"{name}_failed": f"{type(error).__name__}: {error}"})
-        self.add({f"{name}_seconds": round(time.monotonic() - began, 1)})
-        log.info("%s took %.1f s, %.0f s are left", name, time.monotonic() - began, self.time_left())
+        took = time.monotonic() - began
+        self._seconds[name] = self._seconds.get(name, 0.0) + took
+        self.add({f"{name}_seconds": round(self._seconds[name], 1)})
+        log.info("%s took %.1f s, %.0f s are left", name, took, self.time_left())
 
 
 def print_findings(console: Console, figures: Mapping[str, object]) -> None:

@@ -80,25 +80,29 @@ def relay_figures(
     feed: Path,
     folder: Path,
     engine: Mapping[str, str],
-    codecs_ms: float,
+    codecs_ms: float | None,
     time_left: Callable[[], float],
     used_mb: Callable[[], float | None],
     counts: Sequence[int],
+    alone: bool = True,
 ) -> Iterator[Figures]:
     """Figures of one relay after another: `FIRST` feeds, then twice as many while they are carried, then those `counts`
-    that halve what lies between; down from `FIRST` where that is too many.
+    that halve what lies between; down from `FIRST` where that is too many. A first count that brings no picture at all
+    ends it; unless it is `alone` after one try, within half of the time: another engine can still be tried then.
 
     `feed` is a recording, or a folder of them, that each feed plays at its own pace; `engine` are settings of the
-    relay's `[engine]`; `codecs_ms` is what decoding and encoding a picture cost alone. The last
-    figures say why it ended.
+    relay's `[engine]`; `codecs_ms` is what decoding and encoding a picture cost alone. `relay_feeds` comes whenever
+    more are carried; the last figures say why it ended.
     """
-    limit = "the most that is tried"
+    limit, heard = "the most that is tried", False
     low, high, place = -1, len(counts), first_place(counts)  # places of the most that is carried, the least that is not
     while low + 1 < high:
         count, tries, reason = counts[place], 0, NO_TIME
-        while reason and tries < TRIES and time_left() >= STEP_SECONDS:
+        while reason and tries < (TRIES if alone or heard else 1) and time_left() >= STEP_SECONDS:
             tries += 1
-            figures, reason = one_relay(feed, folder, count, engine, codecs_ms, time_left, used_mb)
+            patience = time_left if alone or heard else lambda: time_left() / 2
+            figures, reason = one_relay(feed, folder, count, engine, codecs_ms, patience, used_mb)
+            heard = heard or bool(figures)
             yield {f"relay_{count}_feeds_{name}": value for name, value in (figures | {"tries": tries}).items()}
         if not tries:
             limit = reason
@@ -107,6 +111,9 @@ def relay_figures(
             high, limit = place, f"{count} feeds: {reason}"
         else:
             low = place
+            yield {"relay_feeds": count}
+        if not heard:
+            break  # of fewer feeds there would be no picture either
         place = next_place(counts, low, high)
     yield {"relay_feeds": counts[low] if low >= 0 else 0, "relay_limit": limit}
 
@@ -130,31 +137,35 @@ def one_relay(
     folder: Path,
     count: int,
     engine: Mapping[str, str],
-    codecs_ms: float,
+    codecs_ms: float | None,
     time_left: Callable[[], float],
     used_mb: Callable[[], float | None],
 ) -> tuple[Figures, str]:
-    """Figures of a relay with so many feeds, and why they are too many for it; empty where they are not."""
-    before = used_mb()
+    """Figures of a relay with so many feeds, and why they are too many for it; empty where they are not.
+
+    There are no figures of a relay that ended, or sent no picture.
+    """
+    before, settled = used_mb(), Watched()
     with running_relay(feed, folder, count, engine) as (relay, endpoint):
         try:
-            figures = step_figures(watch_all(relay, endpoint, count, time_left), codecs_ms)
+            figures = step_figures(watch_all(relay, endpoint, count, time_left, settled), codecs_ms)
         except StreamError as error:
-            return {}, str(error)
+            return ({"started": len(settled.first)} if settled.first and relay.poll() is None else {}), str(error)
         after = used_mb()
     figures["gpu_memory_mb"] = None if before is None or after is None else after - before
     return figures, why_too_many(figures, count) or ""
 
 
-def watch_all(relay: subprocess.Popen[bytes], endpoint: str, count: int, time_left: Callable[[], float]) -> Watched:
-    """Everything that a relay publishes of all its feeds, for `WATCH_SECONDS`.
+def watch_all(
+    relay: subprocess.Popen[bytes], endpoint: str, count: int, time_left: Callable[[], float], settled: Watched
+) -> Watched:
+    """Everything that a relay publishes of all its feeds, for `WATCH_SECONDS`; what comes before is noted in `settled`.
 
     Raises `StreamError` where not every feed has a picture within `START_SECONDS`, or in time to watch it, or the relay
     ends.
     """
     within = min(START_SECONDS, time_left() - SETTLE_SECONDS - WATCH_SECONDS)
     with Subscriber(endpoint, None, ("video", "status"), max_age=None) as viewer:
-        settled = Watched()
         listen(viewer, settled, relay, within, until=lambda: len(settled.first) == count)
         if len(settled.first) < count:
             cut = f", then {NO_TIME}" if within < START_SECONDS else ""
@@ -192,7 +203,7 @@ def listen(
             seen.ages_ms.append((header.published_ns - (header.capture_ns or 0)) / 1e6)
 
 
-def step_figures(seen: Watched, codecs_ms: float) -> Figures:
+def step_figures(seen: Watched, codecs_ms: float | None) -> Figures:
     """What one relay did, see docs/benchmarks.md."""
     cpu_ms = 1000 * seen.cpu_seconds / max(1, seen.pictures)
     ages = {f"age_p{p}_ms": float(np.percentile(seen.ages_ms, p)) if seen.ages_ms else None for p in (50, 95, 99)}
@@ -203,7 +214,7 @@ def step_figures(seen: Watched, codecs_ms: float) -> Figures:
         "lost": seen.counted(lambda status: status.lost),
         "cores": seen.cpu_seconds / seen.seconds,
         "cpu_ms": cpu_ms,
-        "cpu_beside_codecs_ms": cpu_ms - codecs_ms,
+        "cpu_beside_codecs_ms": None if codecs_ms is None else cpu_ms - codecs_ms,
     }
 
 

@@ -15,10 +15,11 @@ from engines.door import Door, Slot
 from engines.errors import EngineError
 from tools.bench_gpu_checks import Size, make_picture
 
-SIZES: tuple[Size, ...] = ((352, 288), (640, 360), (1280, 720))
-BATCHES = (1, 2, 4, 8, 16, 32)
+SIZES: tuple[Size, ...] = ((640, 360), (352, 288), (1280, 720))
+BATCHES = ((8, 1, 2, 4), (32, 16))
+"""Each row is measured with an engine that is made ready for its largest batch, the first one as a relay's is. In both
+what is worth most comes first."""
 OTHERS_SIZE: Size = (640, 360)
-OTHERS_BATCHES = (8, 32)
 """Of the weights that are not the chosen ones."""
 ROUNDS = 3
 """A figure is the median of these; what is compared takes turns, round by round."""
@@ -32,6 +33,11 @@ KEPT = 0.9
 """Of each feed's memory, as a relay has it."""
 
 Figures = dict[str, float | str]
+
+
+def cells() -> list[tuple[Size, tuple[int, ...]]]:
+    """What is measured with one engine, all that there is: a size and counts of pictures in a batch."""
+    return [(size, counts) for counts in BATCHES for size in SIZES]
 
 
 class Batches:

@@ -1,0 +1,67 @@
+"""`python -m tests.short_bench` stands for `python -m tools.bench_gpu_child`: as little as can be is measured.
+
+Without a GPU, too: what torch multiplies is on the processor, and so are the runtimes but `tensorrt`, which kills the
+process that asks it for a picture.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from types import ModuleType
+
+import torch
+
+from engines.door import Door
+from engines.gpu import Gpu
+from engines.runtime import EngineOptions, open_engine
+from tests.doubling import DoublingEngine
+from tools import (
+    bench_gpu_checks,
+    bench_gpu_child,
+    bench_gpu_matrix,
+    bench_gpu_parts,
+    bench_gpu_relay,
+    bench_gpu_times,
+)
+
+SIZES = ((32, 32), (33, 21))
+SHORT: list[tuple[ModuleType, str, object]] = [
+    (bench_gpu_times, "ROUNDS", 2),
+    (bench_gpu_times, "TURN_SECONDS", 0),
+    (bench_gpu_times, "SIZES", ((32, 32), (48, 32))),
+    (bench_gpu_times, "BATCHES", ((1, 2),)),
+    (bench_gpu_times, "OTHERS_SIZE", (32, 32)),
+    (bench_gpu_matrix, "SIDES", (32,)),
+    (bench_gpu_relay, "COUNTS", (1,)),
+    (bench_gpu_relay, "TRIES", 1),
+    (bench_gpu_relay, "SETTLE_SECONDS", 1.2),
+    (bench_gpu_relay, "WATCH_SECONDS", 2.5),
+    (bench_gpu_relay, "STEP_SECONDS", 0),
+    (bench_gpu_parts, "TAPE_SECONDS", 3),
+    (bench_gpu_parts, "TAPE_COPIES", 9),
+    (bench_gpu_checks, "SIZES", SIZES),
+]
+"""Few repetitions with small pictures: of each module, what to set to what."""
+
+
+class FatalEngine(DoublingEngine):
+    """As a library with a fault: the first picture kills the process."""
+
+    def submit(self, _slots: object) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def open_stand_in(runtime: str, weights: str, options: EngineOptions) -> Door:
+    return FatalEngine() if runtime == "tensorrt" else open_engine(runtime, weights, options)
+
+
+if __name__ == "__main__":
+    for module, name, value in SHORT:
+        setattr(module, name, value)
+    bench_gpu_matrix.matrix_peak = partial(bench_gpu_matrix.matrix_peak, "cpu", torch.float32, (32,))
+    bench_gpu_parts.find_gpu = lambda: Gpu("NVIDIA H200", "580")
+    bench_gpu_parts.shipped = lambda: ["field"]
+    bench_gpu_parts.open_engine = open_stand_in
+    bench_gpu_child.main()
