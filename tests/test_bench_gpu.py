@@ -455,6 +455,24 @@ def test_however_long_each_part_takes_there_is_time_for_all_that_counts_and_the_
     assert rehearsal.begun["relay_tensorrt"] >= 60
 
 
+def test_where_all_goes_quickly_no_part_gets_more_than_its_own_time_and_the_relay_what_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rehearsal = Rehearsal({"relay_tensorrt": CARRIED})
+    rehearsal.run(monkeypatch)
+    parts = ("environment", "checks_torch_field", "times_torch", "times_torch_paper", "efficiency", "codecs_tensorrt")
+    assert [rehearsal.begun[name] for name in parts] == [42, 72, 87, 57, 42, 72]
+    assert rehearsal.begun["relay_tensorrt"] > 500
+
+
+def test_the_page_tells_the_time_of_each_step() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    told = re.findall(r"(?m)^\| .* \| (\d+|what is left) \| (\d+) % \|$", page)
+    limits = [value for value in vars(bench_gpu).values() if isinstance(value, bench_gpu.Limit)]
+    seconds = [f"{limit.each:.0f}" if limit.each < math.inf else "what is left" for limit in limits]
+    assert told == list(zip(seconds, [f"{100 * limit.until:.0f}" for limit in limits], strict=True))
+
+
 def test_where_a_relay_sends_nothing_the_next_runtime_is_relayed_and_the_file_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -642,6 +660,7 @@ def test_other_weights_are_timed_at_one_size(monkeypatch: pytest.MonkeyPatch, sh
     assert found.pop("times_tensorrt_field_failed") == "refused"
     assert found.keys() == {f"torch_field_32x32_b{count}_{name}" for count in (1, 2) for name in DOOR}
     assert [options.batch for options in opened] == [1, 2], "made ready for more than is timed"
+    assert all(options.tried and options.cuda_only for options in opened)
 
 
 @pytest.mark.parametrize("name", ["field", "field-lite", "paper"])
@@ -719,6 +738,19 @@ def test_the_memory_of_a_size_is_what_making_ready_for_it_takes(
     with bench(monkeypatch) as b:
         assert memory_growth(b.engine, (32, 32), 2, lambda: next(values)) == growth
         assert b.engine.is_ready(32, 32)
+
+
+def test_the_memory_of_a_size_is_that_of_the_largest_batches(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
+    monkeypatch.setattr(bench_gpu_times, "BATCHES", ((1,), (2,)))
+    monkeypatch.setattr(bench_gpu_parts, "used_mb", lambda: 100.0)
+    with DoublingEngine() as engine:
+        engine.allow(24, 1)
+        found = {
+            count: together(bench_gpu_parts.times_of_size({"torch": engine}, (32, 32), [count], lambda: 1.0))
+            for count in (1, 2)
+        }
+    assert "torch_32x32_gpu_memory_mb" not in found[1]
+    assert found[2]["torch_32x32_gpu_memory_mb"] == 0.0
 
 
 def test_batches_for_which_no_time_is_left_are_told() -> None:
@@ -981,6 +1013,7 @@ def test_figures_of_a_relay_are_of_the_time_in_which_it_was_watched() -> None:
     figures = step_figures(seen, codecs_ms=4.0)
     assert (figures["fps"], figures["dropped"], figures["lost"], figures["cores"]) == (50.0, 2, 0, 0.5)
     assert (figures["cpu_ms"], figures["cpu_beside_codecs_ms"], figures["age_p50_ms"]) == (10.0, 6.0, 20.0)
+    assert step_figures(seen, codecs_ms=None)["cpu_beside_codecs_ms"] is None
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,14 @@ TRY_SECONDS = 90.0
 """How long a runtime may take to its first picture: TensorRT-RTX compiles."""
 TRY = """
 import faulthandler, os, sys
-from engines.runtime import EngineOptions, open_engine
+from dataclasses import replace
+from engines.runtime import open_engine
 from tools.bench_gpu_checks import make_picture, through
+from tools.bench_gpu_parts import ON_GPU
 runtime, weights, seconds = sys.argv[1:]
 faulthandler.dump_traceback_later(0.9 * float(seconds), exit=True)
 try:
-    with open_engine(runtime, weights, EngineOptions(cuda_only=True, batch=1)) as engine:
+    with open_engine(runtime, weights, replace(ON_GPU, batch=1)) as engine:
         through(engine, make_picture("dusk", (64, 48)))
 except Exception as error:
     print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr, flush=True)

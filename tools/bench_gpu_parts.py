@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from engines.cards import find_weights, shipped
@@ -24,6 +25,9 @@ from tools.bench_gpu_findings import NO_TIME
 PACKAGES = ("torch", "tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings", "av", "numpy")
 TAPE_SECONDS, TAPE_COPIES = 20, 30
 """Of the recording that each feed of the relay plays, and how often."""
+
+ON_GPU = EngineOptions(cuda_only=True, tried=True)
+"""On the GPU or not at all, in batches as large as the relay's; a library that the GPU may not suit is tried before."""
 
 Figures = Mapping[str, object]
 TimeLeft = Callable[[], float]
@@ -56,16 +60,13 @@ def installed(package: str) -> str | None:
 
 
 def checks(runtime: str, weights: str, sizes: int | None, time_left: TimeLeft) -> Iterator[Figures]:
-    """Contract and parity of a runtime with some weights, over the first `sizes` of all sizes (None: all).
-
-    The engine takes batches as large as the relay's, so that both have the same plans.
-    """
+    """Contract and parity of a runtime with some weights, over the first `sizes` of all sizes (None: all)."""
     from tools.bench_gpu_checks import SIZES, Reference, contract, parity
 
     found, over = find_weights(weights), SIZES[:sizes]
     told = {"sizes": ", ".join(map(in_words, over))}
     try:
-        with open_engine(runtime, weights, EngineOptions(cuda_only=True)) as engine:
+        with open_engine(runtime, weights, ON_GPU) as engine:
             label = f"{runtime}_{engine.info.precision}_{found.card.name}"
             kept = contract(engine, over) | told
             yield {f"contract_{label}_{key}": value for key, value in kept.items()}
@@ -139,7 +140,7 @@ def timed(count: int) -> EngineOptions:
     """Of an engine that is to be kept busy with batches of up to so many pictures, and is made ready for no larger."""
     from tools.bench_gpu_times import UNDER_WAY
 
-    return EngineOptions(cuda_only=True, batch=count, slots=UNDER_WAY * count)
+    return replace(ON_GPU, batch=count, slots=UNDER_WAY * count)
 
 
 def efficiency(weights: str, time_left: TimeLeft) -> Iterator[Figures]:
