@@ -165,7 +165,7 @@ def test_the_shipped_recipe_is_the_default_one_made_steady() -> None:
 def test_every_shipped_recipe_can_be_read() -> None:
     networks = {path.stem: read_recipe(path.stem).network for path in RECIPES.glob("*.toml")}
     ours = {name for name in networks if name.startswith("field")}
-    lite = {"field-lite", "field-lite-second", "field-lite-taught"}
+    lite = {"field-lite", "field-lite-second", "field-lite-taught", "field-lite-wide"}
     assert ours == {
         "field",
         "field-second",
