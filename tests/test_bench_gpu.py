@@ -841,6 +841,19 @@ def test_without_time_no_relay_is_begun(tmp_path: Path) -> None:
     assert found == [{"relay_feeds": 0, "relay_limit": "no time was left"}]
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
+    """How long relays that send nothing are listened to, in seconds."""
+    waited: list[float] = []
+
+    def listen(_viewer: object, _seen: Watched, _relay: object, seconds: float, **_: object) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(bench_gpu_relay, "running_relay", lambda *_: nullcontext((None, f"ipc://{tmp_path}/wire")))
+    monkeypatch.setattr(bench_gpu_relay, "listen", listen)
+    return waited
+
+
 @pytest.mark.parametrize(
     ("left", "waited", "told"),
     [
@@ -849,15 +862,8 @@ def test_without_time_no_relay_is_begun(tmp_path: Path) -> None:
     ],
 )
 def test_a_relay_gets_no_more_time_to_start_than_is_left_beside_its_watch(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left: float, waited: float, told: str
+    tmp_path: Path, waits: list[float], left: float, waited: float, told: str
 ) -> None:
-    waits: list[float] = []
-
-    def listen(_viewer: object, _seen: Watched, _relay: object, seconds: float, **_: object) -> None:
-        waits.append(seconds)
-
-    monkeypatch.setattr(bench_gpu_relay, "running_relay", lambda *_: nullcontext((None, f"ipc://{tmp_path}/wire")))
-    monkeypatch.setattr(bench_gpu_relay, "listen", listen)
     *_, last = relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: left, lambda: None, (4,))
     assert waits == [waited] * 2
     assert last["relay_limit"] == f"4 feeds: {told}"
@@ -919,15 +925,8 @@ def test_fewer_feeds_are_tried_only_where_the_first_relay_sends_pictures(
 
 
 def test_a_first_relay_that_is_not_alone_leaves_half_of_the_time_to_the_next_runtime(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path: Path, waits: list[float]
 ) -> None:
-    waits: list[float] = []
-
-    def listen(_viewer: object, _seen: Watched, _relay: object, seconds: float, **_: object) -> None:
-        waits.append(seconds)
-
-    monkeypatch.setattr(bench_gpu_relay, "running_relay", lambda *_: nullcontext((None, f"ipc://{tmp_path}/wire")))
-    monkeypatch.setattr(bench_gpu_relay, "listen", listen)
     list(relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 100.0, lambda: None, (4,), alone=False))
     assert waits == [38.0]
 
