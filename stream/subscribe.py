@@ -28,6 +28,9 @@ RECEIVE_BUFFER = 65_536
 RECONNECT_MS, LONGEST_RECONNECT_MS = 100, 500
 """Between two attempts to reach a relay that is not there."""
 
+LAST_ONES_MS = 500
+"""How long, once it is closed, what was on its way to a reader who wants everything is read for at most."""
+
 HEARTBEAT_MS, RELAY_LOST_MS = 1_000, 5_000
 """A connection on which nothing came for this long is made anew, without end."""
 
@@ -88,6 +91,7 @@ class Subscriber:
         self._inbox = Inbox(max_age)
         self._changed = threading.Condition()
         self._closing = threading.Event()
+        self._last_ones_end = 0.0
         self._is_drained = True
         """Whether nothing more will come to the inbox."""
         self._failure: Exception | None = None
@@ -111,8 +115,10 @@ class Subscriber:
 
     def close(self) -> None:
         """End the reader's loop, from any thread."""
-        self._closing.set()
         with self._changed:
+            if not self._closing.is_set():
+                self._last_ones_end = time.monotonic() + LAST_ONES_MS / 1_000
+            self._closing.set()
             self._changed.notify_all()
 
     @property
@@ -217,9 +223,7 @@ class Subscriber:
         Raises `WireError` where the relay refuses.
         """
         subscribed = set(self._prefixes)
-        last = WAITING_MOST
-        while not self._closing.is_set() or (last and self._has_last_ones(socket)):
-            last -= self._closing.is_set()
+        while not self._closing.is_set() or self._has_last_ones(socket):
             self._wait_for_room()
             if not socket.poll(POLL_MS):
                 while handshakes.poll(0):
@@ -262,8 +266,13 @@ class Subscriber:
         return WireError(f"{self.endpoint} refuses: a relay that is not encrypted takes no keys")
 
     def _has_last_ones(self, socket: zmq.SyncSocket) -> bool:
-        """Whether, once it is closed, something has come in that a reader who wants all is still to get."""
-        return self._lossless and len(self._inbox) < WAITING_MOST and bool(socket.poll(0))
+        """Whether, once it is closed, something has come in that a reader who wants all is still to get.
+
+        What waits in the kernel is behind what waits in the socket, and takes a moment to move up.
+        """
+        remaining_ms = min(POLL_MS, int((self._last_ones_end - time.monotonic()) * 1_000))
+        has_room = self._lossless and len(self._inbox) < WAITING_MOST
+        return has_room and remaining_ms > 0 and bool(socket.poll(remaining_ms))
 
     def _wait_for_room(self) -> None:
         with self._changed:
