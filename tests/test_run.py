@@ -195,15 +195,18 @@ def test_a_file_that_is_being_written_is_left_alone_until_it_stays_as_it_is(tmp_
     assert not watch.changed()
 
 
-def test_on_sighup_an_empty_file_changes_nothing_and_a_feed_that_has_failed_is_opened_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nothing", ["", "# The first line of more.\n"], ids=["empty", "comments"])
+def test_on_sighup_a_file_that_says_nothing_changes_nothing_and_a_failed_feed_is_opened_again(
+    tmp_path: Path, nothing: str
+) -> None:
     config, log, tape = tmp_path / "config.toml", tmp_path / "log", tmp_path / "tape.mp4"
     dead = f'[feeds.dead]\nurl = "udp://127.0.0.1:{free_port()}"\n'
     with running(tmp_path, f'{dead}[feeds.tape]\nurl = "{tape}"\nmode = "replay"\n') as (relay, _):
         wait_until(lambda: "feed tape: failed" in log.read_text(), "the failure")
         before = config.read_text()
-        config.write_text("")
+        config.write_text(nothing)
         relay.send_signal(signal.SIGHUP)
-        wait_until(lambda: f"the settings stay as they were: {config} is empty" in log.read_text(), "the refusal")
+        wait_until(lambda: f"the settings stay as they were: {config} says nothing" in log.read_text(), "the refusal")
         make_clip(tape, pictures=10, size=(176, 144))
         config.write_text(before)
         relay.send_signal(signal.SIGHUP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import tomllib
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,8 +110,8 @@ class Watch:
 def read_again(config: Path, relay: Relay, asked: bool) -> None:
     """Apply what the file says now; settings that are wrong are told in one line, and the old ones stay.
 
-    So they do where the file is empty, which is how writing begins. `asked` says that somebody asked for it: then feeds
-    that have failed are opened again, too.
+    So they do where the file says nothing, which is how writing begins. `asked` says that somebody asked for it: then
+    feeds that have failed are opened again, too.
     """
     from stream.errors import SettingsError
     from stream.settings import load_settings
@@ -120,8 +121,8 @@ def read_again(config: Path, relay: Relay, asked: bool) -> None:
     except SettingsError as error:
         log.error("the settings stay as they were: %s", "; ".join(str(error).splitlines()))
         return
-    if not settings.feeds and is_empty(config):
-        log.warning("the settings stay as they were: %s is empty", config)
+    if not settings.feeds and says_nothing(config):
+        log.warning("the settings stay as they were: %s says nothing", config)
         return
     changes = relay.apply(settings, reopen_failed=asked)
     log.info("%s was read again: %s", config, changes)
@@ -129,9 +130,9 @@ def read_again(config: Path, relay: Relay, asked: bool) -> None:
         log.warning("%s of %s takes effect at the next start", ", ".join(changes.need_restart), config)
 
 
-def is_empty(config: Path) -> bool:
-    """Whether a file says nothing."""
+def says_nothing(config: Path) -> bool:
+    """Whether a file is empty, or holds comments alone."""
     try:
-        return not config.read_bytes().strip()
-    except OSError:  # it went away meanwhile
+        return not tomllib.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it went away meanwhile, or is being written
         return True
