@@ -39,12 +39,16 @@ class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """By precision: how much raw PSNR it loses against fp32, on pictures of LOL that were not trained on."""
     limits: list[str] = []
     licence: str = ""
+    began_with_all: bool = False
+    """Whether the training began with numbers that had learned all scenes."""
 
     def learned_all(self) -> bool:
-        """Whether a stage of the training held no scenes out, as far as the card tells."""
+        """Whether a stage of the training, or of that of the numbers it began with, held no scenes out, as far as the
+        card tells."""
         stages = self.recipe.get("stages")
         told = stages if isinstance(stages, list) else [self.recipe]
-        return any(isinstance(stage, dict) and stage.get("hold_out") is False for stage in told)
+        held_none = (isinstance(stage, dict) and stage.get("hold_out") is False for stage in told)
+        return self.began_with_all or any(held_none)
 
 
 class Weights:

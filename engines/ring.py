@@ -47,7 +47,13 @@ class Engine(Door):
         self._remembers = 0
 
     def __enter__(self) -> Self:
-        self._open()
+        try:
+            with self._inside_runtime():
+                self._open()
+        except BaseException:
+            with suppress(Exception):  # what was not taken cannot be given back
+                self._close()
+            raise
         self._opened = True
         return self
 

@@ -131,4 +131,9 @@ def _open_runtime(runtime: str, weights: Weights, options: EngineOptions) -> Doo
         module = cast("RuntimeModule", importlib.import_module(RUNTIMES[runtime]))
     except ImportError as error:
         raise EngineMissing(f"runtime {runtime} cannot be loaded: {error}") from error
-    return module.open_engine(weights, options)
+    try:
+        return module.open_engine(weights, options)
+    except (EngineError, OSError):
+        raise
+    except Exception as error:  # whatever its library raises where it cannot have the device
+        raise EngineMissing(f"runtime {runtime} cannot be opened: {error}") from error

@@ -260,6 +260,7 @@ class OpenVinoEngine(Engine):
 
     def _finish(self, slot: Slot) -> None:
         assert isinstance(slot, OpenVinoSlot)
+        turn = slot.numbers
         if (before := slot.follows) is not None:
             with suppress(EngineError):  # which is for whoever waits for that picture
                 self._finish(before)
@@ -272,13 +273,18 @@ class OpenVinoEngine(Engine):
             reason = " ".join(str(error).split())
             raise EngineError(f"OpenVINO failed on a picture of {slot.width}x{slot.height}: {reason}") from error
         finally:
-            self._pass_on(slot)
+            self._pass_on(slot, turn)
         if slot.failure is not None:
             raise slot.failure
 
-    def _pass_on(self, slot: OpenVinoSlot) -> None:
-        """What `slot` leaves is there, or never will be: the next picture of its feed begins."""
+    def _pass_on(self, slot: OpenVinoSlot, turn: tuple[Numbers, Numbers] | None) -> None:
+        """What `slot` leaves is there, or never will be: the next picture of its feed begins.
+
+        Not where the slot has another picture by now, and `turn` is not its own: whoever waits last may wake that late.
+        """
         with self._order:
+            if slot.numbers is not turn:
+                return
             self._computing.pop(id(slot), None)
             following, slot.followed_by = slot.followed_by, None
             if following is not None:

@@ -7,6 +7,7 @@ and whoever wants a picture waits for that thread, as long as is reasonable.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from engines.errors import EngineError
 PATIENCE_LOOKS, LOOK_SECONDS = 10, 1.0
 """How often a picture that is waited for may be missing, one look after another, and the time between two looks: of a
 process that was stopped meanwhile one look is lost, and not the patience."""
+LONGEST_PREPARING = 300.0
+"""Seconds after which preparing a size is no reason any more for a picture to be missing."""
 
 
 @dataclass(eq=False)
@@ -33,9 +36,16 @@ class Watched:
     """Why there is no picture, once that is known."""
 
 
+@dataclass(eq=False)
+class Preparation:
+    """A size that is being made ready."""
+
+    began: float = field(default_factory=time.monotonic)
+
+
 class WatchedEngine(Door):
     """Does what another engine does, and fails where a picture does not come. While a size is being prepared, which may
-    take the whole device, pictures may take as long as they like.
+    take the whole device, pictures may take as long as they like, up to `LONGEST_PREPARING`.
 
     A slot whose picture did not come stays with the engine until that lets go of it.
     """
@@ -46,8 +56,7 @@ class WatchedEngine(Door):
         self._watched: dict[int, Watched] = {}  # by id of the slot, from `submit` to `release`
         self._tasks: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._watching = threading.Thread(target=self._watch, name="nightbridge-engine-watch", daemon=True)
-        self._counting = threading.Lock()
-        self._preparing = 0
+        self._preparing: set[Preparation] = set()
         self._hangs = False
 
     def __enter__(self) -> Self:
@@ -131,7 +140,7 @@ class WatchedEngine(Door):
         while not self._hangs:
             if watched.done.wait(LOOK_SECONDS):
                 return True
-            looks = PATIENCE_LOOKS if self._preparing else looks - 1
+            looks = PATIENCE_LOOKS if self._is_preparing() else looks - 1
             if looks == 0:
                 self._hangs = True
         return watched.done.is_set()
@@ -147,12 +156,15 @@ class WatchedEngine(Door):
             watched.failure = error
         watched.done.set()
 
+    def _is_preparing(self) -> bool:
+        latest = time.monotonic() - LONGEST_PREPARING
+        return any(preparation.began > latest for preparation in self._preparing.copy())
+
     @contextmanager
     def _as_preparing(self) -> Iterator[None]:
-        with self._counting:
-            self._preparing += 1
+        preparation = Preparation()
+        self._preparing.add(preparation)
         try:
             yield
         finally:
-            with self._counting:
-                self._preparing -= 1
+            self._preparing.discard(preparation)

@@ -106,6 +106,30 @@ def test_auto_passes_over_a_gpu_that_refuses_its_code(
         assert engine.failures == {"tensorrt": 1, "torch": 0, "openvino": 0}
 
 
+class Taken(Fake):
+    """Its device is somebody else's, which its library tells in its own way."""
+
+    def _open(self) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+
+def test_auto_passes_over_a_gpu_that_cannot_be_had_when_it_is_opened(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Machine(monkeypatch, "openvino")
+    taken = Taken("torch")
+
+    def told_at_once(weights: Weights, options: EngineOptions) -> Door:
+        raise RuntimeError("CUDA error: all devices are busy")
+
+    monkeypatch.setattr(sys.modules[runtime.RUNTIMES["tensorrt"]], "open_engine", told_at_once)
+    monkeypatch.setattr(sys.modules[runtime.RUNTIMES["torch"]], "open_engine", lambda *_: taken)
+    assert open_engine("auto").info.runtime == "openvino"
+    assert "tensorrt: runtime tensorrt cannot be opened: CUDA error: all devices are busy" in told(caplog)[0]
+    assert "torch: torch failed: CUDA error: out of memory" in told(caplog)[0]
+    assert taken.closed.is_set(), "what was taken of it is given back"
+
+
 def test_no_runtime_is_tried_on_a_gpu_that_has_failed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -345,6 +345,24 @@ class Gated:
 
 
 @dataclass
+class Drowsy:
+    """A request whose end one thread, named `late`, learns of later than all others."""
+
+    request: openvino.InferRequest
+    dozing: threading.Event = field(default_factory=threading.Event)
+    awake: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self) -> None:
+        self.request.wait()
+        if threading.current_thread().name == "late":
+            self.dozing.set()
+            assert self.awake.wait(30)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.request, name)
+
+
+@dataclass
 class Refusing:
     """A request that cannot be started."""
 
@@ -390,6 +408,33 @@ def test_a_feed_whose_picture_takes_long_keeps_no_other_feed_waiting(
     for slot in (first, second):
         slot.wait()
         slot.release()
+
+
+def test_who_learns_late_of_a_picture_that_others_had_long_ago_begins_nothing_in_its_slot(
+    parallel_engine: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (slot,) = of_one_feed(parallel_engine, 1)
+    request = cast("OpenVinoSlot", slot).request
+    drowsy, gated = Drowsy(request), Gated(request)
+    monkeypatch.setattr(slot, "request", drowsy)
+    parallel_engine.submit([slot])
+    late = threading.Thread(target=slot.wait, name="late")
+    late.start()
+    assert drowsy.dozing.wait(30)
+    slot.wait()
+    slot.release()
+    monkeypatch.setattr(slot, "request", gated)
+    again, following = of_one_feed(parallel_engine, 2)
+    assert again is slot
+    parallel_engine.submit([again])
+    parallel_engine.submit([following])
+    drowsy.awake.set()
+    late.join()
+    assert cast("OpenVinoSlot", following).follows is again, "which is still being computed"
+    gated.gate.set()
+    for each in (again, following):
+        each.wait()
+        each.release()
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])

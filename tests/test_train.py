@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from engines.cards import NUMBERS, Weights, write_card
+from engines.cards import NUMBERS, Card, Weights, write_card
 from engines.checkpoint import load_network
 from engines.data.pairs import Sample, batch, draw, shared_region, small_sizes
 from engines.errors import EngineMismatch, EngineMissing
@@ -408,6 +408,22 @@ def test_scores_on_scenes_that_the_numbers_to_begin_with_learned_are_known_as_su
         assert training.knows_held_out(tmp_path / "c.pt") == learned
         assert ("learned the held-out scenes" in caplog.text) == learned
         caplog.clear()
+
+
+def test_numbers_that_learned_all_scenes_are_known_as_such_stages_later(tmp_path: Path) -> None:
+    network = Neid(NEID_LIVE, with_reconstruction=True)
+    training.store(network, Recipe(hold_out=False), tmp_path, {})
+    start = tmp_path / NUMBERS
+    for stage in ("second", "third"):
+        folder = tmp_path / stage
+        folder.mkdir()
+        samples = ([sample()], [], [])
+        budget = training.Budget(steps=1)
+        made = training.train(recipe(), samples, budget, folder / "c.pt", lambda *_: None, start)
+        assert training.knows_held_out(folder / "c.pt")
+        training.store(made, recipe(), folder, {}, training.knows_held_out(folder / "c.pt"))
+        start = folder / NUMBERS
+    assert not Card(name="new", network="neid-live", files={}).learned_all()
 
 
 def test_engine_files_of_older_numbers_are_gone_when_new_ones_are_stored(tmp_path: Path) -> None:

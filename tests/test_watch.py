@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,29 @@ def test_while_a_size_is_being_prepared_pictures_take_as_long_as_they_like(bette
         slot.wait()
         assert looks.count == 10 * PATIENCE_LOOKS
         better.gate.set()
+        preparing.join()
+        slot.release()
+
+
+def test_a_gpu_that_hangs_while_a_size_is_being_prepared_is_given_up_too(
+    better: Hanging, hurry: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LONGEST_PREPARING", 0.3)
+    with WatchedEngine(better) as engine:
+        better.goes_on.clear()
+        slot = engine.acquire(32, 32)
+        engine.submit([slot])
+        better.gate.clear()
+        better.making.clear()
+        began = time.monotonic()
+        preparing = threading.Thread(target=engine.prepare, args=(64, 64))
+        preparing.start()
+        assert better.making.wait(DEADLINE)
+        with pytest.raises(EngineError, match="no picture within"):
+            slot.wait()
+        assert time.monotonic() - began > 0.3
+        better.gate.set()
+        better.goes_on.set()
         preparing.join()
         slot.release()
 

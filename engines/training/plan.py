@@ -33,13 +33,26 @@ from engines.evaluation.evaluate import Score, summary
 from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean, ssim
 from engines.network.neid import Neid
 from engines.training.recipe import Recipe, read_recipe
-from engines.training.train import Budget, Trial, as_shown, read_seconds, read_trials, store, train, validate
+from engines.training.train import (
+    Budget,
+    Trial,
+    as_shown,
+    knows_held_out,
+    read_seconds,
+    read_trials,
+    store,
+    train,
+    validate,
+)
 
 RESERVE_MINUTES = 0.5
 """Of a sitting, for what a job does beside its steps."""
 
 SMALL: dict[str, Any] = {"network": "neid-live", "batch": 4, "whole": 0.1}
 """What `--small` changes in every recipe: less than a tenth of a step's work is left."""
+
+AS_PACKED: dict[str, Any] = {"phases": False}
+"""What packs change in every recipe: their dark pictures at full size are not exact enough to be halved anew."""
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -147,7 +160,8 @@ def run_plan(
 
 def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: Budget, small: bool = False) -> None:
     """Train one network and store it with its scores."""
-    recipe = msgspec.structs.replace(read_recipe(job.recipe), seed=job.seed, **(SMALL if small else {}))
+    changes: dict[str, Any] = {"seed": job.seed, **AS_PACKED, **(SMALL if small else {})}
+    recipe = msgspec.structs.replace(read_recipe(job.recipe), **changes)
     folder = out / job.name
     folder.mkdir(parents=True, exist_ok=True)
     clock = Clock(time.monotonic())
@@ -170,7 +184,7 @@ def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: B
         scores["held_out_on_the_way"] = [(step, round(score, 3)) for step, score in trials]
     if sets.get("eval15"):
         scores["eval15"] = summary(list(evaluated(copy.deepcopy(network).float(), sets["eval15"])))
-    store(network, recipe, folder, scores)
+    store(network, recipe, folder, scores, knows_held_out(checkpoint))
 
 
 def evaluated(network: Neid, samples: Sequence[Sample]) -> Iterator[Score]:

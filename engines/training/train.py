@@ -397,8 +397,10 @@ def as_shown(network: Neid, small: Picture) -> Tensor:
     return cut(network(padded), 2 * small.shape[0], 2 * small.shape[1]).clamp(0, 1)
 
 
-def store(network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object]) -> None:
+def store(network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object], began_with_all: bool = False) -> None:
     """Write the numbers and a card that says how they came about; `export` adds the engine files.
+
+    `began_with_all` is what `knows_held_out` tells of the run.
 
     Engine files that are there were made from older numbers, and are removed; where the numbers are those that are
     stored already, everything stays as it is.
@@ -417,6 +419,7 @@ def store(network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object]
         recipe=msgspec.to_builtins(recipe),
         scores=scores,
         scored=sha256(folder / NUMBERS) if scores else "",
+        began_with_all=began_with_all,
     )
     write_card(folder, card)
 
