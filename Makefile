@@ -35,7 +35,7 @@ check:
 
 test:
 	$(MAKE) install EXTRAS=dev,train,view
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 bench:
 	$(MAKE) install EXTRAS=dev,train,view
