@@ -129,6 +129,7 @@ def deinterlacer(picture: VideoFrame) -> Graph:
 def colour_of(picture: VideoFrame) -> Colour:
     """What a picture's code values mean; of what it does not say, the usual: limited range, matrix by height.
 
+    Grey of 16 bits, as of thermal cameras, is usually of full range.
     An RGB picture gets the meaning that it will have when it is plain.
     """
     grey, rgb = is_grey(picture.format), picture.format.is_rgb
@@ -138,7 +139,7 @@ def colour_of(picture: VideoFrame) -> Colour:
     elif picture.colorspace in BT709_CODES:
         matrix = "bt709"
     full_range = picture.color_range == ColorRange.JPEG or (
-        picture.color_range == ColorRange.UNSPECIFIED and picture.format.name.startswith("yuvj")
+        picture.color_range == ColorRange.UNSPECIFIED and picture.format.name.startswith(("yuvj", "gray16"))
     )
     return Colour(matrix, full_range and not rgb, grey)
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import signal
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ import av
 import numpy as np
 import pytest
 from av.audio.stream import AudioStream
+from av.container import Flags
 from av.sidedata.sidedata import Type
 
 from engines.colour import CENTRE, Colour, to_planes, to_rgb
@@ -21,7 +24,7 @@ from engines.door import Slot
 from engines.errors import EngineError
 from stream.errors import CodecError, SourceUnsupported
 from stream.files import part_writer
-from stream.files.convert import Conversion, Progress, convert
+from stream.files.convert import Conversion, Progress, convert, job_of
 from stream.files.recolour import recoloured
 from stream.frame import plane_view
 from stream.plain import colour_of, is_neutral
@@ -83,6 +86,84 @@ def test_a_file_lasts_as_long_as_its_recording_and_tells_the_same_rate(
         assert last.duration * last.time_base == Fraction(1, 25)
 
 
+def with_clicks(clip: Path, path: Path, start: float, slowing: float) -> tuple[Path, list[float]]:
+    """The clip from second `start` on, ever slower, with sound that clicks with every tenth picture, and its times."""
+    with av.open(clip) as source, av.open(path, "w") as target:
+        video = target.add_stream_from_template(source.streams.video[0])
+        audio = cast("AudioStream", target.add_stream("pcm_s16le", rate=8_000, layout="mono"))
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for packet in packets:
+            packet.stream = video
+            for name in ("pts", "dts"):
+                seconds = float(getattr(packet, name) * packet.time_base)
+                setattr(packet, name, round((start + seconds + slowing * seconds**2) / packet.time_base))
+        times = sorted(float(packet.pts * packet.time_base) for packet in packets)
+        samples = np.zeros((1, round(8_000 * (times[-1] - start + 0.5))), np.int16)
+        for time in times[::10]:
+            samples[:, round(8_000 * (time - start)) :][:, :16] = 30_000
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 8_000, round(8_000 * start), Fraction(1, 8_000)
+        target.mux([*audio.encode(frame), *audio.encode(None), *packets])
+    return path, times
+
+
+def clicks(path: Path) -> list[float]:
+    """When its sound clicks, in seconds."""
+    with av.open(path) as reader:
+        frames = [(frame.time or 0, frame.to_ndarray()[0]) for frame in reader.decode(audio=0)]
+    loud = [time + at / 8_000 for time, samples in frames for at in np.flatnonzero(samples > 20_000)]
+    return [time for number, time in enumerate(loud) if number == 0 or time - loud[number - 1] > 0.1]
+
+
+@pytest.mark.parametrize("slowing", [0, 0.1], ids=["constant", "variable"])
+@pytest.mark.parametrize("start", [0, 1000])
+@pytest.mark.parametrize("name", ["out.avi", "out.wmv"])
+def test_a_container_that_tells_decoding_times_alone_shows_pictures_in_order_and_with_their_sound(
+    name: str, start: int, slowing: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_writer, "PART_PICTURES", 20)
+    clip = make_clip(tmp_path / "clip.mp4", pictures=50, b_frames=2)
+    source, expected = with_clicks(clip, tmp_path / "clicks.mkv", start, slowing)
+    assert clicks(source) == pytest.approx(expected[::10], abs=0.002)
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / name, lambda _: None)
+    with av.open(tmp_path / name) as out:
+        video = out.streams.video[0]
+        if not slowing:
+            assert video.average_rate == 25
+        out.flags &= ~Flags.gen_pts.value  # which makes up a time of showing, later by a picture
+        assert video.time_base
+        times = [float((frame.dts or 0) * video.time_base) for frame in out.decode(video)]
+    with av.open(tmp_path / name) as out:
+        shown = [frame.time or 0 for frame in out.decode(video=0)]
+    assert shown == sorted(shown)
+    assert [time - times[0] for time in times] == pytest.approx([time - start for time in expected], abs=0.002)
+    assert clicks(tmp_path / name) == pytest.approx(times[::10], abs=0.04)
+    assert numbers(tmp_path / name) == list(range(50))
+
+
+@pytest.mark.parametrize("name", ["out.avi", "out.wmv"])
+def test_pictures_that_are_nearer_than_the_ticks_of_a_file_cost_no_file(name: str, tmp_path: Path) -> None:
+    clip, source = make_clip(tmp_path / "clip.ts", pictures=20, size=(160, 80)), tmp_path / "near.ts"
+    with av.open(clip) as reader, av.open(source, "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for number, packet in enumerate(packet for packet in reader.demux(video=0) if packet.size):
+            if number >= 10:
+                packet.pts = packet.dts = packet.pts - 3599  # one tick after the picture before
+            packet.stream = stream
+            writer.mux(packet)
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / name, lambda _: None)
+    assert numbers(tmp_path / name) == list(range(20))
+
+
+def test_parts_with_reordered_pictures_are_of_no_use_for_containers_without_times_of_showing(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "clip.mp4", pictures=2)
+    with DoublingEngine() as engine:
+        told = {name: job_of(engine, source, Path(name)).encoder for name in ("a.avi", "a.WMV", "a.mp4", "a.mkv")}
+    assert told["a.avi"] == told["a.WMV"] != told["a.mp4"] == told["a.mkv"]
+
+
 def test_a_recording_whose_name_is_no_utf_8_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +200,126 @@ def test_a_failure_leaves_no_half_written_file(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             convert(engine, clip, tmp_path / "out.mp4", interrupt)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "no.mp4"]
+
+
+def test_a_disk_that_is_full_while_all_is_joined_leaves_parts_alone_and_the_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_writer, "PART_PICTURES", 10)
+    source, target = make_clip(tmp_path / "clip.mp4", pictures=40), tmp_path / "out.mov"
+    with DoublingEngine() as engine:
+        convert(engine, source, target, lambda _: None)
+        size = target.stat().st_size
+        target.unlink()
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size * 2 // 3, before[1]))
+        try:
+            with pytest.raises(CodecError, match=r"clip\.mp4 to .*out\.mov: File too large"):
+                convert(engine, source, target, lambda _: None, keep_parts=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+        left = sorted(path.name for path in (tmp_path / ".part-out.mov").iterdir())
+        assert left == ["000000.nut", "000001.nut", "000002.nut", "000003.nut", "journal"]
+        assert convert(engine, source, target, lambda _: None, keep_parts=True).resumed == 40
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mov"]
+
+
+def test_a_recording_that_cannot_be_read_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "no.mp4").write_bytes(b"no video")
+    with DoublingEngine() as engine, pytest.raises(SourceUnsupported, match=r"no\.mp4"):
+        convert(engine, tmp_path / "no.mp4", tmp_path / "new" / "out.mp4", lambda _: None, keep_parts=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["no.mp4"]
+
+
+FASTSTART = {"movflags": "faststart"}
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+
+
+def copied(clip: Path, path: Path, options: dict[str, str] | None = None) -> Path:
+    """The video of a clip in another container, which is told the options."""
+    with av.open(clip) as source, av.open(path, "w", options=options or {}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    return path
+
+
+def headless(clip: Path, path: Path) -> Path:
+    """The video of a clip without its first picture, which those up to the next key frame need."""
+    with av.open(clip) as source, av.open(path, "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size][1:]:
+            packet.stream = stream
+            target.mux(packet)
+    return path
+
+
+def cut_off(path: Path) -> Path:
+    """The file without its last third."""
+    os.truncate(path, path.stat().st_size * 2 // 3)
+    return path
+
+
+def told_to_end_early(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message for message in caplog.messages if "ends early" in message]
+
+
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mov"])
+def test_a_recording_that_was_cut_off_is_told_also_where_work_was_stopped_in_between(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(part_writer, "PART_PICTURES", 10)
+    source = cut_off(copied(make_clip(tmp_path / "clip.mp4", pictures=50, b_frames=2), tmp_path / name, FASTSTART))
+    assert not stopped_after(15, source, tmp_path / "out.mkv").complete
+    assert not told_to_end_early(caplog)
+    with DoublingEngine() as engine:
+        done = convert(engine, source, tmp_path / "out.mkv", lambda _: None)
+    assert done.resumed
+    [told] = told_to_end_early(caplog)
+    found = re.fullmatch(r"(.*) ends early: (\d+) of 50 pictures are there", told)
+    assert found
+    there = int(found[2])
+    assert found[1] == str(source)
+    assert 10 < there < 50
+    assert done.pictures + done.lost - there in (0, 1)  # a piece of the next one may be there
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ("a.mp4", "a.mov", "a.mkv", "a.flv", "a.ts")),
+        *(("a.mp4", options) for options in (FASTSTART, FRAGMENTS)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "".join(value.values()),
+)
+def test_a_recording_that_is_whole_is_not_told_to_end_early(
+    name: str, options: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=30, b_frames=2, key_interval=10)
+    with DoublingEngine() as engine:
+        convert(engine, copied(clip, tmp_path / name, options), tmp_path / "out.mkv", lambda _: None)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("kind", ["AVI", "cut in front", "fields", "stopped"])
+def test_what_headers_count_that_are_no_pictures_is_not_missed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(part_writer, "PART_PICTURES", 10)
+    source = make_clip(tmp_path / ("clip.avi" if kind == "AVI" else "clip.mp4"), pictures=50)
+    if kind == "cut in front":
+        cut_in_front(source, 1)
+    if kind == "fields":
+        source = copied(transport_stream(tmp_path / "fields.ts", fields(), 3600), tmp_path / "fields.mov")
+    if kind == "stopped":
+        assert not stopped_after(15, source, tmp_path / "out.mkv").complete
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.mkv", lambda _: None)
+    assert not told_to_end_early(caplog)
 
 
 def cut_in_front(path: Path, seconds: int) -> None:

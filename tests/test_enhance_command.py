@@ -18,7 +18,7 @@ from PIL import Image
 from stream.files.parts import GROWING
 from tests.clips import make_clip, read_number
 from tests.test_check import ROOT, nightbridge
-from tests.test_convert import with_sound
+from tests.test_convert import headless, with_sound
 from tests.waiting import wait_until
 
 Enhance = Callable[..., subprocess.CompletedProcess[str]]
@@ -226,12 +226,28 @@ def test_a_picture_cannot_become_a_file_of_another_kind(tmp_path: Path, enhance:
     assert names(tmp_path) == ["dark.png"]
 
 
-def test_a_video_cannot_become_a_picture(tmp_path: Path, enhance: Enhance) -> None:
+@pytest.mark.parametrize("out", ["out.png", "new/out.webm", "out"])
+def test_a_video_cannot_become_a_file_of_another_kind(tmp_path: Path, enhance: Enhance, out: str) -> None:
     make_clip(tmp_path / "clip.mp4", pictures=3)
-    done = enhance("clip.mp4", "out.png")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "nightbridge: a video file cannot end in '.png'; try .mp4 or .mkv\n"
+    done = enhance("clip.mp4", out, "--weights", "feild")  # which the engine would complain of
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"a video file cannot end in '{Path(out).suffix}'; try .mp4 or .mkv" in done.stderr
     assert names(tmp_path) == ["clip.mp4"]
+
+
+def test_access_units_that_gave_no_picture_are_told(tmp_path: Path, enhance: Enhance) -> None:
+    headless(make_clip(tmp_path / "clip.mp4", pictures=12, size=(96, 80), key_interval=5), tmp_path / "in.mp4")
+    done = enhance("in.mp4", "out.mp4")
+    assert (done.returncode, done.stdout) == (0, "7 pictures to out.mp4; 4 access units gave no picture\n")
+
+
+@pytest.mark.parametrize(("source", "out"), [("a.png", "new/b.png"), ("a.mp4", "new/more/b.mp4")])
+def test_what_cannot_be_read_leaves_no_folder(tmp_path: Path, enhance: Enhance, source: str, out: str) -> None:
+    (tmp_path / source).write_bytes(b"neither")
+    done = enhance(source, out)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"nightbridge: {source}: ")
+    assert names(tmp_path) == [source]
 
 
 def test_one_file_cannot_become_a_folder(tmp_path: Path, enhance: Enhance) -> None:

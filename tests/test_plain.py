@@ -111,9 +111,35 @@ def signals(frame: Frame) -> Values:
     return cast("Values", (codes - CENTRE) @ matrix[:, :3].T + matrix[:, 3])
 
 
-@pytest.mark.parametrize(("pix_fmt", "full_range"), [("yuv420p", False), ("yuvj420p", True)])
+@pytest.mark.parametrize(
+    ("pix_fmt", "full_range"),
+    [
+        *(("yuv420p", False), ("yuvj420p", True)),
+        *(("gray", False), ("gray10le", False), ("gray12le", False), ("gray16le", True), ("gray16be", True)),
+    ],
+)
 def test_a_picture_that_says_no_range_has_that_of_its_format(pix_fmt: str, full_range: bool) -> None:
-    assert colour_of(av.VideoFrame(16, 16, pix_fmt)) == Colour(full_range=full_range)
+    assert colour_of(av.VideoFrame(16, 16, pix_fmt)) == Colour(full_range=full_range, grey=pix_fmt.startswith("gray"))
+
+
+def test_grey_of_16_bits_keeps_its_blacks_and_one_that_says_limited_range_is_taken_at_its_word(tmp_path: Path) -> None:
+    levels = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(32, 0)
+    shown = []
+    for told in (ColorRange.UNSPECIFIED, ColorRange.MPEG):
+        with av.open(str(tmp_path / "thermal.mkv"), "w") as container:
+            stream = cast("VideoStream", container.add_stream("ffv1", rate=25))
+            stream.width, stream.height, stream.pix_fmt = 256, 32, "gray16le"
+            stream.codec_context.color_range = told
+            made = av.VideoFrame.from_ndarray(levels, "gray16le")
+            made.color_range, made.pts, made.time_base = told, 0, Fraction(1, 25)
+            container.mux([*stream.encode(made), *stream.encode(None)])
+        [frame] = decoded(tmp_path / "thermal.mkv")
+        assert (frame.colour.grey, frame.picture.format.name) == (True, "gray")
+        [y] = frame.planes()
+        matrix = frame.colour.coefficients()[0]
+        shown.append(np.clip((y[0] - CENTRE[0]) * matrix[1, 0] + matrix[1, 3], 0, 1))
+    assert shown[0] == pytest.approx(np.linspace(0, 1, 256), abs=0.006)
+    assert (shown[1][:16] == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.clips import make_clip
 from tests.doubling import DoublingEngine
 from tests.replaying import COMMAND, finished, names, numbers, packets, replay, result
 from tests.test_check import ROOT
-from tests.test_convert import with_sound
+from tests.test_convert import headless, with_sound
 from tools.app import app
 from tools.replay_files import file_jobs, to_files
 
@@ -112,6 +112,28 @@ def test_a_recording_that_the_engine_fails_on_is_named(tmp_path: Path, monkeypat
     assert outcome["reason"] == f"{clip} to {tmp_path}/out/a.mp4: a failure on purpose"
 
 
+def to_new_folder(files: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """What becomes of recordings that are to be files of a folder."""
+    monkeypatch.setattr("engines.runtime.open_engine", lambda *_: DoublingEngine())
+    return cast("list[dict[str, object]]", to_files(load_settings(None), file_jobs(files, folder), False)["files"])
+
+
+def test_access_units_that_gave_no_picture_are_told_of_all_recordings_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=12, size=(96, 80), key_interval=5)
+    files = [headless(clip, tmp_path / name) for name in ("a.mp4", "b.mp4")]
+    assert [outcome["lost"] for outcome in to_new_folder([*files, clip], tmp_path / "out", monkeypatch)] == [4, 4, 0]
+    assert capsys.readouterr().out == ("26 pictures; of 3 recordings 3 done; 8 access units gave no picture\n")
+
+
+def test_a_recording_that_cannot_be_read_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no recording")
+    [outcome] = to_new_folder([tmp_path / "a.mp4"], tmp_path / "new" / "out", monkeypatch)
+    assert outcome["state"] == "failed"
+    assert names(tmp_path) == ["a.mp4"]
+
+
 def test_a_finished_file_is_made_anew_where_its_recording_is_newer_or_somebody_says_so(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", pictures=5, size=(96, 80))
     words = ("clip.mp4", "--to", "out", "--json", "done.json")
@@ -146,6 +168,7 @@ def test_a_file_of_a_recorder_whose_clock_is_ahead_is_made_once(tmp_path: Path) 
         (["in/a.mp4", "in/b.mp4", "--to", "out.mkv"], "out.mkv is one file, and there are 2 recordings"),
         (["a.mp4", "in/a.mp4", "--to", "out"], "a.mp4 and in/a.mp4 would both become out/a.mp4"),
         (["a.mp4", "--to", "notes.txt"], "notes.txt is no folder"),
+        (["a.mp4", "--to", "new/y.webm"], "a video file cannot end in '.webm'; try .mp4 or .mkv"),
         (["a.mp4", "--to", "out", "--speed", "4"], "files are always made as fast as it goes"),
         (["a.mp4", "--speed", "fast"], "'fast'; must be a number from 0.01 to 100, or max"),
         (["a.mp4", "--speed", "nan"], "'nan'; must be a number from 0.01 to 100, or max"),
@@ -169,11 +192,11 @@ def test_wrong_use_is_told_and_nothing_is_made(
     for name in ("a.mp4", "in/a.mp4", "in/b.mp4"):
         make_clip(tmp_path / name, pictures=2, size=(96, 80))
     (tmp_path / "notes.txt").write_text("no folder")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     done = CliRunner().invoke(app, ["replay", *words])
     assert done.exit_code == 2
     assert reason in done.stderr
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 def test_a_terminal_shows_how_far_all_recordings_are(tmp_path: Path) -> None:

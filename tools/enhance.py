@@ -43,7 +43,6 @@ def enhance(
         raise typer.BadParameter(f"{target} is IN itself, which would be lost; OUT must be another")
     jobs = picture_jobs(source, target)
     with open_engine(runtime, weights, EngineOptions(precision=precision, batch=1)) as engine:
-        (target if source.is_dir() else target.parent).mkdir(parents=True, exist_ok=True)
         if jobs:
             enhance_pictures(engine, jobs)
         else:
@@ -59,10 +58,22 @@ def picture_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     if target.is_dir():
         raise typer.BadParameter(f"{target} is a folder; for one file OUT must be a file")
     if source.suffix.lower() not in PICTURES:
+        require_container(target)
         return []
     if target.suffix.lower() not in PICTURES:
         raise typer.BadParameter(f"{target} is no picture; OUT must end in one of {KNOWN}")
     return [(source, target)]
+
+
+def require_container(target: Path) -> None:
+    """Raise `typer.BadParameter` where a video file cannot end so."""
+    from stream.errors import CodecError
+    from stream.files.join import container_of
+
+    try:
+        container_of(target)
+    except CodecError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
@@ -130,7 +141,8 @@ def enhance_file(engine: Door, source: Path, target: Path) -> None:
 
 
 def save(image: Image.Image, target: Path) -> None:
-    """Write a picture file, which is there when it is complete; raises `OSError` or `ValueError`."""
+    """Write a picture file, which is there when it is complete, and its folder; raises `OSError` or `ValueError`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     short = zlib.crc32(os.fsencode(target.name))  # a name may be as long as can be already
     part = target.with_name(f".part-{short:08x}{target.suffix}")
     try:
@@ -174,4 +186,9 @@ def enhance_video(engine: Door, source: Path, target: Path) -> None:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("enhancing", total=source.stat().st_size)
         done = convert(engine, source, target, lambda now: progress.update(task, completed=now.bytes_read))
-    print(f"{done.pictures} pictures to {target}")
+    print(f"{done.pictures} pictures to {target}{said_of_lost(done.lost)}")
+
+
+def said_of_lost(lost: int) -> str:
+    """What people are told behind the number of pictures."""
+    return f"; {lost} access units gave no picture" if lost else ""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from tools.enhance import require_container, said_of_lost
 from tools.progress import Meter
 from tools.signals import stopped_by_signals
 
@@ -69,6 +70,7 @@ def file_jobs(files: Sequence[Path], to: Path) -> list[Job]:
     if to.suffix.lower() in SUFFIXES and not to.is_dir():
         if len(files) > 1:
             raise typer.BadParameter(f"{to} is one file, and there are {len(files)} recordings; --to must be a folder")
+        require_container(to)
         targets = [to]
     elif to.exists() and not to.is_dir():
         raise typer.BadParameter(f"{to} is no folder; --to must be one, or end like a video file")
@@ -138,7 +140,6 @@ class Work:
     def _make(self, job: Job) -> Outcome:
         from stream.files.convert import convert
 
-        job.target.parent.mkdir(parents=True, exist_ok=True)
         done = convert(
             self._engine,
             job.source,
@@ -171,7 +172,8 @@ def summary(outcomes: Sequence[Outcome], jobs: int) -> dict[str, object]:
     counts = [
         f"{states.count(state)} {state}" for state in ("done", "there already", "stopped", "failed") if state in states
     ]
-    print(f"{pictures} pictures; of {jobs} recordings {', '.join(counts) or 'none begun'}")
+    lost = said_of_lost(sum(outcome.lost for outcome in outcomes))
+    print(f"{pictures} pictures; of {jobs} recordings {', '.join(counts) or 'none begun'}{lost}")
     if "stopped" in states or len(outcomes) < jobs:
         print("the same command goes on from here")
     return {

@@ -25,8 +25,8 @@ from stream.decode import Decoder
 from stream.enhance import enhance
 from stream.errors import CodecError, SourceUnsupported, StreamError
 from stream.files.fileclock import FileClock
-from stream.files.join import ENCODER, companions, join
-from stream.files.part_writer import OPTIONS, PART_PICTURES, PartWriter
+from stream.files.join import ENCODER, Companions, companions, join
+from stream.files.part_writer import PART_PICTURES, PartWriter, options_for
 from stream.files.parts import Job, Layout, Parts, as_text, parts_folder
 from stream.frame import Frame
 from stream.plain import display_matrix
@@ -88,12 +88,14 @@ def convert(
     if not source.is_file():
         raise SourceUnsupported(f"{source}: no such file", reason="not found")
     try:
-        with Parts(parts_folder(target), job_of(engine, source)) as parts:
+        job = job_of(engine, source, target)
+        others = companions(source, target)  # before any folder is made: the recording may be none
+        with Parts(parts_folder(target), job) as parts:
             useful = keep_parts
             try:
                 if from_start:
                     parts.clear()
-                conversion = convert_with_parts(engine, source, target, parts, report, stop)
+                conversion = convert_with_parts(engine, source, target, parts, others, report, stop)
                 useful = keep_parts and not conversion.complete
             except SourceUnsupported:
                 useful = False
@@ -113,23 +115,26 @@ def convert_with_parts(
     source: Path,
     target: Path,
     parts: Parts,
+    others: Companions,
     report: Callable[[Progress], None],
     stop: threading.Event,
 ) -> Conversion:
     """See `convert`."""
-    others = companions(source, target, parts.folder)
     for reason in others.left_out:
         log.warning("%s", reason)
     try:
-        conversion = enhance_rest(engine, source, parts, report, stop)
+        conversion = enhance_rest(engine, source, target, parts, report, stop)
     except PartsOfSomethingElse as error:
         log.warning("%s: begun anew", error)
         parts.clear()
-        conversion = enhance_rest(engine, source, parts, report, stop)
+        conversion = enhance_rest(engine, source, target, parts, report, stop)
     if conversion.complete:
         whole = parts.folder / f"whole{target.suffix}"
-        join(source, parts, whole, others.kept)
-        put_in_place(whole, target)
+        try:
+            join(source, parts, whole, others.kept)
+            put_in_place(whole, target)
+        finally:
+            whole.unlink(missing_ok=True)
     return conversion
 
 
@@ -147,7 +152,7 @@ def put_in_place(whole: Path, target: Path) -> None:
         os.close(folder)
 
 
-def job_of(engine: Door, source: Path) -> Job:
+def job_of(engine: Door, source: Path, target: Path) -> Job:
     """What makes parts fit together."""
     found = source.stat()
     return Job(
@@ -155,19 +160,19 @@ def job_of(engine: Door, source: Path) -> Job:
         size=found.st_size,
         mtime_ns=found.st_mtime_ns,
         model=f"{engine.info.weights_id} {engine.info.precision}",
-        encoder=f"{ENCODER} {OPTIONS} {PART_PICTURES} {av.__version__}",
+        encoder=f"{ENCODER} {options_for(target)} {PART_PICTURES} {av.__version__}",
     )
 
 
 def enhance_rest(
-    engine: Door, source: Path, parts: Parts, report: Callable[[Progress], None], stop: threading.Event
+    engine: Door, source: Path, target: Path, parts: Parts, report: Callable[[Progress], None], stop: threading.Event
 ) -> Conversion:
     """All pictures that are in no part yet into parts: one is encoded while others are enhanced and decoded."""
     if before := parts.pictures:
         log.info("%s: going on after %d pictures", source, before)
     with (
         open_recording(source, stop) as segment,
-        PartWriter(parts, segment) as writer,
+        PartWriter(parts, segment, options_for(target)) as writer,
         ThreadPoolExecutor(1, "nightbridge-encode") as encoding,
     ):
         under_way: deque[Future[int]] = deque()
@@ -184,13 +189,28 @@ def enhance_rest(
             wait(IN_FLIGHT - 1)
         wait(0)
         encoding.submit(writer.finish).result()
+        there, told = pictures_there(segment)
     if segment.failure:
         log.warning("%s ends early: %s", source, segment.failure)
+    elif there < told and not stop.is_set():
+        log.warning("%s ends early: %d of %d pictures are there", source, there, told)
     if not parts.done and not stop.is_set():
         raise SourceUnsupported(f"{source}: no picture in it can be decoded", reason="codec")
     complete = not stop.is_set()
     lost = segment.units + segment.unreadable - parts.pictures if complete else 0
     return Conversion(parts.pictures, lost, before, complete)
+
+
+def pictures_there(segment: RecordedSegment) -> tuple[int, int]:
+    """How many coded pictures (or fields) are in the file, and in its index; zeros where no index tells where each is.
+
+    The numbers that headers tell are others: they count what edit lists cut off, or pauses, as in AVI.
+    """
+    if not segment.video.container.format.name.startswith("mov,"):
+        return 0, 0
+    size = segment.file.stat().st_size
+    ends = [entry.pos + entry.size for entry in segment.video.index_entries]
+    return sum(end <= size for end in ends), len(ends)
 
 
 def remaining_frames(

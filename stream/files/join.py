@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import io
 import logging
 import math
 import threading
@@ -16,6 +17,7 @@ from typing import cast
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
+from av.format import ContainerFormat
 from av.packet import Packet
 from av.stream import Discard, Stream
 from av.video.stream import VideoStream
@@ -36,6 +38,9 @@ ENCODER = "libx264"
 REORDERED = 2
 """Pictures that are decoded before they are shown, at most: x264 with B-frames that refer to B-frames."""
 
+IN_ORDER = {"asf", "avi"}
+"""FFmpeg's names of the containers that tell when pictures are decoded alone; it must be when they are shown, too."""
+
 SHIFT = 1 << 40
 """Ticks that are added to all times in parts, whose container shifts those below 0 as it likes."""
 
@@ -53,6 +58,9 @@ SHOWN_AS_TOLD = {"3g2", "3gp", "f4v", "ipod", "ismv", "matroska", "mov", "mp4"}
 
 CONTAINERS = SHOWN_AS_TOLD | {"asf", "avi", "flv", "mpegts", "nut"}
 """Those that hold H.264 as it comes out of the parts; FFmpeg writes others too, which nothing can read."""
+
+ENDINGS = {ending: name for name in CONTAINERS for ending in ContainerFormat(name, "w").extensions}
+"""Which of them a file's ending means."""
 
 USUAL_LAYOUTS = dict(enumerate(("mono", "stereo", "2.1", "4.0", "5.0", "5.1", "6.1", "7.1"), 1))
 """Of sound that says how many channels it has and not which, as in AVI; MP4 must be told."""
@@ -76,92 +84,81 @@ class Companions:
     """Why others are not kept."""
 
 
-def companions(source: Path, target: Path, scratch: Path) -> Companions:
-    """What of `source` a file like `target` can hold; it is tried out in the folder `scratch`.
+def container_of(target: Path) -> str:
+    """FFmpeg's name of the container that a file's ending means; raises `CodecError` where it cannot hold our video."""
+    try:
+        return ENDINGS[target.suffix[1:].lower()]
+    except KeyError:
+        raise CodecError(f"a video file cannot end in {target.suffix!r}; try .mp4 or .mkv") from None
 
-    Raises `CodecError` where such a file cannot hold the enhanced video.
-    """
+
+def companions(source: Path, target: Path) -> Companions:
+    """What of `source` a file like `target` can hold; it is tried out in memory. Raises `SourceUnsupported`."""
     found = Companions([], [])
-    trial = scratch / f"trial{target.suffix}"
     with open_container(source) as reader:
         video = video_stream(str(source), reader)
-        try:
-            try_out(trial)
-            for stream in reader.streams:
-                if stream is video or stream.discard is Discard.all:
-                    continue
-                if stream.type == "data" and "timecode" in stream.metadata:  # comes again with the video's own metadata
-                    continue
-                if reason := refusal(trial, stream):
-                    found.left_out.append(f"the {NAMES.get(stream.type, stream.type)} is left out: {reason}")
-                else:
-                    found.kept.append(stream.index)
-        finally:
-            trial.unlink(missing_ok=True)
+        for stream in reader.streams:
+            if stream is video or stream.discard is Discard.all:
+                continue
+            if stream.type == "data" and "timecode" in stream.metadata:  # comes again with the video's own metadata
+                continue
+            if reason := refusal(target, stream):
+                found.left_out.append(f"the {NAMES.get(stream.type, stream.type)} is left out: {reason}")
+            else:
+                found.kept.append(stream.index)
     return found
 
 
-def refusal(trial: Path, stream: Stream) -> str | None:
-    """Why a file like `trial` cannot hold a stream; None where it can."""
+def refusal(target: Path, stream: Stream) -> str | None:
+    """Why a file like `target` cannot hold a stream; None where it can."""
     if stream.type == "video":
         return "there is one video already"
-    suffix = trial.suffix.lower()
+    suffix = target.suffix.lower()
     if suffix in UNREADABLE_IN_TS and stream.type == "audio":
         name = stream.codec_context.name.removesuffix("float").removesuffix("_fixed")
         if name not in SOUND_OF_TS and not (suffix == ".m2ts" and name == "pcm_bluray"):
-            return f"{trial.suffix} holds {label(stream)} so that nothing can play it"
+            return f"{target.suffix} holds {label(stream)} so that nothing can play it"
     try:
-        try_out(trial, stream)
+        try_out(target, stream)
     except av.FFmpegError:  # some of which are ValueErrors, too
-        return f"{trial.suffix} cannot hold {label(stream)}"
+        return f"{target.suffix} cannot hold {label(stream)}"
     except ValueError as error:  # "'webm' format does not support 'aac' codec"
         return str(error)
     return None
 
 
-def try_out(trial: Path, stream: Stream | None = None) -> None:
-    """Begin a file with the enhanced video, and with `stream`; raises what is wrong with that."""
-    with open_target(trial) as writer:
-        if writer.format.name not in CONTAINERS:
-            raise unfit(trial)
+def try_out(target: Path, stream: Stream) -> None:
+    """Begin a file like `target` with the enhanced video and `stream`; raises what is wrong with that."""
+    with av.open(io.BytesIO(), "w", format=container_of(target)) as writer:
         writer.add_stream(ENCODER, rate=25, width=64, height=64)
-        if stream is not None:
-            writer.add_stream_from_template(stream)
+        writer.add_stream_from_template(stream)
         writer.start_encoding()
-
-
-def open_target(path: Path) -> OutputContainer:
-    """The container that the suffix of `path` says."""
-    try:
-        return av.open(str(path.absolute()), "w")
-    except ValueError:
-        raise unfit(path) from None
-
-
-def unfit(path: Path) -> CodecError:
-    """The error of a suffix whose container holds no video, or none of ours."""
-    return CodecError(f"a video file cannot end in {path.suffix!r}; try .mp4 or .mkv")
 
 
 def join(source: Path, parts: Parts, target: Path, kept: list[int]) -> None:
     """Write all parts and the streams `kept` of `source`, in sync, to `target`."""
-    with open_container(source) as reader, open_target(target) as writer:
+    container = container_of(target)
+    with open_container(source) as reader, av.open(str(target.absolute()), "w", format=container) as writer:
         video = video_stream(str(source), reader)
         writer.metadata.update(
             {key: value for key, value in reader.metadata.items() if key.lower() not in OF_THE_OLD_FILE}
         )
         writer.set_chapters(reader.chapters())
         pictures = add_pictures(parts, writer, video)
-        pictures.codec_context.framerate = source_info(reader, video).rate or USUAL_RATE
+        time_base, rate = video.time_base or Fraction(1), source_info(reader, video).rate or USUAL_RATE
+        pictures.codec_context.framerate = rate
+        if container == "avi" and are_even(parts, time_base, rate):
+            pictures.time_base = 1 / rate  # AVI tells as its rate what ticks it has: else 600 a second
         copies = {index: add_copy(writer, reader.streams[index]) for index in kept}
-        time_base = video.time_base or Fraction(1)
         start = Fraction((video.start_time or 0) * time_base)
         jumps = Jumps([(unit, jump * time_base) for part in parts.done for unit, jump in part.jumps], start)
         units = unit_stamps(source) if any(part.jumps for part in parts.done) else []
-        own = packets_of_parts(parts, pictures, time_base)
+        own = (packets_in_order if container in IN_ORDER else packets_of_parts)(parts, pictures, time_base)
         writer.start_encoding()  # says what ticks the new file has
         damaged = 0
-        for _, packet in heapq.merge(own, copied_packets(reader, video, copies, jumps, units), key=itemgetter(0)):
+        merged = heapq.merge(own, copied_packets(reader, video, copies, jumps, units), key=itemgetter(0))
+        packets = (packet for _, packet in merged)
+        for packet in from_zero(packets) if container == "avi" else packets:
             try:
                 writer.mux(packet)
             except av.InvalidDataError:  # a copied one: those of the parts are as this encoder made them
@@ -209,22 +206,65 @@ def describe(stream: Stream, like: Stream) -> None:
     stream.disposition = like.disposition
 
 
+def pictures_of(path: Path, time_base: Fraction) -> list[Packet[Stream]]:
+    """The pictures of a part as they are decoded, with the times when they are shown, in ticks of `time_base`."""
+    with av.open(str(path.absolute())) as part:
+        packets = [packet for packet in part.demux(part.streams[0]) if packet.size]
+    for packet in packets:
+        packet.pts = round((packet.pts or 0) * packet.time_base / time_base) - SHIFT
+        packet.duration = round((packet.duration or 0) * packet.time_base / time_base)
+        packet.time_base = time_base
+    return packets
+
+
+def are_even(parts: Parts, time_base: Fraction, rate: Fraction) -> bool:
+    """Whether all pictures are shown a whole number of times 1 / `rate` seconds after the first, but for a tenth."""
+    times = [packet.pts or 0 for path in parts.paths() for packet in pictures_of(path, time_base)]
+    numbers = ((time - times[0]) * time_base * rate for time in times)
+    return all(abs(number - round(number)) <= 0.1 for number in numbers)
+
+
+def packets_in_order(parts: Parts, stream: Stream, time_base: Fraction) -> Iterator[Timed]:
+    """All pictures, which are decoded as they are shown, in ticks of the file, where no two may have one time."""
+    file_base = cast("Fraction", stream.time_base)
+    ticks = time_base / file_base
+    first: int | None = None
+    start = last = 0
+    for path in parts.paths():
+        for packet in pictures_of(path, time_base):
+            time = packet.pts or 0
+            if first is None:
+                first, start = time, round(time * ticks)
+                last = start - 1
+            last = max(start + round((time - first) * ticks), last + 1)
+            packet.pts = packet.dts = last
+            packet.duration = round((packet.duration or 0) * ticks)
+            packet.time_base, packet.stream = file_base, stream
+            yield float(last * file_base), packet
+
+
 def packets_of_parts(parts: Parts, stream: Stream, time_base: Fraction) -> Iterator[Timed]:
     """All pictures, in ticks of `time_base`, with decoding times that grow over all parts."""
     before: list[int] = []
     for path in parts.paths():
-        with av.open(str(path.absolute())) as part:
-            packets = [packet for packet in part.demux(part.streams[0]) if packet.size]
-        for packet in packets:
-            packet.pts = round((packet.pts or 0) * packet.time_base / time_base) - SHIFT
-            packet.duration = round((packet.duration or 0) * packet.time_base / time_base)
+        packets = pictures_of(path, time_base)
         times = sorted(packet.pts or 0 for packet in packets)
         step = times[1] - times[0] if len(times) > 1 else 1
         before = before or [times[0] - number * step for number in range(REORDERED, 0, -1)]
         for packet, dts in zip(packets, before + times, strict=False):
-            packet.dts, packet.time_base, packet.stream = dts, time_base, stream
+            packet.dts, packet.stream = dts, stream
             yield float(dts * time_base), packet
         before = (before + times)[-REORDERED:]
+
+
+def from_zero(packets: Iterator[Packet[Stream]]) -> Iterator[Packet[Stream]]:
+    """Packets with times from the first of them on: in AVI each stream begins when the file does."""
+    start: Fraction | None = None
+    for packet in packets:
+        start = (packet.dts or 0) * packet.time_base if start is None else start
+        shift = round(start / packet.time_base)
+        packet.pts, packet.dts = (packet.pts or 0) - shift, (packet.dts or 0) - shift
+        yield packet
 
 
 def unit_stamps(source: Path) -> list[int | None]:

@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
@@ -17,7 +18,7 @@ from av.video.stream import VideoStream
 from engines.door import Slot
 from stream.encode import COLOUR_CODES, USUAL_RATE, as_frame
 from stream.files.fileclock import FileClock
-from stream.files.join import ENCODER, SHIFT
+from stream.files.join import ENCODER, IN_ORDER, SHIFT, container_of
 from stream.files.parts import Layout, Part, Parts
 from stream.files.recolour import recoloured
 from stream.frame import Frame
@@ -35,14 +36,21 @@ PART_PICTURES = 125
 """In a part file: what a kill can cost. Each part begins with a key frame."""
 
 
+def options_for(target: Path) -> dict[str, str]:
+    """What the encoder of the parts of a file is told; raises `CodecError`, see `container_of`."""
+    return OPTIONS | ({"bf": "0"} if container_of(target) in IN_ORDER else {})
+
+
 class PartWriter:
     """Encodes enhanced pictures into parts. A context manager; leaving it drops the part that is not finished.
 
     All calls are for one thread at a time; after one that raised, others do nothing.
     """
 
-    def __init__(self, parts: Parts, segment: RecordedSegment) -> None:
+    def __init__(self, parts: Parts, segment: RecordedSegment, options: dict[str, str]) -> None:
+        """`options` are for the encoder, see `options_for`."""
         self._parts = parts
+        self._options = options
         self._video = segment.video
         self._rate = segment.rate or USUAL_RATE
         gap = LONGEST_GAP if segment.video.container.format.name in RECEIVED else math.inf
@@ -122,7 +130,7 @@ class PartWriter:
     def _begin(self, layout: Layout, time_base: Fraction) -> OutputContainer:
         """The next part, which may hold any time exactly, whatever the new file can hold."""
         self._container = av.open(os.fspath(self._parts.growing.absolute()), "w")
-        self._stream = cast("VideoStream", self._container.add_stream(ENCODER, rate=self._rate, options=OPTIONS))
+        self._stream = cast("VideoStream", self._container.add_stream(ENCODER, rate=self._rate, options=self._options))
         self._stream.width, self._stream.height, self._stream.pix_fmt = layout.width, layout.height, "yuv420p"
         context = self._stream.codec_context
         context.flags |= av.codec.context.Flags.global_header
