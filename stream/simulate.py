@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self, TypeVar, cast, get_args
@@ -34,6 +35,8 @@ KEY_SECONDS = 2
 """Between two key frames."""
 SMALLEST, LARGEST = 16, 4096
 """Pixels of a side of a sent picture."""
+LOWEST_BIT_RATE = 10_000
+"""Bit/s."""
 LONGEST = 1_000_000_000
 """Seconds of video, where there is to be an end."""
 LARGEST_WAIT = 0.1
@@ -48,6 +51,10 @@ ENCODERS: dict[Codec, tuple[str, dict[str, str]]] = {
     "mpeg4": ("mpeg4", {"sc_threshold": "1000000000"}),
 }
 """FFmpeg's name and options; key frames come with the clock only, as from a simple camera."""
+MPEG4_TICKS = 65_535
+"""The most parts of a second that MPEG-4 counts time in."""
+LARGEST_BUFFER = 2**31 - 1
+"""Bits, of an encoder; more than any picture has."""
 
 
 @dataclass
@@ -113,8 +120,8 @@ class NightCamera:
             raise ValueError(f"size {self.size[0]}x{self.size[1]}; {allowed}")
         if self.rate is not None and not 0 < self.rate <= 240:
             raise ValueError(f"rate {self.rate}; must be above 0, at most 240 pictures a second")
-        if self.bit_rate < 10_000:
-            raise ValueError(f"bit rate {self.bit_rate}; must be at least 10000 bit/s")
+        if self.bit_rate < LOWEST_BIT_RATE:
+            raise ValueError(f"bit rate {self.bit_rate}; must be at least {LOWEST_BIT_RATE} bit/s")
         if self.seconds is not None and not 0 < self.seconds <= LONGEST:
             raise ValueError(f"seconds {self.seconds}; must be above 0, at most {LONGEST}")
         if not 0 <= self.loss <= 1:
@@ -129,7 +136,7 @@ class NightCamera:
 
         Raises `SourceUnsupported` for a clip that cannot be decoded and `SourceLost` where the network refuses.
         """
-        with Clip(self.clip) as clip, self._link(rate := self.rate or clip.rate) as link:
+        with Clip(self.clip) as clip, self._link(rate := rate_of(self.codec, self.rate or clip.rate)) as link:
             size = self.size or clip.half_size()
             frames = at_rate(clip.frames(self.loop), clip.rate, rate)
             pictures = simulate_night((shrunk(frame, size) for frame in frames), self.night, self.seed)
@@ -167,6 +174,11 @@ class NightCamera:
 def is_rtsp(url: str) -> bool:
     """Whether a camera at this address is asked for its pictures, rather than sending them."""
     return url.startswith("rtsp://")
+
+
+def rate_of(codec: Codec, wanted: Fraction) -> Fraction:
+    """The rate next to the wanted one that a codec can tell."""
+    return 1 / (1 / wanted).limit_denominator(MPEG4_TICKS) if codec == "mpeg4" else wanted
 
 
 def simulate_night(pictures: Iterable[Picture], night: Night, seed: int) -> Iterator[Picture]:
@@ -280,7 +292,9 @@ class Transport:
     def __init__(self, link: Link, size: tuple[int, int], rate: Fraction, codec: Codec, bit_rate: int) -> None:
         self.link = link
         name, options = ENCODERS[codec]
-        limits = {"maxrate": str(bit_rate), "bufsize": str(bit_rate // 2)}
+        bit_rate = min(bit_rate, int(LARGEST_BUFFER * rate))
+        buffer = max(bit_rate // 2, ceil(bit_rate / rate))  # one picture at least
+        limits = {"maxrate": str(bit_rate), "bufsize": str(buffer)}
         self._out = av.open(
             link, "w", format=link.muxer, buffer_size=link.largest, options={"flush_packets": "1"} | dict(link.options)
         )

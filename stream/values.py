@@ -93,13 +93,18 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f}s" if seconds % 1 == 0 else f"{seconds * 1000:.12g}ms"
 
 
-def _bits(value: object) -> int:
-    bits = value if type(value) is int else 0
-    if isinstance(value, str) and (match := _BIT_RATE.fullmatch(value)):
-        bits = round(float(match[1]) * _BITS[match[2]])
-    if 4_000 <= bits <= 1_000_000_000:  # below that encoders keep none
-        return bits
-    raise ValueError('a bit rate such as "800k" or "2M", from 4k to 1000M')
+def bits_from(lowest: int) -> BeforeValidator:
+    """A check for bit rates of at least `lowest` bits a second, written "800k" or "2M"."""
+
+    def check(value: object) -> int:
+        bits = value if type(value) is int else 0
+        if isinstance(value, str) and (match := _BIT_RATE.fullmatch(value)):
+            bits = round(float(match[1]) * _BITS[match[2]])
+        if lowest <= bits <= 1_000_000_000:
+            return bits
+        raise ValueError(f'a bit rate such as "800k" or "2M", from {_bit_rate(lowest)} to 1000M')
+
+    return BeforeValidator(check)
 
 
 def _bit_rate(bits: int) -> str | int:
@@ -231,8 +236,8 @@ def _keys_folder(path: Path) -> Path:
 Duration = Annotated[float, BeforeValidator(_seconds), PlainSerializer(_duration, when_used="json")]
 """Seconds; written "500ms", "10s" or "2m"."""
 
-BitRate = Annotated[int, BeforeValidator(_bits), PlainSerializer(_bit_rate, when_used="json")]
-"""Bits a second; written "800k" or "2M"."""
+BitRate = Annotated[int, bits_from(4_000), PlainSerializer(_bit_rate, when_used="json")]
+"""Bits a second; written "800k" or "2M". Below 4k encoders keep none."""
 
 Memory = Annotated[int, BeforeValidator(_bytes), PlainSerializer(_memory, when_used="json")]
 """Bytes; written "128MB" or "1.5GB"."""

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import pytest
 
+from engines import fallback
 from engines.errors import EngineMissing
 from stream.errors import SettingsError, SourceLost
 from tests.test_check import ROOT, nightbridge
+from tests.waiting import DEADLINE
 from tools import app
+from tools.signals import stopped_by_signals
 
 HEAVY = {"av", "numpy", "nncf", "onnx", "openvino", "pydantic", "pygame", "tensorrt_rtx", "torch", "zmq"}
 
@@ -80,6 +86,7 @@ def test_an_error_is_one_line_and_a_code(
         raise error
 
     monkeypatch.setattr(app, "app", fail)
+    monkeypatch.setattr(fallback, "is_left_behind", lambda: False)  # threads of other tests hang in theirs for ever
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert ended.value.code == code
@@ -143,3 +150,112 @@ def test_a_library_that_cannot_be_interrupted_sees_no_interpreter_end(state: str
     assert done.returncode == 3, done.stderr
     assert done.stdout == ("ended as usual\n" if state == "idle" else "")
     assert ("is left behind" in done.stderr) == (state == "busy")
+
+
+ENDED = """
+import os, signal, threading
+from tools import app
+
+def command():
+    try:
+        print("under way", flush=True)
+        threading.Event().wait()
+    finally:
+        os.kill(os.getpid(), signal.SIGHUP)  # again, as where a terminal is closed
+        print("cleared up", flush=True)
+
+app.app = command
+app.main()
+"""
+
+
+def ended_by(starter: list[str], *numbers: signal.Signals) -> tuple[int, str]:
+    """How the command ends to which these signals are sent, and what it prints meanwhile."""
+    words = [*starter, sys.executable, "-c", ENDED]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        try:
+            assert program.stdout.readline() == "under way\n"
+            for number in numbers:
+                program.send_signal(number)
+            printed, _ = program.communicate(timeout=DEADLINE)
+        finally:
+            program.kill()
+    return program.returncode, printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_clears_up_at_a_signal_and_ends_by_it(number: signal.Signals) -> None:
+    assert ended_by([], number) == (-number, "cleared up\n")
+
+
+def test_a_command_that_is_started_by_nohup_outlives_its_terminal() -> None:
+    assert ended_by(["nohup"], signal.SIGHUP, signal.SIGTERM) == (-signal.SIGTERM, "cleared up\n")
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_command_that_is_stopped_by_signals_is_so_by_the_end_of_its_terminal(ignored: bool) -> None:
+    stop = Event()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with stopped_by_signals(stop.set):
+            signal.raise_signal(signal.SIGTERM if ignored else signal.SIGHUP)
+            assert stop.wait(DEADLINE)
+            assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+BAR = """
+import logging, sys
+from rich.console import Console
+from rich.progress import Progress
+from tools import app
+
+@app.app.command()
+def work(where: str):
+    with Progress(console=Console(stderr=where == "stderr")) as bar:
+        bar.add_task("working", total=9)
+        logging.error("a line")
+
+app.main()
+"""
+
+
+def with_a_bar(where: str) -> tuple[list[str], str]:
+    """The lines on the terminal of a command that logs while a bar is there, and what came to stderr elsewhere."""
+    terminal, its_end = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", BAR, "work", where],
+        cwd=ROOT,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+        stdout=its_end,
+        stderr=its_end if where == "stderr" else subprocess.PIPE,
+        text=True,
+    ) as program:
+        os.close(its_end)
+        shown = b""
+        try:
+            while chunk := os.read(terminal, 4096):
+                shown += chunk
+        except OSError:  # how a terminal ends on Linux
+            os.close(terminal)
+        elsewhere = program.stderr.read() if program.stderr else ""
+    assert program.returncode == 0
+    assert b"working" in shown
+    return shown.decode().split("\r\n"), elsewhere
+
+
+LINE = re.compile(r"[-0-9]+ [:,0-9]+ ERROR   a line")
+
+
+def test_a_line_of_the_log_stands_above_the_bar() -> None:
+    lines, _ = with_a_bar("stderr")
+    [line] = [line.rpartition("\x1b[2K")[2] for line in lines if "a line" in line]  # that wipes out what was there
+    assert LINE.fullmatch(line)
+
+
+def test_a_log_that_goes_elsewhere_than_the_bar_stays_there() -> None:
+    lines, elsewhere = with_a_bar("stdout")
+    assert not any("a line" in line for line in lines)
+    assert LINE.fullmatch(elsewhere.rstrip("\n"))

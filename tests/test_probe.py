@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from typer.testing import CliRunner
 from stream.errors import SourceLost, SourceUnsupported
 from stream.settings import FeedSettings
 from tests.clips import UdpSender, datagrams, free_port, make_clip
+from tests.test_check import ROOT
+from tests.waiting import DEADLINE
 from tools.probe import probe, survey
 
 app = typer.Typer()
@@ -175,6 +179,50 @@ def test_what_is_wrong_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     ended = run_probe(str(tmp_path / "missing.mp4"))
     assert ended.returncode == 1
     assert ended.stderr == f"nightbridge: {tmp_path / 'missing.mp4'}: no such file or folder\n"
+
+
+TELLING = """
+from stream.sources import udp
+receive = udp.receive
+def tell(listener):
+    print("receiving", flush=True)
+    return receive(listener)
+udp.receive = tell
+from tools.app import main
+main()
+"""
+"""The command, which tells whenever it begins to wait for a datagram."""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+@pytest.mark.parametrize("waits", [1, 150], ids=["silence", "pictures"])
+def test_a_signal_ends_it_at_once_without_a_report(
+    tmp_path: Path, waits: int, number: signal.Signals, code: int
+) -> None:
+    """Datagrams are received in the middle of FFmpeg."""
+    clip, port, report = make_clip(tmp_path / "clip.ts"), free_port(), tmp_path / "probe.json"
+    words = ["probe", f"udp://127.0.0.1:{port}", "--seconds", "600", "--json", str(report)]
+    with (
+        UdpSender(clip, port, bit_rate=1_000_000, repeat=True) if waits > 1 else nullcontext(),
+        subprocess.Popen(
+            [sys.executable, "-c", TELLING, *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as program,
+    ):
+        assert program.stdout is not None
+        try:
+            for _ in range(waits):
+                assert program.stdout.readline() == "receiving\n"
+            program.send_signal(number)
+            printed, told = program.communicate(timeout=DEADLINE)
+        finally:
+            program.kill()
+    assert (program.returncode, told) == (code, "")
+    assert set(printed.splitlines()) <= {"receiving"}
+    assert not report.exists()
 
 
 def run_probe(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -200,6 +200,24 @@ def test_another_rate_shows_the_same_scene_at_the_same_time(
         assert frame.time == pytest.approx(float(number / rate), abs=0.001)
 
 
+@pytest.mark.parametrize("codec", ["h264", "hevc", "mpeg4"])
+@pytest.mark.parametrize("rate", ["23.97602", "65536/3001", "0.3", "1/60"])
+def test_every_rate_can_be_had_with_every_codec(clock: Clock, small_clip: Path, codec: Codec, rate: str) -> None:
+    wanted = command.as_rate(rate)
+    datagrams, sent = received(small_clip, codec=codec, rate=wanted, loop=True, seconds=float(4 / wanted))
+    frames = decoded(datagrams)
+    times = [float(frame.time) for frame in frames if frame.time is not None]
+    assert len(times) == sent.pictures == 4
+    assert sent.seconds == pytest.approx(float(4 / wanted), rel=1e-6)
+    assert times == pytest.approx([float(number / wanted) for number in range(4)], abs=0.001)
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "mpeg4"])
+def test_the_highest_bit_rate_can_be_had_at_a_low_rate(clock: Clock, small_clip: Path, codec: Codec) -> None:
+    bit_rate = command.as_bit_rate("1000M")
+    assert len(decoded(received(small_clip, codec=codec, rate=Fraction(3, 10), bit_rate=bit_rate)[0])) == 1
+
+
 def test_the_size_can_be_chosen(clock: Clock, small_clip: Path) -> None:
     assert {(frame.width, frame.height) for frame in decoded(received(small_clip, size=(64, 48))[0])} == {(64, 48)}
 
@@ -337,6 +355,7 @@ def typed(*arguments: str) -> tuple[int, str]:
         (("udp://127.0.0.1:9", "--size", "wide"), "'wide'; must be WIDTHxHEIGHT"),
         (("udp://127.0.0.1:9", "--rate", "1/0"), "'1/0'; must be a number"),
         (("udp://127.0.0.1:9", "--bit-rate", "fast"), "'fast'; must be a bit rate such as"),
+        (("udp://127.0.0.1:9", "--bit-rate", "5k"), '\'5k\'; must be a bit rate such as "800k" or "2M", from 10k to'),
         (("udp://127.0.0.1:9", "--loss", "101"), "less than or equal to 100"),
         (("udp://127.0.0.1:9", "--photons", "0"), "greater than or equal to 1"),
     ],
@@ -402,7 +421,7 @@ def running(small_clip: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_a_clean_stop(running: subprocess.Popen[str], number: signal.Signals) -> None:
     running.send_signal(number)
     output, _ = running.communicate(timeout=DEADLINE)

@@ -172,9 +172,9 @@ from pathlib import Path
 from engines import trial
 from engines.cards import find_weights
 from engines.runtime import EngineOptions
-from tools.signals import clearing_up_at_sigterm
+from tools.signals import clearing_up_at_signals
 trial.PROGRAM = sys.argv[1]
-with clearing_up_at_sigterm():
+with clearing_up_at_signals():
     trial.refusal_of(find_weights("field"), EngineOptions(cache=Path(sys.argv[2])), "")
 """
 HANGS = """

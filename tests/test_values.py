@@ -3,12 +3,13 @@ from __future__ import annotations
 import random
 import string
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from stream.values import Address, BitRate, Duration, HostPort, Memory, read_from, redact
+from stream.values import Address, BitRate, Duration, HostPort, Memory, bits_from, read_from, redact
 
 DURATION = TypeAdapter(Duration)
 BIT_RATE = TypeAdapter(BitRate)
@@ -48,6 +49,15 @@ def test_a_bit_rate_is_bits_a_second(text: object, bits: int) -> None:
 def test_what_is_no_bit_rate_is_refused(text: object) -> None:
     with pytest.raises(ValidationError, match='a bit rate such as "800k" or "2M"'):
         BIT_RATE.validate_python(text)
+
+
+def test_the_lowest_bit_rate_is_told() -> None:
+    at_least = TypeAdapter[int](Annotated[int, bits_from(12_000)])
+    assert at_least.validate_python("12k") == 12_000
+    with pytest.raises(ValidationError, match='a bit rate such as "800k" or "2M", from 12k to 1000M'):
+        at_least.validate_python("11.9k")
+    with pytest.raises(ValidationError, match="from 4k to 1000M"):
+        BIT_RATE.validate_python("3k")
 
 
 @pytest.mark.parametrize(("text", "count"), [("128MB", 128_000_000), ("1.5GB", 1_500_000_000), (4_000_000, 4_000_000)])

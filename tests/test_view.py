@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -582,6 +583,33 @@ def test_a_relay_that_does_not_tell_of_its_feeds_is_named(tmp_path: Path) -> Non
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"nightbridge: no relay tells of its feeds at {publisher.endpoint} within 0.5 s\n"
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("feed", "words", "missing"),
+    [
+        ("*", ["--feeds"], "no relay tells of its feeds at"),
+        ("pier", ["pier", "--snapshot", "shot.png"], "no picture of feed pier at"),
+    ],
+)
+def test_who_is_stopped_names_no_time_that_was_not_waited(
+    tmp_path: Path, feed: str, words: list[str], missing: str
+) -> None:
+    with relay() as publisher:
+        command = [sys.executable, "-m", "tools", "view", publisher.endpoint, *words]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as program:
+            wait_until(lambda: publisher.wait_for_viewer(feed, 1.0), "somebody asks")
+            program.send_signal(signal.SIGINT)
+            told = program.communicate(timeout=DEADLINE)[1]
+    assert (program.returncode, told) == (1, f"nightbridge: {missing} {publisher.endpoint}\n")
+
+
+@pytest.mark.parametrize("words", [["--feeds"], ["--snapshot", "shot.png"], ["pier", "--snapshot", "shot.png"]])
+def test_no_time_at_all_is_not_waited(tmp_path: Path, words: list[str]) -> None:
+    done = nightbridge(tmp_path, "view", "tcp://127.0.0.1:1", *words, "--seconds", "0")
+    assert done.returncode == 1
+    assert done.stderr.endswith(" at tcp://127.0.0.1:1 within 0 s\n")
 
 
 @pytest.mark.parametrize(

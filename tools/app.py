@@ -11,7 +11,7 @@ import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TextIO
 
 import typer
 
@@ -29,7 +29,7 @@ from tools.probe import probe
 from tools.record import record
 from tools.replay import replay
 from tools.run import run
-from tools.signals import clearing_up_at_sigterm
+from tools.signals import clearing_up_at_signals
 from tools.simulate import simulate
 from tools.train import train
 from tools.view import view
@@ -46,6 +46,16 @@ app = typer.Typer(
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(engine, name="engine")
+
+
+class OnStderr(logging.StreamHandler[TextIO]):
+    """Writes where `sys.stderr` leads at the moment: on a terminal into what keeps a progress bar below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        file = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a bar on stdout stands in for it as well
+        self.stream = sys.stderr if file.isatty() else file
+        super().emit(record)
 
 
 def _show_version(wanted: bool) -> None:
@@ -71,7 +81,11 @@ def options(
     """Light up and double dark, low-bandwidth video on its way from field to command."""
     if log_level:
         os.environ["NIGHTBRIDGE__RELAY__LOG_LEVEL"] = log_level
-    logging.basicConfig(level=(log_level or "info").upper(), format="%(asctime)s %(levelname)-7s %(message)s")
+    logging.basicConfig(
+        level=(log_level or "info").upper(),
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        handlers=[OnStderr()],
+    )
 
 
 def main() -> None:
@@ -93,7 +107,7 @@ def _run() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files come out as they are, though they be no UTF-8
     try:
-        with clearing_up_at_sigterm():
+        with clearing_up_at_signals():
             app()
     except (SettingsError, UnknownName) as error:
         _fail(error, 2)

@@ -6,12 +6,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from tools.report import JsonFile, print_values, write_json
+from tools.signals import ended_by_signals
 
 if TYPE_CHECKING:
     from stream.frame import Frame, SourcePacket
@@ -41,8 +43,10 @@ def probe(
     """Say what the source at URL holds and what the relay would do with it, or what is wrong with it."""
     from stream.errors import SettingsError, SourceError
 
+    stop = Event()
     try:
-        values = survey(feed_at(url, username, password_file, transport, tls_ca_file), seconds)
+        with ended_by_signals(stop.set):
+            values = survey(feed_at(url, username, password_file, transport, tls_ca_file), seconds, stop)
     except SourceError as error:
         write_json(json, {"error": str(error), "reason": error.reason})
         if error.reason == "address":  # wrong use, like wrong settings
@@ -76,13 +80,16 @@ def feed_at(
         raise SettingsError(f"{str(value)!r}; must be {mistake['ctx']['error']}") from None
 
 
-def survey(feed: FeedSettings, seconds: float) -> dict[str, object]:
-    """What `seconds` of the first segment tell; raises `SourceError` for a source that cannot be relayed."""
+def survey(feed: FeedSettings, seconds: float, stop: Event | None = None) -> dict[str, object]:
+    """What `seconds` of the first segment tell; raises `SourceError` for a source that cannot be relayed.
+
+    `stop`, which any thread may set, ends it within a second; what it gives or raises then means nothing.
+    """
     from stream.errors import SourceUnsupported
     from stream.settings import redact
     from stream.source import open_source
 
-    with open_source(feed) as source:
+    with open_source(feed, stop) as source:
         segment = next(source.segments())
         seen = look(segment, seconds)
         if seen.ended:

@@ -6,33 +6,68 @@ import _thread
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import FrameType
 
 
 class Terminated(BaseException):
-    """SIGTERM came."""
+    """A signal came that ends the process."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def heeded(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Those of these signals that are not ignored, as SIGHUP is by what `nohup` starts."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager
-def clearing_up_at_sigterm() -> Iterator[None]:
-    """Inside the block SIGTERM leaves every block that is open, as SIGINT does, and then ends the process as ever."""
+def clearing_up_at_signals() -> Iterator[None]:
+    """Inside the block SIGTERM leaves every block that is open, as SIGINT does, and then ends the process as ever.
+
+    So does SIGHUP, which comes when the terminal is closed, and often twice.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise Terminated
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        raise Terminated(number)
 
-    signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in heeded(signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
-    except Terminated:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
+    except Terminated as terminated:
+        signal.signal(terminated.number, signal.SIG_DFL)
+        signal.raise_signal(terminated.number)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stopped_by_signals(stop: Callable[[], None]) -> AbstractContextManager[None]:
-    """Inside the block SIGINT and SIGTERM call `stop` and nothing else, in a thread of its own."""
-    return answering({signal.SIGINT: stop, signal.SIGTERM: stop})
+    """Inside the block SIGINT, SIGTERM and SIGHUP call `stop` and nothing else, in a thread of its own."""
+    return answering(dict.fromkeys((signal.SIGINT, signal.SIGTERM, *heeded(signal.SIGHUP)), stop))
+
+
+@contextmanager
+def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Inside the block SIGINT, SIGTERM and SIGHUP call `stop`, in a thread of its own; after it they end the process.
+
+    For work that is called by a library which would swallow what they raise.
+    """
+    came: list[signal.Signals] = []
+
+    def end(number: signal.Signals) -> None:
+        came.append(number)
+        stop()
+
+    try:
+        with answering({each: partial(end, each) for each in heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}):
+            yield
+    finally:
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextmanager

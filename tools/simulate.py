@@ -41,10 +41,11 @@ def as_bit_rate(text: str) -> int:
     """Bits a second of a text such as 300k."""
     from pydantic import TypeAdapter, ValidationError
 
-    from stream.settings import BitRate
+    from stream.simulate import LOWEST_BIT_RATE
+    from stream.values import bits_from
 
     try:
-        return TypeAdapter[int](BitRate).validate_python(text)
+        return TypeAdapter[int](Annotated[int, bits_from(LOWEST_BIT_RATE)]).validate_python(text)
     except ValidationError as error:
         raise typer.BadParameter(f"{text!r}; must be {error.errors()[0]['ctx']['error']}") from None
 

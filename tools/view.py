@@ -78,7 +78,7 @@ def view(
     stop = Event()
     if snapshot or feeds:
         longest = SNAPSHOT_SECONDS if snapshot else FEEDS_SECONDS
-        seconds = min(seconds or longest, longest)
+        seconds = longest if seconds is None else min(seconds, longest)
     span = Span(stop, seconds)
     with stopped_by_signals(stop.set):
         if feeds:

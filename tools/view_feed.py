@@ -46,7 +46,7 @@ class Span:
         self._end = math.inf if seconds is None else time.monotonic() + seconds
 
     def __str__(self) -> str:
-        return "" if self.seconds is None else f" within {self.seconds:g} s"
+        return "" if self.seconds is None or self.stop.is_set() else f" within {self.seconds:g} s"
 
     def is_over(self) -> bool:
         """Whether it is time to end."""
