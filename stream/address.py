@@ -20,6 +20,8 @@ LONGEST_CREDENTIALS = 127
 BYTES = "surrogateescape"
 """How text keeps bytes that are no UTF-8, as in a password of Latin-1."""
 HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.~-]+)?\]|[^\s/?#@:\[\]]+)(?::(\d{1,5}))?(?=[/?#]|$)")
+INTERFACE_NAME = re.compile(r"[^\s/:]{1,15}")
+"""What Linux takes as the name of a network interface."""
 
 _SECRET_PARAMETER = re.compile(
     r"((?:usr|user|login|pass|psw|pw|token|jwt|secret|key|auth|sig|credential|session)[^=&?/]*="
@@ -46,7 +48,8 @@ def form_of(url: str) -> str:
     """How addresses of this one's scheme are written."""
     scheme = url.partition("://")[0].lower()
     return (
-        "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS, and SOURCE@ in front of an IPv4 group"
+        "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS of an interface, of IPv6 also its name, "
+        "and SOURCE@ in front of an IPv4 group"
         if scheme == "udp"
         else f"{scheme}://HOST[:PORT][/PATH]"
     )
@@ -161,17 +164,27 @@ class UdpAddress:
             raise malformed(url)
         source = parts.netloc.rpartition("@")[0]
         address = cls(parts.hostname or "", port, options.get("localaddr", ""), source)
-        if source and not (address.multicast and is_ipv4(source) and is_ipv4(address.host)):
+        if source and not (address.multicast and version_of(source) == version_of(address.host) == 4):
+            raise malformed(url)
+        if address.multicast and address.interface and not address._may_be_joined:
             raise malformed(url)
         return address
 
+    @property
+    def _may_be_joined(self) -> bool:
+        """Whether `interface` may be one: it has an address of the group's kind, or for IPv6 a name."""
+        version = version_of(self.interface)
+        if version:
+            return version == version_of(self.host)
+        return version_of(self.host) == 6 and bool(INTERFACE_NAME.fullmatch(self.interface))
 
-def is_ipv4(text: str) -> bool:
-    """Whether this is an address of IPv4."""
+
+def version_of(text: str) -> int:
+    """4 or 6: that of IP which this is an address of; 0 for what is none."""
     try:
-        return ip_address(text).version == 4
+        return ip_address(text).version
     except ValueError:
-        return False
+        return 0
 
 
 def address_of(url: str) -> RemoteAddress | UdpAddress:

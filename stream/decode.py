@@ -82,6 +82,7 @@ class Decoder:
         self._upright = upright
         self._video = video
         self._software = video.codec_context
+        self._first_aspect = self._software.sample_aspect_ratio
         self._largest = largest
         self._context = self._open(self._chosen(video))
         self._references = ReferenceCheck(self._context.extradata or b"") if self._context.name == "h264" else None
@@ -314,7 +315,7 @@ class Decoder:
         state = self._damage.leave(unit, mixed=self._pictures.interlaced)
         self._see_orientation(picture, unit, state)
         orientation = self.orientation if self._upright else UPRIGHT
-        aspect = self._context.sample_aspect_ratio or self._video.sample_aspect_ratio or Fraction(1)
+        aspect = self._aspect()
         return Frame(
             picture=picture,
             colour=replace(colour, grey=colour.grey or self._is_grey(picture, unit)),
@@ -330,6 +331,13 @@ class Decoder:
             orientation=orientation,
             held_ns=self._held_ns(unit),
         )
+
+    def _aspect(self) -> Fraction:
+        """Width over height of a pixel: what the codec tells, unless the container set that right from the first on."""
+        told = self._context.sample_aspect_ratio
+        if not told or told == self._first_aspect:
+            told = self._video.sample_aspect_ratio  # the container's, or where it tells none the codec's first one
+        return told or Fraction(1)
 
     def _see_orientation(self, picture: VideoFrame, unit: AccessUnit, state: State) -> None:
         """Only clean pictures are believed: the rest of a damaged one may read as a message that nobody sent."""

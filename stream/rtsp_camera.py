@@ -21,7 +21,7 @@ from typing import ClassVar, Self
 from urllib.parse import urlsplit
 
 from stream.errors import SourceLost
-from stream.rtsp_delivery import Senders, Viewer, hang_up, way_to
+from stream.rtsp_delivery import Senders, Viewer, hang_up, tell, way_to
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class Conversation(StreamRequestHandler):
                     *(f"{name}: {value}" for name, value in headers.items()),
                 ]
                 with self._writing:
-                    self.connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+                    tell(self.connection, "\r\n".join([*lines, "", ""]).encode() + body)
                 if request.method == "PLAY" and status == 200 and self._viewer is not None:
                     self._camera.watched(self._viewer, here=True)
                 if request.method == "TEARDOWN" or status == 400:

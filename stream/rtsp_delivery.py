@@ -76,12 +76,7 @@ class Inside:
         """See `Viewer`; one who does not read is cut off."""
         framed = b"$" + bytes([self.channels[report]]) + len(packet).to_bytes(2, "big") + packet
         with self.lock:
-            try:
-                sent = self.connection.send(framed, socket.MSG_DONTWAIT)
-            except OSError:
-                sent = 0
-            if sent < len(framed):
-                hang_up(self.connection)
+            tell(self.connection, framed)
 
 
 def way_to(
@@ -112,6 +107,16 @@ def as_pair(text: str, most: int) -> tuple[int, int] | None:
         return None
     pair = int(first), int(second) if mark else int(first) + 1
     return pair if max(pair) <= most else None
+
+
+def tell(connection: socket.socket, words: bytes) -> None:
+    """Write into a connection without waiting; it ends where there is no room for all of it, since nobody reads."""
+    try:
+        sent = connection.send(words, socket.MSG_DONTWAIT)
+    except OSError:
+        sent = 0
+    if sent < len(words):
+        hang_up(connection)
 
 
 def hang_up(connection: socket.socket) -> None:

@@ -6,8 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from socket import AF_INET6, SOCK_STREAM, getaddrinfo
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +32,9 @@ RECONNECT_MS, LONGEST_RECONNECT_MS = 100, 500
 
 LAST_ONES_MS = 500
 """How long, once it is closed, what was on its way to a reader who wants everything is read for at most."""
+
+LOOKUP_SECONDS = 1.0
+"""The longest that connecting waits to hear whether a name has an address of IPv4."""
 
 HEARTBEAT_MS, RELAY_LOST_MS = 1_000, 5_000
 """A connection on which nothing came for this long is made anew, without end."""
@@ -176,7 +181,7 @@ class Subscriber:
         socket = context.socket(zmq.SUB)
         try:
             socket.set(zmq.LINGER, 0)
-            socket.set(zmq.IPV6, "[" in self.endpoint)  # else a name that has both would be looked up as IPv6 alone
+            socket.set(zmq.IPV6, has_ipv6_alone(self.endpoint))  # else a name that has both is looked up as IPv6 alone
             socket.set(zmq.RCVBUF, RECEIVE_BUFFER)
             socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
             socket.set(zmq.RECONNECT_IVL_MAX, LONGEST_RECONNECT_MS)
@@ -283,6 +288,24 @@ class Subscriber:
         with self._changed:
             self._failure = error
             self._changed.notify_all()
+
+
+def has_ipv6_alone(endpoint: str) -> bool:
+    """Whether the host of an endpoint has addresses of IPv6 and none of IPv4; False where it is not known soon."""
+    scheme, _, rest = endpoint.partition("://")
+    host = rest.rpartition(":")[0]
+    if scheme != "tcp" or "[" in host:
+        return "[" in host
+    found: set[int] = set()
+
+    def look_up() -> None:
+        with suppress(OSError, ValueError):
+            found.update([family for family, *_ in getaddrinfo(host, None, type=SOCK_STREAM)])
+
+    thread = threading.Thread(target=look_up, name="nightbridge-lookup", daemon=True)  # nothing ends it early
+    thread.start()
+    thread.join(LOOKUP_SECONDS)
+    return found == {AF_INET6}
 
 
 def shut(socket: zmq.SyncSocket) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -184,6 +185,35 @@ def test_a_new_size_in_the_middle_of_a_feed_is_decoded_on(tmp_path: Path) -> Non
     both = tmp_path / "both.ts"
     both.write_bytes(small + large)
     assert [frame.width for frame in Decoded(both).frames] == [160] * 10 + [320] * 10
+
+
+# Shape of pixels
+
+
+def with_shape(path: Path, width: int, height: int) -> Path:
+    """The MP4 at `path`, whose container says from now on that a pixel is so wide and high."""
+    before, mark, after = path.read_bytes().partition(b"pasp")
+    path.write_bytes(before + mark + width.to_bytes(4, "big") + height.to_bytes(4, "big") + after[8:])
+    return path
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1"])
+def test_a_shape_of_pixels_that_the_container_corrects_is_the_right_one(tmp_path: Path, codec: str) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", codec=codec, pictures=5, aspect=Fraction(4, 3))
+    assert [frame.aspect for frame in Decoded(with_shape(clip, 2, 1)).frames] == [2] * 5
+
+
+def test_a_new_shape_of_pixels_in_the_middle_is_the_right_one_whatever_the_container_says(tmp_path: Path) -> None:
+    parts = [make_clip(tmp_path / f"{n}.ts", pictures=5, aspect=Fraction(4, n)) for n in (3, 4, 3)]
+    joined, copy = tmp_path / "joined.ts", tmp_path / "copy.mp4"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with av.open(str(joined)) as source, av.open(str(copy), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(packet for packet in source.demux() if packet.size):
+            packet.stream, packet.pts, packet.dts = stream, number * 3600, number * 3600
+            target.mux(packet)
+    assert [frame.aspect for frame in Decoded(joined).frames] == [Fraction(4, 3)] * 5 + [1] * 5 + [Fraction(4, 3)] * 5
+    assert [frame.aspect for frame in Decoded(with_shape(copy, 2, 1)).frames] == [2] * 5 + [1] * 5 + [2] * 5
 
 
 # Colour

@@ -162,6 +162,18 @@ def test_a_viewer_that_does_not_read_is_cut_off_and_holds_nobody_up() -> None:
         wait_until(lambda: camera.write(packet()) and camera.count == count, "the end of the connection")
 
 
+def test_a_viewer_that_asks_and_does_not_read_is_cut_off_and_holds_nobody_up() -> None:
+    with by_hand() as (camera, talk, url):
+        talk.ask(f"SETUP {url}/video RTSP/1.0", "CSeq: 1", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1")
+        talk.ask(f"PLAY {url} RTSP/1.0", "CSeq: 2")
+        wait_until(lambda: camera.write(packet()) and camera.count > 0, "somebody who watches")
+        questions = f"DESCRIBE {url} RTSP/1.0\r\nCSeq: 3\r\n\r\n".encode() * 200_000
+        with pytest.raises(ConnectionError):
+            talk.send(questions)
+        count = camera.count
+        wait_until(lambda: camera.write(packet()) and camera.count == count, "the end of the connection")
+
+
 @pytest.mark.parametrize(
     ("lines", "status"),
     [

@@ -200,7 +200,10 @@ NAME = "1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit"
 RUNTIME = "one of auto, tensorrt, torch, openvino"
 WEIGHTS = "one of field, field-lite, paper, or a folder of weights"
 SECRET_KEY = "a file with a secret key, as `nightbridge keys` makes them"
-UDP = "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS, and SOURCE@ in front of an IPv4 group"
+UDP = (
+    "udp://HOST:PORT, for multicast also ?localaddr=ADDRESS of an interface, of IPv6 also its name, "
+    "and SOURCE@ in front of an IPv4 group"
+)
 ENGINE_KEYS = "runtime, weights, precision, batch, threads, parallel, cache"
 TABLES = "[relay], [engine], [defaults], [feeds]"
 
@@ -235,6 +238,10 @@ TABLES = "[relay], [engine], [defaults], [feeds]"
             f'[relay.curve] server_secret_key_file is "/dev/null"; it must be {SECRET_KEY}',
         ),
         ('[feeds.pier]\nurl = "udp://0.0.0.0"', f'[feeds.pier] url is "udp://0.0.0.0"; it must be {UDP}'),
+        *(
+            (f'[feeds.pier]\nurl = "{url}"', f'[feeds.pier] url is "{url}"; it must be {UDP}')
+            for url in ("udp://239.1.2.3:5000?localaddr=eth0", "udp://[ff05::5]:5011?localaddr=10.0.0.1")
+        ),
         ('[feeds.pier]\nurl = "udp://:70000"', f'[feeds.pier] url is "udp://:70000"; it must be {UDP}'),
         (
             '[feeds.pier]\nurl = "rtsp://10.0.0.7:0/s"',

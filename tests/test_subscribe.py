@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -380,16 +381,54 @@ def test_an_endpoint_that_cannot_be_used_is_named(endpoint: str) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="this machine has no IPv6")  # noqa: PTH110
-@pytest.mark.parametrize("host", ["[::1]", "[::]"])
-def test_relay_and_viewer_talk_over_ipv6(host: str) -> None:
+@pytest.mark.parametrize(("host", "called"), [("[::1]", "[::1]"), ("[::]", "[::1]"), ("[::1]", "::1")])
+def test_relay_and_viewer_talk_over_ipv6(host: str, called: str) -> None:
+    """Without brackets `::1` is looked up, like a name that has an address of IPv6 alone."""
     with (
         relay(endpoint=f"tcp://{host}:*") as publisher,
-        Subscriber(publisher.endpoint.replace(host, "[::1]"), "pier") as subscriber,
+        Subscriber(publisher.endpoint.replace(host, called), "pier") as subscriber,
     ):
         camera = Camera(publisher)
         camera.wait_for_viewer()
         camera.show()
         assert subscriber.receive(DEADLINE) is not None
+
+
+@pytest.mark.parametrize(
+    ("families", "alone"),
+    [
+        ([socket.AF_INET6, socket.AF_INET6], True),
+        ([socket.AF_INET6, socket.AF_INET], False),
+        ([socket.AF_INET], False),
+        (socket.gaierror("no such name"), False),
+        (UnicodeError("a part of it is too long"), False),
+    ],
+)
+def test_ipv6_is_meant_where_a_name_has_no_other_address(
+    monkeypatch: pytest.MonkeyPatch, families: list[int] | Exception, alone: bool
+) -> None:
+    def look_up(host: str, *_: object, **__: object) -> list[tuple[int]]:
+        assert host == "relay.example"
+        if isinstance(families, Exception):
+            raise families
+        return [(family,) for family in families]
+
+    monkeypatch.setattr(subscribe, "getaddrinfo", look_up)
+    assert subscribe.has_ipv6_alone("tcp://relay.example:5560") == alone
+
+
+def test_a_name_that_is_looked_up_without_an_end_holds_no_viewer_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscribe, "LOOKUP_SECONDS", 0.01)
+    answered = threading.Event()
+    monkeypatch.setattr(subscribe, "getaddrinfo", lambda *_, **__: answered.wait(DEADLINE) and [])
+    with relay() as publisher, Subscriber(publisher.endpoint, "pier") as subscriber:
+        camera = Camera(publisher)
+        camera.wait_for_viewer()
+        camera.show()
+        message = subscriber.receive(DEADLINE)
+        assert not answered.is_set()
+        answered.set()
+    assert message is not None
 
 
 def test_a_feed_with_a_wrong_name_is_refused() -> None:

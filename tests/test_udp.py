@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Sequence
+from ipaddress import IPv6Address
 from itertools import islice
 from pathlib import Path
 
@@ -12,14 +14,14 @@ import pytest
 from stream.address import UdpAddress
 from stream.errors import SourceLost, SourceUnsupported
 from stream.source import open_source
-from stream.sources.udp import listen
+from stream.sources.udp import UdpReader, listen
 from tests.cameras import LiveCamera
 from tests.clips import UdpSender, add_video, datagrams, free_port, make_clip
 from tests.clips import frame as picture_for
 from tests.reading import feed, read
 from tests.waiting import wait_until
 
-GROUP, GROUP_OF_THE_LINK = "239.255.77.8", "ff02::7777"
+GROUP, GROUP_OF_THE_LINK, GROUP_OF_THE_SITE = "239.255.77.8", "ff02::7777", "ff05::7777"
 INTERFACES_OF_IPV6 = Path("/proc/net/if_inet6")
 
 
@@ -130,23 +132,44 @@ def test_a_reader_that_is_far_too_slow_skips_what_waits_and_goes_on_with_what_co
     assert told[0].startswith(f"udp://127.0.0.1:{port}: this machine is too slow: ")
 
 
+def test_who_skips_what_waits_does_not_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.sources.udp.HOPELESS_SECONDS", 0.0)
+    port = free_port()
+    with (
+        UdpReader(feed(f"udp://127.0.0.1:{port}", age_budget=0.1, read_timeout=60.0), threading.Event()) as reader,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        reader.opened()
+        sender.connect(("127.0.0.1", port))
+        stuffing = [b"\x47\x1f\xff\x10" + bytes([number]) * 184 for number in range(6)]
+        for packet in stuffing[:5]:
+            sender.send(packet)
+        sent_ns = time.time_ns()
+        wait_until(lambda: time.time_ns() - sent_ns > 100_000_000, "packets that are too old")
+        assert reader.read(188) == stuffing[0]
+        sender.send(stuffing[5])
+        assert reader.read(188) == stuffing[5]
+
+
 # Groups
 
 
-def interface_of_ipv6() -> str:
-    """One with an address of its link, which is where groups of the link are; skips where there is none."""
+def interface_of_ipv6() -> tuple[str, str]:
+    """Name and address of one with an address of its link, where groups of the link are; skips where there is none."""
     lines = (
         [line.split() for line in INTERFACES_OF_IPV6.read_text().splitlines()] if INTERFACES_OF_IPV6.exists() else []
     )
-    for _, _, _, scope, _, name in lines:
+    for digits, _, _, scope, _, name in lines:
         if scope == "20":
-            return name
+            return name, str(IPv6Address(bytes.fromhex(digits)))
     pytest.skip("no IPv6 here")
 
 
 def test_a_group_of_the_link_is_joined_at_the_interface_that_the_address_names() -> None:
-    name, port = interface_of_ipv6(), free_port()
-    for url in (f"udp://[{GROUP_OF_THE_LINK}]:{port}?localaddr={name}", f"udp://[{GROUP_OF_THE_LINK}%{name}]:{port}"):
+    (name, address), port = interface_of_ipv6(), free_port()
+    options = [f"?localaddr={way}" for way in (name, address, address.replace(":", "%3A"), f"{address}%25{name}")]
+    urls = [f"udp://[{GROUP_OF_THE_LINK}]:{port}{option}" for option in options]
+    for url in (*urls, f"udp://[{GROUP_OF_THE_LINK}%{name}]:{port}"):
         with (
             listen(UdpAddress.of(url), 65_536) as listener,
             socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender,
@@ -154,6 +177,32 @@ def test_a_group_of_the_link_is_joined_at_the_interface_that_the_address_names()
             sender.sendto(b"here", (GROUP_OF_THE_LINK, port, 0, socket.if_nametoindex(name)))
             listener.settimeout(5)
             assert listener.recv(100) == b"here"
+
+
+def test_an_address_that_no_interface_has_is_told() -> None:
+    interface_of_ipv6()
+    with pytest.raises(OSError, match=r"^no interface has the address 2001:db8::7$"):
+        listen(UdpAddress.of("udp://[ff05::5]:5000?localaddr=2001:db8::7"), 65_536)
+
+
+def test_what_comes_to_a_group_of_ipv6_at_another_interface_is_not_read() -> None:
+    (name, _), port = interface_of_ipv6(), free_port()
+    here, there = (
+        UdpAddress.of(f"udp://[{GROUP_OF_THE_SITE}]:{port}?localaddr={interface}") for interface in ("::1", name)
+    )
+    with (
+        listen(here, 65_536) as listener,
+        listen(there, 65_536) as member,
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender,
+    ):
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex(name))
+        member.settimeout(5)
+        for words in (b"one", b"two"):  # with the second the first has come to all
+            sender.sendto(words, (GROUP_OF_THE_SITE, port))
+            assert member.recv(100) == words
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.recv(100)
 
 
 def test_only_the_source_that_the_address_names_is_listened_to() -> None:
@@ -196,6 +245,22 @@ def address_beyond_this_machine() -> str:
         except OSError:
             pytest.skip("no network here")
         return str(asking.getsockname()[0])
+
+
+@pytest.mark.parametrize(
+    ("group", "interface"),
+    [
+        (GROUP, "eth0"),
+        (GROUP, "fe80::1"),
+        (GROUP, "10.0.0"),
+        ("[ff05::5]", "10.0.0.1"),
+        ("[ff05::5]", "fe80::g"),
+        ("[ff05::5]", "longer-than-sixteen"),
+    ],
+)
+def test_an_interface_that_can_never_join_the_group_is_refused(group: str, interface: str) -> None:
+    with pytest.raises(SourceUnsupported, match=r"localaddr=ADDRESS of an interface, of IPv6 also its name"):
+        UdpAddress.of(f"udp://{group}:5000?localaddr={interface}")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Generator
 from contextlib import suppress
 from functools import cache
+from ipaddress import IPv6Address
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -37,6 +39,10 @@ ADD_SOURCE_MEMBERSHIP = 39
 MULTICAST_ALL = 49
 """Linux's IP_MULTICAST_ALL, which Python does not name: whether a socket also gets what comes for its group to an
 interface where only others have joined it."""
+BIND_TO_INTERFACE = 62
+"""Linux's SO_BINDTOIFINDEX, which Python does not name."""
+INTERFACES_OF_IPV6 = Path("/proc/net/if_inet6")
+"""Where Linux tells the addresses of its interfaces: one a line, in front of the number of its interface."""
 TELL_ARRIVAL = 35
 """Linux's SO_TIMESTAMPNS, which Python does not name: the kernel tells of each datagram when it came."""
 MOMENT = struct.Struct("@ll")
@@ -197,10 +203,12 @@ class UdpReader:
     def _skip_ahead(self, age: float) -> None:
         """Throw away all that waits: who reads is too slow, and would see things later and later."""
         skipped, end = 0, time.monotonic() + 1
+        self._socket.setblocking(False)
         with suppress(BlockingIOError):
             while time.monotonic() < end:
-                self._socket.recv(LARGEST_DATAGRAM, socket.MSG_DONTWAIT)
+                self._socket.recv(LARGEST_DATAGRAM)
                 skipped += 1
+        self._socket.settimeout(POLL_SECONDS)
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + TELL_SECONDS
             words = "%s: this machine is too slow: %d datagrams were skipped, since the next one was %.1f s old"
@@ -245,8 +253,7 @@ def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:
     except UnicodeError:  # of a name that has an empty or an overlong part
         raise OSError("no such host") from None
     family, kind, protocol, _, local = found[0]
-    if address.multicast and family == socket.AF_INET6:
-        local = (*local[:3], interface_index(address))  # groups of one link exist on each of them
+    index = interface_index(address) if address.multicast and family == socket.AF_INET6 else 0
     listener = socket.socket(family, kind, protocol)
     try:
         if address.multicast:
@@ -254,9 +261,13 @@ def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:
         widen(listener, receive_buffer)
         with suppress(OSError):  # else it counts as come when it is read
             listener.setsockopt(socket.SOL_SOCKET, TELL_ARRIVAL, 1)
+        if index:
+            local = (*local[:3], index)  # groups of one link exist on each of them
+            with suppress(OSError):  # before Linux 5.7 only root may; what comes to others' interfaces is read then
+                listener.setsockopt(socket.SOL_SOCKET, BIND_TO_INTERFACE, index)
         listener.bind(local)
         if address.multicast:
-            join(listener, address)
+            join(listener, address, index)
         listener.settimeout(POLL_SECONDS)
     except BaseException:
         listener.close()
@@ -290,8 +301,8 @@ def tell_small_buffer(granted: int, wanted: int) -> None:
     )
 
 
-def join(listener: socket.socket, address: UdpAddress) -> None:
-    """Make the socket a member of the multicast group that it is bound to."""
+def join(listener: socket.socket, address: UdpAddress, index: int) -> None:
+    """Make the socket a member of the multicast group that it is bound to, for IPv6 at the interface of that number."""
     if listener.family == socket.AF_INET:
         listener.setsockopt(socket.IPPROTO_IP, MULTICAST_ALL, 0)
         interface = socket.inet_aton(address.interface) if address.interface else bytes(4)
@@ -302,12 +313,17 @@ def join(listener: socket.socket, address: UdpAddress) -> None:
             listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
         return
     group = socket.inet_pton(socket.AF_INET6, address.host.partition("%")[0])
-    listener.setsockopt(
-        socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + struct.pack("@I", interface_index(address))
-    )
+    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + struct.pack("@I", index))
 
 
 def interface_index(address: UdpAddress) -> int:
     """Number of the interface that joins a multicast group of IPv6; 0: the system's choice. Raises `OSError`."""
-    name = address.interface or address.host.partition("%")[2]
-    return socket.if_nametoindex(name) if name else 0
+    interface = address.interface or address.host.partition("%")[2]
+    name = interface.rpartition("%")[2]  # an address of one link has it behind itself
+    if ":" not in name:
+        return socket.if_nametoindex(name) if name else 0
+    digits = IPv6Address(name).packed.hex()
+    for line in INTERFACES_OF_IPV6.read_text().splitlines():
+        if line.startswith(digits):
+            return int(line.split()[1], 16)
+    raise OSError(f"no interface has the address {name}")
