@@ -3,7 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from stream.decode import Decoder
 from stream.frame import Frame
@@ -47,6 +49,33 @@ def test_no_picture_that_refers_to_a_missing_one_is_shown(tmp_path: Path, encodi
         for number, frame in holed.items():
             assert (frame.planes()[0] == whole[number].planes()[0]).all(), (missing, number, frame.state)
     assert fewest < 59
+
+
+def test_a_recording_whose_parameter_sets_are_stored_apart_and_change_is_decoded_with_the_new_ones(
+    tmp_path: Path,
+) -> None:
+    """FFmpeg puts the first ones in front of all key frames."""
+    header_bytes = 13
+    sizes = ((160, 120), (320, 240), (160, 120))
+    clips = [
+        make_clip(tmp_path / f"{number}.flv", codec="libx265", pictures=20, key_interval=10, size=size)
+        for number, size in enumerate(sizes)
+    ]
+    whole = tmp_path / "whole.flv"
+    whole.write_bytes(clips[0].read_bytes() + b"".join(clip.read_bytes()[header_bytes:] for clip in clips[1:]))
+    pictures = luma(whole)
+    assert [(plane.shape[1], state) for plane, state in pictures] == [(w, "clean") for w, _ in sizes for _ in range(20)]
+    expected = [plane for clip in clips for plane, _ in luma(clip)]
+    assert all((plane == other).all() for (plane, _), other in zip(pictures, expected, strict=True))
+
+
+def luma(clip: Path) -> list[tuple[NDArray[np.uint8], str]]:
+    """Luma and state of each picture of a clip."""
+    with open_source(FeedSettings(url=str(clip))) as source:
+        segment = next(source.segments())
+        decoder = Decoder(segment.video)
+        frames = [frame for unit in segment.packets() for frame in decoder.decode(unit)] + decoder.flush()
+    return [(np.array(frame.planes()[0]), frame.state) for frame in frames]
 
 
 def decoded_without(clip: Path, missing: int | None = None) -> tuple[dict[int, Frame], int]:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
+import av
 import pytest
 
+from stream.source import open_source
 from stream.sources.programs import PACKET_BYTES, Programs, section_of
-from tests.clips import make_clip
+from stream.sources.reader import choose
+from tests.clips import UdpSender, free_port, make_clip
+from tests.reading import feed
 
 H264, HEVC, KLV = 0x1B, 0x24, 0x06
 
@@ -85,10 +90,44 @@ def associations(section: int, *maps: tuple[int, int]) -> bytes:
     )
 
 
-def program_map(pid: int, program: int, video: int) -> bytes:
-    """A PMT of a program with H.264 at one PID."""
+def program_map(pid: int, program: int, video: int, data: int | None = None) -> bytes:
+    """A PMT of a program with H.264 at one PID and, if that is given, KLV at another."""
     pointer = (0xE000 | video).to_bytes(2, "big")
-    return packet_of(pid, 2, program, 0, pointer + b"\xf0\x00" + bytes([H264]) + pointer + b"\xf0\x00")
+    body = pointer + b"\xf0\x00" + bytes([H264]) + pointer + b"\xf0\x00"
+    if data is not None:
+        body += bytes([KLV]) + (0xE000 | data).to_bytes(2, "big") + b"\xf0\x06\x05\x04KLVA"
+    return packet_of(pid, 2, program, 0, body)
+
+
+def two_programs(path: Path) -> Path:
+    """A transport stream of two cameras, each in a program of its own with data of its own."""
+    parts = []
+    for name, place in (("a", 0x100), ("b", 0x300)):
+        data = stream(path.parent, name, klv=True, first_pid=place)
+        packets = [data[start : start + PACKET_BYTES] for start in range(0, len(data), PACKET_BYTES)]
+        parts.append([packet for packet in packets if (packet[1] & 0x1F) << 8 | packet[2] in (place, place + 1)])
+    tables = associations(0, (1, 0x20), (2, 0x21))
+    tables += program_map(0x20, 1, 0x100, 0x101) + program_map(0x21, 2, 0x300, 0x301)
+    path.write_bytes(tables + b"".join(one + other for one, other in zip(*parts, strict=False)))
+    return path
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_data_of_another_camera_in_the_same_transport_stream_is_left_out(tmp_path: Path, live: bool) -> None:
+    clip, port = two_programs(tmp_path / "both.ts"), free_port()
+    with (
+        UdpSender(clip, port, bit_rate=1_000_000) if live else nullcontext(),
+        open_source(feed(f"udp://127.0.0.1:{port}" if live else clip)) as source,
+    ):
+        segment = next(source.segments())
+        places = {packet.packet.stream.id for packet in segment.packets()}
+    assert places == {0x100, 0x101}
+    assert (segment.info.data, segment.info.ignored) == (("klv",), ("video h264", "data klv"))
+
+
+def test_data_of_another_camera_is_not_even_fetched_over_the_network(tmp_path: Path) -> None:
+    with av.open(str(two_programs(tmp_path / "both.ts"))) as container:
+        assert [each.id for each in choose(container)] == [0x100, 0x101]
 
 
 def test_programs_whose_maps_share_a_place_are_told_apart() -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,22 @@ def test_a_feed_leaves_one_stuck_reader_behind_at_most(hanging_names: threading.
     assert [lost.reason for lost in reasons] == ["time-out"] * 4
     assert str(reasons[-1]).endswith("the attempt before still hangs in the network")
     hanging_names.set()
+    wait_until(lambda: not readers(), "the end of the reader")
+
+
+def test_a_reader_that_is_given_up_stays_so_although_its_first_picture_comes_a_moment_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=5)
+
+    def come_late(*_: object) -> None:
+        wait_until(lambda: reading.failure is not None, "the end of patience")
+
+    monkeypatch.setattr(reader.RtpLosses, "mark", come_late)
+    monkeypatch.setattr(reader, "POLL_SECONDS", 0.5)
+    reading = reader.Reader(reader.Way("file", str(clip), PATIENCE, PATIENCE, silence=PATIENCE), 1.0)
+    assert not reading.wait(threading.Event())
+    reading.leave()
     wait_until(lambda: not readers(), "the end of the reader")
 
 
@@ -477,6 +493,49 @@ def test_a_webcam_that_tells_a_size_for_its_endless_pictures_is_no_recording(tmp
         assert len(take(segment, 5)) == 5
 
 
+def halting(beginning: bytes, rest: bytes, go_on: threading.Event) -> Answer:
+    """An answer whose rest comes when that is allowed."""
+
+    def stream(handler: http.server.BaseHTTPRequestHandler) -> None:
+        send(handler, 200)
+        handler.wfile.write(beginning)
+        if go_on.wait(DEADLINE):
+            handler.wfile.write(rest)
+
+    return stream
+
+
+def test_a_webcam_opens_with_its_first_picture_however_long_the_next_one_takes(tmp_path: Path) -> None:
+    with av.open(str(make_clip(tmp_path / "clip.mkv", codec="mjpeg", pix_fmt="yuvj420p", pictures=1))) as container:
+        [jpeg] = [bytes(packet) for packet in container.demux() if packet.size]
+    part = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg) + jpeg + b"\r\n"
+    go_on = threading.Event()
+    with (
+        WebServer(tmp_path, {"/webcam": halting(part, part * 9, go_on)}) as server,
+        open_source(impatient(server.url("/webcam"))) as source,
+    ):
+        segment = next(source.segments())
+        go_on.set()
+        assert len(take(segment, 10)) == 10
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
+def test_a_live_stream_over_http_opens_with_three_pictures_and_knows_its_rate(tmp_path: Path, codec: str) -> None:
+    """FFmpeg gives a picture when the one after the next begins."""
+    clip = make_clip(tmp_path / "clip.ts", codec=codec, pictures=20)
+    with av.open(str(clip)) as container:
+        fourth = [packet.pos for packet in container.demux(video=0) if packet.size][3]
+    data, go_on = clip.read_bytes(), threading.Event()
+    with (
+        WebServer(tmp_path, {"/live": halting(data[:fourth], data[fourth:], go_on)}) as server,
+        open_source(impatient(server.url("/live"))) as source,
+    ):
+        segment = next(source.segments())
+        go_on.set()
+        assert segment.rate == 25
+        assert len(take(segment, 18)) == 18
+
+
 def test_a_password_opens_a_stream_over_http(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.ts", pictures=10).read_bytes()
     expected = "Basic " + b64encode(f"watch:{PASSWORD}".encode()).decode()
@@ -563,11 +622,15 @@ def test_a_redirection_leads_to_the_web_only(tmp_path: Path, target: str) -> Non
 # HLS
 
 
-def make_playlist(folder: Path, *, segments: int = 4, ended: bool = False) -> Path:
-    """An HLS playlist and its segments of 0.4 s each."""
-    clip = make_clip(folder / "all.ts", pictures=10 * segments, key_interval=10)
+def make_playlist(
+    folder: Path, *, segments: int = 4, ended: bool = False, codec: str = "libx264", fragments: bool = False
+) -> Path:
+    """An HLS playlist and its segments of 0.4 s each: transport streams, or fragments of MP4."""
+    clip = make_clip(folder / "all.ts", codec=codec, pictures=10 * segments, key_interval=10)
     made = folder / "live.m3u8"
     options = {"hls_time": "0.4", "hls_list_size": "0", "hls_segment_filename": f"{folder}/part%d.ts"}
+    if fragments:
+        options |= {"hls_segment_type": "fmp4", "hls_segment_filename": f"{folder}/part%d.m4s"}
     with av.open(str(clip)) as source, av.open(str(made), "w", format="hls", options=options) as playlist:
         stream = playlist.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
@@ -586,6 +649,31 @@ def test_a_playlist_is_paced_and_begins_near_its_end(tmp_path: Path) -> None:
         assert segment.recorded
         assert segment.info.container == "hls"
         assert numbers(segment, 15)[0] == 20
+
+
+def damaged_in(folder: Path) -> list[int]:
+    """Which of the 40 access units of a playlist are marked as damaged."""
+    with WebServer(folder, {}) as server, open_source(feed(server.url("/live.m3u8"), mode="replay")) as source:
+        units = take(next(source.segments()), 50)
+    assert len(units) == 40
+    return [number for number, unit in enumerate(units) if unit.packet.is_corrupt]
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_damaged_access_unit_of_a_playlist_of_transport_streams_is_marked(tmp_path: Path, codec: str) -> None:
+    make_playlist(tmp_path, ended=True, codec=codec)
+    part = tmp_path / "part3.ts"
+    data = part.read_bytes()
+    middle_of_key_frame = 188 * 8
+    part.write_bytes(data[:middle_of_key_frame] + data[middle_of_key_frame + 188 :])
+    assert damaged_in(tmp_path) == [30]
+
+
+def test_an_access_unit_that_is_cut_off_in_a_playlist_of_fragments_is_marked(tmp_path: Path) -> None:
+    make_playlist(tmp_path, ended=True, codec="mpeg4", fragments=True)
+    part = tmp_path / "part3.m4s"
+    part.write_bytes(part.read_bytes()[:-50])
+    assert damaged_in(tmp_path) == [39]
 
 
 def test_a_playlist_cannot_read_files_of_this_machine(tmp_path: Path) -> None:
@@ -611,7 +699,11 @@ def sdp_file(folder: Path, port: int) -> Path:
 
 def send_rtp(clip: Path, port: int, stop: threading.Event) -> None:
     """Send a clip as RTP, twice as fast as it is."""
-    with av.open(str(clip)) as source, av.open(f"rtp://127.0.0.1:{port}", "w", format="rtp") as output:
+    options = {"strict": "experimental"}  # for VP9
+    with (
+        av.open(str(clip)) as source,
+        av.open(f"rtp://127.0.0.1:{port}", "w", format="rtp", options=options) as output,
+    ):
         stream = output.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.size and not stop.wait(0.02):
@@ -619,16 +711,51 @@ def send_rtp(clip: Path, port: int, stop: threading.Event) -> None:
                 output.mux(packet)
 
 
+@contextmanager
+def sent_as_rtp(clip: Path) -> Iterator[Path]:
+    """An SDP file beside a clip, which says of H.264 that it is being sent."""
+    port, stop = free_port() & ~1, threading.Event()
+    thread = threading.Thread(target=send_rtp, args=(clip, port, stop))
+    thread.start()
+    yield sdp_file(clip.parent, port)
+    stop.set()
+    thread.join()
+
+
 @pytest.fixture
 def rtp(tmp_path: Path) -> Iterator[Path]:
     """An SDP file that describes what is being sent for two seconds."""
-    port, stop = free_port() & ~1, threading.Event()
-    clip = make_clip(tmp_path / "clip.ts", pictures=100, key_interval=10)
-    thread = threading.Thread(target=send_rtp, args=(clip, port, stop))
-    thread.start()
-    yield sdp_file(tmp_path, port)
-    stop.set()
-    thread.join()
+    with sent_as_rtp(make_clip(tmp_path / "clip.ts", pictures=100, key_interval=10)) as file:
+        yield file
+
+
+def test_vp9_over_rtp_gives_pictures_from_its_next_key_frame_on(tmp_path: Path) -> None:
+    """Although FFmpeg calls none of its access units a key frame."""
+    live = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0"}
+    clip = make_clip(tmp_path / "clip.mkv", codec="libvpx-vp9", pictures=100, key_interval=10, options=live)
+    with sent_as_rtp(clip) as file:
+        file.write_text(file.read_text().replace("H264", "VP9"))
+        with open_source(feed(file)) as source:
+            seen = numbers(next(source.segments()), 15)
+    assert seen[0] % 10 == 0
+    assert seen == list(range(seen[0], seen[0] + len(seen)))
+
+
+@pytest.mark.parametrize(
+    ("first", "key"),
+    [
+        (0b10_00_0_0_10, True),
+        (0b10_00_0_1_10, False),
+        (0b10_00_1_000, False),
+        (0b10_01_0_0_01, True),
+        (0b10_11_0_0_0_1, True),
+        (0b10_11_0_0_1_0, False),
+        (0b10_11_0_1_00, False),
+        (0b01_00_0_0_00, False),
+    ],
+)
+def test_a_key_frame_of_vp9_is_known_by_its_first_byte_in_all_profiles(first: int, key: bool) -> None:
+    assert reader.begins_with_vp9_key(bytes([first, 0x49, 0x83, 0x42])) is key
 
 
 def test_rtp_is_read_by_its_sdp_file_until_it_stops(rtp: Path) -> None:

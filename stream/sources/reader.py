@@ -37,7 +37,7 @@ from stream.sources.failures import (
     tls_failure,
 )
 from stream.sources.rtp import RtpLosses
-from stream.sources.segment import best_video, fixed_parameters, has_become_another
+from stream.sources.segment import best_video, data_streams, fixed_parameters, has_become_another, new_parameters
 
 POLL_SECONDS = 0.1
 """The longest that a feed which is to stop still waits for a packet."""
@@ -149,6 +149,7 @@ class Reader:
             while not (self._count or self.without_video or self.failure or stop.is_set()):
                 if time.monotonic() > end:
                     self.failure = silence(self._way.open_timeout)
+                    return False
                 self._changed.wait(POLL_SECONDS)
             return bool(self._count or self.without_video) and not stop.is_set()
 
@@ -261,6 +262,8 @@ class Reader:
         for packet in container.demux(wanted):
             if self._left:
                 break
+            if codec == "vp9" and packet.size and packet.stream is wanted[0]:
+                packet.is_keyframe = begins_with_vp9_key(bytes(packet))
             if packet.is_keyframe and packet.stream is wanted[0]:
                 key_at = time.monotonic()
                 if changeable and has_become_another(wanted[0]):
@@ -300,15 +303,20 @@ class Reader:
             self._changed.notify_all()
 
 
-def new_parameters(packet: Packet[Stream]) -> bytes | None:
-    """Parameter sets that come with a packet, outside of it."""
-    return bytes(packet.get_sidedata("new_extradata")) if packet.has_sidedata("new_extradata") else None
+def begins_with_vp9_key(unit: bytes) -> bool:
+    """Whether the first frame of an access unit of VP9 is a key frame, which FFmpeg does not say where it comes by RTP.
+
+    A frame begins (VP9 bitstream specification, 6.2) with two bits 10, two of its profile, and one more for profile 3.
+    Both of the next, which say that an earlier frame is shown again and that others are needed, are 0 in a key frame.
+    """
+    needs_others = 0b0110 if unit[0] & 0b0011_0000 == 0b0011_0000 else 0b1100
+    return unit[0] >> 6 == 0b10 and not unit[0] & needs_others
 
 
 def choose(container: InputContainer) -> list[Stream]:
     """The streams that a feed wants, none without video; FFmpeg does not even fetch the others, where it can."""
     video = best_video(container)
-    wanted = [video, *container.streams.data] if video is not None else []
+    wanted = [video, *data_streams(container, video)] if video is not None else []
     for stream in container.streams:
         if stream not in wanted:
             stream.discard = Discard.all

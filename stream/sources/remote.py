@@ -243,6 +243,7 @@ def http_way(feed: FeedSettings, basis: Way, address: RemoteAddress) -> Way:
     options = {
         **basis.options,
         **probing(feed),
+        "fpsprobesize": "0",  # three pictures that tell a rate may take longer than the time-out
         "protocol_whitelist": "http,https,tcp,tls,crypto",
         "rw_timeout": str(int(feed.read_timeout * 1_000_000)),
         "live_start_index": "-2",  # the last segment but one: as fresh as it gets without a stall

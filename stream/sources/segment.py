@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Final
 
 import av
 from av.bitstream import BitStreamFilterContext
@@ -19,7 +20,7 @@ from av.video.stream import VideoStream
 from stream.errors import SourceUnsupported
 from stream.frame import CaptureClock, SourcePacket
 from stream.sources.fields import FieldPairs, rewritten
-from stream.sources.parameter_sets import ParameterSets
+from stream.sources.parameter_sets import START_CODE, ParameterSets
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ ONLY_FOR = {
     "mpeg4": "mpeg4_unpack_bframes",
 }
 """By codec, a filter that does not open for another one: nothing else in PyAV tells what a stream has become."""
+TRANSPORTED: Final = "mpegts_stream_id"
+"""What comes beside an access unit of FFmpeg's MPEG-TS demuxer, also of the one within its HLS demuxer."""
 FASTEST = 1_000
 """Frames a second; what says more has only told its clock, such as 90 kHz."""
 
@@ -86,11 +89,13 @@ class Segment:
         self._container = container
         self._stop = stop
         self._capture_ns = capture_ns
+        self._first_sets = self._sets = annex_b_sets(fixed_parameters(self.video) or b"")
         self._annex_b = annex_b_filter(name, self.video)
         stored = self.video.codec_context.extradata or b""
         self._parameters = ParameterSets(self.info.codec, stored)
         self._fields = FieldPairs(stored) if self.info.codec == "h264" else None
-        self._marks_early = container.format.name == "mpegts"
+        self._may_mark_early = container.format.name in ("mpegts", "hls")
+        self._marks_early = False
         self._mark = False  # the next access unit is damaged
 
     @property
@@ -136,7 +141,7 @@ class Segment:
 
     def demuxed(self) -> Iterator[tuple[Packet[Stream], int]]:
         """Packets of the video and of the data streams, each with when it was read: UTC, nanoseconds since 1970."""
-        for packet in self._container.demux(self.video, *self._container.streams.data):
+        for packet in self._container.demux(self.video, *data_streams(self._container, self.video)):
             yield packet, time.time_ns()
 
     def captured(self, packet: Packet[Stream], received_ns: int) -> tuple[int, CaptureClock]:
@@ -148,6 +153,8 @@ class Segment:
 
         None where it is not what its lengths say. FFmpeg's MPEG-TS demuxer marks one access unit too early.
         """
+        if self._may_mark_early and packet.has_sidedata(TRANSPORTED):
+            self._marks_early = True
         if self._annex_b:
             try:
                 [packet] = self._annex_b.filter(packet)
@@ -158,8 +165,11 @@ class Segment:
                 self._count_unreadable("nothing is in it")
                 return None
             packet.stream = self.video
-            if packet.has_sidedata("new_extradata"):  # which tells the decoder that there are lengths
-                packet = rewritten(packet, bytes(packet))
+            told = new_parameters(packet)  # with which the decoder would expect lengths
+            if told and self.info.codec == "hevc":
+                self._sets = annex_b_sets(told)
+            if told or self._sets != self._first_sets:
+                packet = rewritten(packet, bytes(packet).replace(self._first_sets, self._sets, 1))
         early = packet.is_corrupt and self._marks_early
         packet.is_corrupt = self._mark or (packet.is_corrupt and not early)
         self._mark = early
@@ -202,6 +212,15 @@ def best_video(container: InputContainer) -> Stream | None:
     return min(sending or wanted, key=lambda video: video.id, default=best)
 
 
+def data_streams(container: InputContainer, video: Stream) -> list[Stream]:
+    """The data streams that belong to a video stream: of a transport stream those of its program.
+
+    PyAV does not name programs, but of each stream the best video that is related to it, within the same program.
+    """
+    best = container.streams.best("video", related=video)
+    return [data for data in container.streams.data if container.streams.best("video", related=data) is best]
+
+
 def is_wanted(video: VideoStream) -> bool:
     """Whether a stream can be decoded, and whoever opened it reads it."""
     return video.codec_context is not None and video.discard != Discard.all
@@ -210,16 +229,18 @@ def is_wanted(video: VideoStream) -> bool:
 def describe(container: InputContainer, video: VideoStream) -> SourceInfo:
     """What an opened container says about a video stream of it."""
     context = video.codec_context
+    rates = (video.average_rate, context.framerate, video.guessed_rate)  # the last one may be that of fields
+    data = data_streams(container, video)
     return SourceInfo(
         container=container.format.name,
         codec=context.codec.canonical_name,
         width=context.width or None,
         height=context.height or None,
         pix_fmt=context.pix_fmt,
-        rate=next((rate for rate in (video.average_rate, video.guessed_rate) if rate and rate <= FASTEST), None),
+        rate=next((rate for rate in rates if rate and rate <= FASTEST), None),
         bit_rate=video.bit_rate or container.bit_rate or None,
-        data=tuple(stream.name or "unknown" for stream in container.streams.data),
-        ignored=tuple(label(stream) for stream in container.streams if stream is not video and stream.type != "data"),
+        data=tuple(stream.name or "unknown" for stream in data),
+        ignored=tuple(label(stream) for stream in container.streams if stream not in (video, *data)),
     )
 
 
@@ -244,6 +265,26 @@ def annex_b_filter(name: str, video: VideoStream) -> BitStreamFilterContext | No
         raise SourceUnsupported(f"{name}: its {codec} cannot be read: {error.strerror}", reason="codec") from None
     context.extradata = None  # the decoder finds the parameter sets in the access units from now on
     return unpack
+
+
+def new_parameters(packet: Packet[Stream]) -> bytes | None:
+    """Parameter sets that come with a packet, outside of it."""
+    return bytes(packet.get_sidedata("new_extradata")) if packet.has_sidedata("new_extradata") else None
+
+
+def annex_b_sets(record: bytes) -> bytes:
+    """Parameter sets of HEVC that are stored apart (hvcC, ISO/IEC 14496-15, 8.3.3.1).
+
+    FFmpeg's filter puts them in front of key frames just like this, and goes on with the first ones when others come.
+    """
+    sets, at = bytearray(), 23
+    for _ in range(int.from_bytes(record[22:23])):
+        count, at = int.from_bytes(record[at + 1 : at + 3]), at + 3
+        for _ in range(count):
+            end = at + 2 + int.from_bytes(record[at : at + 2])
+            sets += b"\0" + START_CODE + record[at + 2 : end]
+            at = end
+    return bytes(sets)
 
 
 def fixed_parameters(video: Stream) -> bytes | None:
