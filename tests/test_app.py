@@ -259,3 +259,16 @@ def test_a_log_that_goes_elsewhere_than_the_bar_stays_there() -> None:
     lines, elsewhere = with_a_bar("stdout")
     assert not any("a line" in line for line in lines)
     assert LINE.fullmatch(elsewhere.rstrip("\n"))
+
+
+def test_a_log_without_an_end_to_go_to_stops_nobody() -> None:
+    program = "import logging; from tools.app import OnStderr; logging.basicConfig(handlers=[OnStderr()]); "
+    program += "logging.error('a line'); print('goes on')"
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "goes on\n")

@@ -54,6 +54,8 @@ class OnStderr(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
         file = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a bar on stdout stands in for it as well
+        if file is None or file.closed:  # as daemons are started
+            return
         self.stream = sys.stderr if file.isatty() else file
         super().emit(record)
 

@@ -169,7 +169,8 @@ class Segment:
             if told and self.info.codec == "hevc":
                 self._sets = annex_b_sets(told)
             if told or self._sets != self._first_sets:
-                packet = rewritten(packet, bytes(packet).replace(self._first_sets, self._sets, 1))
+                unit = bytes(packet)
+                packet = rewritten(packet, unit.replace(self._first_sets, self._sets, 1) if self._first_sets else unit)
         early = packet.is_corrupt and self._marks_early
         packet.is_corrupt = self._mark or (packet.is_corrupt and not early)
         self._mark = early
