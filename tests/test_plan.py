@@ -90,7 +90,7 @@ def test_the_plan_is_rehearsed_and_not_done_twice(
     assert all(job["scores"]["steps"] == 2 and job["scores"]["step_ms"] > 0 for job in summary.values())
     assert "held_out_psnr_db" in summary["paper-best-2"]["scores"]
     assert "held_out_psnr_db" not in summary["field"]["scores"]
-    assert read_recipe("field-vivid").phases
+    assert read_recipe("field-wide").phases
     assert not summary["field"]["recipe"]["phases"], "packs hold the dark pictures at full size nearly as they are"
     assert {name for name in summary if Weights(tmp_path / "out" / name).card.began_with_all} == {"field"}
     for job in summary.values():

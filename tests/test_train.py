@@ -175,7 +175,6 @@ def test_every_shipped_recipe_can_be_read() -> None:
         "field-sharp",
         "field-sizes",
         "field-wide",
-        "field-vivid",
         *lite,
     }
     assert {networks.pop(name) for name in lite} == {"neid-lite"}

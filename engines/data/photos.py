@@ -42,10 +42,6 @@ SHADED = 0.4
 """Share of the days with a wide shadow."""
 SHADE, SHADE_BORDER = (0.08, 0.6), (0.02, 0.3)
 """Share of the light that is left in it, and how wide its border is, as a share of the picture's height."""
-VIVID = 0.2
-"""Share of the scenes whose colours are stronger than a photo's: paint, flags, lit signs, test pictures."""
-STRENGTH = (1.5, 6.0)
-"""By so much; what would go beyond pure colours stays there."""
 UNDAMAGED = 0.3
 """Share of the day pairs without noise and damage, which nothing but their doubling is asked of."""
 HEVC = 0.25
@@ -82,8 +78,6 @@ PART = (384, 576)
 
 DAY_MEAN = 80
 """Mean code value, of 255, that a day has at least: what is darker could be a night as well."""
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""How bright red, green and blue are (ITU-R BT.601)."""
 INFRARED = Colour(full_range=True, grey=True)
 
 Scene = NDArray[np.uint8]
@@ -138,7 +132,7 @@ def night_sample(scene: Scene, random: np.random.Generator, wide: bool = False) 
     )
     if random.random() < CRUSHED:
         night = crush(night, random)
-    scene = some_vivid(view(scene, random, wide), random)
+    scene = view(scene, random, wide)
     large: Picture = scene[-1]
     full, lights = gather(large, night), [gather(halve(picture), night) for picture in scene]
     if random.random() < LIT:
@@ -181,7 +175,7 @@ def day_sample(scene: Scene, random: np.random.Generator, wide: bool = False) ->
     and a network that sharpened it would change it. It is what `engines.evaluation.daylight` compares with, where the
     input is clean; noise and damage are not part of the target.
     """
-    pictures = np.stack([halve(picture) for picture in some_vivid(view(scene, random, wide), random)])
+    pictures = np.stack([halve(picture) for picture in view(scene, random, wide)])
     if random.random() < SHADED:
         pictures = shade(pictures, random)
     pictures = weather(pictures, random)
@@ -218,15 +212,6 @@ def view(scene: Scene, random: np.random.Generator, wide: bool = False) -> Scene
             for picture in scene
         ]
     )
-
-
-def some_vivid(scene: Scene, random: np.random.Generator) -> Scene:
-    """The scene (T, H, W, 3), or by a chance of `VIVID` the same in stronger colours, as bright as before."""
-    if random.random() >= VIVID:
-        return scene
-    luma = (scene @ LUMA)[..., None]
-    strong: Scene = np.rint(np.clip(luma + between(STRENGTH, random) * (scene - luma), 0, 255)).astype(np.uint8)
-    return strong
 
 
 def shade(pictures: Scene, random: np.random.Generator) -> Scene:
