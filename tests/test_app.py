@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from threading import Event
 
 import pytest
 
@@ -16,7 +15,6 @@ from stream.errors import SettingsError, SourceLost
 from tests.test_check import ROOT, nightbridge
 from tests.waiting import DEADLINE
 from tools import app
-from tools.signals import stopped_by_signals
 
 HEAVY = {"av", "numpy", "nncf", "onnx", "openvino", "pydantic", "pygame", "tensorrt_rtx", "torch", "zmq"}
 
@@ -169,19 +167,19 @@ app.main()
 """
 
 
-def ended_by(starter: list[str], *numbers: signal.Signals) -> tuple[int, str]:
+def ended_by(starter: list[str], *numbers: signal.Signals, program: str = ENDED) -> tuple[int, str]:
     """How the command ends to which these signals are sent, and what it prints meanwhile."""
-    words = [*starter, sys.executable, "-c", ENDED]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:
-        assert program.stdout is not None
+    words = [*starter, sys.executable, "-c", program]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         try:
-            assert program.stdout.readline() == "under way\n"
+            assert process.stdout.readline() == "under way\n"
             for number in numbers:
-                program.send_signal(number)
-            printed, _ = program.communicate(timeout=DEADLINE)
+                process.send_signal(number)
+            printed, _ = process.communicate(timeout=DEADLINE)
         finally:
-            program.kill()
-    return program.returncode, printed
+            process.kill()
+    return process.returncode, printed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -193,17 +191,30 @@ def test_a_command_that_is_started_by_nohup_outlives_its_terminal() -> None:
     assert ended_by(["nohup"], signal.SIGHUP, signal.SIGTERM) == (-signal.SIGTERM, "cleared up\n")
 
 
-@pytest.mark.parametrize("ignored", [False, True])
-def test_a_command_that_is_stopped_by_signals_is_so_by_the_end_of_its_terminal(ignored: bool) -> None:
-    stop = Event()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
-    try:
-        with stopped_by_signals(stop.set):
-            signal.raise_signal(signal.SIGTERM if ignored else signal.SIGHUP)
-            assert stop.wait(DEADLINE)
-            assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == ignored
-    finally:
-        signal.signal(signal.SIGHUP, before)
+STOPPED = """
+import signal, threading
+from tools.signals import stopped_by_signals
+
+stop = threading.Event()
+with stopped_by_signals(stop.set):
+    print("under way", flush=True)
+    stop.wait()
+    print("deaf to SIGHUP:", signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+"""
+
+
+@pytest.mark.parametrize(
+    ("starter", "numbers", "printed"),
+    [
+        ([], [signal.SIGHUP], "deaf to SIGHUP: False\n"),
+        (["nohup"], [signal.SIGHUP, signal.SIGTERM], "deaf to SIGHUP: True\n"),
+    ],
+    ids=["usual", "nohup"],
+)
+def test_a_command_that_is_stopped_by_signals_is_so_by_the_end_of_its_terminal_unless_nohup_started_it(
+    starter: list[str], numbers: list[signal.Signals], printed: str
+) -> None:
+    assert ended_by(starter, *numbers, program=STOPPED) == (0, printed)
 
 
 BAR = """
