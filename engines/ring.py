@@ -48,12 +48,13 @@ class Engine(Door):
 
     def __enter__(self) -> Self:
         try:
-            with self._inside_runtime():
-                self._open()
-        except BaseException:
+            self._open()
+        except BaseException as error:
             with suppress(Exception):  # what was not taken cannot be given back
                 self._close()
-            raise
+            if isinstance(error, EngineError) or not isinstance(error, Exception):
+                raise
+            raise EngineError(str(error)) from error
         self._opened = True
         return self
 
