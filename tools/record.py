@@ -43,7 +43,7 @@ def record(
     relay_key: RelayKey = None,
     secret_key: SecretKey = None,
 ) -> None:
-    """Record FEED into DIR until SIGINT or SIGTERM, as the relay sends it, data such as KLV beside the pictures."""
+    """Record FEED into DIR as the relay sends it, with data such as KLV, until SIGINT, SIGTERM or SIGHUP."""
     from stream.record import Recorder
     from stream.subscribe import Subscriber
     from stream.wire import Kind
