@@ -47,6 +47,10 @@ class EngineInfo:
     """Width and height; odd sizes are fine."""
     largest: tuple[int, int] = (4096, 4096)
     largest_batch: int = 32
+    batch: int = 32
+    """Pictures that it computes as one: more of a batch only wait in it for their turn."""
+    depth: int = 3
+    """Batches that keep it busy: with fewer in it, it stands idle between two; more only wait in it."""
 
     def __str__(self) -> str:
         return f"{self.runtime} {self.precision} on {self.device}, weights {self.weights}"

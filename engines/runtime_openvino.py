@@ -86,6 +86,8 @@ class OpenVinoEngine(Engine):
     """
 
     def __init__(self, weights: Weights, precision: str, core: openvino.Core, options: EngineOptions) -> None:
+        threads = options.threads or available_cores()
+        parallel = side_by_side(options.parallel, threads)
         super().__init__(
             EngineInfo(
                 runtime="openvino",
@@ -93,6 +95,8 @@ class OpenVinoEngine(Engine):
                 precision=precision,
                 weights=weights.card.name,
                 weights_id=weights.id,
+                batch=1,
+                depth=parallel + 2,
             ),
             options.slots,
         )
@@ -102,8 +106,7 @@ class OpenVinoEngine(Engine):
         self._cache = PrivateCache((options.cache or user_cache_path("nightbridge")) / "openvino", LARGEST_CACHE)
         self._model: openvino.Model | None = None
         self._compiled: dict[tuple[int, int], openvino.CompiledModel] = {}
-        self._threads = options.threads or available_cores()
-        self._parallel = side_by_side(options.parallel, self._threads)
+        self._threads, self._parallel = threads, parallel
         self._order = threading.Lock()
         self._latest: WeakKeyDictionary[Memory, OpenVinoSlot] = WeakKeyDictionary()
         """Of each feed that has pictures under way, the slot of the last one."""

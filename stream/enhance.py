@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,13 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(eq=False)
+class Turn:
+    """A batch that was taken, until the engine has done with the first of its frames."""
+
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
 class Lane:
     """One feed's place in front of the engine."""
 
@@ -28,6 +36,8 @@ class Lane:
     waiting: deque[Frame] = field(default_factory=deque)
     in_flight: int = 0
     """Frames taken, whose slots are not yet given back."""
+    in_engine: deque[Turn] = field(default_factory=deque)
+    """Of the frames taken that the engine has not done with, as far as is known."""
     served: int = 0
     """Pixels that the engine was given, counted so that lanes which were idle have no claim on the past."""
     closed: bool = False
@@ -37,16 +47,23 @@ class Lane:
 class Gather(Generic[Key]):
     """Where frames wait for the engine: a short lane for each feed, read by one thread.
 
-    A lane holds `LANE_LENGTH` frames and has at most `IN_FLIGHT` more in the engine and the encoder, which bounds
-    the memory of a feed. A slow feed or encoder fills only its own lane. When all want more than the engine can do,
-    the lane that was given the fewest pixels goes first, so that large pictures cost the feed that sends them.
+    A lane holds `LANE_LENGTH` frames, or the `BURST` latest of those that arrived within `BURST_NS`, and has at most
+    `IN_FLIGHT` more in the engine and the encoder, which bounds the memory of a feed. A slow feed or encoder fills only
+    its own lane. The engine is given no more than keeps it busy: who waits, waits here, where the freshest frame is
+    taken. When all want more than the engine can do, the lane that was given the fewest pixels goes first, so that
+    large pictures cost the feed that sends them.
     """
 
     LANE_LENGTH = 2
+    BURST, BURST_NS = 12, 60_000_000
     IN_FLIGHT = 2
+    LONGEST_TURN = 1.0
+    """Seconds after which a batch that nobody has seen the end of, as of feeds that hang, keeps the others no more."""
 
     def __init__(self) -> None:
         self._lanes: dict[Key, Lane] = {}
+        self._turns: set[Turn] = set()
+        """Of the batches that the engine has not done with, as far as is known."""
         self._changed = threading.Condition()
         self._closed = False
 
@@ -58,11 +75,13 @@ class Gather(Generic[Key]):
     def close_lane(self, feed: Key) -> None:
         """Take a feed's place away; see `drain`."""
         with self._changed:
-            self._abandon(self._lanes.pop(feed))
+            lane = self._lanes.pop(feed)
+            self._abandon(lane)
+            self._turns.difference_update(lane.in_engine)
             self._changed.notify_all()
 
     def put(self, feed: Key, frame: Frame) -> None:
-        """Add a frame. Live: never blocks, a full lane drops its oldest frame. Else: waits for room."""
+        """Add a frame. Live: never blocks, a full lane drops its oldest frames. Else: waits for room."""
         with self._changed:
             lane = self._lanes[feed]
             if not lane.live:
@@ -70,7 +89,7 @@ class Gather(Generic[Key]):
             if lane.closed or self._closed:
                 lane.on_drop("stopped")
                 return
-            if len(lane.waiting) >= self.LANE_LENGTH:
+            while self._is_full(lane, frame):
                 lane.waiting.popleft()
                 lane.on_drop("overload")
             if is_idle(lane):
@@ -79,24 +98,38 @@ class Gather(Generic[Key]):
             lane.waiting.append(frame)
             self._changed.notify_all()
 
-    def take(self, limit: int, now_ns: Callable[[], int]) -> list[tuple[Key, Frame]]:
-        """Up to `limit` frames of one size, one of each feed; waits for the first, for no other.
+    def take(self, limit: int, depth: int, now_ns: Callable[[], int]) -> list[tuple[Key, Frame]]:
+        """Up to `limit` frames of one size, one of each feed; waits for the first, for no other, and while there are
+        `depth` batches in the engine.
 
         Frames of live feeds past their age budget are dropped. Returns [] once closed and empty.
         """
         with self._changed:
-            while True:
-                self._changed.wait_for(lambda: any(map(self._is_ready, self._lanes.values())) or self._finished())
-                batch = self._batch(limit, now_ns())
+            while not self._finished():
+                if self._has_room(depth) and any(map(self._is_ready, self._lanes.values())):
+                    batch = self._batch(limit, now_ns())
+                    self._changed.notify_all()
+                    if batch:
+                        return batch
+                else:
+                    self._changed.wait(self.LONGEST_TURN)
+            return []
+
+    def came_out(self, feed: Key) -> None:
+        """The engine has done with the first of a feed's frames that are in it."""
+        with self._changed:
+            if feed in self._lanes:
+                self._come_out(self._lanes[feed])
                 self._changed.notify_all()
-                if batch or self._finished():
-                    return batch
 
     def done(self, feed: Key) -> None:
         """A frame that was taken has left the encoder."""
         with self._changed:
             if feed in self._lanes:
-                self._lanes[feed].in_flight -= 1
+                lane = self._lanes[feed]
+                lane.in_flight -= 1
+                while len(lane.in_engine) > lane.in_flight:
+                    self._come_out(lane)
                 self._changed.notify_all()
 
     def drain(self, feed: Key) -> None:
@@ -127,11 +160,28 @@ class Gather(Generic[Key]):
     def _finished(self) -> bool:
         return self._closed and not any(lane.waiting for lane in self._lanes.values())
 
+    def _is_full(self, lane: Lane, frame: Frame) -> bool:
+        """Whether a live lane must drop its oldest frame before it can take in this one."""
+        if len(lane.waiting) < self.LANE_LENGTH:
+            return False
+        return len(lane.waiting) >= self.BURST or frame.arrived_ns - lane.waiting[0].arrived_ns >= self.BURST_NS
+
+    def _has_room(self, depth: int) -> bool:
+        if len(self._turns) >= depth:
+            latest = time.monotonic() - self.LONGEST_TURN
+            self._turns = {turn for turn in self._turns if turn.began > latest}
+        return len(self._turns) < depth
+
+    def _come_out(self, lane: Lane) -> None:
+        if lane.in_engine:
+            self._turns.discard(lane.in_engine.popleft())
+
     def _is_ready(self, lane: Lane) -> bool:
         return bool(lane.waiting) and lane.in_flight < self.IN_FLIGHT
 
     def _batch(self, limit: int, now_ns: int) -> list[tuple[Key, Frame]]:
         batch: list[tuple[Key, Frame]] = []
+        turn = Turn()
         for feed, lane in sorted(self._lanes.items(), key=lambda item: item[1].served):
             self._drop_late(lane, now_ns)
             if not self._is_ready(lane) or len(batch) == limit:
@@ -141,7 +191,10 @@ class Gather(Generic[Key]):
             frame = lane.waiting.popleft()
             batch.append((feed, frame))
             lane.in_flight += 1
+            lane.in_engine.append(turn)
             lane.served += frame.width * frame.height
+        if batch:
+            self._turns.add(turn)
         return batch
 
     @staticmethod

@@ -124,7 +124,7 @@ def publish_untouched(feed: Feed, segment: Segment, packet: SourcePacket, intake
 
 def light_up(engine: Door, gather: Gather[Feed], batch: int) -> None:
     """Gather to engine, for all feeds: batches of the freshest frames, handed on while they are being computed."""
-    while taken := gather.take(batch, time.time_ns):
+    while taken := gather.take(min(batch, engine.info.batch), engine.info.depth, time.time_ns):
         taken = [(feed, frame) for feed, frame in taken if can_be_read(feed, frame, gather)]
         try:
             slots = enhance(engine, [frame for _, frame in taken], [feed.recall for feed, _ in taken]) if taken else []
@@ -160,7 +160,7 @@ def send_out(feed: Feed, gather: Gather[Feed], publisher: Publisher, model: str)
         try:
             if feed.lane.closed:
                 feed.meter.drop("stopped")
-            elif is_enhanced(feed, slot):
+            elif is_enhanced(feed, slot, gather):
                 outlet.send(frame, slot)
         finally:
             slot.release()
@@ -168,7 +168,7 @@ def send_out(feed: Feed, gather: Gather[Feed], publisher: Publisher, model: str)
     outlet.finish()
 
 
-def is_enhanced(feed: Feed, slot: Slot) -> bool:
+def is_enhanced(feed: Feed, slot: Slot, gather: Gather[Feed]) -> bool:
     """Wait for one picture of the engine; False where it failed, and the feed has lost it."""
     try:
         slot.wait()
@@ -176,4 +176,6 @@ def is_enhanced(feed: Feed, slot: Slot) -> bool:
         feed.tell(error)
         feed.meter.lose("engine")
         return False
+    finally:
+        gather.came_out(feed)
     return True

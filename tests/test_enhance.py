@@ -16,6 +16,7 @@ from tests.doubling import DoublingEngine
 from tests.waiting import wait_until
 
 SECOND = 1_000_000_000
+INTERVAL = SECOND // 25
 
 
 def frame(pts: int, *, width: int = 32, received_ns: int = 0) -> Frame:
@@ -47,17 +48,37 @@ def gather_of(**lanes: Lane) -> Gather[str]:
     return gather
 
 
-def taken(gather: Gather[str], limit: int = 8, now_ns: int = 0) -> list[tuple[str, int]]:
-    return [(name, frame.pts) for name, frame in gather.take(limit, lambda: now_ns)]
+def taken(gather: Gather[str], limit: int = 8, now_ns: int = 0, depth: int = 8) -> list[tuple[str, int]]:
+    return [(name, frame.pts) for name, frame in gather.take(limit, depth, lambda: now_ns)]
 
 
 def test_a_live_lane_drops_its_oldest_frames() -> None:
     drops = Drops()
     gather = gather_of(cam=drops.lane())
     for pts in range(5):
-        gather.put("cam", frame(pts))
+        gather.put("cam", frame(pts, received_ns=pts * INTERVAL))
     assert drops == ["overload"] * 3
     assert taken(gather) == [("cam", 3)]
+
+
+def test_a_live_lane_keeps_pictures_that_come_in_a_burst() -> None:
+    drops = Drops()
+    gather = gather_of(cam=drops.lane())
+    for pts in range(15):
+        gather.put("cam", frame(pts, received_ns=pts * SECOND // 1000))
+    assert drops == ["overload"] * (15 - Gather.BURST)
+    assert taken(gather) == [("cam", 3)]
+
+
+def test_of_a_burst_that_the_engine_had_no_time_for_nothing_is_left_when_the_next_one_comes() -> None:
+    drops = Drops()
+    gather = gather_of(cam=drops.lane())
+    for pts in range(6):
+        gather.put("cam", frame(pts))
+    for pts in range(6, 12):
+        gather.put("cam", frame(pts, received_ns=6 * INTERVAL))
+    assert drops == ["overload"] * 6
+    assert taken(gather) == [("cam", 6)]
 
 
 def test_a_batch_has_one_frame_of_each_feed_and_waits_for_none() -> None:
@@ -137,6 +158,86 @@ def test_a_feed_has_no_more_in_the_engine_than_its_share() -> None:
     assert taken(gather) == [("other", 9)]
     gather.done("cam")
     assert taken(gather) == [("cam", 8)]
+
+
+class Taker:
+    """Takes frames one by one in a thread of its own, as long as there are no more than `depth` in the engine."""
+
+    def __init__(self, gather: Gather[str], depth: int, now_ns: int = 0) -> None:
+        self.names: list[str] = []
+        self._gather = gather
+        self._thread = threading.Thread(target=self._take, args=(depth, now_ns))
+
+    def __enter__(self) -> Taker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._gather.abandon()
+        self._gather.close()
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+
+    def _take(self, depth: int, now_ns: int) -> None:
+        while batch := self._gather.take(1, depth, lambda: now_ns):
+            self.names += [name for name, _ in batch]
+
+
+def test_the_engine_is_given_no_more_than_keeps_it_busy_and_who_waits_stays_fresh(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Gather, "LONGEST_TURN", 60.0)
+    gather = gather_of(**{name: Drops().lane() for name in "abcdef"})
+    for name in "abcdef":
+        gather.put(name, frame(0))
+    with Taker(gather, depth=3) as taker:
+        wait_until(lambda: taker.names == ["a", "b", "c"], "a full engine")
+        for pts in range(1, 4):
+            gather.put("d", frame(pts, received_ns=pts * INTERVAL))
+        gather.came_out("b")
+        wait_until(lambda: taker.names == ["a", "b", "c", "d"], "the next one")
+        gather.done("b")  # the same picture, which has left the encoder, too
+        gather.came_out("a")
+        wait_until(lambda: taker.names == ["a", "b", "c", "d", "e"], "the one after that")
+
+
+def test_while_the_engine_is_full_a_lane_gets_fresher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gather, "LONGEST_TURN", 60.0)
+    drops = Drops()
+    gather = gather_of(busy=Drops().lane(), cam=drops.lane())
+    gather.put("busy", frame(0))
+    assert taken(gather) == [("busy", 0)]
+    for pts in range(10):
+        gather.put("cam", frame(pts, received_ns=pts * INTERVAL))
+    gather.came_out("busy")
+    assert taken(gather, depth=1) == [("cam", 8)]
+    assert drops == ["overload"] * 8
+
+
+def test_a_batch_leaves_the_engine_with_the_first_picture_that_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gather, "LONGEST_TURN", 60.0)
+    gather = gather_of(a=Drops().lane(), b=Drops().lane(), c=Drops().lane())
+    for name in "abc":
+        gather.put(name, frame(1))
+    assert taken(gather, limit=2, depth=1) == [("a", 1), ("b", 1)]
+    gather.came_out("b")
+    assert taken(gather, depth=1) == [("c", 1)]
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["hangs", "is taken away"])
+def test_a_feed_that_never_sees_its_pictures_come_out_keeps_the_others_for_a_moment_only(
+    gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Gather, "LONGEST_TURN", 60.0 if gone else 0.05)
+    gather = gather_of(stuck=Drops().lane(), cam=Drops().lane())
+    for pts in range(2):
+        gather.put("stuck", frame(pts))
+        assert taken(gather) == [("stuck", pts)]
+    gather.put("cam", frame(9))
+    with Taker(gather, depth=2) as taker:
+        if gone:
+            gather.close_lane("stuck")
+        wait_until(lambda: taker.names == ["cam"], "the other feed's picture")
 
 
 def test_replay_drops_nothing_and_waits_for_room() -> None:
@@ -242,7 +343,7 @@ def test_a_feed_whose_last_frames_were_late_is_drained() -> None:
     gather.put("cam", frame(1, received_ns=0))
     drained = threading.Thread(target=gather.drain, args=("cam",))
     drained.start()
-    threading.Thread(target=gather.take, args=(8, lambda: 2 * SECOND), daemon=True).start()
+    threading.Thread(target=gather.take, args=(8, 1, lambda: 2 * SECOND), daemon=True).start()
     drained.join(timeout=5)
     assert not drained.is_alive()
     gather.close()

@@ -20,6 +20,7 @@ from av.stream import Stream
 from engines.door import Door, Memory, Slot
 from engines.errors import EngineError
 from stream import backoff, outlet, pipeline
+from stream.enhance import Gather
 from stream.errors import SourceLost
 from stream.frame import Frame, SourcePacket
 from stream.metrics import FeedFigures
@@ -263,6 +264,24 @@ def test_a_live_feed_that_is_too_fast_for_the_engine_drops_and_counts(tmp_path: 
     assert figures.dropped["overload"] >= 30
     assert figures.under_way == 0
     assert holds(figures)
+
+
+def test_feeds_that_want_more_than_the_engine_can_wait_in_front_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Gather, "LONGEST_TURN", 60.0)
+    tape = FeedSettings(url=str(make_clip(tmp_path / "clip.mp4", pictures=200)), mode="live")
+    wanted = settings(**{f"cam{number}": tape for number in range(6)})
+    pace = threading.Semaphore(0)
+    engine = DoublingEngine(pace)
+    engine.info = replace(engine.info, batch=1, depth=3)
+    with engine, Publisher(wanted.relay, "run") as publisher, Relay(wanted, engine, publisher) as relay:
+        feeds = relay.feeds.values()
+        wait_until(lambda: all(feed.meter.figures().dropped.get("overload", 0) for feed in feeds), "full lanes")
+        assert engine.batches == [1, 1, 1]
+        pace.release()
+        wait_until(lambda: len(engine.batches) == 4, "one more, for the one that came out")
+        pace.release(10_000)
 
 
 def test_a_live_feed_of_few_pictures_is_not_late_by_those_that_must_come_before_one_can_be_had(tmp_path: Path) -> None:

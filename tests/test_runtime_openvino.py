@@ -284,6 +284,7 @@ def test_as_many_pictures_are_computed_side_by_side_as_the_settings_say_and_thre
         slot = engine.acquire(32, 32)
         assert isinstance(slot, OpenVinoSlot)
         assert slot.request.get_compiled_model().get_property("NUM_STREAMS") == streams
+        assert (engine.info.batch, engine.info.depth) == (1, streams + 2), "none of them idles, and few wait"
         slot.release()
 
 
