@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from errno import EMFILE, ENFILE
 from pathlib import Path
 from time import monotonic
 
@@ -40,10 +41,22 @@ def encrypt(socket: zmq.SyncSocket, curve: CurveSettings) -> ThreadAuthenticator
     socket.set(zmq.CURVE_SECRETKEY, secret)
     if folder is None:
         return None
-    doorkeeper = ThreadAuthenticator(socket.context)
+    doorkeeper = Doorkeeper(socket.context)
     doorkeeper.start()
     doorkeeper.configure_curve_callback(credentials_provider=Guests(folder))
     return doorkeeper
+
+
+class Doorkeeper(ThreadAuthenticator):
+    """Judges viewers, in a thread of its own; one that cannot be judged at this moment is to come again."""
+
+    async def handle_zap_message(self, msg: list[bytes]) -> None:
+        """Answer one request (RFC 27)."""
+        try:
+            await super().handle_zap_message(msg)
+        except OSError:
+            version, request = msg[:2]
+            self.zap_socket.send_multipart([version, request, b"300", b"keys cannot be read now", b"", b""])
 
 
 class Guests:
@@ -60,22 +73,26 @@ class Guests:
     def callback(self, _domain: str, key: bytes) -> bool:
         """Whether the viewer with this public key (Z85, 40 characters) is let in.
 
-        Nothing is raised: that would end the thread that asks, and nobody would be let in any more.
+        Raises `OSError` where that cannot be known at this moment, and nothing else: that would end the thread that
+        asks, and nobody would be let in any more.
         """
-        why = f"its public key {key.decode('ascii', 'replace')} is not in {self._folder}"
         try:
-            if any(key == theirs for theirs in map(self._read, key_files(self._folder))):
-                return True
+            is_known = any(key == theirs for theirs in map(self._read, key_files(self._folder)))
         except OSError as error:
-            why = f"{self._folder} cannot be read: {error.strerror}"
-        self._tell(why)
-        return False
+            self._tell(f"{self._folder} cannot be read: {error.strerror}")
+            raise
+        if not is_known:
+            self._tell(f"its public key {key.decode('ascii', 'replace')} is not in {self._folder}")
+        return is_known
 
     def _read(self, path: Path) -> bytes | None:
-        """The public key in a file; None where there is none, which is told once."""
+        """The public key in a file; None where there is none, which is told once. Raises `OSError` where the process
+        or the machine may open no more files."""
         try:
             key, _ = read_keys(path)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE):
+                raise
             if path not in self._unreadable:
                 log.warning("a viewer's key that cannot be read lets nobody in: %s", error)
                 self._unreadable.add(path)

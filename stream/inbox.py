@@ -20,13 +20,18 @@ nothing but late messages may come before the connection is to be made anew: at 
 LASTING_NS = 5_000_000_000
 """For how long pictures must come after such an attempt for it to have helped."""
 
+LONGEST_KEY_NS = 1_000_000_000
+"""How late a key frame may be for its own length; one that is later is late like any other message."""
+
 NEVER = 2**63
 
 
 class Inbox:
     """Messages that wait for their reader: none of them is more than `max_age` seconds older than it could be.
 
-    With `max_age` None no age is too high, and whoever adds messages looks at `len()` first.
+    A key frame that alone takes longer, on a link that is not backed up, and what is behind it may be as late as it was
+    and a third of `max_age` more. With `max_age` None no age is too high, and whoever adds messages looks at `len()`
+    first.
     """
 
     def __init__(self, max_age: float | None) -> None:
@@ -36,6 +41,8 @@ class Inbox:
         self.states: Counter[str] = Counter()
         self._max_age_ns = None if max_age is None else int(max_age * 1e9)
         self._lateness = Lateness()
+        self._key_took_ns = 0
+        """How late the latest key frame was for its own length."""
         self._late_since_ns: int | None = None
         self._patience = Pause()
         """Before the connection is made anew."""
@@ -83,6 +90,7 @@ class Inbox:
     def begin_anew(self, now_ns: int) -> None:
         """The connection is a new one, with nothing old on its way."""
         self._lateness = Lateness()
+        self._key_took_ns = 0
         self._late_since_ns = None
         self._patience.begin(now_ns)
         for track in self._tracks.values():
@@ -93,12 +101,15 @@ class Inbox:
         if self._max_age_ns is None:
             return NEVER
         late_ns = self._lateness.of(message.header.relay, message.header.published_ns, now_ns)
-        if late_ns <= self._max_age_ns:
+        if message.header.key and self._late_since_ns is None:  # nothing was backed up before it
+            self._key_took_ns = late_ns if late_ns <= LONGEST_KEY_NS else 0
+        allowed_ns = max(self._max_age_ns, self._key_took_ns + self._max_age_ns // 3)
+        if late_ns <= allowed_ns:
             self._late_since_ns = None
         elif self._late_since_ns is None:
             self._late_since_ns = now_ns
             self._patience.end(now_ns)
-        return now_ns + self._max_age_ns - late_ns
+        return now_ns + allowed_ns - late_ns
 
     def _drop_unread(self, now_ns: int) -> None:
         while self._waiting and self._waiting[0][1] < now_ns:

@@ -55,8 +55,9 @@ def read_keys(path: Path) -> tuple[bytes, bytes | None]:
 
 
 def key_files(folder: Path) -> Iterator[Path]:
-    """The files of a folder that hold public keys; one that is hidden lets nobody in."""
-    return folder.glob(f"[!.]*.{PUBLIC}")
+    """The files of a folder that hold public keys; one that is hidden lets nobody in. Raises `OSError`, also where
+    there is no such folder, of which `glob` says nothing."""
+    return (path for path in folder.iterdir() if path.match(f"[!.]*.{PUBLIC}"))
 
 
 def check_public_keys(folder: Path) -> None:

@@ -93,7 +93,7 @@ class Outlet:
                 codec=picture.codec,
                 width=picture.width,
                 height=picture.height,
-                pts=picture.pts,
+                pts=ticks(picture.pts),
                 source_pts=ticks(frame.source_pts),
                 time_base=picture.time_base,
                 capture_ns=moment(frame.capture_ns),

@@ -39,7 +39,11 @@ LONGEST_LINGER = UNDER_WAY_MOST * PATIENCE
 """Seconds in which they all may leave as slowly as any message; over TCP who takes none is cut off much earlier."""
 
 HURRIED: tuple[Kind, ...] = ("status", "feeds")
-"""Kinds that no publisher waits for: the next one tells more."""
+"""Kinds that no publisher waits for much: the next one tells more."""
+
+HURRIED_PATIENCE = 0.3
+"""Seconds that a lossless publisher waits for one viewer with those. Sent to whoever has room, they would have libzmq
+leave out the others for the next messages, too."""
 
 LEAST_BUFFER = 65_536
 """Bytes in the kernel for each viewer of a lossless publisher: with little room libzmq may end a connection before all
@@ -138,7 +142,7 @@ class Publisher:
     def publish(self, feed: str, kind: Kind, header: Header, payload: bytes) -> int:
         """Send one message and tell its `seq`; relay, feed, numbers and the time of publishing are added here.
 
-        A lossless publisher waits for room for it, except for those of `HURRIED`, which are lost where there is none.
+        A lossless publisher waits for room for it; those of `HURRIED` are lost for all where there is none soon.
         """
         name = topic(feed, kind)
         with self._lock:
@@ -146,9 +150,10 @@ class Publisher:
             line = self._lines.setdefault(name, Line(kind))
         with line.turn:
             stamped = line.numbers.stamp(header, self.relay_id, feed, time.time_ns())
-            end = time.monotonic() + PATIENCE
-            while not self._send(name, stamped, payload, lossy=time.monotonic() >= end) and kind not in HURRIED:
+            end, is_over = time.monotonic() + (HURRIED_PATIENCE if kind in HURRIED else PATIENCE), False
+            while not self._send(name, stamped, payload, lossy=is_over and kind not in HURRIED) and not is_over:
                 time.sleep(ROOM_INTERVAL)
+                is_over = time.monotonic() >= end
         return stamped.seq
 
     def begin_anew(self, feed: str, kind: Kind) -> None:

@@ -37,7 +37,7 @@ LOOKUP_SECONDS = 1.0
 """The longest that connecting waits to hear whether a name has an address of IPv4."""
 
 HEARTBEAT_MS, RELAY_LOST_MS = 1_000, 5_000
-"""A connection on which nothing came for this long is made anew, without end."""
+"""A connection on which nothing came for this long, or that takes as long to begin, is made anew, without end."""
 
 WAITING_MOST = 1_000
 """Messages that wait for a reader who wants all of them, before the socket is left unread."""
@@ -69,10 +69,11 @@ class Subscriber:
     """Receives from one relay; an iterator of messages and a context manager, for one reader.
 
     A thread of its own drains the socket all the time. Messages that are, by the way or by waiting for the reader,
-    more than `max_age` seconds older than they could be are dropped, pictures up to the next key frame. After a hole,
-    or what was dropped, the relay is asked for a key frame, once a second for each feed at most, and pictures begin
-    again with it; a relay that begins anew is no hole. Where everything is late for a second the connection is made
-    anew, so that what waits on a thin link is thrown away. What does not help for long is done less and less often.
+    more than `max_age` seconds older than they could be are dropped, pictures up to the next key frame. One that takes
+    longer for its own length alone is read all the same, where it takes a second at most, with what is behind it. After
+    a hole, or what was dropped, the relay is asked for a key frame, once a second for each feed at most, and pictures
+    begin again with it; a relay that begins anew is no hole. Where everything is late for a second the connection is
+    made anew, so that what waits on a thin link is thrown away. What does not help for long is done ever more rarely.
 
     With `max_age` None nothing is too old: at most `WAITING_MOST` messages wait for the reader, then the socket is
     read no faster than by him; those that have come when it is closed he still gets. `feed` None means all feeds.
@@ -256,11 +257,14 @@ class Subscriber:
             return
         self._broken += 1
         if self._broken == BROKEN_MOST:
-            other = f", or not the one that {self._keys.server_public_key_file} belongs to" if self._keys else ""
+            others = self._keys and (
+                f", not the one that {self._keys.server_public_key_file} belongs to, "
+                "or one that cannot read its viewers' keys now"
+            )
             log.warning(
                 "what answers at %s ends every connection before it begins: it is no relay%s; trying on",
                 self.endpoint,
-                other,
+                others or "",
             )
 
     def _refused(self, event: int) -> WireError:
@@ -331,6 +335,8 @@ def notice_lost_relay(socket: zmq.SyncSocket, lossless: bool) -> None:
     whole process (github.com/zeromq/libzmq/issues/3937). So only a socket that is never left unread, and has room for
     all that comes, has heartbeats; for the other one the kernel asks.
     """
+    socket.set(zmq.CONNECT_TIMEOUT, RELAY_LOST_MS)  # the kernel tries ever more rarely: it would find a link late again
+    socket.set(zmq.HANDSHAKE_IVL, RELAY_LOST_MS)
     if lossless:
         socket.set(zmq.RCVHWM, UNREAD_MOST)
         socket.set(zmq.TCP_KEEPALIVE, 1)

@@ -27,8 +27,8 @@ CLOCK_SET_BACK = 5_000_000_000
 """Nanoseconds: no reordering of pictures makes arrivals go back so far; the machine's own clock was set."""
 WRAPS = (1 << 32, 1 << 33)
 """Ticks after which the stamps of RTP and of MPEG-TS begin again at 0."""
-LARGEST_STAMP = 1 << 62
-"""Ticks; a feed that begins beyond has no room to go on."""
+LARGEST_STAMP = 1 << 61
+"""Ticks; a feed that begins beyond has no room to go on: the wire ends at twice as many."""
 
 
 class Timeline:

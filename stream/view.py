@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stream.errors import CodecError
 from stream.orientation import UPRIGHT, upright
-from stream.plain import colour_of
+from stream.plain import FATAL, colour_of
 from stream.wire import Message
 
 RgbPicture = NDArray[np.uint8]
@@ -74,7 +74,9 @@ class PictureDecoder:
 
     def rgb(self, picture: av.VideoFrame) -> RgbPicture:
         """A decoded picture in RGB, by the matrix and range that the stream names, upright, and as wide as it is to be
-        shown."""
+        shown. Raises `CodecError` for one at which libswscale would end the process."""
+        if picture.format.name in FATAL:
+            raise CodecError(f"pictures of {picture.format.name} cannot be shown")
         colour = colour_of(picture)
         aspect = (self._context and self._context.sample_aspect_ratio) or Fraction(1)
         converted = self._reformatter.reformat(

@@ -51,7 +51,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pts: Ticks | None = None
     """When to show it, in units of `time_base`."""
     dts: Ticks | None = None
-    """When to decode it, in units of `time_base`, where that differs from `pts`."""
+    """When to decode it, in units of `time_base`, where that differs from `pts` and is known."""
     source_pts: Ticks | None = None
     """Of an enhanced picture: its time stamp as its source gave it, in units of `time_base`."""
     time_base: Fraction | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from errno import EMFILE
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,7 @@ def test_many_viewers_that_are_turned_away_are_counted_and_told_in_one_line(
     assert other.startswith("a viewer was turned away, after 2 others: its")
 
 
-def test_a_time_without_file_descriptors_turns_viewers_away_and_is_got_over(
+def test_in_a_time_without_file_descriptors_no_viewer_is_judged_and_it_is_got_over(
     keys: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     guests, key = Guests(keys / "guests"), public_key(keys / "guests" / "guest.key")
@@ -156,11 +157,40 @@ def test_a_time_without_file_descriptors_turns_viewers_away_and_is_got_over(
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
     try:
-        assert not guests.callback("*", key)
+        with pytest.raises(OSError, match="Too many open files"):
+            guests.callback("*", key)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert guests.callback("*", key)
     assert caplog.messages == [f"a viewer was turned away: {keys / 'guests'} cannot be read: Too many open files"]
+
+
+def test_a_file_that_cannot_be_opened_for_want_of_descriptors_is_not_taken_for_one_without_a_key(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> tuple[bytes, bytes | None]:
+        raise OSError(EMFILE, os.strerror(EMFILE), str(path))
+
+    guests, key = Guests(keys / "guests"), public_key(keys / "guests" / "guest.key")
+    with monkeypatch.context() as patched:
+        patched.setattr(doorkeeper, "read_keys", fail)
+        with pytest.raises(OSError, match="Too many open files"):
+            guests.callback("*", key)
+    assert guests.callback("*", key)
+
+
+def test_a_viewer_that_comes_while_the_keys_cannot_be_read_tries_on_and_is_let_in_later(
+    keys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Publisher(encrypted(keys), "run-1") as publisher:
+        (keys / "guests").rename(keys / "away")
+        with viewer(publisher, keys, "guest") as guest:
+            wait_until(lambda: bool(caplog.messages), "a word about the keys")
+            (keys / "away").rename(keys / "guests")
+            assert_sees(publisher, guest)
+    assert caplog.messages[0] == (
+        f"a viewer was turned away: {keys / 'guests'} cannot be read: No such file or directory"
+    )
 
 
 def test_a_viewer_with_the_key_of_another_relay_is_told_and_tries_on(
@@ -174,5 +204,5 @@ def test_a_viewer_with_the_key_of_another_relay_is_told_and_tries_on(
         assert misled.receive(0) is None
     assert caplog.messages == [
         f"what answers at {publisher.endpoint} ends every connection before it begins: it is no relay, "
-        f"or not the one that {keys / 'stranger.key'} belongs to; trying on"
+        f"not the one that {keys / 'stranger.key'} belongs to, or one that cannot read its viewers' keys now; trying on"
     ]

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import count, cycle, pairwise
 
 import msgspec
 import pytest
@@ -263,6 +263,65 @@ def test_on_a_link_that_is_too_thin_the_connection_is_made_anew_and_key_frames_a
 def test_where_a_new_connection_helps_for_a_while_the_next_one_is_made_as_soon_as_the_first() -> None:
     anew, _ = thin_link(Inbox(max_age=0.5), seconds=60, fresh_seconds=6)
     assert [after - before for before, after in pairwise([0, *anew])] == pytest.approx([7] * 8, abs=0.2)
+
+
+def over_a_link(messages: list[Message], key_ms: int, stalled: range = range(0)) -> list[tuple[Message, int]]:
+    """Messages and when they come, one after the other, where each key frame takes so long, any other picture 5 to 30
+    ms, and nothing passes while the feed is at the numbers `stalled`."""
+    came, free_ns = [], 0
+    for message, other_ms in zip(messages, cycle((5, 5, 30))):
+        begun_ns = message.header.seq * FRAME
+        if message.header.seq in stalled:
+            begun_ns = stalled.stop * FRAME
+        free_ns = max(free_ns, begun_ns) + 1_000_000 * (key_ms if message.header.key else other_ms)
+        came.append((message, free_ns))
+    return came
+
+
+def test_a_key_frame_that_takes_long_on_a_link_that_is_free_is_shown_with_all_behind_it() -> None:
+    inbox, shown = Inbox(max_age=0.5), []
+    for message, now in over_a_link(Feed(keys_every=50).take(200), key_ms=600):
+        assert not inbox.add(message, now)
+        shown += read_all(inbox, now)
+        assert not inbox.is_behind(now)
+    assert shown == list(range(200))
+
+
+@pytest.mark.parametrize("waits_for_its_reader", [100_000_000, 200_000_000])
+def test_what_is_behind_such_a_key_frame_still_waits_for_its_reader_for_a_moment_only(
+    waits_for_its_reader: int,
+) -> None:
+    inbox = Inbox(max_age=0.5)
+    came = over_a_link(Feed(keys_every=50).take(51), key_ms=600)
+    for message, now in came[:50]:
+        inbox.add(message, now)
+        inbox.take(now)
+    inbox.add(*came[50])
+    waiting = read_all(inbox, came[50][1] + waits_for_its_reader)
+    assert waiting == ([50] if waits_for_its_reader < 500_000_000 // 3 else [])
+
+
+@pytest.mark.parametrize(("key_ms", "oldest"), [(60, 0.5), (600, 1 + 0.5 / 3)])
+@pytest.mark.parametrize("begins", [100, 101, 130])
+def test_after_a_stall_nothing_is_shown_that_is_older_than_its_key_frame_may_make_it(
+    begins: int, key_ms: int, oldest: float
+) -> None:
+    inbox, shown = Inbox(max_age=0.5), []
+    for message, now in over_a_link(Feed(keys_every=50).take(400), key_ms, range(begins, begins + 63)):
+        inbox.add(message, now)
+        while (each := inbox.take(now)) is not None:
+            shown.append(each.header.seq)
+            assert now - each.header.seq * FRAME <= oldest * SECOND + 10_000_000
+    assert shown[-100:] == list(range(300, 400))
+
+
+def test_a_key_frame_that_takes_more_than_a_second_is_late() -> None:
+    inbox = Inbox(max_age=0.5)
+    for message, now in over_a_link(Feed(keys_every=75).take(151), key_ms=1_100):
+        inbox.add(message, now)
+        inbox.take(now)
+    assert inbox.dropped["late"] >= 2
+    assert not inbox.is_behind(now)
 
 
 def test_one_fresh_message_is_enough_to_keep_the_connection() -> None:

@@ -146,6 +146,11 @@ def test_a_picture_tells_its_sources_stamp_however_it_was_placed_and_none_that_c
     assert [header.source_pts for header in headers] == [126_000, None, 1 << 62, None, None, 0]
 
 
+def test_a_time_of_the_feeds_clock_that_cannot_travel_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = [replace(frame(0, 32), pts=(1 << 62) + number) for number in range(2)]
+    assert [header.pts for header in published(feed(), late, monkeypatch)] == [1 << 62, None]
+
+
 @pytest.mark.parametrize(
     ("change", "anew"),
     [

@@ -524,6 +524,40 @@ def test_the_status_waits_for_nobody() -> None:
         assert time.monotonic() - start < 1.0
 
 
+def test_a_slow_reader_of_a_lossless_publisher_takes_neither_the_status_from_others_nor_loses_pictures_by_it() -> None:
+    ended, numbers = threading.Event(), list[int]()
+    with (
+        Publisher(ANYWHERE, "run-1", lossless=True) as publisher,
+        viewer(publisher, b"pier/", rcvhwm=1, rcvbuf=4096) as slow,
+        Subscriber(publisher.endpoint, "pier", ("status",), max_age=None) as other,
+    ):
+        wait_until(lambda: publisher.wait_for_viewer("pier", 0) and publisher._joins._count == 2, "both viewers")
+
+        def publish_pictures() -> None:
+            while not ended.is_set():
+                publisher.publish("pier", "video", Header(key=True), bytes(50_000))
+            publisher.publish("pier", "data", Header(), b"end")
+
+        def read_slowly() -> None:
+            while (message := receive(slow)).kind != "data":
+                numbers.extend([message.header.seq] if message.kind == "video" else [])
+                ended.wait(0.03)
+
+        threads = [threading.Thread(target=each) for each in (publish_pictures, read_slowly)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(numbers) >= 10, "pictures")
+        for _ in range(30):
+            publisher.publish("pier", "status", Header(), b"\x80")
+        publisher.publish("pier", "status", Header(), b"\x80")
+        ended.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+        assert other.receive(DEADLINE) is not None
+        wait_until(lambda: other.received > 10, "most statuses")
+    assert numbers == list(range(len(numbers)))
+
+
 def test_a_lossless_publisher_goes_on_when_the_reader_that_it_waits_for_is_killed() -> None:
     with (
         Publisher(ANYWHERE, "run-1", lossless=True) as publisher,

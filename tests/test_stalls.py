@@ -1,11 +1,14 @@
 import resource
 import signal
 import time
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
+from stream.subscribe import Subscriber
+from stream.wire import Header
 from tests.link import thin_link
 from tests.live import Live, Viewer, stall
 from tests.published import relay
@@ -79,6 +82,41 @@ def test_on_a_link_that_is_too_thin_ever_fewer_key_frames_are_made_at_the_cost_o
         with Live(publisher, size=4_000) as feed:  # 100,000 octets a second
             wait_until(lambda: any(after - before > 4 for before, after in pairwise(feed.keys)), "a long pause")
     assert viewer.holes() >= 2, "the connection was made anew"
+
+
+def test_on_a_link_that_carries_the_stream_pictures_go_on_though_each_key_frame_takes_longer_than_the_highest_age() -> (
+    None
+):
+    with (
+        relay(high_water_mark=64) as publisher,
+        thin_link(publisher.endpoint, octets_per_second=62_500) as endpoint,
+        Subscriber(endpoint, "pier", ("source",)) as subscriber,
+    ):
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        ended = Event()
+
+        def show() -> None:
+            for number in count():
+                key = number % 50 == 0
+                publisher.publish("pier", "source", Header(key=key), bytes(40_000 if key else 900))
+                if ended.wait(0.04):
+                    return
+
+        thread = Thread(target=show)
+        thread.start()
+        groups: set[int | None] = set()
+
+        def sees_a_fourth_group() -> bool:
+            message = subscriber.receive(0.1)
+            groups.update([message.header.gop] if message else [])
+            return len(groups) == 4
+
+        try:
+            wait_until(sees_a_fourth_group, "a picture of a fourth group")
+        finally:
+            ended.set()
+            thread.join()
+    assert len(groups) == 4
 
 
 def test_a_relay_that_restarts_gives_its_viewer_a_key_frame_at_once() -> None:

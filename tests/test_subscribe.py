@@ -1,10 +1,12 @@
 import os
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
 from stream.wire import Header, Message, Numbering, decode_message, encode_message
+from tests.impostors import Impostor, is_mute
 from tests.live import Live
 from tests.published import Camera, relay
 from tests.waiting import DEADLINE, wait_until
@@ -108,6 +111,106 @@ def test_a_subscriber_may_come_before_its_relay() -> None:
         camera.wait_for_viewer()
         camera.show()
         assert subscriber.receive(DEADLINE) is not None
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A TCP connection of this machine, as Linux tells of it (proc_net_tcp)."""
+
+    begins: bool
+    """It has asked, and was not answered yet."""
+    local_port: int
+    is_asked_for: bool
+    """The kernel looks now and then whether the other side is there."""
+
+
+def connections(port: int) -> list[Connection]:
+    """Those to a port."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [
+        Connection(state == "02", int(local[-4:], 16), timer.startswith("02:"))
+        for _, local, remote, state, _, timer, *_ in lines
+        if int(remote[-4:], 16) == port and state in ("01", "02")
+    ]
+
+
+@pytest.mark.parametrize("max_age", [0.5, None])
+def test_a_connection_that_nobody_answers_is_begun_anew_so_that_a_link_is_found_soon_when_it_is_back(
+    max_age: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that is full says nothing, like a link that is down."""
+    monkeypatch.setattr(subscribe, "RELAY_LOST_MS", 2_000)
+    with ExitStack() as full:
+        listener = full.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        port: int = listener.getsockname()[1]
+        for _ in range(3):
+            filler = full.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+        fillers = {each.local_port for each in connections(port)}
+        with Subscriber(f"tcp://127.0.0.1:{port}", "pier", max_age=max_age) as subscriber:
+            tried: set[int] = set()
+
+            def has_tried_twice() -> bool:
+                tried.update(each.local_port for each in connections(port) if each.begins)
+                return len(tried - fillers) >= 2
+
+            wait_until(has_tried_twice, "a second connection")
+            full.close()
+            with relay(endpoint=f"tcp://127.0.0.1:{port}") as publisher:
+                camera = Camera(publisher)
+                camera.wait_for_viewer()
+                camera.show()
+                assert subscriber.receive(DEADLINE) is not None
+
+
+@pytest.mark.parametrize("max_age", [0.5, None])
+def test_a_connection_on_which_nobody_says_who_he_is_is_begun_anew(
+    max_age: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscribe, "RELAY_LOST_MS", 2_000)
+    with Impostor(is_mute) as mute, Subscriber(f"tcp://127.0.0.1:{mute.port}", "pier", max_age=max_age):
+        wait_until(lambda: mute.accepted >= 4, "a fourth connection")
+
+
+def test_a_connection_that_has_gone_silent_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind a router that has forgotten it: both sides keep it, and nothing passes."""
+    monkeypatch.setattr(subscribe, "HEARTBEAT_MS", 100)
+    monkeypatch.setattr(subscribe, "RELAY_LOST_MS", 1_000)
+    silent = threading.Event()
+
+    def pass_on(near: socket.socket, stop: threading.Event) -> None:
+        is_first = router.accepted == 1
+        with socket.create_connection(("127.0.0.1", int(publisher.endpoint.rpartition(":")[2]))) as far:
+            while not stop.is_set():
+                for end in select.select([near, far], [], [], 0.02)[0]:
+                    octets = end.recv(65_536)
+                    if not octets:
+                        return
+                    if not (is_first and silent.is_set()):
+                        (far if end is near else near).sendall(octets)
+
+    with (
+        relay() as publisher,
+        Impostor(pass_on) as router,
+        Subscriber(f"tcp://127.0.0.1:{router.port}", "pier") as subscriber,
+    ):
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        with Live(publisher):
+            assert subscriber.receive(DEADLINE) is not None
+            silent.set()
+            wait_until(lambda: router.accepted == 2, "a second connection")
+            began_ns = time.time_ns()
+            while (message := subscriber.receive(DEADLINE)) and message.header.published_ns < began_ns:
+                pass
+    assert message is not None
+
+
+def test_a_reader_who_wants_everything_has_the_kernel_find_out_when_its_relay_is_gone() -> None:
+    with relay() as publisher, Subscriber(publisher.endpoint, "pier", max_age=None):
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        port = int(publisher.endpoint.rpartition(":")[2])
+        wait_until(lambda: [each.is_asked_for for each in connections(port)] == [True], "the kernel's asking")
 
 
 def test_what_the_publisher_could_not_keep_is_counted_as_lost_and_skipped_to_a_key_frame() -> None:

@@ -12,6 +12,7 @@ import pytest
 from engines.colour import Colour
 from stream.frame import Frame
 from stream.timeline import Timeline
+from stream.wire import LARGEST_TICKS
 
 MPEG_TS = Fraction(1, 90_000)
 STEP = 3600
@@ -69,6 +70,12 @@ def test_a_picture_whose_stamp_is_good_passes_untouched() -> None:
     for number in range(3):
         picture = frame(number * STEP, number * 0.04)
         assert timeline.place(picture) is picture
+
+
+@pytest.mark.parametrize("first", [(1 << 61) - 1, (1 << 62) - 1, -(1 << 62) + 1, -(1 << 61)])
+def test_a_wild_first_stamp_leaves_all_that_follow_room_on_the_wire(first: int) -> None:
+    placed = recorded([first, *steps(50)], Timeline()) + live([first, *steps(50)])
+    assert max(map(abs, placed)) < LARGEST_TICKS
 
 
 def test_nothing_but_the_stamp_is_replaced() -> None:

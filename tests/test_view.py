@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,6 +168,26 @@ def test_an_access_unit_that_cannot_be_decoded_is_counted_and_the_next_key_frame
     assert decoder.decode(message(b"\0\0\0\1\x65" + bytes(40), "h264")) == []
     assert decoder.undecodable == 1
     assert len(decoder.decode(good)) == 1
+
+
+ABORTING = """
+import av
+from stream.errors import CodecError
+from stream.view import PictureDecoder
+try:
+    PictureDecoder().rgb(av.VideoFrame(64, 48, "{}"))
+except CodecError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("pix_fmt", ["yaf32le", "yaf32be"])
+def test_a_picture_that_libswscale_would_end_the_process_at_is_an_error(pix_fmt: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTING.format(pix_fmt)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"pictures of {pix_fmt} cannot be shown\n"
 
 
 def test_a_message_without_a_picture_is_counted_and_the_next_one_shown() -> None:
@@ -375,6 +396,23 @@ def test_where_the_camera_is_at_fault_the_viewer_says_what_the_relay_says(tmp_pa
     assert failed == f"nightbridge: no picture of {wanted} within 7 s{says}"
 
 
+UNDECODABLE = b"\0\0\0\1\x65" + bytes(40)
+
+
+def test_where_no_picture_can_be_decoded_the_viewer_says_so(tmp_path: Path) -> None:
+    with relay() as publisher:
+        broken = Header(key=True, codec="h264", pts=0, time_base=Fraction(1, 25))
+        with repeating(lambda: publisher.publish("pier", "video", broken, UNDECODABLE)):
+            words = ["pier", "--snapshot", str(tmp_path / "shot.png"), "--seconds", "3"]
+            done = nightbridge(ROOT, "view", publisher.endpoint, *words)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        f"nightbridge: no picture of feed pier at {publisher.endpoint} within 3 s; "
+        r"[1-9]\d* came that cannot be decoded\n",
+        done.stderr.splitlines(keepends=True)[-1],
+    )
+
+
 def test_the_figures_are_printed_and_written_as_json(tmp_path: Path) -> None:
     path = tmp_path / "stats.json"
     with on_air(capture_clock="arrival", state="tainted") as publisher:
@@ -458,6 +496,30 @@ def test_the_line_tells_what_was_lost_on_the_way_in_the_last_seconds(clock: Cloc
         watch(figures, clock, pictures=5, rate=1, age_ms=0)
         assert figures.line(losing(lost)).endswith(f"; lost {told}")
     assert figures.values(losing(9))["lost"] == 9
+
+
+def test_the_line_tells_how_many_cannot_be_decoded_and_for_how_long_nothing_was_seen(clock: Clock) -> None:
+    figures, line = Figures(), []
+    for undecodable in (0, 3, 3, 3):
+        figures.fail(undecodable)
+        clock.now += 4
+        figures.add(message(bytes(1000), "h264"), is_seen=undecodable == 0)
+        line.append(figures.line(unopened()))
+    assert line == [
+        "0.0 pictures/s; 8 kbit/s; lost 0",
+        "no picture for 4 s; lost 0; 3 cannot be decoded",
+        "no picture for 8 s; lost 0; 3 cannot be decoded",
+        "no picture for 12 s; lost 0",
+    ]
+    figures.add(message(bytes(1000), "h264"))
+    assert not figures.is_stale()
+
+
+def test_where_nothing_that_came_could_be_decoded_there_is_no_picture_yet() -> None:
+    figures = Figures()
+    figures.add(message(UNDECODABLE, "h264"), is_seen=False)
+    figures.fail(1)
+    assert figures.line(unopened()) == "no picture yet; 1 cannot be decoded"
 
 
 def test_the_line_tells_what_the_relay_dropped_and_lost_in_the_last_seconds(clock: Clock) -> None:
@@ -779,6 +841,32 @@ def test_a_picture_that_stands_still_gets_a_red_frame() -> None:
         wait_for_screen(screens, lambda shown: "no picture for 3 s" in shown[3])
         camera.show(2)
         wait_for_screen(screens, lambda shown: shown[2] != [230, 30, 30] and "age p50" in shown[3])
+
+
+def test_a_picture_that_stands_still_while_none_can_be_decoded_gets_a_red_frame_too() -> None:
+    broken = Header(key=True, codec="h264", pts=0, time_base=Fraction(1, 25), state="clean")
+    with relay() as publisher, window(publisher) as (_, screens):
+        camera = Camera(publisher)
+        camera.wait_for_viewer()
+        camera.show(state="tainted")
+        _, _, corner, _ = wait_for_screen(screens, lambda _: True)
+        assert corner == [255, 176, 0]
+        with repeating(lambda: publisher.publish("pier", "video", broken, UNDECODABLE)):
+            _, _, corner, _ = wait_for_screen(screens, lambda shown: "cannot be decoded" in shown[3])
+            assert corner == [255, 176, 0], "the picture that is shown is still a damaged one"
+            wait_for_screen(screens, lambda shown: shown[2] == [230, 30, 30] and shown[3].endswith("cannot be decoded"))
+
+
+def test_the_caption_says_how_many_of_the_first_pictures_cannot_be_decoded() -> None:
+    broken = Header(key=True, codec="h264", pts=0, time_base=Fraction(1, 25))
+    with (
+        relay() as publisher,
+        repeating(lambda: publisher.publish("pier", "video", broken, UNDECODABLE)),
+        window(publisher, telling=CAPTIONS) as (_, screens),
+    ):
+        wait_for_screen(
+            screens, lambda shown: re.search("no picture yet; [1-9].* cannot be decoded", shown[3]) is not None
+        )
 
 
 def test_the_caption_says_why_a_feed_is_not_live() -> None:

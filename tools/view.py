@@ -121,7 +121,7 @@ def take_snapshot(wanted: Wanted, path: Path, span: Span) -> None:
     with Reception(wanted) as reception:
         best = best_picture(reception, decoder, span)
     if best is None:
-        raise reception.missing(span)
+        raise reception.missing(span, decoder.undecodable)
     picture, header = best
     file = BytesIO()
     Image.fromarray(decoder.rgb(picture)).save(file, format="PNG")
@@ -167,17 +167,19 @@ def show_window(wanted: Wanted, span: Span) -> None:
     from tools.window import Window
 
     decoder, figures = PictureDecoder(), Figures()
-    picture, told = None, (0, figures.trouble())
+    picture, told = None, (0, 0, figures.trouble())
     with Window(f"nightbridge {wanted.endpoint}") as window, Reception(wanted) as reception:
         for messages in reception.turns(span):
             pictures = []
             for message in messages:  # pictures need the ones before them: all are decoded, the newest is shown
-                figures.add(message)
-                pictures += decoder.decode(message)
+                decoded = decoder.decode(message)
+                figures.add(message, bool(decoded))
+                pictures += decoded
+            figures.fail(decoder.undecodable)
             figures.hear(reception.status)
             picture = pictures[-1] if pictures else picture
             seconds = int(figures.silence()) if figures.is_stale() else 0
-            news = seconds, figures.trouble()
+            news = seconds, decoder.undecodable, figures.trouble()
             if pictures or news != told:
                 caption = figures.line(reception.pictures)
                 if picture is None:

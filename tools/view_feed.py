@@ -106,10 +106,11 @@ class Reception:
                 ask_at = 0.0
                 self._hear()
 
-    def missing(self, span: Span) -> StreamError:
-        """That no picture came, and what the relay says to that."""
+    def missing(self, span: Span, undecodable: int = 0) -> StreamError:
+        """That no picture came, or none that could be decoded, and what the relay says to that."""
+        came = f"; {undecodable} came that cannot be decoded" if undecodable else ""
         says = "" if self.status is None else f"; the relay says: {words_of(self.status)}"
-        return StreamError(f"no picture of {self.wanted}{span}{says}")
+        return StreamError(f"no picture of {self.wanted}{span}{came}{says}")
 
     def _hear(self) -> None:
         """Take in what the relay has said, however long ago: what it said last holds."""

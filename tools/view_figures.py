@@ -68,8 +68,10 @@ class Figures:
     began: float = 0.0
     latest: float = 0.0
     """Of the first and the latest picture, in seconds of the monotonic clock."""
+    seen: float | None = None
+    """The same of the latest that could be seen."""
     header: Stamped | None = None
-    """Of the latest picture."""
+    """Of the latest that could be seen."""
     ages_ms: deque[float] = field(default_factory=lambda: deque(maxlen=AGES_KEPT))
     """Capture to now, of the latest pictures."""
     status: Status | None = None
@@ -77,21 +79,24 @@ class Figures:
     _recent: deque[Arrival] = field(default_factory=deque, init=False, repr=False)
     _lost: Growth = field(default_factory=Growth, init=False, repr=False)
     """On the way from the relay."""
+    _undecodable: Growth = field(default_factory=Growth, init=False, repr=False)
     _dropped_there: Growth = field(default_factory=Growth, init=False, repr=False)
     _lost_there: Growth = field(default_factory=Growth, init=False, repr=False)
     """In the relay and before it, by reason."""
 
     def __post_init__(self) -> None:
         self._lost.note({"lost": 0})
+        self.fail(0)
 
-    def add(self, message: Message) -> None:
-        """Count a picture that has just come."""
+    def add(self, message: Message, is_seen: bool = True) -> None:
+        """Count a picture that has just come; `is_seen`: it could be decoded, where anybody tries."""
         self.latest = time.monotonic()
         if not self.pictures:
             self.began = self.latest
         self.pictures += 1
         self.octets += len(message.payload)
-        self.header = message.header
+        if is_seen:
+            self.seen, self.header = self.latest, message.header
         capture_ns = message.header.capture_ns
         age_ms = None if capture_ns is None else (time.time_ns() - capture_ns) / 1e6
         if age_ms is not None:
@@ -107,9 +112,13 @@ class Figures:
         self._dropped_there.note(status.dropped)
         self._lost_there.note(status.lost)
 
+    def fail(self, undecodable: int) -> None:
+        """Take in how many pictures could not be decoded so far."""
+        self._undecodable.note({"undecodable": undecodable})
+
     def silence(self) -> float:
-        """Seconds since the latest picture came; 0 before the first."""
-        return time.monotonic() - self.latest if self.pictures else 0.0
+        """Seconds since the latest picture that could be seen; 0 before the first."""
+        return 0.0 if self.seen is None else time.monotonic() - self.seen
 
     def is_stale(self) -> bool:
         """Whether the latest picture has stood too long to be taken for live."""
@@ -134,15 +143,17 @@ class Figures:
         }
 
     def line(self, subscriber: Subscriber) -> str:
-        """The main figures of the latest `RECENT_SECONDS` on one line, or for how long no picture has come."""
+        """The main figures of the latest `RECENT_SECONDS` on one line, or for how long there was no picture."""
         self._lost.note({"lost": subscriber.lost})
         lost = f"lost {self._lost.recent().total()}"
-        if not self.pictures:
+        if self.seen is None:
             parts = ["no picture yet"]
         elif self.is_stale():
             parts = [f"no picture for {self.silence():.0f} s", lost]
         else:
             parts = [*self._pace(), lost]
+        if undecodable := self._undecodable.recent().total():
+            parts.append(f"{undecodable} cannot be decoded")
         return "; ".join([*parts, *self._drops(), *([trouble] if (trouble := self.trouble()) else [])])
 
     def trouble(self) -> str | None:
