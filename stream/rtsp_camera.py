@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 PACKET = 1400
 """Bytes of an RTP packet, at most."""
-LONGEST_LINE, MOST_LINES = 4096, 64
+LONGEST_LINE, MOST_LINES, LONGEST_BODY = 4096, 64, 4096
 """Of a request; what is longer is none."""
 UNSENT = 1 << 20
 """Bytes that wait for a viewer inside its connection; one that leaves more unread is cut off."""
@@ -216,14 +216,16 @@ class Conversation(StreamRequestHandler):
                     *(f"{name}: {value}" for name, value in headers.items()),
                 ]
                 with self._writing:
-                    tell(self.connection, "\r\n".join([*lines, "", ""]).encode() + body)
+                    written = tell(self.connection, "\r\n".join([*lines, "", ""]).encode() + body)
+                if not written:  # what it has asked since needs no answer
+                    return
                 if request.method == "PLAY" and status == 200 and self._viewer is not None:
                     self._camera.watched(self._viewer, here=True)
-                if request.method == "TEARDOWN" or status == 400:
+                if (request.method, status) == ("TEARDOWN", 200) or status == 400:
                     return
 
     def _read(self) -> Request | None:
-        """The next request; None where there is none. Reports that come inside the connection are passed over."""
+        """The next request; None where there is none. Bodies, and reports inside the connection, are passed over."""
         while (first := self.rfile.read(1)) == b"$":
             self.rfile.read(int.from_bytes(self.rfile.read(3)[1:], "big"))
         lines = [first + self.rfile.readline(LONGEST_LINE)]
@@ -233,6 +235,9 @@ class Conversation(StreamRequestHandler):
             lines.append(self.rfile.readline(LONGEST_LINE))
         start, *rest = [line.decode("utf-8", "replace").strip() for line in lines]
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > LONGEST_BODY or len(self.rfile.read(int(length))) < int(length):
+            return None
         method, _, target = start.removesuffix(" RTSP/1.0").partition(" ")
         with suppress(ValueError):
             return Request(method if start.endswith(" RTSP/1.0") else "", urlsplit(target).path.rstrip("/"), headers)
@@ -242,6 +247,7 @@ class Conversation(StreamRequestHandler):
         """Status, headers and body."""
         path, session = self._camera.path, {"Session": self._session}
         known = request.path in (path, f"{path}/video")
+        named = request.headers.get("session", "").partition(";")[0]
         match request.method:
             case "OPTIONS":
                 return 200, {"Public": METHODS}, b""
@@ -251,13 +257,18 @@ class Conversation(StreamRequestHandler):
                 host, port = self.connection.getsockname()[:2]
                 base = f"rtsp://{f'[{host}]' if ':' in host else host}:{port}{path}/"
                 return 200, {"Content-Base": base, "Content-Type": "application/sdp"}, self._camera.description
-            case "SETUP" if self._viewer is not None:
+            case _ if named and (named != self._session or self._viewer is None):
+                return 454, {}, b""
+            case "SETUP" if named:
                 return 455, {"Allow": METHODS}, b""
-            case "SETUP":
+            case "SETUP":  # without a session: of a new one, as where FFmpeg goes on over TCP when nothing comes by UDP
                 wanted, peer = request.headers.get("transport", ""), self.client_address[0]
-                self._viewer = way_to(wanted, self.connection, self._writing, peer, self._camera.senders)
-                if self._viewer is None:
+                viewer = way_to(wanted, self.connection, self._writing, peer, self._camera.senders)
+                if viewer is None:
                     return 461, {}, b""
+                if self._viewer is not None:
+                    self._camera.watched(self._viewer, here=False)
+                self._viewer = viewer
                 return 200, session | {"Transport": self._viewer.transport}, b""
             case "PLAY" | "PAUSE" | "TEARDOWN" if self._viewer is None:
                 return 454, {}, b""

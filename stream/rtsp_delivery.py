@@ -109,14 +109,18 @@ def as_pair(text: str, most: int) -> tuple[int, int] | None:
     return pair if max(pair) <= most else None
 
 
-def tell(connection: socket.socket, words: bytes) -> None:
-    """Write into a connection without waiting; it ends where there is no room for all of it, since nobody reads."""
+def tell(connection: socket.socket, words: bytes) -> bool:
+    """Write into a connection without waiting; it ends where there is no room for all of it, since nobody reads.
+
+    Whether all was written.
+    """
     try:
         sent = connection.send(words, socket.MSG_DONTWAIT)
     except OSError:
         sent = 0
     if sent < len(words):
         hang_up(connection)
+    return sent == len(words)
 
 
 def hang_up(connection: socket.socket) -> None:

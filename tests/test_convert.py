@@ -18,16 +18,18 @@ import pytest
 from av.audio.stream import AudioStream
 from av.container import Flags
 from av.sidedata.sidedata import Type
+from av.stream import Disposition
 
 from engines.colour import CENTRE, Colour, to_planes, to_rgb
 from engines.door import Slot
 from engines.errors import EngineError
 from stream.errors import CodecError, SourceUnsupported
 from stream.files import part_writer
-from stream.files.convert import Conversion, Progress, convert, job_of
+from stream.files.convert import IN_FLIGHT, Conversion, Progress, convert, job_of, numbered_frames
 from stream.files.recolour import recoloured
 from stream.frame import plane_view
 from stream.plain import colour_of, is_neutral
+from stream.sources.recording import open_recording
 from tests.clips import joined, klv_packet, make_clip, read_number, read_patches, turned
 from tests.doubling import DoublingEngine
 from tests.replaying import numbers, packets
@@ -233,6 +235,16 @@ def test_a_recording_that_cannot_be_read_leaves_no_folder(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["no.mp4"]
 
 
+def test_a_recording_without_a_picture_that_can_be_decoded_leaves_no_folder(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", pictures=10, key_interval=100)
+    source = headless(clip, tmp_path / "headless.mkv")
+    (tmp_path / "old").mkdir()
+    for folder in (tmp_path / "new" / "newer", tmp_path / "old"):
+        with DoublingEngine() as engine, pytest.raises(SourceUnsupported, match="no picture in it can be decoded"):
+            convert(engine, source, folder / "out.mp4", lambda _: None, keep_parts=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.ts", "headless.mkv", "old"]
+
+
 FASTSTART = {"movflags": "faststart"}
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
 
@@ -310,7 +322,7 @@ def test_what_headers_count_that_are_no_pictures_is_not_missed(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(part_writer, "PART_PICTURES", 10)
-    source = make_clip(tmp_path / ("clip.avi" if kind == "AVI" else "clip.mp4"), pictures=50)
+    source = make_clip(tmp_path / ("clip.avi" if kind == "AVI" else "clip.mp4"), pictures=50, key_interval=50)
     if kind == "cut in front":
         cut_in_front(source, 1)
     if kind == "fields":
@@ -318,7 +330,7 @@ def test_what_headers_count_that_are_no_pictures_is_not_missed(
     if kind == "stopped":
         assert not stopped_after(15, source, tmp_path / "out.mkv").complete
     with DoublingEngine() as engine:
-        convert(engine, source, tmp_path / "out.mkv", lambda _: None)
+        assert convert(engine, source, tmp_path / "out.mkv", lambda _: None).lost == 0
     assert not told_to_end_early(caplog)
 
 
@@ -439,6 +451,96 @@ def test_a_pause_that_a_file_means_stays_however_long_it_is(suffix: str, tmp_pat
             times.append([frame.time for frame in container.decode(video=0)])
     assert times[1] == pytest.approx(times[0], abs=0.002)
     assert times[1][10] - times[1][9] > 90
+
+
+def with_a_gap(path: Path, seconds: int, *, sound_goes_on: bool) -> Path:
+    """A transport stream of 4 s and a gap in their middle, in its pictures alone or in their sound and KLV, too."""
+    with av.open(make_clip(path.with_suffix(".mp4"), pictures=100)) as clip, av.open(path, "w") as writer:
+        video = writer.add_stream_from_template(clip.streams.video[0])
+        audio = cast("AudioStream", writer.add_stream("mp2", rate=16_000, layout="mono"))
+        data = writer.add_data_stream("klv")
+        lasts = 4 + seconds * sound_goes_on
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000 * lasts), np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 16_000, 0, Fraction(1, 16_000)
+        packets: list[Any] = [*audio.encode(frame), *audio.encode(None)]
+        for number in range(lasts):
+            klv = av.Packet(klv_packet(number))
+            klv.stream, klv.pts, klv.dts, klv.time_base = data, number, number, Fraction(1)
+            packets.append(klv)
+        pictures = [packet for packet in clip.demux(video=0) if packet.size]
+        for packet in [*pictures, *(() if sound_goes_on else packets)]:
+            if packet.pts * packet.time_base >= 2:
+                packet.pts += round(seconds / packet.time_base)
+                packet.dts += round(seconds / packet.time_base)
+        for packet in pictures:
+            packet.stream = video
+        for packet in sorted([*packets, *pictures], key=lambda packet: packet.dts * packet.time_base):
+            writer.mux(packet)
+    return path
+
+
+def test_pictures_that_pause_while_sound_goes_on_stay_in_step_with_it_also_where_work_was_stopped_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_writer, "PART_PICTURES", 10)
+    source = with_a_gap(tmp_path / "pause.ts", 90, sound_goes_on=True)
+    assert not stopped_after(50, source, tmp_path / "out.ts").complete
+    with DoublingEngine() as engine:
+        assert convert(engine, source, tmp_path / "out.ts", lambda _: None).resumed
+    for kind in ("audio", "data"):
+        assert packets(tmp_path / "out.ts", kind) == packets(source, kind)
+    times = [sorted(time for time, _ in packets(path, "video")) for path in (source, tmp_path / "out.ts")]
+    assert times[0] == times[1]
+    assert times[1][50] == 92
+
+
+def test_a_gap_in_all_that_a_transport_stream_holds_is_closed(tmp_path: Path) -> None:
+    source = with_a_gap(tmp_path / "gap.ts", 90, sound_goes_on=False)
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.ts", lambda _: None)
+    assert sorted(time for time, _ in packets(tmp_path / "out.ts", "video"))[50] == 2
+    before, after = (packets(path, "data") for path in (source, tmp_path / "out.ts"))
+    assert [time for time, _ in before] == [0, 1, 92, 93]
+    assert after == [(time - 90 * (time >= 92), klv) for time, klv in before]
+
+
+def test_subtitles_within_a_long_pause_of_the_pictures_stay_where_they_are(tmp_path: Path) -> None:
+    clip, source = make_clip(tmp_path / "clip.mp4", pictures=50), tmp_path / "pause.mkv"
+    seconds = (1, 5, 30, 50, 59, 90)
+    (tmp_path / "text.srt").write_text(
+        "".join(f"{at}\n00:{at // 60:02}:{at % 60:02},000 --> 00:02:00,000\ntext {at}\n\n" for at in seconds)
+    )
+    with av.open(clip) as pictures, av.open(tmp_path / "text.srt") as text, av.open(source, "w") as writer:
+        readers = pictures, text
+        copies = [writer.add_stream_from_template(reader.streams[0]) for reader in readers]
+        packets: list[Any] = []
+        for reader, copy in zip(readers, copies, strict=True):
+            for packet in (packet for packet in reader.demux(reader.streams[0]) if packet.size):
+                if reader is pictures and packet.pts * packet.time_base >= 1:
+                    packet.pts += round(59 / packet.time_base)
+                    packet.dts += round(59 / packet.time_base)
+                packet.stream = copy
+                packets.append(packet)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            writer.mux(packet)
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.mkv", lambda _: None)
+    with av.open(tmp_path / "out.mkv") as reader:
+        assert [packet.pts * packet.time_base for packet in reader.demux(subtitles=0) if packet.size] == list(seconds)
+
+
+def test_data_between_pictures_that_are_far_apart_stays_where_it_is(tmp_path: Path) -> None:
+    clip, source = make_clip(tmp_path / "clip.mp4", pictures=10), tmp_path / "lapse.ts"
+    with av.open(clip) as reader, av.open(source, "w", options={"max_interleave_delta": "1"}) as writer:
+        video, data = writer.add_stream_from_template(reader.streams.video[0]), writer.add_data_stream("klv")
+        for number, packet in enumerate(packet for packet in reader.demux(video=0) if packet.size):
+            packet.stream, packet.pts, packet.dts, packet.time_base = video, 50 * number, 50 * number, Fraction(1)
+            klv = av.Packet(klv_packet(number))
+            klv.stream, klv.pts, klv.dts, klv.time_base = data, 50 * number + 25, 50 * number + 25, Fraction(1)
+            writer.mux([packet, klv])
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.ts", lambda _: None)
+    assert packets(tmp_path / "out.ts", "data") == [(50 * n + 25, klv_packet(n)) for n in range(10)]
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".flv", ".m2ts", ".m4v", ".mov", ".wmv", ".3gp"])
@@ -565,6 +667,80 @@ def test_data_subtitles_chapters_and_what_is_said_of_the_recording_are_kept(
     assert told[0][3:] == (Fraction(4, 3), "nor")
 
 
+OF_A_PHONE = {
+    "com.apple.quicktime.creationdate": "2026-11-22T15:30:00+0100",
+    "com.apple.quicktime.location.ISO6709": "+53.4610+014.2330+030/",
+    "com.apple.quicktime.make": "Apple",
+}
+
+
+def with_metadata(clip: Path, path: Path, metadata: dict[str, str], options: dict[str, str]) -> Path:
+    """The video of a clip in a file that says more of itself, written with the options."""
+    with av.open(clip) as reader, av.open(path, "w", options=options) as writer:
+        writer.metadata.update(metadata)
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for packet in reader.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                writer.mux(packet)
+    return path
+
+
+def with_messages(clip: Path, path: Path) -> Path:
+    """A clip of H.264 whose pictures have a time stamp (MISB ST 0604) and closed captions (ATSC A/53) inside."""
+    stamp = b"MISPmicrosectime\x1f" + b"\xff".join([b"\x00\x06", b"\x60\xd4", b"\x8a\x1d", b"\x3c\x90"])
+    captions = b"\xb5\x00\x31GA94\x03\xc1\xff\xfc\x94\x20\xff"
+    messages = b"".join(bytes([kind, len(told)]) + told for kind, told in ((5, stamp), (4, captions)))
+    with av.open(clip) as reader, av.open(path, "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for packet in (packet for packet in reader.demux(video=0) if packet.size):
+            unit = bytes(packet)
+            at = 6 if unit.startswith(b"\0\0\0\1\x09") else 0  # behind the delimiter
+            told: av.Packet[Any] = av.Packet(unit[:at] + b"\0\0\0\1\x06" + messages + b"\x80" + unit[at:])
+            told.pts, told.dts, told.time_base, told.is_keyframe = packet.pts, packet.dts, packet.time_base, True
+            told.stream = stream
+            writer.mux(told)
+    return path
+
+
+def test_captions_and_times_inside_the_pictures_are_left_out_with_one_warning_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = with_messages(make_clip(tmp_path / "clip.ts", pictures=5), tmp_path / "told.ts")
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.ts", lambda _: None)
+    assert caplog.messages == [
+        "the closed captions inside the pictures are left out",
+        "the time stamps of MISB ST 0604 inside the pictures are left out",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".mp4", ".m4v", ".mkv"])
+def test_what_a_phone_says_of_its_recording_is_kept(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=3)
+    source = with_metadata(clip, tmp_path / "phone.mov", OF_A_PHONE, {"movflags": "use_metadata_tags"})
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / f"out{suffix}", lambda _: None)
+    with av.open(tmp_path / f"out{suffix}") as out:
+        kept = {key.lower(): value for key, value in out.metadata.items()}
+    assert {key: kept.get(key.lower()) for key in OF_A_PHONE} == OF_A_PHONE
+    assert not caplog.messages
+
+
+def test_metadata_that_the_container_cannot_hold_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=3)
+    source = with_metadata(clip, tmp_path / "named.mp4", {"artist": "pier", "location": "+53.4610+014.2330/"}, {})
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.mp4", lambda _: None)
+        assert not caplog.messages
+        convert(engine, source, tmp_path / "out.ts", lambda _: None)
+    assert caplog.messages == ["the metadata artist, location-eng, location is left out: .ts cannot hold it"]
+
+
 def test_data_that_the_container_cannot_hold_is_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -650,6 +826,25 @@ def test_pictures_are_shown_turned_and_mirrored_as_the_recordings(
     assert not caplog.messages
 
 
+def test_what_sound_is_for_and_which_is_played_first_is_kept(tmp_path: Path) -> None:
+    first = with_sound(make_clip(tmp_path / "clip.mkv", pictures=10), tmp_path / "first.mkv")
+    source = with_sound(first, tmp_path / "both.mkv")
+    wanted = [Disposition.default, Disposition.comment, Disposition.default | Disposition.forced]
+    with av.open(source) as reader, av.open(tmp_path / "told.mkv", "w") as writer:
+        copies = [writer.add_stream_from_template(stream) for stream in reader.streams]
+        for copy, disposition in zip(copies, wanted, strict=True):
+            copy.disposition = disposition
+        for packet in reader.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                writer.mux(packet)
+    with DoublingEngine() as engine:
+        convert(engine, tmp_path / "told.mkv", tmp_path / "out.mkv", lambda _: None)
+    for path in (tmp_path / "told.mkv", tmp_path / "out.mkv"):
+        with av.open(path) as reader:
+            assert [stream.disposition for stream in reader.streams] == wanted
+
+
 @pytest.mark.parametrize(
     ("display_matrix", "words"),
     [(PHONE, "rotation by 90 degrees clockwise"), (FRONT_CAMERA, "mirroring and rotation by 90 degrees clockwise")],
@@ -716,6 +911,21 @@ def test_stopped_twice_it_becomes_the_same_video_as_at_one_go(
     assert shown[0] == shown[1]
     assert [number for _, number in shown[0]] == list(range(80))
     assert not (tmp_path / ".part-resumed.mkv").exists()
+
+
+@pytest.mark.parametrize("picture", [11, 12, 59, 60])
+def test_stopped_at_a_picture_that_is_decoded_after_a_key_frame_and_shown_before_it_all_others_come(
+    picture: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make_clip(tmp_path / "open.mkv", pictures=80, size=(96, 80), b_frames=2, options=OPEN_GROUPS)
+    before = stopped_after(picture - IN_FLIGHT + 1, source, tmp_path / "out.mkv").pictures
+    with open_recording(source, threading.Event()) as segment:
+        unit = [frame.received_ns for frame in numbered_frames(segment, threading.Event())][before - 1]
+        assert any(key < unit < key + 3 for key in segment.keys)
+    with DoublingEngine() as engine:
+        assert convert(engine, source, tmp_path / "out.mkv", lambda _: None).resumed == before
+    assert numbers(tmp_path / "out.mkv") == list(range(80))
+    assert not caplog.messages
 
 
 def test_parts_of_another_recording_are_told_and_not_used(
@@ -810,12 +1020,13 @@ def with_damage(source: Path, number: int, at: int, value: int) -> Path:
     return source
 
 
+@pytest.mark.parametrize("number", [0, 5])
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.ts"])
-def test_a_wild_stamp_of_sound_moves_nothing_and_fails_nothing(name: str, tmp_path: Path) -> None:
+def test_a_wild_stamp_of_sound_moves_nothing_and_fails_nothing(name: str, number: int, tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.ts", pictures=50)
     source = with_sound(clip, tmp_path / "sound.ts", "mp2", sounds=90)
     expected = packets(source, "audio")
-    with_damage(source, 5, 10, 8)  # one of the bits 29 to 22 of its time: six minutes
+    with_damage(source, number, 10, 8)  # one of the bits 29 to 22 of its time: six minutes
     with DoublingEngine() as engine:
         assert convert(engine, source, tmp_path / name, lambda _: None).pictures == 50
     sound = packets(tmp_path / name, "audio")

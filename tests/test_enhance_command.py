@@ -20,6 +20,7 @@ from tests.clips import make_clip, read_number
 from tests.test_check import ROOT, nightbridge
 from tests.test_convert import headless, with_sound
 from tests.waiting import wait_until
+from tools.enhance import save as save_picture
 
 Enhance = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -103,6 +104,29 @@ def test_a_name_may_be_as_long_as_can_be(tmp_path: Path, enhance: Enhance) -> No
     done = enhance("in", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert names(tmp_path / "out") == [name]
+
+
+def test_two_commands_that_make_one_picture_at_once_leave_that_of_the_last_one_whole(tmp_path: Path) -> None:
+    target = tmp_path / "same.png"
+    other = f"""
+from pathlib import Path
+from PIL import Image
+from tools.enhance import save
+save(Image.new("L", (8, 8)), Path({str(target)!r}))
+"""
+
+    class Slow(Image.Image):
+        def save(self, path: Path, **_: object) -> None:  # type: ignore[override]
+            content = save(tmp_path / "whole.png").read_bytes()
+            with path.open("wb") as file:
+                file.write(content[:100])
+                file.flush()
+                subprocess.run([sys.executable, "-c", other], cwd=ROOT, check=True)
+                file.write(content[100:])
+
+    save_picture(Slow(), target)
+    assert target.read_bytes() == (tmp_path / "whole.png").read_bytes()
+    assert names(tmp_path) == ["same.png", "whole.png"]
 
 
 def test_a_folder_without_pictures_is_refused_by_name(tmp_path: Path, enhance: Enhance) -> None:

@@ -29,6 +29,11 @@ def test_a_clock_that_is_set_back_or_far_forward_leaves_no_hole() -> None:
     assert placed(0, 40, 9_000_000, 9_000_040) == [0, 40, 80, 120]
 
 
+def test_a_pause_may_be_of_any_length_and_is_none_where_the_clock_is_set_back() -> None:
+    clock = FileClock(MILLISECOND, Fraction(25))
+    assert [clock.place(stamp, pause=True) for stamp in (0, 9_000_000, 0)] == [0, 9_000_000, 9_000_040]
+
+
 def test_one_wild_stamp_alone_moves_nothing() -> None:
     assert placed(0, 40, 9_000_000, 120, 160) == [0, 40, 80, 120, 160]
 
@@ -68,15 +73,31 @@ def test_what_comes_around_a_jump_is_placed_with_the_pictures_that_it_belongs_to
     """The clock was set back by 100 seconds before access unit 50."""
     jumps = Jumps([(50, Fraction(100))])
     jumps.pass_picture(49, Fraction(102))
-    assert [jumps.of(Fraction(101)), jumps.of(Fraction(2))] == [0, 100]
+    between = jumps.now, Fraction(102)
+    assert [jumps.of(Fraction(101), between), jumps.of(Fraction(2), between)] == [0, 100]
     jumps.pass_picture(50, Fraction(2))
-    assert [jumps.of(Fraction(101)), jumps.of(Fraction(2))] == [0, 100]
+    assert jumps.now == 102
+    assert [jumps.of(Fraction(101), between), jumps.of(Fraction(2), between)] == [0, 100]
 
 
-def copied(*stamps: int | None, file_base: Fraction = MILLISECOND, duration: int = 20) -> list[int]:
-    """Of stamps in milliseconds, beside pictures of the 100th second."""
+def test_what_comes_in_a_pause_is_placed_as_the_pictures_around_it_however_near_a_jump_would_bring_it() -> None:
+    """The clock was set back by 100 seconds before access unit 50, and no picture came for 5 minutes before unit 60."""
+    jumps = Jumps([(50, Fraction(100))])
+    jumps.pass_picture(59, Fraction(10))
+    jumps.pass_picture(60, Fraction(310))
+    between = Fraction(110), Fraction(410)
+    assert jumps.now == between[1]
+    assert [jumps.of(Fraction(seconds), between) for seconds in (11, 150, 309)] == [100, 100, 100]
+
+
+def copied(*stamps: int | None, file_base: Fraction = MILLISECOND, duration: int = 20, until: int = 100) -> list[int]:
+    """Of stamps in milliseconds, between pictures of the 100th second, or that and another one."""
     clock = CopyClock(MILLISECOND, file_base)
-    return [clock.place(stamp, duration, Fraction(100)) for stamp in stamps]
+    followings = [*stamps[1:], None]
+    return [
+        clock.place(stamp, duration, (Fraction(100), until), following)
+        for stamp, following in zip(stamps, followings, strict=True)
+    ]
 
 
 def test_what_is_copied_stays_where_it_is_and_no_two_have_one_time_in_the_new_file() -> None:
@@ -87,6 +108,17 @@ def test_what_is_copied_stays_where_it_is_and_no_two_have_one_time_in_the_new_fi
 @pytest.mark.parametrize("wild", [0, 10_000_000])
 def test_a_wild_stamp_of_what_is_copied_moves_nothing(wild: int) -> None:
     assert copied(99_960, 99_980, wild, 100_020) == [99_960, 99_980, 100_000, 100_020]
+    assert copied(wild, 99_980, 100_000) == [99_960, 99_980, 100_000]
+
+
+def test_what_is_copied_may_lie_anywhere_between_two_pictures() -> None:
+    assert copied(101_000, 150_000, 120_000, 179_000, until=180) == [101_000, 150_000, 150_001, 179_000]
+    assert copied(101_000, 150_000, 200_000, 179_000, until=180) == [101_000, 150_000, 150_020, 179_000]
+
+
+def test_what_is_copied_may_lie_near_the_pictures_however_far_from_what_came_before_it() -> None:
+    assert copied(99_000, 40_000, 100_500, 60_000)[2] == 100_500
+    assert copied(0, 10, 100_000, 100_500) == [0, 10, 100_000, 100_500]
 
 
 def test_what_is_copied_may_lie_far_from_the_pictures_where_it_goes_on() -> None:

@@ -17,6 +17,7 @@ from stream.errors import SourceLost, SourceUnsupported
 from stream.settings import FeedSettings
 from tests.clips import UdpSender, datagrams, free_port, make_clip
 from tests.test_check import ROOT
+from tests.test_convert import cut_in_front
 from tests.waiting import DEADLINE
 from tools.probe import probe, survey
 
@@ -89,6 +90,13 @@ def test_pictures_that_the_relay_would_not_take_are_told_with_what_it_takes(
 
 def test_only_the_time_asked_for_is_looked_at(tmp_path: Path) -> None:
     assert found(make_clip(tmp_path / "clip.mkv", pictures=60), seconds=1)["video"]["access_units"] == 26
+
+
+def test_pictures_that_were_cut_off_in_front_are_not_lost(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=50, key_interval=50)
+    cut_in_front(clip, 1)
+    video = found(clip)["video"]
+    assert (video["pictures"], video["lost"]) == ({"clean": 25}, 0)
 
 
 def test_a_recording_without_time_stamps_is_looked_at_by_its_rate(tmp_path: Path) -> None:

@@ -242,6 +242,18 @@ def test_klv_is_kept_byte_for_byte_at_its_time(tmp_path: Path) -> None:
     assert len(played(path)) == 30
 
 
+def test_klv_with_a_stamp_that_is_set_back_loses_nothing(tmp_path: Path) -> None:
+    messages: list[Message] = []
+    for index, message in enumerate(pictures(30)):
+        messages += [message, data(bytes([index]), index * TICKS - 45_000 * (index == 15))]
+    recorder = record(tmp_path, messages)
+    assert (recorder.written, recorder.lost) == ({"video": 30, "data": 30}, {})
+    [path] = recorder.paths
+    times, held = zip(*units(path, "data"), strict=True)
+    assert held == tuple(bytes([index]) for index in range(30))
+    assert sorted(times) == list(times)
+
+
 def test_klv_without_times_is_kept_beside_the_picture_before_it(tmp_path: Path) -> None:
     messages = list(pictures(10))
     messages.insert(5, data(b"no time", None))

@@ -268,6 +268,25 @@ def test_the_position_in_a_recording_whose_name_is_no_utf_8_is_remembered(
     assert Bookmark([clip], "replay").read([clip]) == Position(0, 2)
 
 
+def test_who_plays_what_another_process_plays_leaves_its_position_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    clip = make_clip(tmp_path / "a.mp4", pictures=60, size=(96, 80), key_interval=5)
+    words = ("a.mp4", "--speed", "max", "--no-wait", "--endpoint", "tcp://127.0.0.1:*", "--json", "done.json")
+    with Bookmark([clip], "replay") as first:
+        first.write([clip], Position(0, 20))
+        for further in ((), ("--from-start",)):
+            second = finished(tmp_path, *words, *further)
+            assert second.code() == 0
+            assert "another process plays this already" in second.said
+            assert (result(tmp_path)["went_on_from"], result(tmp_path)["published"]) == (None, 60)
+        assert first.read([clip]) == Position(0, 20)
+    third = finished(tmp_path, *words)
+    assert (third.code(), "another process" in third.said, result(tmp_path)["published"]) == (0, False, 40)
+    assert not list(first.path.parent.iterdir())
+
+
 def test_where_the_position_cannot_be_kept_it_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

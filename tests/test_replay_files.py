@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from typer.testing import CliRunner
 
+from stream.files import convert
+from stream.files.join import join
 from stream.settings import load_settings
 from tests.clips import make_clip
 from tests.doubling import DoublingEngine
@@ -21,7 +23,7 @@ from tests.replaying import COMMAND, finished, names, numbers, packets, replay, 
 from tests.test_check import ROOT
 from tests.test_convert import headless, with_sound
 from tools.app import app
-from tools.replay_files import file_jobs, to_files
+from tools.replay_files import Job, file_jobs, to_files
 
 
 @pytest.fixture
@@ -146,6 +148,57 @@ def test_a_finished_file_is_made_anew_where_its_recording_is_newer_or_somebody_s
     finished(tmp_path, *words)
     states.append(result(tmp_path)["files"][0]["state"])
     assert states == ["done", "there already", "done", "done"]
+
+
+@pytest.mark.parametrize("name", ["bright.wmv", "bright.FLV", "bright.mov"])
+def test_a_place_that_ends_like_a_video_that_can_be_written_is_a_file(name: str, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "a.mp4", pictures=2, size=(96, 80))
+    assert [job.target for job in file_jobs([clip], tmp_path / name)] == [tmp_path / name]
+
+
+def test_a_recording_that_grew_while_its_file_was_made_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = make_clip(tmp_path / "whole.ts", pictures=30, size=(96, 80)).read_bytes()
+    source = tmp_path / "grows.ts"
+    source.write_bytes(content[: len(content) // 2 // 188 * 188])
+    os.utime(source, (1e9, 1e9))
+
+    def join_and_grow(*arguments: Any) -> None:
+        join(*arguments)
+        source.write_bytes(content)
+
+    monkeypatch.setattr(convert, "join", join_and_grow)
+    [grown] = to_new_folder([source], tmp_path / "out", monkeypatch)
+    monkeypatch.setattr(convert, "join", join)
+    whole, again = (to_new_folder([source], tmp_path / "out", monkeypatch)[0] for _ in range(2))
+    assert (grown["state"], whole["state"], again["state"]) == ("done", "done", "there already")
+    assert numbers(tmp_path / "out" / "grows.ts") == list(range(30))
+
+
+def test_another_recording_of_the_same_name_is_not_there_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_clip(tmp_path / "clip.mp4", pictures=5, size=(96, 80))
+    to_new_folder([source], tmp_path / "out", monkeypatch)
+    make_clip(source, pictures=8, size=(96, 80))
+    os.utime(source, (1e9, 1e9))
+    [other] = to_new_folder([source], tmp_path / "out", monkeypatch)
+    assert (other["state"], other["pictures"]) == ("done", 8)
+
+
+@pytest.mark.parametrize(
+    ("kept_ns", "finished"),
+    [(1_234_567_891_234_567_800, True), (1_234_567_890_000_000_000, True), (1_234_567_891_234_567_000, False)],
+)
+def test_a_file_is_there_already_also_where_its_file_system_keeps_no_nanoseconds(
+    kept_ns: int, finished: bool, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    for path, time_ns in ((source, 1_234_567_891_234_567_890), (target, kept_ns)):
+        path.touch()
+        os.utime(path, ns=(time_ns, time_ns))
+    assert Job(source, target, 0).finished == finished
 
 
 def test_a_file_of_a_recorder_whose_clock_is_ahead_is_made_once(tmp_path: Path) -> None:

@@ -132,6 +132,13 @@ def packet(size: int = 1000, kind: int = 96) -> bytes:
     return bytes([0x80, kind]) + bytes(size - 2)
 
 
+def is_unwatched(camera: RtspCamera) -> bool:
+    """Whether nobody gets the next packet."""
+    before = camera.count
+    camera.write(packet())
+    return camera.count == before
+
+
 def test_packets_come_inside_the_connection_on_the_channels_that_were_asked_for() -> None:
     with by_hand() as (camera, talk, url):
         setup = (f"SETUP {url}/video RTSP/1.0", "CSeq: 1", "Transport: RTP/AVP/TCP;unicast;interleaved=4-5")
@@ -151,6 +158,55 @@ def test_packets_come_inside_the_connection_on_the_channels_that_were_asked_for(
             seen.add(head[1])
 
 
+def test_who_gets_nothing_over_udp_goes_on_inside_the_connection() -> None:
+    with by_hand() as (camera, talk, url), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        port = udp.getsockname()[1]
+        _, headers = talk.ask(f"SETUP {url}/video RTSP/1.0", f"Transport: RTP/AVP;unicast;client_port={port}-{port}")
+        session = f"Session: {headers['Session']}"
+        assert talk.ask(f"PLAY {url} RTSP/1.0", session)[0] == "RTSP/1.0 200 OK"
+        wait_until(lambda: camera.write(packet()) and camera.count > 0, "somebody who watches")
+        tcp = (f"SETUP {url}/video RTSP/1.0", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1")
+        assert talk.ask(*tcp, session)[0] == "RTSP/1.0 455 Method Not Valid Here"
+        assert talk.ask(f"SETUP {url}/video RTSP/1.0", "Transport: RTP/AVP;multicast")[0].endswith("Transport")
+        assert udp.recv(2000) == packet()
+        status, headers = talk.ask(*tcp)
+        assert status == "RTSP/1.0 200 OK"
+        assert is_unwatched(camera)  # the old session is over
+        count = camera.count
+        assert talk.ask(f"PLAY {url} RTSP/1.0", f"Session: {headers['Session']}")[0] == "RTSP/1.0 200 OK"
+        wait_until(lambda: camera.write(packet()) and camera.count > count, "somebody who watches")
+        assert talk.answers.read(4) == b"$\x00" + len(packet()).to_bytes(2, "big")
+
+
+def test_a_viewer_that_pauses_gets_nothing_until_it_plays_again() -> None:
+    with by_hand() as (camera, talk, url):
+        talk.ask(f"SETUP {url}/video RTSP/1.0", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1")
+        for count in (1, 2):
+            assert talk.ask(f"PLAY {url} RTSP/1.0")[0] == "RTSP/1.0 200 OK"
+            wait_until(lambda count=count: camera.write(packet()) and camera.count == count, "somebody who watches")
+            assert talk.answers.read(4 + len(packet()))[:1] == b"$"
+            assert talk.ask(f"PAUSE {url} RTSP/1.0")[0] == "RTSP/1.0 200 OK"
+            assert is_unwatched(camera)
+
+
+def test_the_session_of_somebody_else_is_not_found_and_the_own_goes_on() -> None:
+    with by_hand() as (camera, talk, url):
+        talk.ask(f"SETUP {url}/video RTSP/1.0", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1")
+        for method in ("PLAY", "PAUSE", "GET_PARAMETER", "TEARDOWN"):
+            assert talk.ask(f"{method} {url} RTSP/1.0", "Session: wrong")[0] == "RTSP/1.0 454 Session Not Found"
+        assert talk.ask(f"PLAY {url} RTSP/1.0")[0] == "RTSP/1.0 200 OK"
+        wait_until(lambda: camera.write(packet()) and camera.count > 0, "somebody who watches")
+
+
+def test_the_body_of_a_request_is_no_request() -> None:
+    with by_hand() as (_, talk, url):
+        talk.send(f"GET_PARAMETER {url} RTSP/1.0\r\nContent-Length: 18\r\n\r\npackets_received\r\n".encode())
+        assert talk.ask("OPTIONS * RTSP/1.0", "CSeq: 2")[0] == "RTSP/1.0 200 OK"  # to the request with a body
+        status, headers = talk.ask("OPTIONS * RTSP/1.0", "CSeq: 3")
+        assert (status, headers["CSeq"]) == ("RTSP/1.0 200 OK", "2")
+
+
 def test_a_viewer_that_does_not_read_is_cut_off_and_holds_nobody_up() -> None:
     with by_hand() as (camera, talk, url):
         talk.ask(f"SETUP {url}/video RTSP/1.0", "CSeq: 1", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1")
@@ -158,8 +214,7 @@ def test_a_viewer_that_does_not_read_is_cut_off_and_holds_nobody_up() -> None:
         wait_until(lambda: camera.write(packet()) and camera.count > 0, "somebody who watches")
         for _ in range(20 * UNSENT // 1000):
             camera.write(packet())
-        count = camera.count
-        wait_until(lambda: camera.write(packet()) and camera.count == count, "the end of the connection")
+        wait_until(lambda: is_unwatched(camera), "the end of the connection")
 
 
 def test_a_viewer_that_asks_and_does_not_read_is_cut_off_and_holds_nobody_up() -> None:
@@ -170,8 +225,7 @@ def test_a_viewer_that_asks_and_does_not_read_is_cut_off_and_holds_nobody_up() -
         questions = f"DESCRIBE {url} RTSP/1.0\r\nCSeq: 3\r\n\r\n".encode() * 200_000
         with pytest.raises(ConnectionError):
             talk.send(questions)
-        count = camera.count
-        wait_until(lambda: camera.write(packet()) and camera.count == count, "the end of the connection")
+        wait_until(lambda: is_unwatched(camera), "the end of the connection")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +235,10 @@ def test_a_viewer_that_asks_and_does_not_read_is_cut_off_and_holds_nobody_up() -
         (("GET_PARAMETER * RTSP/1.0",), "200 OK"),
         (("DESCRIBE rtsp://127.0.0.1/other RTSP/1.0",), "404 Not Found"),
         (("SETUP rtsp://127.0.0.1/night/video RTSP/1.0", "Transport: RAW/RAW/UDP"), "461 Unsupported Transport"),
-        (("SETUP rtsp://127.0.0.1/night/video RTSP/1.0", "Transport: RTP/AVP;multicast"), "461 Unsupported Transport"),
+        (
+            ("SETUP rtsp://127.0.0.1/night/video RTSP/1.0", "Transport: RTP/AVP;multicast;client_port=5000-5001"),
+            "461 Unsupported Transport",
+        ),
         (
             ("SETUP rtsp://127.0.0.1/night/video RTSP/1.0", "Transport: RTP/AVP;unicast;client_port=x"),
             "461 Unsupported Transport",
@@ -203,7 +260,15 @@ def test_a_request_is_answered_with(lines: tuple[str, ...], status: str) -> None
     assert (told, headers["CSeq"]) == (f"RTSP/1.0 {status}", "7")
 
 
-@pytest.mark.parametrize("endless", [b"OPTIONS * RTSP/1.0\r\nX: " + b"a" * 5000, b"a" * 5000, b"X: a\r\n" * 100])
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"OPTIONS * RTSP/1.0\r\nX: " + b"a" * 5000,
+        b"a" * 5000,
+        b"X: a\r\n" * 100,
+        b"OPTIONS * RTSP/1.0\r\nContent-Length: 9000\r\n\r\n",
+    ],
+)
 def test_who_sends_without_an_end_is_not_listened_to(endless: bytes) -> None:
     with by_hand() as (_, talk, _url):
         talk.send(endless)

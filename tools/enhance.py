@@ -144,7 +144,7 @@ def save(image: Image.Image, target: Path) -> None:
     """Write a picture file, which is there when it is complete, and its folder; raises `OSError` or `ValueError`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     short = zlib.crc32(os.fsencode(target.name))  # a name may be as long as can be already
-    part = target.with_name(f".part-{short:08x}{target.suffix}")
+    part = target.with_name(f".part-{short:08x}.{os.getpid()}{target.suffix}")
     try:
         image.save(part, quality=QUALITY)
         part.replace(target)

@@ -154,13 +154,15 @@ def look(segment: Segment, seconds: float) -> Sight:
             continue
         step = float(1 / segment.rate) if segment.rate else 0.0
         seen.units.append(unit_of(packet, seen.units[-1] if seen.units else None, step))
+        seen.lost -= packet.packet.is_discard  # an edit list cuts it off: it is to give no picture
         note(seen, decoder.decode(packet))
         elapsed = seen.units[-1].seconds if segment.recorded else time.monotonic() - began
         if elapsed >= seconds:
             seen.ended = False
             break
     note(seen, decoder.flush())
-    seen.lost, seen.interlaced = decoder.lost, decoder.deinterlaces
+    seen.lost += decoder.lost
+    seen.interlaced = decoder.deinterlaces
     return seen
 
 

@@ -26,6 +26,9 @@ log = logging.getLogger("nightbridge")
 KEPT = {".mkv": ".mkv", ".mov": ".mov", ".mp4": ".mp4", ".m4v": ".mp4", ".ts": ".ts", ".m2ts": ".m2ts", ".mts": ".m2ts"}
 """What a recording's file becomes, by its suffix; others become Matroska, which holds nearly everything."""
 
+GRAINS = 1, 100, 10_000_000, 1_000_000_000, 2_000_000_000
+"""Nanoseconds: what file systems round the time of a file down to (NTFS 100 ns, exFAT 10 ms, HFS+ 1 s, FAT 2 s)."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -38,14 +41,13 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the file is there, is no older than the recording, and nobody has begun it anew."""
+        """Whether the file is there, has the time of the recording, and nobody has begun it anew."""
         from stream.files.parts import parts_folder
 
-        return (
-            self.target.is_file()
-            and self.target.stat().st_mtime_ns >= self.source.stat().st_mtime_ns
-            and not parts_folder(self.target).exists()
-        )
+        if not self.target.is_file() or parts_folder(self.target).exists():
+            return False
+        recorded_ns, made_ns = (path.stat().st_mtime_ns for path in (self.source, self.target))
+        return made_ns in {recorded_ns - recorded_ns % grain for grain in GRAINS}
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,11 @@ class Outcome:
 
 def file_jobs(files: Sequence[Path], to: Path) -> list[Job]:
     """The file that each recording becomes: in the folder `to`, or `to` itself."""
+    from stream.files.join import ENDINGS
     from stream.sources.recording import SUFFIXES
 
-    if to.suffix.lower() in SUFFIXES and not to.is_dir():
+    ending = to.suffix.lower()
+    if (ending in SUFFIXES or ending[1:] in ENDINGS) and not to.is_dir():
         if len(files) > 1:
             raise typer.BadParameter(f"{to} is one file, and there are {len(files)} recordings; --to must be a folder")
         require_container(to)
@@ -140,6 +144,7 @@ class Work:
     def _make(self, job: Job) -> Outcome:
         from stream.files.convert import convert
 
+        recorded_ns = job.source.stat().st_mtime_ns
         done = convert(
             self._engine,
             job.source,
@@ -149,9 +154,8 @@ class Work:
             keep_parts=True,
             from_start=self._from_start,
         )
-        recorded_ns = job.source.stat().st_mtime_ns
-        if done.complete and job.target.stat().st_mtime_ns < recorded_ns:  # by a recorder whose clock is ahead
-            os.utime(job.target, ns=(recorded_ns, recorded_ns))
+        if done.complete:
+            os.utime(job.target, ns=(recorded_ns, recorded_ns))  # a recording that has grown since has another time
         state: Literal["done", "stopped"] = "done" if done.complete else "stopped"
         return Outcome(str(job.source), str(job.target), state, done.pictures, done.resumed, done.lost)
 

@@ -60,37 +60,37 @@ def to_wire(settings: Settings, show: Show, *, wait: bool, from_start: bool) -> 
     from stream.relay import Relay
 
     feed = feed_settings(settings, show)
-    bookmark = Bookmark(show.paths, show.feed)
-    if from_start:
-        bookmark.remove()
-    start = bookmark.read(show.files)
-    playlist = Playlist(show.files, start)
-    stop = threading.Event()
-    engine = settings.engine
-    options = EngineOptions(precision=engine.precision, threads=engine.threads, cache=engine.cache, batch=1)
-    with (
-        stopped_by_signals(stop.set),
-        open_engine(engine.runtime, engine.weights, options) as opened,
-        Publisher(settings.relay, uuid.uuid4().hex, lossless=True) as publisher,
-    ):
-        log.info("publishing %s at %s", show.feed, publisher.endpoint)
-        if start:
-            log.info("going on in %s, at picture %d; --from-start forgets that", show.files[start.file], start.unit)
-        if wait and show.speed is None:
-            wait_for_viewer(publisher, show.feed, stop)
-        with Relay(settings.model_copy(update={"feeds": {}}), opened, publisher) as relay:
-            playing = relay.add(show.feed, feed, playlist.open)
-            complete = play(relay, playing, playlist, bookmark, stop)
-        relay.publish_status()
+    with Bookmark(show.paths, show.feed) as bookmark:
+        if from_start:
+            bookmark.remove()
+        start = bookmark.read(show.files)
+        playlist = Playlist(show.files, start)
+        stop = threading.Event()
+        engine = settings.engine
+        options = EngineOptions(precision=engine.precision, threads=engine.threads, cache=engine.cache, batch=1)
+        with (
+            stopped_by_signals(stop.set),
+            open_engine(engine.runtime, engine.weights, options) as opened,
+            Publisher(settings.relay, uuid.uuid4().hex, lossless=True) as publisher,
+        ):
+            log.info("publishing %s at %s", show.feed, publisher.endpoint)
+            if start:
+                log.info("going on in %s, at picture %d; --from-start forgets that", show.files[start.file], start.unit)
+            if wait and show.speed is None:
+                wait_for_viewer(publisher, show.feed, stop)
+            with Relay(settings.model_copy(update={"feeds": {}}), opened, publisher) as relay:
+                playing = relay.add(show.feed, feed, playlist.open)
+                complete = play(relay, playing, playlist, bookmark, stop)
+            relay.publish_status()
+            if complete:
+                complete = see_off(publisher, stop)
         if complete:
-            complete = see_off(publisher, stop)
-    if complete:
-        bookmark.remove()
-    if relay.failure is not None:
-        raise relay.failure
-    told = summary(show, playing, playlist, complete and not playlist.failed)
-    began = {"file": str(show.files[start.file]), "picture": start.unit} if start else None
-    return told | {"went_on_from": began}
+            bookmark.remove()
+        if relay.failure is not None:
+            raise relay.failure
+        told = summary(show, playing, playlist, complete and not playlist.failed)
+        began = {"file": str(show.files[start.file]), "picture": start.unit} if start else None
+        return told | {"went_on_from": began}
 
 
 def wait_for_viewer(publisher: Publisher, feed: str, stop: threading.Event) -> None:

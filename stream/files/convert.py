@@ -197,7 +197,7 @@ def enhance_rest(
     if not parts.done and not stop.is_set():
         raise SourceUnsupported(f"{source}: no picture in it can be decoded", reason="codec")
     complete = not stop.is_set()
-    lost = segment.units + segment.unreadable - parts.pictures if complete else 0
+    lost = segment.units + segment.unreadable - segment.cut_off - parts.pictures if complete else 0
     return Conversion(parts.pictures, lost, before, complete)
 
 

@@ -12,18 +12,22 @@ LONGEST_STEP_BACK = 1
 """Seconds; more means that the recorder's clock was set, less that single stamps are wrong."""
 
 FAR = 10
-"""Seconds; a stamp that is further both from what came before it in its stream and from the pictures that it came among
-is wrong."""
+"""Seconds; a stamp that is further both from what came before it in its stream and from the pictures that it came
+between is wrong."""
+
+Span = tuple[Fraction, Fraction | float]
+"""When two pictures are in a file, in seconds; infinity where the second is not known."""
 
 
 class FileClock:
     """When each picture of a recording is shown in a file, in ticks of the recording's video.
 
-    A stamp stays as it is, but for jumps: where the recorder's clock was set, the times go on without a gap.
+    A stamp stays as it is, but for jumps: where the recorder's clock was set, the times go on without a gap. A step
+    ahead of more than `LONGEST_GAP` counts as that, unless it is a pause.
     """
 
-    def __init__(self, time_base: Fraction, rate: Fraction, longest_gap: float = LONGEST_GAP) -> None:
-        """`rate` is in pictures a second. A step ahead of more than `longest_gap` seconds is a jump."""
+    def __init__(self, time_base: Fraction, rate: Fraction) -> None:
+        """`rate` is in pictures a second."""
         self.placed = self.last = 0
         """When the latest picture belongs, and when it is shown."""
         self.jump = 0
@@ -31,7 +35,7 @@ class FileClock:
         self._counted = 0  # what is added to stamps that are counted from where decoding began
         self._begun = False
         self._step = max(1, round(1 / (rate * time_base)))
-        self._gap = longest_gap / float(time_base)
+        self._gap = LONGEST_GAP / float(time_base)
         self._back = round(Fraction(LONGEST_STEP_BACK) / time_base)
 
     def go_on(self, part: Part, pts: int) -> None:
@@ -39,12 +43,12 @@ class FileClock:
         self.placed, self.last, self.jump, self._begun = part.placed, part.last, part.jump, True
         self._counted = part.placed - part.jump - pts
 
-    def place(self, pts: int) -> int:
-        """When the next picture is shown, whose stamp is `pts`."""
+    def place(self, pts: int, *, pause: bool = False) -> int:
+        """When the next picture is shown, whose stamp is `pts`; a `pause` before it may be of any length."""
         placed = pts + self._counted + self.jump
         if not self._begun:
             self._begun, self.last = True, placed - 1
-        elif not self.last - self._back <= placed <= self.last + self._gap:
+        elif placed < self.last - self._back or (placed > self.last + self._gap and not pause):
             self.jump += self.last + self._step - placed
             placed = self.last + self._step
         self.placed = placed
@@ -62,19 +66,21 @@ class CopyClock:
         self._least: int | None = None
         self._expected = 0
 
-    def place(self, stamp: int | None, duration: int, picture: Fraction) -> int:
-        """Where the next packet belongs; `picture` is when the picture that came last does, in seconds.
+    def place(self, stamp: int | None, duration: int, between: Span, following: int | None = None) -> int:
+        """Where the next packet belongs, which came between these pictures; `following` is the next one's stamp.
 
-        A stamp that is far from both that picture and the packet before is taken as following on the latter. What has
-        no stamp follows on it too if it lasts, as sound does, and else lies beside the picture, as KLV does.
+        A stamp that is far from both these pictures and the packet before is taken as following on the latter; the
+        first one as leading up to `following`. What has no stamp follows on the packet before too if it lasts, as
+        sound does, and else lies beside the first picture, as KLV does.
         """
         if stamp is None:
-            stamp = self._expected if duration and self._least is not None else round(picture / self._base)
-        if self._least is not None:
-            apart = (stamp - self._expected) * self._base, stamp * self._base - picture
-            if min(map(abs, apart)) > FAR:
-                stamp = self._expected
-            stamp = max(stamp, self._least)
+            stamp = self._expected if duration and self._least is not None else round(between[0] / self._base)
+        expected = self._expected
+        if self._least is None:
+            expected = stamp if following is None else following - max(duration, self._step)
+        if min(abs(stamp - expected) * self._base, outside(stamp * self._base, between)) > FAR:
+            stamp = expected
+        stamp = stamp if self._least is None else max(stamp, self._least)
         self._least = stamp + self._step
         self._expected = stamp + max(duration, self._step)
         return stamp
@@ -96,7 +102,14 @@ class Jumps:
             self._at += 1
         self.now = seconds + self._jumps[self._at][1]
 
-    def of(self, seconds: Fraction) -> Fraction:
-        """What is added to the time of something that came now: it may be in front of a jump, or behind it."""
-        near = self._jumps[max(0, self._at - 1) : self._at + 2]
-        return min((jump for _, jump in near), key=lambda jump: abs(seconds + jump - self.now))
+    def of(self, seconds: Fraction, between: Span) -> Fraction:
+        """What is added to the time of something that came between these pictures, the second of which came last: it
+        may be in front of a jump, or behind it.
+        """
+        near = [self._jumps[self._at], *self._jumps[max(0, self._at - 1) : self._at + 2]]  # where in doubt, the latest
+        return min((jump for _, jump in near), key=lambda jump: outside(seconds + jump, between))
+
+
+def outside(seconds: Fraction, between: Span) -> Fraction | float:
+    """How far a time lies in front of the first of these pictures, or behind the second; 0 between them."""
+    return max(between[0] - seconds, seconds - between[1], 0)

@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,8 +25,9 @@ from av.video.stream import VideoStream
 
 from stream.encode import USUAL_RATE
 from stream.errors import CodecError
-from stream.files.fileclock import CopyClock, Jumps
+from stream.files.fileclock import CopyClock, Jumps, Span
 from stream.files.parts import Parts
+from stream.pace import LONGEST_GAP
 from stream.sources.recording import open_container, open_recording
 from stream.sources.segment import describe as source_info
 from stream.sources.segment import label, video_stream
@@ -50,6 +52,9 @@ NAMES = {"audio": "sound"}
 OF_THE_OLD_FILE = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
 """Metadata that a new file has of its own."""
 
+OF_A_PHONE = "com.apple.quicktime."
+"""How names of metadata begin that MP4 and MOV hold only where FFmpeg is told to write all names as they are."""
+
 OF_A_STREAM = {"creation_time", "handler_name", "language", "timecode", "title"}
 """Metadata of a stream that is kept."""
 
@@ -69,6 +74,12 @@ UNREADABLE_IN_TS = {".ts", ".m2ts", ".mts"}
 """Endings of MPEG-TS, which FFmpeg lets hold any codec, as data without a name."""
 SOUND_OF_TS = {"aac", "aac_latm", "ac3", "dca", "eac3", "mp1", "mp2", "mp3", "opus", "s302m", "truehd"}
 """What of sound it has names for, as FFmpeg's decoders are called."""
+
+HELD_BACK = 3
+"""Pictures that may come later in a recording than sound and data of their time: FFmpeg's demuxer of MPEG-TS holds back
+two."""
+MOST_WAITING = 10_000
+"""Packets of sound and data that wait for pictures at once, some minutes of sound."""
 
 Timed = tuple[float, "Packet[Stream]"]
 """A packet behind the second in which it is to be decoded."""
@@ -138,11 +149,13 @@ def try_out(target: Path, stream: Stream) -> None:
 def join(source: Path, parts: Parts, target: Path, kept: list[int]) -> None:
     """Write all parts and the streams `kept` of `source`, in sync, to `target`."""
     container = container_of(target)
-    with open_container(source) as reader, av.open(str(target.absolute()), "w", format=container) as writer:
+    with (
+        open_container(source) as reader,
+        av.open(str(target.absolute()), "w", format=container, container_options=muxer_options(reader)) as writer,
+    ):
         video = video_stream(str(source), reader)
-        writer.metadata.update(
-            {key: value for key, value in reader.metadata.items() if key.lower() not in OF_THE_OLD_FILE}
-        )
+        metadata = {key: value for key, value in reader.metadata.items() if key.lower() not in OF_THE_OLD_FILE}
+        writer.metadata.update(metadata)
         writer.set_chapters(reader.chapters())
         pictures = add_pictures(parts, writer, video)
         time_base, rate = video.time_base or Fraction(1), source_info(reader, video).rate or USUAL_RATE
@@ -165,6 +178,15 @@ def join(source: Path, parts: Parts, target: Path, kept: list[int]) -> None:
                 damaged += 1
         if damaged:
             log.warning("%s: damaged packets of sound or data that are left out: %d", source, damaged)
+    with open_container(target) as made:
+        held = {key.lower() for key in made.metadata}
+    if lost := ", ".join(key for key in metadata if key.lower() not in held):
+        log.warning("the metadata %s is left out: %s cannot hold it", lost, target.suffix)
+
+
+def muxer_options(reader: InputContainer) -> dict[str, str]:
+    """What FFmpeg is told so that MP4 and MOV keep what a phone says of its recording, in place of the usual tags."""
+    return {"movflags": "use_metadata_tags"} if any(key.startswith(OF_A_PHONE) for key in reader.metadata) else {}
 
 
 def add_pictures(parts: Parts, writer: OutputContainer, video: VideoStream) -> VideoStream:
@@ -286,10 +308,7 @@ def copied_packets(
     What was cut off in front, and is in the recording all the same, is left out. `units` are its `unit_stamps`, which
     only jumps need.
     """
-    clocks = {
-        index: CopyClock(cast("Fraction", reader.streams[index].time_base), cast("Fraction", copy.time_base))
-        for index, copy in copies.items()
-    }
+    waiting = Waiting(reader, copies, jumps)
     passed = 0
     for packet in played(demux(reader, video, copies), video):
         index = packet.stream.index
@@ -298,16 +317,59 @@ def copied_packets(
             is_unit = passed < len(units) and packet.size and stamp == units[passed]
             if stamp is not None and (is_unit or not units):
                 jumps.pass_picture(passed, Fraction(stamp * packet.time_base))
+                yield from waiting.pass_picture()
             passed += bool(is_unit)
-            continue
-        if not packet.size:
-            continue
+        elif packet.size:
+            yield from waiting.add(packet)
+    yield from waiting.end()
+
+
+class Waiting:
+    """Packets that are copied, and wait for the pictures that follow: these tell where the packets belong."""
+
+    def __init__(self, reader: InputContainer, copies: dict[int, Stream], jumps: Jumps) -> None:
+        self._packets: deque[tuple[Packet[Stream], Fraction, int]] = deque()  # each with the picture before, see `add`
+        self._passed = 0
+        self._copies = copies
+        self._jumps = jumps
+        self._clocks = {
+            index: CopyClock(cast("Fraction", reader.streams[index].time_base), cast("Fraction", copy.time_base))
+            for index, copy in copies.items()
+        }
+
+    def add(self, packet: Packet[Stream]) -> Iterator[Timed]:
+        """A packet has come; what has waited too long is given back."""
+        self._packets.append((packet, self._jumps.now, self._passed))
+        if len(self._packets) > MOST_WAITING:
+            yield self._placed(math.inf)
+
+    def pass_picture(self) -> Iterator[Timed]:
+        """A picture has come, and `jumps` knows; what came before the last few is given back."""
+        self._passed += 1
+        while self._packets and self._packets[0][2] <= self._passed - HELD_BACK:
+            yield self._placed(self._jumps.now)
+
+    def end(self) -> Iterator[Timed]:
+        """No picture will come; all is given back."""
+        while self._packets:
+            yield self._placed(self._jumps.now + LONGEST_GAP)
+
+    def _placed(self, after: Fraction | float) -> Timed:
+        """The packet that has waited longest, placed between the picture before it and the time `after` it."""
+        packet, before, _ = self._packets.popleft()
+        index, between = packet.stream.index, (before, after)
+        following = next((other for other, *_ in self._packets if other.stream.index == index), None)
+        stamps = [None if each is None else self._stamp(each, between) for each in (packet, following)]
+        packet.pts = packet.dts = self._clocks[index].place(stamps[0], packet.duration or 0, between, stamps[1])
+        packet.stream = self._copies[index]
+        return float(packet.dts * packet.time_base), packet
+
+    def _stamp(self, packet: Packet[Stream], between: Span) -> int | None:
+        """When a packet is in the file, as far as it says, in its own ticks."""
         stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is not None:
-            stamp += round(jumps.of(Fraction(stamp * packet.time_base)) / packet.time_base)
-        packet.pts = packet.dts = clocks[index].place(stamp, packet.duration or 0, jumps.now)
-        packet.stream = copies[index]
-        yield float(packet.dts * packet.time_base), packet
+        if stamp is None:
+            return None
+        return stamp + round(self._jumps.of(Fraction(stamp * packet.time_base), between) / packet.time_base)
 
 
 def played(packets: Iterator[Packet[Stream]], video: VideoStream) -> Iterator[Packet[Stream]]:

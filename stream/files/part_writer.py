@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Self, cast
 
 import av
 from av.container import OutputContainer
+from av.sidedata.sidedata import SideData, SideDataContainer, Type
+from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
@@ -22,15 +25,19 @@ from stream.files.join import ENCODER, IN_ORDER, SHIFT, container_of
 from stream.files.parts import Layout, Part, Parts
 from stream.files.recolour import recoloured
 from stream.frame import Frame
-from stream.pace import LONGEST_GAP
 from stream.sources.recording import RecordedSegment
+
+log = logging.getLogger(__name__)
 
 OPTIONS = {"preset": "veryfast", "crf": "20"}
 """A file has no thin link before it, so its quality is constant."""
 
 RECEIVED = {"mpeg", "mpegts"}
-"""FFmpeg's names of the containers that hold what came as it came: there a long gap is a clock that was set. In others
-it is a pause that was meant."""
+"""FFmpeg's names of the containers that hold what came as it came: there a long gap in all streams is a clock that was
+set. In others it is a pause that was meant."""
+
+STAMPED = b"MISP"
+"""How messages inside a picture begin that tell its time by MISB ST 0604."""
 
 PART_PICTURES = 125
 """In a part file: what a kill can cost. Each part begins with a key frame."""
@@ -53,14 +60,16 @@ class PartWriter:
         self._options = options
         self._video = segment.video
         self._rate = segment.rate or USUAL_RATE
-        gap = LONGEST_GAP if segment.video.container.format.name in RECEIVED else math.inf
-        self.clock = FileClock(cast("Fraction", segment.video.time_base), self._rate, gap)
+        self._pauses = segment.pauses
+        self._received = segment.video.container.format.name in RECEIVED
+        self.clock = FileClock(cast("Fraction", segment.video.time_base), self._rate)
         self._pictures = 0
-        self._unit = self._key = 0
-        self._jump = parts.done[-1].jump if parts.done else 0
+        self._key = 0
+        self._unit, self._jump = (parts.done[-1].unit, parts.done[-1].jump) if parts.done else (0, 0)
         self._jumps: list[tuple[int, int]] = []
         self._container: OutputContainer | None = None
         self._failed = False
+        self._left_out: set[str] = set()  # what is told already
 
     def __enter__(self) -> Self:
         return self
@@ -117,15 +126,29 @@ class PartWriter:
         if colour != layout.colour:
             y, uv = recoloured(y, uv, colour, layout.colour)
         picture = as_frame(y, uv[0], uv[1], layout.width, layout.height)
-        picture.pts, picture.time_base = self.clock.place(frame.pts) + SHIFT, frame.time_base
+        self._tell_left_out(frame.picture)
+        unit = frame.received_ns
+        pause = not self._received or not self._pauses.isdisjoint(range(self._unit + 1, unit + 1))
+        picture.pts, picture.time_base = self.clock.place(frame.pts, pause=pause) + SHIFT, frame.time_base
         container.mux(self._stream.encode(picture))
-        self._unit, self._key = frame.received_ns, key
+        self._unit, self._key = unit, key
         if self.clock.jump != self._jump:
             self._jump = self.clock.jump
             self._jumps.append((self._unit, self._jump))
         self._pictures += 1
         if self._pictures == PART_PICTURES:
             self.finish()
+
+    def _tell_left_out(self, picture: VideoFrame) -> None:
+        """Warn once of each kind of message inside the recording's pictures that the new ones are without."""
+        # see `stream.plain.display_matrix` about `picture.side_data`
+        messages = [*cast("Iterable[SideData]", SideDataContainer(picture))]  # type: ignore[call-arg]
+        kinds = {"closed captions" for message in messages if message.type is Type.A53_CC}
+        own = [message for message in messages if message.type is Type.SEI_UNREGISTERED]
+        kinds |= {"time stamps of MISB ST 0604" for message in own if bytes(message).startswith(STAMPED)}
+        for kind in sorted(kinds - self._left_out):
+            log.warning("the %s inside the pictures are left out", kind)
+        self._left_out |= kinds
 
     def _begin(self, layout: Layout, time_base: Fraction) -> OutputContainer:
         """The next part, which may hold any time exactly, whatever the new file can hold."""

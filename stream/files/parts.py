@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import zlib
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -91,10 +92,12 @@ class Parts:
         """In all parts."""
         self._job = job
         self._journal: FileIO | None = None
+        self._made: list[Path] = []  # folders above
         self._unwanted = False
 
     def __enter__(self) -> Self:
         new = not self.folder.exists()
+        self._made = [parent for parent in self.folder.parents if not parent.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         journal = FileIO(self.folder / JOURNAL, "a+")
         try:
@@ -122,6 +125,10 @@ class Parts:
                 shutil.rmtree(self.folder)
             except OSError as failure:  # what was asked for is there all the same
                 log.warning("%s cannot be removed: %s", self.folder, failure.strerror)
+        if self._unwanted:
+            with suppress(OSError):  # the first one with something in it stays, and so do those above it
+                for parent in self._made:
+                    parent.rmdir()
 
     @property
     def growing(self) -> Path:
@@ -152,7 +159,7 @@ class Parts:
         self._note(self._job)
 
     def remove(self) -> None:
-        """Have the folder removed at the end of the `with` block."""
+        """Have the folder removed at the end of the `with` block, and those above it that were made for nothing."""
         self._unwanted = True
 
     def _count(self, part: Part) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import threading
@@ -9,7 +10,10 @@ from bisect import bisect_right
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from io import FileIO
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import msgspec
 from platformdirs import user_state_path
@@ -116,7 +120,10 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Bookmark:
-    """Where a replay is, in a small file of the user's state folder. Nothing that is wrong with it stops a replay."""
+    """Where a replay is, in a small file of the user's state folder. Nothing that is wrong with it stops a replay.
+
+    A context manager: where another process is inside with the same bookmark, nothing is read, written or removed.
+    """
 
     def __init__(self, paths: Sequence[Path], feed: str) -> None:
         """`paths` are as somebody named them: the same paths and feed have the same bookmark."""
@@ -124,9 +131,33 @@ class Bookmark:
         self.path = user_state_path("nightbridge") / "replay" / f"{sha256(os.fsencode(named)).hexdigest()[:32]}.json"
         self._feed = feed
         self._told = False
+        self._lock: FileIO | None = None
+        self._theirs = False
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = FileIO(self.path.with_suffix(".lock"), "a")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._theirs = True
+            log.warning("another process plays this already: begun at the start, and the position is not remembered")
+        except OSError as error:  # `write` tells it
+            log.debug("%s: %s", self.path, error.strerror)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            if not self._theirs:
+                self.path.with_suffix(".lock").unlink(missing_ok=True)
+            self._lock.close()
 
     def read(self, files: Sequence[Path]) -> Position | None:
         """The position among these recordings; None where there is none that holds."""
+        if self._theirs:
+            return None
         try:
             mark = msgspec.json.decode(self.path.read_bytes(), type=Mark)
         except FileNotFoundError:
@@ -142,6 +173,8 @@ class Bookmark:
 
     def write(self, files: Sequence[Path], position: Position) -> None:
         """Remember a position; where that cannot be done, it is told once."""
+        if self._theirs:
+            return
         fresh = self.path.with_suffix(f".{os.getpid()}")
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -157,6 +190,8 @@ class Bookmark:
 
     def remove(self) -> None:
         """Forget the position."""
+        if self._theirs:
+            return
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -20,8 +21,9 @@ from av.stream import Stream
 
 from stream.errors import SourceUnsupported
 from stream.frame import SourcePacket
+from stream.pace import LONGEST_GAP
 from stream.settings import FeedSettings
-from stream.sources.segment import Segment
+from stream.sources.segment import Segment, data_streams
 
 SUFFIXES = {".264", ".265", ".avi", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4"}
 SUFFIXES |= {".mpeg", ".mpg", ".mts", ".ts", ".webm"}
@@ -62,10 +64,16 @@ class RecordedSegment(Segment):
         """The access unit to begin with; no packet before it is given out."""
         self.units = 0
         """Access units that were read so far."""
+        self.cut_off = 0
+        """Those of them that are not to be shown: they only lead up to where an edit begins."""
         self.keys: list[int] = []
         """Numbers of the intact key frames that were given out."""
+        self.pauses: set[int] = set()
+        """Numbers of the access units in front of which no picture came for `LONGEST_GAP`, but sound or data did."""
         self.bytes_read = 0
         """Of the file, up to the latest access unit."""
+        self._shown = math.inf  # when the latest access unit is, in seconds
+        self._heard = math.inf, -math.inf  # from when to when sound or data has gone on
 
     def packets(self) -> Iterator[SourcePacket]:
         """See `Segment.packets`."""
@@ -77,15 +85,27 @@ class RecordedSegment(Segment):
 
     def demuxed(self) -> Iterator[tuple[Packet[Stream], int]]:
         """See `Segment.demuxed`."""
-        for packet, received_ns in super().demuxed():
+        sound = self._container.streams.audio
+        for packet in self._container.demux(self.video, *data_streams(self._container, self.video), *sound):
             if packet.stream is self.video:
                 self.bytes_read = max(self.bytes_read, packet.pos or 0)
-            yield packet, received_ns
+            elif packet.pts is not None:
+                heard = float(packet.pts * packet.time_base)
+                begin, end = self._heard
+                self._heard = (begin, max(end, heard)) if abs(heard - end) <= LONGEST_GAP else (heard, heard)
+            if packet.stream.type != "audio":
+                yield packet, time.time_ns()
 
     def _count(self, packet: Packet[Stream]) -> None:
+        if packet.pts is not None:
+            before, self._shown = self._shown, float(packet.pts * packet.time_base)
+            begin, end = self._heard
+            if max(begin - before, self._shown - end) <= LONGEST_GAP < self._shown - before:
+                self.pauses.add(self.units)
         if packet.is_keyframe and not packet.is_corrupt and self.units >= self.first:
             self.keys.append(self.units)
         self.units += 1
+        self.cut_off += packet.is_discard
 
 
 def open_recordings(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
