@@ -19,7 +19,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,6 +45,12 @@ class CudaSlot(Slot):
     """(largest batch, 1), page-locked: as above."""
     done: Event = field(kw_only=True)
     """The output planes are written."""
+    left: list[Any] = field(kw_only=True, repr=False)
+    """Where all of these go when the slot ends, in whatever thread: pycuda frees them only while the device is
+    current, and else never."""
+
+    def __del__(self) -> None:
+        self.left.append((self.sent(), self.fetched(), self.coefficients, self.kept, self.done))
 
     def sent(self) -> dict[str, NDArray[Any]]:
         """What is uploaded for each picture alone, by the name of the graph's input."""
@@ -83,6 +88,7 @@ class CudaEngine(Engine):
         self._lanes: dict[Size, Lanes] = {}
         self._memories: WeakKeyDictionary[Memory, Kept] = WeakKeyDictionary()
         self._spare: list[Any] = []  # device memory of feeds that ended
+        self._left: list[Any] = []  # what slots had that ended
         self._nothing: Any = None
         self._staging: Any = None
 
@@ -112,21 +118,10 @@ class CudaEngine(Engine):
             self._nothing = device.copy(np.zeros((1, self._remembers), np.float32))
             self._staging = device.locked((1, self._remembers), np.float32)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._current():  # for the slots that are freed
-            self._settle()
-            super().__exit__(kind, error, trace)
-
-    def allow(self, slots: int, sizes: int) -> None:
-        """See `Door.allow`."""
-        with self._current():
-            super().allow(slots, sizes)
-
     def _forget_sizes(self) -> None:
         with self._current():
             super()._forget_sizes()
+            self._left.clear()
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
@@ -158,6 +153,7 @@ class CudaEngine(Engine):
             self._close_lanes()
             self._memories.clear()
             self._spare.clear()
+            self._left.clear()
             self._nothing = self._staging = None
             self._streams = []
             self._warm_up_stream = None
@@ -187,6 +183,7 @@ class CudaEngine(Engine):
                 coefficients=device.locked((self.info.largest_batch, 2, 3, 4), np.float32),
                 kept=device.locked((self.info.largest_batch, 1), np.float32),
                 done=device.event(sleeps=True),
+                left=self._left,
             )
 
     def _make_ready(self, device: Device, width: int, height: int) -> None:

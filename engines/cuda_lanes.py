@@ -111,14 +111,15 @@ class Lanes:
         """Let every lane see every count of pictures, on whatever is in its memory: kernels are compiled, graphs
         captured and memory taken now, and not while pictures wait. `stream` is nobody else's.
 
-        Twice each: TensorRT-RTX may capture the graph of a count when that comes again.
+        Twice each: TensorRT-RTX may capture the graph of a count when that comes again. What was compiled is kept count
+        by count, since a process may be ended before the last of them.
         """
         for count in counts:
             for lane in self._lanes:
                 lane.run(count, stream)
                 lane.run(count, stream)
             stream.synchronize()
-        self.keep()
+            self.keep()
 
     def keep(self) -> None:
         """Keep what was compiled for the next time."""

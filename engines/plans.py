@@ -124,7 +124,9 @@ class Plans:
         """Where they are kept."""
         return self._cache.folder
 
-    def key(self, weights: Weights, width: int, height: int, batch: int, precision: str = "fp16") -> PlanKey:
+    def key(
+        self, weights: Weights, width: int, height: int, batch: int, precision: str = "fp16", capability: str = ""
+    ) -> PlanKey:
         """The key of a plan.
 
         Raises `EngineMismatch` for what no engine takes, and `EngineMissing` where the weights have no such file.
@@ -140,6 +142,7 @@ class Plans:
             width=width,
             height=height,
             batch=batch,
+            capability=capability,
         )
 
     def get(
@@ -150,7 +153,7 @@ class Plans:
         Raises `EngineMismatch` for what no engine takes, `EngineMissing` where a file or a GPU is missing, and
         `EngineError` where the library cannot build it or the cache folder is not this user's.
         """
-        key = msgspec.structs.replace(self.key(weights, width, height, batch, precision), capability=capability)
+        key = self.key(weights, width, height, batch, precision, capability)
         kept = self._cache.get(PLAN, key, lambda: self._build(key, weights.folder / FILES[precision]))
         return Plan(key, kept.data, kept.path, kept.made)
 
@@ -162,18 +165,19 @@ class Plans:
         """Keep the runtime cache of a plan."""
         self._cache.store(RUNTIME, key, data)
 
-    def refusal(self, key: TrialKey) -> str | None:
-        """Why this machine refused plans when that was tried, empty where it ran one; None where a trial is due."""
-        kept = self._cache.load(TRIAL, key)
+    def refusal(self, key: PlanKey) -> str | None:
+        """Why this machine refused plans for the capability of this one when that was tried, empty where it ran one;
+        None where a trial is due."""
+        kept = self._cache.load(TRIAL, trial_of(key))
         if kept is None:
             return None
         made, _, refusal = kept.decode().partition("\n")
         holds = not refusal or 0 <= time.time() - int(made) < REFUSED_SECONDS
         return refusal if holds else None
 
-    def store_refusal(self, key: TrialKey, refusal: str) -> None:
-        """Keep what a trial found."""
-        self._cache.store(TRIAL, key, f"{int(time.time())}\n{refusal}".encode())
+    def store_refusal(self, key: PlanKey, refusal: str) -> None:
+        """Keep what a trial of plans for the capability of this one found."""
+        self._cache.store(TRIAL, trial_of(key), f"{int(time.time())}\n{refusal}".encode())
 
     def files(self) -> list[PlanFile]:
         """All plans of the cache, the newest first."""
@@ -215,6 +219,11 @@ class Plans:
         except EngineError:
             return "its weights are not here"
         return "" if present == key.onnx else "its weights have changed"
+
+
+def trial_of(key: PlanKey) -> TrialKey:
+    """The trial that tells of a plan: whatever its size and its batches."""
+    return TrialKey(key.machine, key.onnx, key.capability)
 
 
 def _called(weights: Weights) -> str:

@@ -125,8 +125,14 @@ class TensorRtEngine(CudaEngine):
         assert isinstance(device, PycudaDevice)
         if self._capability is not None:
             return self._lanes_for(self._capability, device, width, height)
-        library, refusals = self._cuda.library, []
+        library, refusals = self._cuda.library, list[str]()
         for capability in capabilities(library):
+            key = self._plans.key(
+                self._weights, width, height, self.info.largest_batch, self.info.precision, capability
+            )
+            if refusal := self._plans.refusal(key):  # it may take this process along
+                refusals.append(f"{capability or 'as usual'}: {refusal}")
+                continue
             try:
                 lanes = self._lanes_for(capability, device, width, height)
             except (EngineMissing, EngineMismatch):

@@ -21,7 +21,7 @@ from typing import NoReturn
 from engines.cards import Weights
 from engines.errors import EngineMismatch, EngineMissing
 from engines.gpu import Gpu
-from engines.plans import Plans, TrialKey
+from engines.plans import Plans
 from engines.runtime import TRIAL, EngineOptions
 from engines.tensorrt_builder import capabilities
 from engines.tensorrt_library import Library
@@ -52,9 +52,8 @@ def capability_that_runs(library: Library, gpu: Gpu, weights: Weights, options: 
     Raises `EngineMissing`, with what each trial said, where there is none, and where that cannot be told.
     """
     plans, refusals = Plans(library, gpu, options.cache), list[str]()
-    known = plans.key(weights, *TRIAL, options.batch)
     for capability in capabilities(library):
-        key = TrialKey(known.machine, known.onnx, capability)
+        key = plans.key(weights, *TRIAL, options.batch, capability=capability)
         refusal = plans.refusal(key)
         if refusal is None:
             log.info("trying whether %s runs %s, in a process of its own", gpu.name, library)

@@ -60,6 +60,8 @@ class FakeCuda:
         self._random = random.Random(seed)
         self.leaked = 0
         """Memory whose last reference went where no context was current: pycuda does not free it then."""
+        self.locked = 0
+        """Page-locked arrays that still have a reference."""
         self._default = Stream(self)
         self._streams: list[Stream] = [self._default]
         self._handles: dict[int, Any] = {}
@@ -142,9 +144,15 @@ class FakeCuda:
         self.check()
         assert mem_flags == host_alloc_flags.PORTABLE
         array = np.zeros(shape, dtype)
-        weakref.finalize(array, self.freed)
+        self.locked += 1
+        weakref.finalize(array, self.unlocked)
         self._locked.append((array.ctypes.data, array.nbytes))
         return array
+
+    def unlocked(self) -> None:
+        """A page-locked array is freed."""
+        self.locked -= 1
+        self.freed()
 
     def freed(self) -> None:
         """Something is freed by whichever thread."""

@@ -1,4 +1,5 @@
-"""`python -m tests.short_bench` stands for `python -m tools.bench_gpu_child`: as little as can be is measured.
+"""What tests of `bench --gpu` share. `python -m tests.short_bench` stands for `python -m tools.bench_gpu_child`: as
+little as can be is measured.
 
 Without a GPU, too: what torch multiplies is on the processor, and so are the runtimes but `tensorrt`, which kills the
 process that asks it for a picture.
@@ -6,11 +7,15 @@ process that asks it for a picture.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import sys
+from collections.abc import Iterator, Mapping
 from functools import partial
 from types import ModuleType
 
+import pytest
 import torch
 
 from engines.door import Door
@@ -18,6 +23,7 @@ from engines.gpu import Gpu
 from engines.runtime import EngineOptions, open_engine
 from tests.doubling import DoublingEngine
 from tools import (
+    bench_gpu,
     bench_gpu_checks,
     bench_gpu_child,
     bench_gpu_matrix,
@@ -44,6 +50,23 @@ SHORT: list[tuple[ModuleType, str, object]] = [
     (bench_gpu_checks, "SIZES", SIZES),
 ]
 """Few repetitions with small pictures: of each module, what to set to what."""
+DOOR = {"door_ms", "latency_ms", "fps"}
+"""What is told of each batch, whatever the engine."""
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few repetitions as can be, of small pictures, here and in the processes of all parts, with time for each."""
+    for module, name, value in SHORT:
+        monkeypatch.setattr(module, name, value)
+    for name, value in list(vars(bench_gpu).items()):
+        if isinstance(value, bench_gpu.Limit):
+            monkeypatch.setattr(bench_gpu, name, value._replace(each=math.inf))
+    monkeypatch.setattr(bench_gpu_child, "COMMAND", (sys.executable, "-m", "tests.short_bench"))
+
+
+def together(parts: Iterator[Mapping[str, object]]) -> dict[str, object]:
+    """All figures of a part."""
+    return {key: value for figures in parts for key, value in figures.items()}
 
 
 class FatalEngine(DoublingEngine):

@@ -339,7 +339,7 @@ def test_an_encoder_of_the_gpu_that_fails_is_followed_by_one_of_the_cpu(monkeypa
 def nvenc_is_x265(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let x265 stand for NVENC."""
     monkeypatch.setattr(encode, "NVENC", {"h264": "libx265"})
-    monkeypatch.setattr(encode, "nvenc_options", lambda _: encoder_options(EncoderSettings(codec="hevc")))
+    monkeypatch.setattr(encode, "nvenc_options", lambda _: encoder_options(EncoderSettings(codec="hevc"), Fraction(25)))
 
 
 # A GPU

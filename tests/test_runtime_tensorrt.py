@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +29,10 @@ from engines.ring import is_busy
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_tensorrt import Cuda, TensorRtEngine
 from engines.runtime_torch import TorchEngine
+from stream.publish import Publisher
+from stream.relay import Relay
+from stream.settings import FeedSettings, RelaySettings, Settings
+from tests.clips import make_clip
 from tests.fake_cuda import Error, Event, FakeBindings, FakeCuda, OutOfMemory
 from tests.fake_tensorrt import Arrays, FakePlan, FakeTensorRt
 from tests.test_runtimes import dusk
@@ -60,12 +65,23 @@ class FakePlans:
     """Stands for `engines.plans.Plans`."""
 
     stored: list[bytes]
+    asked: list[object]
+    """The capabilities of plans."""
+    refusals: dict[object, str]
+    """What trials found, by capability."""
 
     def __init__(self, *_: object) -> None: ...
 
+    def key(self, _: object, *rest: object) -> tuple[object, ...]:
+        return rest
+
     def get(self, _: object, width: int, height: int, *rest: object) -> SimpleNamespace:
+        self.asked.append(rest[-1])
         data = f"{width}x{height}@{rest[-1]}".encode()
         return SimpleNamespace(key=(width, height, *rest), data=data)
+
+    def refusal(self, key: tuple[object, ...]) -> str | None:
+        return self.refusals.get(key[-1])
 
     def load_cache(self, _: object) -> bytes:
         return b"compiled before"
@@ -85,7 +101,7 @@ def bench(
 ) -> Iterator[Bench]:
     driver = FakeCuda(seed)
     library, bindings = FakeTensorRt(driver, counting, remembers, name), FakeBindings(driver)
-    FakePlans.stored = []
+    FakePlans.stored, FakePlans.asked, FakePlans.refusals = [], [], {}
     monkeypatch.setattr(tensorrt_lanes, "import_bindings", lambda: bindings)
     monkeypatch.setattr(runtime_tensorrt, "Plans", FakePlans)
     monkeypatch.setattr(runtime_tensorrt, "CONFIGS", {"neid-live": SimpleNamespace(remembers=remembers)})
@@ -313,6 +329,16 @@ def test_a_gpu_that_is_not_listed_gets_a_plan_that_it_takes(
     assert "test takes a plan built for SM80 (as usual: " in caplog.text
 
 
+def test_a_plan_whose_trial_died_is_not_loaded_in_this_process(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with bench(monkeypatch) as b:
+        FakePlans.refusals = {"": "its process ended with signal 11"}
+        b.engine.prepare(*SIZE)
+        assert FakePlans.asked == ["CURRENT"]
+    assert "test takes a plan built for CURRENT (as usual: its process ended with signal 11)" in caplog.text
+
+
 def test_where_memory_runs_out_no_other_plan_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
@@ -340,7 +366,26 @@ def test_a_size_is_ready_when_every_lane_has_seen_every_count(monkeypatch: pytes
         assert {count: seen.count(count) for count in range(1, 9)} == {1: 4 * LANES} | dict.fromkeys(
             range(2, 9), 2 * LANES
         )
-        assert b.stored == [b"compiled"] * 2, "kept as soon as it was compiled"
+        assert b.stored == [b"compiled"] * 9, "kept as soon as it was compiled"
+
+
+def test_what_was_compiled_for_some_counts_is_kept_although_another_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    def compute(inputs: Arrays) -> Arrays:
+        ran.append(count := len(inputs["y"]))
+        if count == 6:
+            raise Error("the device was lost")
+        return counting(inputs)
+
+    with bench(monkeypatch) as b:
+        b.library.compute = compute
+        kept: list[set[int]] = []
+        monkeypatch.setattr(FakePlans, "store_cache", lambda *_: kept.append(set(ran)))
+        with pytest.raises(EngineError, match="the device was lost"):
+            b.engine.prepare(*SIZE)
+        b.library.compute = counting
+        assert kept == [{1}, {1, 8}, {1, 7, 8}]
 
 
 def test_the_counts_that_are_seen_are_the_usual_ones_and_powers_of_two() -> None:
@@ -584,12 +629,35 @@ def test_all_that_is_given_up_is_freed_where_the_device_is_current(monkeypatch: 
         for slot in slots:
             slot.release()
         b.engine.acquire(32, 32).release()
-        del slots, slot
         before = len(b.driver.allocations)
         b.engine.allow(1, 1)
         assert len(b.driver.allocations) < before, "a size was forgotten"
+        del slots, slot  # the last names of slots go where no context is current
+        held = b.driver.locked
         b.engine.acquire(*SIZE).release()
+        assert b.driver.locked < held
     assert not b.driver.leaked
+
+
+def test_a_feed_that_leaves_a_relay_frees_its_slots_although_other_feeds_had_them_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", size=(64, 48), pictures=1500)
+    feed, wire = FeedSettings(url=str(clip), mode="live"), RelaySettings(endpoint="tcp://127.0.0.1:*")
+    settings = Settings(relay=wire, feeds={"goes": feed, "stays": feed})
+    with bench(monkeypatch) as b:
+        for slot in [b.engine.acquire(64, 48) for _ in range(4)]:
+            slot.release()
+        del slot
+        with Publisher(wire, "run") as publisher, Relay(settings, b.engine, publisher) as relay:
+            stays = relay.feeds["stays"]
+            wait_until(lambda: all(feed.figures().published > 3 for feed in relay.feeds.values()), "some pictures")
+            relay.remove("goes")
+            before = stays.figures().published
+            wait_until(lambda: stays.figures().published > before + 3, "some more of the other feed")
+            relay.stop()
+        assert not b.driver.leaked
+    assert b.driver.locked == 0
 
 
 def test_the_shipped_network_in_batches_equals_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,6 +254,10 @@ class AnyPlan:
 
     def __init__(self, *_: object) -> None: ...
 
+    def key(self, *_: object) -> None: ...
+
+    def refusal(self, _: object) -> None: ...
+
     def get(self, *rest: object) -> SimpleNamespace:
         self.asked.append(rest[-1])
         return SimpleNamespace(key=rest, data=f"64x48@{rest[-1]}".encode())

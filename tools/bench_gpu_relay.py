@@ -30,7 +30,7 @@ from tools.bench_stream import (
 SIZE = (352, 288)
 COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256)
 """Feeds, one relay each."""
-FIRST = 32
+FIRST = 64
 """The count that is tried first; from there on more, or fewer if that were too many."""
 TRIES = 2
 """Relays of one count, the later ones if the earlier dropped pictures."""
@@ -86,9 +86,9 @@ def relay_figures(
     counts: Sequence[int],
     alone: bool = True,
 ) -> Iterator[Figures]:
-    """Figures of one relay after another: `FIRST` feeds, then twice as many while they are carried, then those `counts`
-    that halve what lies between; down from `FIRST` where that is too many. A first count that brings no picture at all
-    ends it; unless it is `alone` after one try, within half of the time: another engine can still be tried then.
+    """Figures of one relay after another: `FIRST` feeds, then twice as many while they are carried, or half as many
+    until they are, then those `counts` that halve what lies between. A first count that brings no picture at all ends
+    it; unless it is `alone` after one try, within half of the time: another engine can still be tried then.
 
     `feed` is a recording, or a folder of them, that each feed plays at its own pace; `engine` are settings of the
     relay's `[engine]`; `codecs_ms` is what decoding and encoding a picture cost alone. `relay_feeds` comes whenever
@@ -126,7 +126,7 @@ def first_place(counts: Sequence[int]) -> int:
 def next_place(counts: Sequence[int], low: int, high: int) -> int:
     """Of the count to go on with, between the place of one that is carried (-1: none) and of one that is not."""
     if low < 0:
-        return high - 1
+        return max(0, sum(2 * count <= counts[high] for count in counts) - 1)
     if high < len(counts):
         return (low + high) // 2
     return min(sum(count < 2 * counts[low] for count in counts), high - 1)
@@ -204,7 +204,8 @@ def listen(
 
 
 def step_figures(seen: Watched, codecs_ms: float | None) -> Figures:
-    """What one relay did, see docs/benchmarks.md."""
+    """What one relay did, see docs/benchmarks.md. What codecs cost more in a relay than alone (`codecs_ms`) is not
+    known, and counts as the relay's own."""
     cpu_ms = 1000 * seen.cpu_seconds / max(1, seen.pictures)
     ages = {f"age_p{p}_ms": float(np.percentile(seen.ages_ms, p)) if seen.ages_ms else None for p in (50, 95, 99)}
     return {
