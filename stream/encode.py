@@ -44,6 +44,9 @@ SVT_FASTEST = 100_000_000
 SVT_SMALLEST = 64
 """Pixels on a side; it takes no smaller pictures."""
 
+X265_UNCOUNTED = 40
+"""Bits a picture that x265 leaves out of its bit rate: the start codes, four bytes each, and more in key frames."""
+
 ROW = 9
 """Pictures in a row that tell a rate."""
 TICKS_KEPT = 2 * ROW
@@ -76,7 +79,8 @@ class Encoder:
     """Encodes one feed's pictures, all of one size and colour. A context manager; for one thread at a time.
 
     Quality is constant as long as that stays below the bit rate of the settings, which no stretch of video passes
-    by more than a quarter of a second's worth (AV1 holds that bit rate, and its first key frame may pass it).
+    by more than a quarter of a second's worth. AV1 holds that bit rate after its first key frame, which may pass it,
+    where it leaves a pixel a tenth of a bit or more; a lower one it may pass several times over.
     `aspect` is width over height of a pixel, which H.264 and HEVC tell whoever shows it, and AV1 does not.
     `rate` (frames a second) is what the encoder plans with. Pictures that come at another one are planned for from
     the next key frame on, and after a few if they come far faster, which may pass the bit rate for a moment.
@@ -187,7 +191,7 @@ class Encoder:
                 self.trouble = trouble(NVENC[codec], error) if self._settings.hardware == "nvenc" else None
         os.environ.setdefault("SVT_LOG", "1")  # errors only; its banner would fill the log
         try:
-            return self._opened(ENCODERS[codec], encoder_options(self._settings))
+            return self._opened(ENCODERS[codec], encoder_options(self._settings, self._clock.rate))
         except av.FFmpegError as error:
             raise CodecError(f"{ENCODERS[codec]} cannot encode {self.width}x{self.height}: {error.strerror}") from error
 
@@ -261,26 +265,28 @@ class Clock:
         return min(most, 2 * mean) if min(most, mean) > self.rate * FAR else None  # a heap alone is no rate
 
 
-def encoder_options(settings: EncoderSettings) -> dict[str, str]:
-    """FFmpeg's options for an encoder that holds back no picture and caps its bit rate."""
-    bit_rate = min(settings.bit_rate, SVT_FASTEST) if settings.codec == "av1" else settings.bit_rate
-    cap = {"maxrate": str(bit_rate), "bufsize": str(bit_rate // 4)}
+def encoder_options(settings: EncoderSettings, rate: Fraction) -> dict[str, str]:
+    """FFmpeg's options for an encoder that holds back no picture and caps its bit rate, at `rate` frames a second."""
+    bit_rate = settings.bit_rate
+    own = {"preset": settings.preset, "tune": "zerolatency", "forced-idr": "1"}
     match settings.codec:
         case "h264":
-            own = {"crf": "23", "forced-idr": "1", "sc_threshold": "0"}
+            own |= {"crf": "23", "sc_threshold": "0"}
         case "hevc":
+            bit_rate -= min(bit_rate // 2, round(X265_UNCOUNTED * rate))
             pools = "none" if settings.threads == 1 else settings.threads
-            params = f"keyint=-1:scenecut=0:frame-threads=1:pools={pools}:log-level=error"
-            own = {"crf": "25", "forced-idr": "1", "x265-params": params}
+            params = f"keyint=-1:scenecut=0:info=0:frame-threads=1:pools={pools}:log-level=error"
+            own |= {"crf": "25", "x265-params": params}
         case "av1":
+            bit_rate = min(bit_rate, SVT_FASTEST)
             delay = "keyint=-1:scd=0:pred-struct=1:rtc=1:lookahead=0"
             buffer = "buf-sz=250:buf-initial-sz=125:buf-optimal-sz=150"  # milliseconds at the bit rate
-            return cap | {
+            own = {
                 "preset": str(SVT_SPEEDS[settings.preset]),
                 "b": str(bit_rate),
                 "svtav1-params": f"{delay}:{buffer}:lp={min(settings.threads, 6)}",
             }
-    return cap | own | {"preset": settings.preset, "tune": "zerolatency"}
+    return own | {"maxrate": str(bit_rate), "bufsize": str(settings.bit_rate // 4)}
 
 
 @contextmanager

@@ -30,9 +30,9 @@ TELL_SECONDS = 10.0
 """The shortest time between two lines about lost pictures of one feed: a line for each would flood the log."""
 
 LOAD_SECONDS = 60.0
-"""How long pictures are counted before it is told whether the machine is fast enough for them."""
+"""How long pictures are counted before it is told whether the machine keeps up with them."""
 LOAD_SHARE = 0.05
-"""Of a feed's pictures: where more are dropped for want of time, the machine is too slow."""
+"""Of a feed's pictures: where more are dropped for want of time, the machine does not keep up."""
 LOAD_FEWEST = 10
 """So many dropped pictures tell nothing, however few came: the first ones of a source may be late when it is open."""
 
@@ -103,7 +103,8 @@ class Feed:
 
     def seconds_live(self) -> float:
         """How long the source has been giving packets without an end."""
-        return 0.0 if self._live_since is None else time.monotonic() - self._live_since
+        since = self._live_since  # which `turn` may change at any moment, in another thread
+        return 0.0 if since is None else time.monotonic() - since
 
     def figures(self) -> FeedFigures:
         """All counts, at one moment; with a picture that has been published since the last look, trouble is over."""
@@ -156,7 +157,10 @@ class Feed:
             log.error("feed %s: pictures are lost: %s%s", self.name, reason_of(error), place_of(error))
 
     def watch_load(self, figures: FeedFigures) -> None:
-        """Log when the machine becomes too slow for this feed, and when it is fast enough again; to be called often."""
+        """Log when the machine no longer keeps up with this feed, and when it does again; to be called often.
+
+        A minute in which nothing came tells neither.
+        """
         now, came = time.monotonic(), figures.received
         dropped = sum(figures.dropped.get(reason, 0) for reason in ("overload", "late", "behind"))
         since, came_before, dropped_before = self._load_seen
@@ -164,28 +168,29 @@ class Feed:
             return
         self._load_seen = now, came, dropped
         came, dropped = came - came_before, dropped - dropped_before
-        if (overloaded := dropped > max(LOAD_SHARE * came, LOAD_FEWEST)) == self._overloaded:
+        overloaded = dropped > max(LOAD_SHARE * came, LOAD_FEWEST)
+        if not came or overloaded == self._overloaded:
             return
         self._overloaded = overloaded
-        figure = f"{dropped} of {came} pictures were dropped within {now - since:.0f} s"
+        figure = f"{dropped} of {came} were dropped within {now - since:.0f} s"
         if overloaded:
-            log.warning("feed %s: this machine is too slow: %s", self.name, figure)
+            log.warning("feed %s: pictures come faster than this machine takes them: %s", self.name, figure)
         else:
-            log.info("feed %s: this machine is fast enough again: %s", self.name, figure)
+            log.info("feed %s: this machine keeps up again: %s", self.name, figure)
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """What went wrong, for people; of an unexpected error its kind alone, since its words may hold anything."""
     return f"unexpected {type(error).__name__}" if is_unexpected(error) else str(error)
 
 
-def place_of(error: Exception | None) -> str:
+def place_of(error: BaseException | None) -> str:
     """Where in the program an unexpected error was raised, below the line that tells it; nothing for any other."""
     if error is None or not is_unexpected(error):
         return ""
     return "\n".join(["", *traceback.format_tb(error.__traceback__)]).rstrip()
 
 
-def is_unexpected(error: Exception) -> bool:
+def is_unexpected(error: BaseException) -> bool:
     """Whether nothing foresees an error."""
     return not isinstance(error, StreamError | EngineError)

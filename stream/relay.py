@@ -12,7 +12,7 @@ from typing import ParamSpec, Self
 
 from engines.door import Door
 from stream.enhance import Gather
-from stream.feed import Feed, FeedState
+from stream.feed import Feed, FeedState, place_of, reason_of
 from stream.pipeline import bring_in, light_up, send_out
 from stream.publish import Publisher
 from stream.settings import FeedSettings, Settings
@@ -228,7 +228,7 @@ class Relay:
             try:
                 stage(*arguments, **named)
             except BaseException as error:
-                log.exception("a stage failed, the relay stops")
+                log.error("a stage failed, the relay stops: %s%s", reason_of(error), place_of(error))
                 self.failure = self.failure or error
                 self._gather.abandon()
                 self.stop()

@@ -42,6 +42,12 @@ def noise(index: int) -> Planes:
     return y, u, v
 
 
+def grain(index: int) -> Planes:
+    """The square on its slope, with grain that moves along: every picture has its bytes, and few will do."""
+    y, u, v = planes(index % 50)
+    return y + np.roll(noise(0)[0] // 12, 2 * index, axis=1), u, v
+
+
 def decode(pictures: list[EncodedPicture]) -> list[av.VideoFrame]:
     context = av.VideoCodecContext.create({"av1": "libdav1d"}.get(pictures[0].codec, pictures[0].codec), "r")
     assert isinstance(context, av.VideoCodecContext)
@@ -153,6 +159,18 @@ def test_noise_stays_below_the_bit_rate_when_the_rate_of_pictures_changes(
     assert len(keys) <= times[-1] // 90_000 + 2, "at most one key frame more"
 
 
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+@pytest.mark.parametrize("bit_rate", [32_000, 64_000])
+def test_a_thin_link_is_never_more_than_a_quarter_of_a_second_behind_however_many_key_frames_come(
+    codec: str, bit_rate: int
+) -> None:
+    with encoder(codec=codec, bit_rate=bit_rate) as encode:
+        pictures = [p for index in range(500) for p in encode.encode(*grain(index), pts=index * TICKS)]
+    assert sum(picture.key for picture in pictures) == 10
+    assert 8 * sum(len(picture.payload) for picture in pictures) > 0.8 * bit_rate * 20, "it is as thin as that"
+    assert most_waiting(pictures, bit_rate) < 0.25
+
+
 def most_waiting(pictures: list[EncodedPicture], bit_rate: int) -> float:
     """The longest wait, in seconds, in front of a link that carries `bit_rate`."""
     waiting, longest, before = 0.0, 0.0, pictures[0].pts
@@ -168,6 +186,14 @@ def test_pauses_and_pictures_that_come_in_heaps_begin_no_key_frames() -> None:
     with encoder(key_interval=60.0) as encode:
         keys = [p.pts for index, pts in enumerate(times) for p in encode.encode(*planes(index), pts=pts) if p.key]
     assert keys == [0]
+
+
+@codecs
+def test_a_cut_to_another_scene_begins_no_key_frame(codec: str) -> None:
+    with encoder(codec=codec, key_interval=60.0) as encode:
+        scenes = [planes(index) if index < 25 else noise(7) for index in range(50)]
+        pictures = [p for index, scene in enumerate(scenes) for p in encode.encode(*scene, pts=index * TICKS)]
+    assert [picture.pts for picture in pictures if picture.key] == [0]
 
 
 @pytest.mark.parametrize(

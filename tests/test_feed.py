@@ -114,8 +114,11 @@ def test_an_engine_that_is_too_slow_is_told_once_and_so_is_its_recovery(
             now += 1
             feed.watch_load(feed.figures())
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "feed pier: this machine is too slow: 76 of 1500 pictures were dropped within 60 s"),
-        ("INFO", "feed pier: this machine is fast enough again: 75 of 1500 pictures were dropped within 60 s"),
+        (
+            "WARNING",
+            "feed pier: pictures come faster than this machine takes them: 76 of 1500 were dropped within 60 s",
+        ),
+        ("INFO", "feed pier: this machine keeps up again: 75 of 1500 were dropped within 60 s"),
     ]
 
 
@@ -131,6 +134,37 @@ def test_a_few_pictures_that_are_dropped_as_where_a_slow_camera_is_opened_tell_n
     now += 60
     feed.watch_load(feed.figures())
     assert len(caplog.records) == told
+
+
+def test_a_camera_that_goes_does_not_make_the_machine_fast_enough(
+    feed: Feed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = module.time.monotonic()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    for received, overload in [(1500, 500), (0, 0), (1500, 500), (1500, 0)]:  # in a minute
+        feed.meter.receive(received)
+        feed.meter.drop("overload", overload)
+        now += 60
+        feed.watch_load(feed.figures())
+    assert caplog.messages == [
+        "feed pier: pictures come faster than this machine takes them: 500 of 1500 were dropped within 60 s",
+        "feed pier: this machine keeps up again: 0 of 1500 were dropped within 60 s",
+    ]
+
+
+def test_a_source_may_go_while_somebody_asks_how_long_it_has_been_there(
+    feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed.turn("live")
+
+    def gone_meanwhile() -> float:
+        feed.turn("connecting", SourceLost("gone"))
+        return 0.0
+
+    monkeypatch.setattr(module.time, "monotonic", gone_meanwhile)
+    feed.seconds_live()
+    assert feed.state == "connecting"
+    assert feed.seconds_live() == 0
 
 
 def mistake() -> KeyError:

@@ -18,9 +18,11 @@ from stream.monitor import http
 from stream.monitor.http import Page, PageServer
 from tests.waiting import DEADLINE, wait_until
 
+ADDRESS = "rtsp://relay:secret@10.0.0.7"
 
-def secret() -> Page:
-    raise RuntimeError("rtsp://relay:secret@10.0.0.7")
+
+def broken() -> Page:
+    raise RuntimeError(ADDRESS)
 
 
 LARGE = 20_000_000
@@ -29,7 +31,7 @@ LARGE = 20_000_000
 PAGES = {
     "/": lambda: Page("hello\n"),
     "/large": lambda: Page("x" * LARGE),
-    "/broken": secret,
+    "/broken": broken,
 }
 
 
@@ -96,9 +98,14 @@ def test_other_methods_are_refused(server: PageServer, method: str) -> None:
     assert requested(server, "/", method)[0].status == 501
 
 
-def test_a_page_that_fails_says_nothing_of_why(server: PageServer) -> None:
+def test_a_page_that_fails_says_nothing_of_why_and_the_log_the_kind_and_place_alone(
+    server: PageServer, caplog: pytest.LogCaptureFixture
+) -> None:
     response, text = requested(server, "/broken")
     assert (response.status, text) == (500, "internal error\n")
+    assert "a page cannot be made: unexpected RuntimeError" in caplog.text
+    assert "in broken" in caplog.text
+    assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from stream.subscribe import Subscriber
 from stream.wire import Message, decode_status
 from tests.clips import UdpSender, free_port, make_clip
 from tests.waiting import wait_until
-from tools.run import Watch
+from tools.run import Watch, says_nothing
 
 ROOT = Path(__file__).parents[1]
 NO_TORCH = "raise ImportError('torch must not be needed here')"
@@ -189,10 +189,44 @@ def test_a_file_that_is_being_written_is_left_alone_until_it_stays_as_it_is(tmp_
     path.write_text("[relay]\n[feeds.a]\n[feeds.b]\n")
     assert not watch.changed()
     assert watch.changed()
+    assert watch.changed(), "until it is taken"
+    watch.take()
     assert not watch.changed()
     path.unlink()
     assert not watch.changed()
     assert not watch.changed()
+
+
+def test_settings_are_taken_as_soon_as_the_password_is_there_that_they_name(tmp_path: Path) -> None:
+    config, log, password = tmp_path / "config.toml", tmp_path / "log", tmp_path / "password"
+    dead = f'[feeds.dead]\nurl = "udp://127.0.0.1:{free_port()}"\n'
+    pier = '[feeds.pier]\nurl = "rtsp://127.0.0.1:1/"\nusername = "relay"\npassword_file = "password"\n'
+    with running(tmp_path, dead) as (_, endpoint), Subscriber(endpoint, "dead", ("status",)) as viewer:
+        config.write_text(config.read_text() + pier)
+        wait_until(lambda: "the settings stay as they were" in log.read_text(), "the refusal")
+        messages(viewer, 5)  # one a look
+        password.write_text("secret")
+        wait_until(lambda: "was read again: added pier" in log.read_text(), "the new feed")
+        messages(viewer, 3)
+    assert log.read_text().count("the settings stay as they were") == 1
+    assert log.read_text().count("was read again") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "nothing"),
+    [
+        ("", True),
+        ("# A comment.\n", True),
+        ("\ufeff# A comment.\n", True),
+        ("[relay]\n", False),
+        ("\ufeff[relay]\n", False),
+    ],
+)
+def test_a_file_says_nothing_where_it_holds_no_table_with_a_byte_order_mark_or_without(
+    tmp_path: Path, text: str, nothing: bool
+) -> None:
+    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
+    assert says_nothing(tmp_path / "config.toml") == nothing
 
 
 @pytest.mark.parametrize("nothing", ["", "# The first line of more.\n"], ids=["empty", "comments"])
@@ -294,6 +328,37 @@ def test_the_engine_is_the_one_that_the_file_asks_for(tmp_path: Path) -> None:
     )
     options = EngineOptions("bf16", threads=5, cache=tmp_path, batch=3, parallel=4)
     assert str(("openvino", "paper", options)) in asked.stderr
+
+
+FAILING = """
+import engines.runtime, stream.relay
+from tests.doubling import DoublingEngine
+from tools.app import main
+
+words = "rtsp://relay:secret@10.0.0.7 broke"
+
+def broken_stage(*arguments):
+    raise RuntimeError(words)
+
+engines.runtime.open_with_fallback = lambda *asked: DoublingEngine()
+stream.relay.light_up = broken_stage
+main()
+"""
+"""The command with a stage that fails: `python -c FAILING run`."""
+
+
+def test_a_relay_that_fails_ends_with_1_and_one_line_and_tells_the_words_of_no_error(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'[relay]\nendpoint = "tcp://127.0.0.1:*"\n[feeds.dead]\nurl = "udp://127.0.0.1:{free_port()}"\n')
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, "run", config], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "nightbridge: the relay failed: unexpected RuntimeError"
+    assert "a stage failed, the relay stops: unexpected RuntimeError" in done.stderr
+    assert done.stderr.count("in broken_stage") == 1
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr + done.stdout
 
 
 def test_an_endpoint_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:

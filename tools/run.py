@@ -32,6 +32,8 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
     also opens feeds again that have failed.
     """
     from engines.runtime import EngineOptions, open_with_fallback
+    from stream.errors import StreamError
+    from stream.feed import reason_of
     from stream.publish import Publisher
     from stream.relay import Relay
     from stream.settings import load_settings
@@ -63,17 +65,23 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
                 health = served.enter_context(Health(settings.relay.metrics, relay))
                 log.info("metrics and status at http://%s", health.address)
             log.info("publishing %d feeds at %s", len(settings.feeds), publisher.endpoint)
+            told: str | None = None
             while not stop.wait(STATUS_SECONDS) and relay.failure is None:
                 changed, asked = watch.changed(), reload.is_set()
                 if changed or asked:
                     reload.clear()
-                    read_again(config, relay, asked)
+                    wrong = read_again(config, relay, asked)
+                    if wrong is None:
+                        watch.take()
+                    elif asked or wrong != told:
+                        log.error("the settings stay as they were: %s", wrong)
+                    told = wrong
                 relay.publish_status()
         relay.publish_status()
         for feed in relay.feeds.values():
             log.info("feed %s: %s", feed.name, feed.figures())
     if relay.failure is not None:
-        raise relay.failure
+        raise StreamError(f"the relay failed: {reason_of(relay.failure)}")
 
 
 def pictures_at_once(feeds: int) -> int:
@@ -82,22 +90,23 @@ def pictures_at_once(feeds: int) -> int:
 
 
 class Watch:
-    """Tells when a file has become another one, or has been written to."""
+    """Tells that a file has become another one, or has been written to, until that one is taken."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known = self._seen = self._look()
 
     def changed(self) -> bool:
-        """Whether the file is another than when this was last true, and the same as when it was last asked.
+        """Whether the file is another than the one that is known, and the same as when this was last asked.
 
         So one that is being written is left alone; one that is empty or away is, too: that is how writing begins.
         """
         before, self._seen = self._seen, self._look()
-        if self._seen is None or self._seen == self._known or self._seen != before:
-            return False
+        return self._seen is not None and self._seen != self._known and self._seen == before
+
+    def take(self) -> None:
+        """Let the file as it was last seen be the known one, which at first is that of the start."""
         self._known = self._seen
-        return True
 
     def _look(self) -> tuple[int, int, int] | None:
         try:
@@ -107,8 +116,8 @@ class Watch:
         return (found.st_ino, found.st_size, found.st_mtime_ns) if found.st_size else None
 
 
-def read_again(config: Path, relay: Relay, asked: bool) -> None:
-    """Apply what the file says now; settings that are wrong are told in one line, and the old ones stay.
+def read_again(config: Path, relay: Relay, asked: bool) -> str | None:
+    """Apply what the file says now; where that is wrong the old settings stay, and what is wrong is told in one line.
 
     So they do where the file says nothing, which is how writing begins. `asked` says that somebody asked for it: then
     feeds that have failed are opened again, too.
@@ -119,20 +128,19 @@ def read_again(config: Path, relay: Relay, asked: bool) -> None:
     try:
         settings = load_settings(config)
     except SettingsError as error:
-        log.error("the settings stay as they were: %s", "; ".join(str(error).splitlines()))
-        return
+        return "; ".join(str(error).splitlines())
     if not settings.feeds and says_nothing(config):
-        log.warning("the settings stay as they were: %s says nothing", config)
-        return
+        return f"{config} says nothing"
     changes = relay.apply(settings, reopen_failed=asked)
     log.info("%s was read again: %s", config, changes)
     if changes.need_restart:
         log.warning("%s of %s takes effect at the next start", ", ".join(changes.need_restart), config)
+    return None
 
 
 def says_nothing(config: Path) -> bool:
     """Whether a file is empty, or holds comments alone."""
     try:
-        return not tomllib.loads(config.read_text(encoding="utf-8"))
+        return not tomllib.loads(config.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):  # it went away meanwhile, or is being written
         return True

@@ -15,6 +15,7 @@ from socketserver import ThreadingTCPServer
 from typing import Any, Self
 
 from stream.errors import WireError
+from stream.feed import place_of, reason_of
 
 CONNECTIONS = 8
 """Open at once, each with a thread of its own; for one more the oldest is cut off."""
@@ -111,13 +112,14 @@ class PageHandler(BaseHTTPRequestHandler):
     server_version, sys_version = "nightbridge", ""
 
     def do_GET(self) -> None:
-        """Send the page; where its making fails the log alone says why, since an error's words may hold anything."""
+        """Send the page; where its making fails the log alone tells the kind of error and the place, and nobody its
+        words, which may hold anything."""
         pages = self.server.pages
         known = "".join(f"{path}\n" for path in pages)
         try:
             page = pages.get(self.path.partition("?")[0], lambda: Page(known, status=HTTPStatus.NOT_FOUND))()
-        except Exception:
-            log.exception("a page cannot be made")
+        except Exception as error:
+            log.error("a page cannot be made: %s%s", reason_of(error), place_of(error))
             page = Page("internal error\n", status=HTTPStatus.INTERNAL_SERVER_ERROR)
         body = page.text.encode()
         self.send_response(page.status)
