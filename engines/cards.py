@@ -18,7 +18,9 @@ from engines.errors import EngineError, EngineMismatch, EngineMissing, UnknownNa
 SHIPPED = Path(__file__).parent / "weights"
 CARD = "card.json"
 NUMBERS = "weights.safetensors"
-KINDS = {".safetensors", ".onnx", ".xml", ".bin"}
+INT8 = ("int8.xml", "int8.bin")
+FILES = frozenset({NUMBERS, "fp32.onnx", "fp16.onnx", *INT8})
+"""What a card can vouch for; whatever else lies in the folder is somebody else's."""
 
 
 class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -31,7 +33,8 @@ class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     data: str = ""
     recipe: dict[str, object] = {}
     commit: str = ""
-    """Of this project, when the training began."""
+    """Of this project, which holds the recipe, of several stages the last one's; a stage has its own under this key.
+    Empty where none is known."""
     scores: dict[str, object] = {}
     scored: str = ""
     """SHA-256 of the stored numbers that the scores were measured with; those of others say nothing of these."""
@@ -108,7 +111,7 @@ def shipped() -> list[str]:
 
 def write_card(folder: Path, card: Card) -> None:
     """Write the card of a folder whose numbers and engine files are complete; the digests are taken from them."""
-    card.files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.suffix in KINDS}
+    card.files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name in FILES}
     part = folder / f"{CARD}.part"
     part.write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n")
     part.replace(folder / CARD)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from engines.cards import NUMBERS, Weights, write_card
+from engines.cards import INT8, NUMBERS, Weights, write_card
 from engines.checkpoint import load_network
 from engines.data.lol import read_picture
 from engines.equalise import equalised
@@ -21,7 +21,6 @@ from engines.picture import INPUTS, OUTPUTS, HalfNetwork, PictureGraph
 from engines.quantise import export_int8
 
 OPSET = 18
-INT8 = ("int8.xml", "int8.bin")
 CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "nncf")
 """Loggers whose notes on every node of the graph are for those who make the exporters."""
 

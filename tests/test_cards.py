@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from engines.cards import NUMBERS, SHIPPED, Card, Weights, find_weights, write_card
+from engines.cards import NUMBERS, SHIPPED, Card, Weights, find_weights, shipped, write_card
 from engines.errors import EngineMismatch, EngineMissing
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("folder", sorted(SHIPPED.iterdir()), ids=lambda folder: folder.name)
@@ -20,6 +24,36 @@ def test_every_shipped_file_is_the_one_its_card_tells_of(folder: Path) -> None:
     assert weights.card.scores
     assert weights.card.scored == weights.id
     assert weights.card.limits
+
+
+def git(*words: str) -> str | None:
+    """What git says of this project; None where it fails."""
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_commit_of_a_stage_holds_the_recipe_that_the_stage_was_trained_by(name: str) -> None:
+    card = find_weights(name).card
+    stages = card.recipe["stages"]
+    assert isinstance(stages, list)
+    assert card.commit == stages[-1]["commit"]
+    for stage in stages:
+        if (commit := stage.get("commit")) is None:
+            continue
+        if not (ROOT / ".git").exists() or (files := git("ls-tree", "-r", "--name-only", commit)) is None:
+            pytest.skip("the history is not here")
+        (path,) = [file for file in files.splitlines() if file.endswith(f"/recipes/{stage['recipe']}.toml")]
+        recipe = tomllib.loads(git("show", f"{commit}:{path}") or "")
+        assert recipe
+        assert {key: stage[key] for key in recipe} == recipe
+
+
+def test_a_file_of_another_name_is_not_on_the_card(tmp_path: Path) -> None:
+    for name in (NUMBERS, "fp16.onnx", "older.safetensors", "data.bin", "int8.xml.onnx"):
+        (tmp_path / name).write_bytes(b"numbers")
+    write_card(tmp_path, Card(name="mine", network="neid", files={}))
+    assert [*Weights(tmp_path).card.files] == ["fp16.onnx", NUMBERS]
 
 
 def test_a_card_holds_the_digests_of_its_files(tmp_path: Path) -> None:

@@ -231,12 +231,39 @@ def test_the_engine_file_scores_as_torch_does(tmp_path: Path, command: Evaluate)
         *("--lol", "lol", "--split", "held-out", "--precision", "fp32", "--json", "scores.json"),
         *("--runtime", "openvino", "--runtime", "torch"),
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    told = "field learned these scenes before: scores on held-out tell nothing of others\n"
+    assert (done.returncode, done.stderr) == (0, told)
     figures = json.loads((tmp_path / "scores.json").read_text())
     assert [engine["runtime"] for engine in figures["engines"]] == ["openvino", "torch"]
     (difference,) = figures["differences"]
     assert difference["between"] == "torch fp32 and openvino fp32"
     assert abs(difference["lol.psnr_db"]) <= difference["lol.psnr_db_largest"] <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("split", "told"), [("held-out", ["all"]), ("our485", ["all", "some"]), ("eval15", [])], ids=lambda split: split
+)
+def test_scores_on_scenes_that_were_learned_are_told_as_such(
+    tmp_path: Path, command: Evaluate, split: str, told: list[str]
+) -> None:
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    from engines.network.config import NEID_LITE
+    from engines.network.neid import Neid
+    from engines.training.recipe import Recipe
+    from engines.training.train import store
+
+    make_lol(tmp_path / "lol", "eval15" if split == "eval15" else "our485", [660])
+    for name, hold_out in (("all", False), ("some", True)):
+        store(Neid(NEID_LITE), Recipe(network="neid-lite", hold_out=hold_out), tmp_path / name, {})
+    words = ("--lol", "lol", "--split", split, "--runtime", "torch", "--json", "scores.json")
+    done = command(*words, "--weights", "all", "--weights", "some")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        f"{name} learned these scenes before: scores on {split} tell nothing of others" for name in told
+    ]
+    engines = json.loads((tmp_path / "scores.json").read_text())["engines"]
+    assert [engine["weights"] for engine in engines if engine["lol"].get("learned_before") is True] == told
+    assert all("learned_before" not in engine["lol"] for engine in engines if engine["weights"] not in told)
 
 
 def test_seeds_are_told_as_mean_and_spread_for_each_kind_of_engine() -> None:

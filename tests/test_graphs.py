@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from unittest import mock
 
 import msgspec
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from engines.data.pairs import Draw, draw, small_sizes
+from engines.data.pairs import Draw, Sample, batch, draw, small_sizes
 from engines.errors import EngineError
 from engines.training import graphs, guard, train
 from engines.training.recipe import Recipe
@@ -24,7 +24,7 @@ RECIPE = Recipe(batch=2, crop=(32, 32), ssim_weight=0.0, exposure_free=0.5, mix=
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[mock.Mock]:
-    """The graphs that were captured."""
+    """The graphs that were captured; each knows the `pool` of its memory."""
     made: list[mock.Mock] = []
 
     def graph() -> mock.Mock:
@@ -34,8 +34,14 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[mock.Mock]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
     monkeypatch.setattr(torch.cuda, "Stream", mock.Mock())
     monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
-    for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_args, **_options: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, len(made)))
+    monkeypatch.setattr(torch.cuda, "stream", lambda *_: nullcontext())
+
+    def capture(graph: mock.Mock, *, pool: tuple[int, int] | None = None, **_: object) -> AbstractContextManager[None]:
+        graph.pool = pool
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     return made
 
@@ -99,6 +105,55 @@ def test_each_kind_of_step_is_captured_once_and_then_replayed(captured: list[moc
     for step, chosen in enumerate(draws([0.0, 1.0] * (graphs.WARM_UP + 3))):
         steps.take(0, chosen, step, 1e-3, np.random.default_rng(step))
     assert [graph.replay.call_count for graph in captured] == [3, 3]
+
+
+def test_all_graphs_share_their_memory(captured: list[mock.Mock]) -> None:
+    _, steps = steps_of(msgspec.structs.replace(RECIPE, detail_weight=0.0), as_graphs=True)
+    for step, chosen in enumerate(draws([0.0, 1.0] * (graphs.WARM_UP + 1))):
+        steps.take(0, chosen, step, 1e-3, np.random.default_rng(step))
+    assert [graph.pool for graph in captured] == [(0, 0)] * 2
+
+
+def test_pictures_take_as_much_room_as_they_have_whatever_the_largest_is() -> None:
+    random = np.random.default_rng(7)
+    pairs = []
+    for height, width in ((40, 64), (32, 32), (64, 48)):
+        sizes = ((height, width, 3), *((2 * height, 2 * width, 3),) * 2)
+        pairs.append(Sample(*(random.integers(256, size=size, dtype=np.uint8) for size in sizes)))
+    chosen = draw(small_sizes(pairs), (32, 32), 12, random)
+    deck = graphs.Deck(pairs, CPU)
+    made = deck.batch(chosen.places, chosen.light, chosen, torch.Generator())
+    assert len({*chosen.places[:, 0].tolist()}) == 3
+    assert all(map(torch.equal, made, batch(pairs, chosen)))
+    rooms = [sum(getattr(pair, name).size for pair in pairs) for name in ("small", "large", "dark")]
+    assert [pile.pixels.numel() for pile in deck.piles] == rooms
+
+
+@pytest.mark.parametrize(("changes", "count"), [({}, 3), ({"detail_weight": 0.0}, 2), ({"detail_every": 0}, 2)])
+def test_dark_pictures_are_on_the_device_where_the_detail_branch_is_supervised(
+    captured: list[mock.Mock], monkeypatch: pytest.MonkeyPatch, changes: dict[str, float], count: int
+) -> None:
+    piled = mock.Mock(wraps=graphs.Pile)
+    monkeypatch.setattr(graphs, "Pile", piled)
+    _, steps = steps_of(msgspec.structs.replace(RECIPE, **changes), as_graphs=True)
+    assert piled.call_count == count
+    (chosen,) = draws([0.0])
+    steps.take(0, chosen, 0, 1e-3, np.random.default_rng(1))
+
+
+def test_once_a_step_cannot_be_captured_no_graph_is_replayed_any_more(
+    captured: list[mock.Mock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a failed capture leaves of the memory that all share is nobody's to rely on."""
+    _, steps = steps_of(msgspec.structs.replace(RECIPE, detail_weight=0.0), as_graphs=True)
+    for step, chosen in enumerate(draws([0.0] * (graphs.WARM_UP + 1))):
+        steps.take(0, chosen, step, 1e-3, np.random.default_rng(step))
+    (good,) = captured
+    monkeypatch.setattr(torch.cuda, "graph", mock.Mock(side_effect=RuntimeError("out of memory")))
+    for step, chosen in enumerate(draws([1.0] * (graphs.WARM_UP + 1) + [0.0])):
+        steps.take(0, chosen, step, 1e-3, np.random.default_rng(step))
+    assert good.replay.call_count == 1
+    assert len(captured) == 2
 
 
 def test_where_a_step_cannot_be_captured_all_are_taken_one_operation_after_the_other(
@@ -173,6 +228,7 @@ def test_a_captured_step_changes_nothing_where_its_gradient_is_not_finite() -> N
     run = train.Run.begin(RECIPE, device=device)
     pictures = [torch.rand(2, 3, side, side, device=device) for side in (32, 64, 64)]
     stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
 
     def step() -> None:
         train_step(RECIPE, run.network, run.optimiser, run.guard, pictures, graphs.ALL, False)
@@ -191,6 +247,7 @@ def test_a_captured_step_changes_nothing_where_its_gradient_is_not_finite() -> N
         assert all(map(torch.equal, run.network.state_dict().values(), before))
         pictures[0].fill_(0.5)
         graph.replay()
+    torch.cuda.synchronize(device)
     assert not all(map(torch.equal, run.network.state_dict().values(), before))
     assert run.guard.counts.tolist() == [0, 1]
 

@@ -79,6 +79,20 @@ def test_chroma_sees_a_wrong_hue_and_not_a_wrong_brightness() -> None:
     assert losses.chroma(green, red).item() > 1
 
 
+def test_chroma_vectors_are_nearly_those_of_hue_and_saturation() -> None:
+    codes = torch.linspace(0.1, 1, 10)
+    colours = torch.cartesian_prod(codes, codes, codes)
+    x, y = losses._chroma_vectors(colours.T.view(1, 3, 1, -1)).flatten(2)[0]
+    hues, saturations, _ = torch.tensor([colorsys.rgb_to_hsv(*colour) for colour in colours.tolist()]).T
+    coloured = saturations > 0.01
+    shorter = (torch.hypot(x, y) / saturations)[coloured]
+    assert shorter.min() > 1 - 0.134
+    assert shorter.max() < 1 + 1e-4
+    off = torch.rad2deg(torch.atan2(y, x)) - 360 * hues
+    assert (off[coloured].add(180).remainder(360) - 180).abs().max() < 1.2
+    assert torch.hypot(x, y)[~coloured].max() < 1e-6
+
+
 def test_hue_and_saturation_are_those_of_hsv() -> None:
     colours = torch.tensor([[0.8, 0.2, 0.1], [0.1, 0.7, 0.3], [0.2, 0.1, 0.9], [0.9, 0.1, 0.8]])
     pixels = colours.T.view(1, 3, 1, -1)

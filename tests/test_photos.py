@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import av
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from engines.data import photos
-from engines.data.darken import Night, darken, encode, gather, visible
+from engines.data.coded import at_bit_rate
+from engines.data.darken import DECODE, Night, darken, encode, gather, record, visible
 from engines.data.lamps import POWER, lamps
 from engines.data.lol import Picture, double, halve
 from engines.data.pairs import Sample
@@ -71,6 +73,18 @@ def test_a_camera_loses_what_is_below_its_black_and_sends_the_rest_lower() -> No
     kept = visible(gather(steps, crushing), crushing)
     assert kept[0, :8].tolist() == pytest.approx([0, 0, 0, 0, 0, 5 / 6, 1, 1])
     assert (visible(gather(steps, CLEAR), CLEAR) == 1).all()
+
+
+@pytest.mark.parametrize("level", [0.05, 0.4])
+def test_noise_is_that_of_photons_and_of_reading(level: float) -> None:
+    night = Night(photons=1_000.0, read_noise=0.004)
+    sent = record(np.full((300, 300, 3), level, np.float32), night, np.random.default_rng(1))
+    assert DECODE.take(sent).var() == pytest.approx(level / 1_000 + 0.004**2, rel=0.05)
+
+
+def test_a_cast_changes_the_colours_of_the_light() -> None:
+    light = gather(np.full((2, 2, 3), 255, np.uint8), Night(exposure=0.5, cast=(0.8, 1.0, 1.25)))
+    assert np.allclose(light, (0.4, 0.5, 0.625))
 
 
 @pytest.mark.parametrize("wrong", [{"crushed": -1.0}, {"crushed": 255.0}, {"pedestal": (0.0, 300.0, 0.0)}])
@@ -258,10 +272,12 @@ def test_lamps_outshine_the_sensor_and_their_glow_falls() -> None:
     assert 0 < np.quantile(light, 0.1) < np.median(light) < 0.2
 
 
-@pytest.mark.parametrize("hevc", [0.0, 1.0], ids=["h264", "hevc"])
+@pytest.mark.parametrize(("hevc", "codec"), [(0.0, "h264"), (1.0, "hevc")], ids=["h264", "hevc"])
 def test_a_link_damages_what_it_sends_and_a_thin_one_more(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], hevc: float
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], hevc: float, codec: str
 ) -> None:
+    sending = mock.Mock(wraps=at_bit_rate)
+    monkeypatch.setattr(photos, "at_bit_rate", sending)
     monkeypatch.setattr(photos, "HEVC", hevc)
     clean = np.kron(scene(96, 144), np.ones((2, 2, 1), np.uint8))
     scores = []
@@ -270,6 +286,7 @@ def test_a_link_damages_what_it_sends_and_a_thin_one_more(
         arrived = [send([gather(clean, CLEAR)], CLEAR, np.random.default_rng(seed)) for seed in range(3)]
         scores.append(np.mean([psnr(picture, clean) for picture in arrived]))
     assert 20 < scores[1] < scores[0] - 1 < 50
+    assert {call.args[3] for call in sending.call_args_list} == {codec}
     assert capfd.readouterr() == ("", "")
 
 

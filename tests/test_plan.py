@@ -117,8 +117,34 @@ def test_a_small_plan_trains_the_small_network_on_small_batches_with_the_seed_th
     plan.main(["train", str(tmp_path / "data"), str(tmp_path / "out"), *options])
     recipe = json.loads((tmp_path / "out" / "plan.json").read_bytes())["table2-le-dr"]["recipe"]
     given = json.loads(msgspec.json.encode(read_recipe("table2-le-dr")))
-    assert recipe == given | {"network": "neid-live", "batch": 4, "whole": 0.1, "seed": 7, "crop": [32, 32]}
+    assert recipe == given | {"network": "neid-live", "batch": 4, "whole": 0.1, "seed": 7, "crop": [32, 32], "steps": 1}
     assert load_network(tmp_path / "out" / "table2-le-dr" / NUMBERS).config.parts == ("subpixels", "detail")
+
+
+@pytest.mark.parametrize("rehearsed", [["--small"], ["--seed", "7"], ["--steps", "1"]], ids=lambda words: words[0])
+def test_a_rehearsal_is_not_taken_for_the_run_itself(
+    tmp_path: Path,
+    sets: dict[str, list[Sample]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rehearsed: list[str],
+) -> None:
+    short = TINY | {"network": "neid-lite", "steps": 2}
+    monkeypatch.setattr(plan, "read_recipe", lambda name: msgspec.structs.replace(read_recipe(name), **short))
+    write_packs(sets, tmp_path / "data")
+    jobs = ["--only", "table2-le-dr-ff", "table2-le-dr"]
+    command = ["train", str(tmp_path / "data"), str(tmp_path / "out"), "--sitting", "99", *jobs]
+    plan.main([*command, *rehearsed])
+    before = (tmp_path / "out" / "plan.json").read_bytes()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        plan.main(command)
+    assert ended.value.code == 1
+    told = "done before with other settings; give another OUT"
+    assert capsys.readouterr().out.splitlines() == [f"table2-le-dr-ff: {told}", f"table2-le-dr: {told}"]
+    assert (tmp_path / "out" / "plan.json").read_bytes() == before
+    plan.main([*command, *rehearsed])
+    assert capsys.readouterr().out.count("done before\n") == 2
 
 
 def test_a_job_that_was_killed_after_its_last_step_is_told_as_it_was(
@@ -126,10 +152,10 @@ def test_a_job_that_was_killed_after_its_last_step_is_told_as_it_was(
 ) -> None:
     monkeypatch.setattr(plan, "read_recipe", lambda name: msgspec.structs.replace(read_recipe(name), **TINY))
     (job,) = (job for job in plan.JOBS if job.name == "table2-le-dr-ff")
-    plan.run_job(job, sets, tmp_path, Budget(steps=2))
+    plan.run_job(job, sets, tmp_path, Budget(steps=2), plan.recipe_of(job))
     told = Weights(tmp_path / job.name).card.scores
     (tmp_path / job.name / "card.json").unlink()
-    plan.run_job(job, sets, tmp_path, Budget(steps=2))
+    plan.run_job(job, sets, tmp_path, Budget(steps=2), plan.recipe_of(job))
     again = Weights(tmp_path / job.name).card.scores
     assert again == {name: told[name] for name in ("steps", "held_out_psnr_db", "held_out_on_the_way", "eval15")}
     assert again["steps"] == 2
@@ -193,9 +219,10 @@ def test_rows_of_table_2_take_as_many_steps_as_the_costliest_did(
     budgets: dict[str, Budget] = {}
     monkeypatch.setattr(plan, "run_job", lambda job, _sets, _out, budget, _small: budgets.update({job.name: budget}))
     (tmp_path / "table2-le-dr-ff").mkdir()
-    (tmp_path / "table2-le-dr-ff" / "card.json").write_text('{"scores": {"steps": 7341}, "recipe": {}}')
     rows = [job for job in plan.JOBS if job.name.startswith("table2")]
-    plan.run_plan(sets, tmp_path, minutes=4, sitting=99, jobs=rows)
+    card = {"scores": {"steps": 7341}, "recipe": msgspec.to_builtins(plan.recipe_of(rows[0]))}
+    (tmp_path / "table2-le-dr-ff" / "card.json").write_text(json.dumps(card))
+    assert plan.run_plan(sets, tmp_path, minutes=4, sitting=99, jobs=rows) == []
     assert budgets == dict.fromkeys(("table2-le-dr", "table2-le", "table2-unet"), Budget(steps=7341))
 
 

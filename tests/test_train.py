@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from engines.errors import EngineMismatch, EngineMissing
 from engines.network.config import NEID_LIVE
 from engines.network.neid import Neid
 from engines.training import train as training
+from engines.training.guard import Guard
 from engines.training.recipe import RECIPES, Recipe, learning_rate, read_recipe
 from engines.training.steps import Lesson, Steps, detail_target, half_window, loss_parts, train_step
 from tests.test_check import ROOT, nightbridge
@@ -404,7 +406,7 @@ def test_scores_on_scenes_that_the_numbers_to_begin_with_learned_are_known_as_su
             start,
             training.Trial([sample()]),
         )
-        assert training.knows_held_out(tmp_path / "c.pt") == learned
+        assert training.read_origin(tmp_path / "c.pt")["knows_all"] == learned
         assert ("learned the held-out scenes" in caplog.text) == learned
         caplog.clear()
 
@@ -419,8 +421,8 @@ def test_numbers_that_learned_all_scenes_are_known_as_such_stages_later(tmp_path
         samples = ([sample()], [], [])
         budget = training.Budget(steps=1)
         made = training.train(recipe(), samples, budget, folder / "c.pt", lambda *_: None, start)
-        assert training.knows_held_out(folder / "c.pt")
-        training.store(made, recipe(), folder, {}, training.knows_held_out(folder / "c.pt"))
+        assert training.read_origin(folder / "c.pt")["knows_all"]
+        training.store(made, recipe(), folder, {}, training.read_origin(folder / "c.pt"))
         start = folder / NUMBERS
     assert not Card(name="new", network="neid-live", files={}).learned_all()
 
@@ -432,6 +434,93 @@ def test_engine_files_of_older_numbers_are_gone_when_new_ones_are_stored(tmp_pat
     training.store(Neid(NEID_LIVE), Recipe(), tmp_path, {})
     assert Weights(tmp_path).card.files.keys() == {NUMBERS}
     assert {path.name for path in tmp_path.iterdir()} == {NUMBERS, "card.json", "checkpoint.pt"}
+
+
+def test_files_that_are_nobody_s_engine_files_outlive_new_numbers(tmp_path: Path) -> None:
+    foreign = {"start.safetensors": b"to begin with", "calibration.bin": b"one's own", "other.onnx": b"as well"}
+    for name, content in foreign.items():
+        (tmp_path / name).write_bytes(content)
+    training.store(Neid(NEID_LIVE), Recipe(), tmp_path, {})
+    assert {name: (tmp_path / name).read_bytes() for name in foreign} == foreign
+    assert Weights(tmp_path).card.files.keys() == {NUMBERS}
+
+
+def test_a_card_tells_the_commit_at_which_its_training_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, commit in enumerate(("0a" * 20, "0b" * 20), start=1):  # the second sitting is at a later one
+        monkeypatch.setattr(training, "checked_out", lambda commit=commit: commit)
+        budget = training.Budget(steps=number)
+        training.train(recipe(), ([sample()], [], []), budget, tmp_path / "c.pt", lambda *_: None, device=CPU)
+    training.store(Neid(NEID_LIVE), recipe(), tmp_path, {}, training.read_origin(tmp_path / "c.pt"))
+    assert Weights(tmp_path).card.commit == "0a" * 20
+
+
+def test_the_commit_that_is_checked_out_is_known_where_the_project_is_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        command = ("git", "-C", str(tmp_path), *who, *words)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "file").write_text("as it was")
+    git("add", "file")
+    git("commit", "-m", "first")
+    git("tag", "-a", "v1", "-m", "v1")
+    monkeypatch.setattr(training, "ROOT", tmp_path)
+    assert training.checked_out() == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("changed")
+    assert training.checked_out() == f"{git('rev-parse', 'HEAD')}-dirty"
+    monkeypatch.setattr(training, "ROOT", tmp_path / "project")  # as installed into somebody else's checkout
+    assert training.checked_out() == ""
+
+
+def test_the_average_follows_the_network_by_its_decay_and_faster_at_the_beginning() -> None:
+    run = training.Run.begin(recipe())
+    average = {name: value.clone().double() for name, value in run.average.items()}
+    for step, kept in ((1, 2 / 11), (2, 3 / 12), (3, 0.3), (4, 0.3)):  # (1 + step) / (10 + step), 0.3 at most
+        for parameter in run.network.parameters():
+            parameter.data.fill_(10.0 * step)
+        run.follow(0.3)
+        average = {name: kept * value + (1 - kept) * 10 * step for name, value in average.items()}
+        for name, value in average.items():
+            assert torch.allclose(run.average[name].double(), value, atol=1e-4), name
+    assert run.step == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_a_step_ends_the_run_after_it_and_the_checkpoint_holds_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: signal.Signals
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def train(checkpoint: Path) -> Neid:
+        budget = training.Budget(steps=5)
+        return training.train(recipe(), ([sample()], [], []), budget, checkpoint, lambda *_: None, device=CPU)
+
+    def guarded(self: Guard, optimiser: torch.optim.Optimizer, norm: torch.Tensor) -> None:
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(number)
+        step(self, optimiser, norm)
+
+    whole, taken, step = train(tmp_path / "whole.pt"), [], Guard.step
+    usual = signal.signal(number, stop)
+    try:
+        monkeypatch.setattr(Guard, "step", guarded)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut.pt")
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, usual)
+    assert training.read_trials(tmp_path / "cut.pt")[0] == 3
+    cut = f"{tmp_path}/cut.pt"
+    assert caplog.messages == [f"interrupted after step 3; {cut} holds it, and the same call goes on"]
+    resumed = train(tmp_path / "cut.pt")
+    assert len(taken) == 5
+    assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
 
 
 def test_numbers_that_are_stored_already_cost_no_engine_file_and_no_card(tmp_path: Path) -> None:
@@ -820,6 +909,13 @@ def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
         ("weight_decay = -1.0", "weight_decay is -1.0; it must be a number from 0 on"),
         ("ssim_weight = -1.0", "ssim_weight is -1.0; it must be a number from 0 on"),
         ("ema = 2.0", "ema is 2.0; it must be from 0 to 1"),
+        (
+            "drops = [[0.5, 1e-6], [0.25, 1e-5]]",
+            "drops has the shares [0.5, 0.25]; they must be from 0 to 1, and ascend",
+        ),
+        ("drops = [[25.0, 1e-5]]", "drops has the shares [25.0]; they must be from 0 to 1"),
+        ("drops = [[0.25, -1e-3]]", "drops has the rates [-0.001]; they must be numbers from 0 on"),
+        ("drops = [[0.25, nan]]", "drops has the rates [nan]; they must be numbers from 0 on"),
         ("clip = -1.0", "clip is -1.0; it must be above 0"),
         ("wide = 1.5", "wide is 1.5; it must be from 0 to 1"),
         ("wide = 0.5\ncrop = [208, 304]", "crop is [208, 304]; with wide it must be [192, 304] at most"),

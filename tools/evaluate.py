@@ -124,6 +124,9 @@ def evaluate(
     if not measures:
         raise typer.BadParameter("nothing to measure: name --lol, --daylight, --steady, --clips or --folder")
     results = [measured(*engine, measures) for engine in engines]
+    for name in {result["weights"]: None for result in results if result.get("lol", {}).get("learned_before")}:
+        message = f"{name} learned these scenes before: scores on {split} tell nothing of others"
+        Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
     console = Console()
     for result in results:
         print_values(console, without_rows(result))
@@ -241,6 +244,8 @@ def each(paths: Iterable[Path], rows_of: Callable[[Path], Iterable[Row]]) -> Ite
 
 def measured(weights: str, runtime: str, precision: str, measures: Sequence[Measure]) -> dict[str, Any]:
     """One engine's figures by the measures' names, with what the engine is."""
+    from engines.cards import find_weights
+    from engines.evaluation.evaluate import learned_before
     from engines.runtime import EngineOptions, open_engine
 
     with open_engine(runtime, weights, EngineOptions(precision=precision, batch=1)) as engine:
@@ -252,6 +257,8 @@ def measured(weights: str, runtime: str, precision: str, measures: Sequence[Meas
             "precision": info.precision,
         }
         figures = {measure.name: figures_of(measure, engine) for measure in measures}
+    if "lol" in figures and learned_before(find_weights(weights).card, figures["lol"]["split"]):
+        figures["lol"]["learned_before"] = True
     return about | figures
 
 

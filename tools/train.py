@@ -84,13 +84,13 @@ def train(
             teacher=teacher,
         )
     scores: dict[str, object] = {}
-    knows_all = training.knows_held_out(out / "checkpoint.pt")
-    if plan.hold_out and not knows_all:
+    origin = training.read_origin(out / "checkpoint.pt")
+    if plan.hold_out and not origin.get("knows_all"):
         scores["held_out_psnr_db"] = round(training.validate(network, held_out), 3)
         console.print(f"raw PSNR {scores['held_out_psnr_db']} dB on {len(held_out)} pictures of held-out scenes")
     if progress.step_ms:
         console.print(f"{progress.step_ms:.1f} ms a step, {progress.pictures_per_second:.1f} pictures/s")
     if not progress.steps:
         console.print("the budget was used up before, and nothing was learned: give a larger one, or another --out")
-    training.store(network, plan, out, scores, knows_all)
+    training.store(network, plan, out, scores, origin)
     console.print(f"{out}: stored; `nightbridge export {out}` makes the files that runtimes open")

@@ -241,18 +241,18 @@ def batch(samples: Sequence[Sample], chosen: Draw) -> list[Tensor]:
 
 
 def light_up(stacks: Sequence[Tensor], light: Tensor, chosen: Draw, generator: torch.Generator) -> list[Tensor]:
-    """Crops [small, large, dark], uint8 (N, h, w, 3), as the network takes them, in [0, 1].
+    """Crops [small, large, dark], or without dark, uint8 (N, h, w, 3), as the network takes them, in [0, 1].
 
     Turned, exposed, made noisy, blended. `light` is that of `chosen`, on the device of the crops, and so is
     `generator`, which the noise comes from.
     """
     order = (0, 3, 2, 1) if chosen.turned else (0, 3, 1, 2)
-    small, large, dark = (stack.permute(order).contiguous().float() / 255 for stack in stacks)
+    small, *others = (stack.permute(order).contiguous().float() / 255 for stack in stacks)
     gains, blends, deviations = (column.view(-1, 1, 1, 1) for column in light.unbind(1))
     small = small * gains
     if chosen.noisy:
         small = small + deviations * torch.randn(small.shape, generator=generator, device=small.device)
-    pictures = [small.clamp(0, 1), large, dark]
+    pictures = [small.clamp(0, 1), *others]
     if not chosen.mixed:
         return pictures
     return [picture.lerp(picture.roll(1, 0), blends) for picture in pictures]

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from engines.cards import Card
 from engines.colour import Colour, to_planes, to_rgb
 from engines.data.lol import HELD_OUT, Pair, Picture, halve, read_lol, trimmed
 from engines.door import SCALE, Door, Memory
@@ -43,6 +44,11 @@ def read_split(folder: Path, split: Split) -> list[Pair]:
     if not pairs:
         raise FileNotFoundError(f"{folder}: our485 has none of the held-out scenes {HELD_OUT[0]} to {HELD_OUT[-1]}")
     return pairs
+
+
+def learned_before(card: Card, split: Split) -> bool:
+    """Whether weights have learned the pairs of a split, as far as their card tells; those of `our485` always."""
+    return split == "our485" or (split == "held-out" and card.learned_all())
 
 
 def enhance_picture(engine: Door, picture: Picture, memory: Memory | None = None, keep: float = 0.0) -> Picture:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engines.data.lol import Picture
 from engines.data.pairs import SCALES, Draw, Sample, light_up, rows_and_columns, shared_region
 from engines.network.neid import Neid
 from engines.training.guard import Guard
@@ -34,31 +35,37 @@ ALL = (slice(None), slice(None))
 """SSIM looks at whole pictures here: a GPU has the time."""
 
 
+class Pile:
+    """Pictures of any sizes on the device, one after another, pixel by pixel."""
+
+    def __init__(self, pictures: Sequence[Picture], device: torch.device) -> None:
+        self.pixels = torch.from_numpy(np.concatenate([picture.reshape(-1, 3) for picture in pictures])).to(device)
+        """(P, 3) uint8."""
+        sizes = [height * width for height, width, _ in (picture.shape for picture in pictures)]
+        self._first = torch.tensor([0, *sizes[:-1]], device=device).cumsum(0)
+        self._width = torch.tensor([picture.shape[1] for picture in pictures], device=device)
+
+    def crops(self, numbers: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """(N, h, w, 3) uint8: the rows (N, h) and columns (N, w) of the pictures with these numbers (N,)."""
+        starts = self._first[numbers, None] + rows * self._width[numbers, None]
+        return self.pixels[starts[:, :, None] + columns[:, None, :]]
+
+
 class Deck:
     """Samples of one kind on the device."""
 
-    def __init__(self, samples: Sequence[Sample], device: torch.device) -> None:
-        """Smaller pictures are filled up with black, which no crop reaches."""
-        self._stacks = [
-            _stack([getattr(sample, name) for sample in samples], device) for name in ("small", "large", "dark")
-        ]
+    def __init__(self, samples: Sequence[Sample], device: torch.device, *, dark: bool = True) -> None:
+        """`dark`: with the dark pictures at full size, which the detail branch alone wants."""
+        names = ("small", "large", "dark") if dark else ("small", "large")
+        self.piles = [Pile([getattr(sample, name) for sample in samples], device) for name in names]
 
     def batch(self, places: Tensor, light: Tensor, chosen: Draw, generator: torch.Generator) -> list[Tensor]:
         """As `engines.data.pairs.batch`; `places` and `light` are those of `chosen`, all on the device."""
-        crops = []
-        for stack, scale in zip(self._stacks, SCALES, strict=True):
-            rows, columns = rows_and_columns(places, chosen.size, scale)
-            crops.append(stack[places[:, :1, None], rows[:, :, None], columns[:, None, :]])
+        crops = [
+            pile.crops(places[:, 0], *rows_and_columns(places, chosen.size, scale))
+            for pile, scale in zip(self.piles, SCALES, strict=False)
+        ]
         return light_up(crops, light, chosen, generator)
-
-
-def _stack(pictures: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]], device: torch.device) -> Tensor:
-    """(S, H, W, 3) uint8, as high and wide as the largest."""
-    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
-    stack = torch.zeros(len(pictures), height, width, 3, dtype=torch.uint8)
-    for place, picture in zip(stack, pictures, strict=True):
-        place[: picture.shape[0], : picture.shape[1]] = torch.from_numpy(picture.copy())
-    return stack.to(device)
 
 
 @dataclass
@@ -90,11 +97,16 @@ class GraphSteps:
         torch.backends.cudnn.benchmark = False  # it would build all kernels for each convolution and shape
         self._recipe, self._network, self._optimiser, self._device = recipe, network, optimiser, device
         self._guard, self._lessons = guard, lessons
-        used = [share > 0 for share in recipe.mix]
-        self._decks = [Deck(some, device) if use else None for some, use in zip(samples, used, strict=True)]
+        dark = recipe.with_detail(0)
+        self._decks = [
+            Deck(some, device, dark=dark) if share > 0 else None
+            for some, share in zip(samples, recipe.mix, strict=True)
+        ]
         self._kinds: dict[tuple[object, ...], Kind] = {}
         self._noise = torch.Generator(device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        """Memory of all graphs: they are replayed one after another, and what one made is read before the next."""
         self._told: dict[str, float] = {}
         self._captures = True
 
@@ -144,11 +156,13 @@ class GraphSteps:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._noise)  # so that each replay draws from the seed of its step
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 this.parts = self._step(this, deck, chosen, with_detail)
         except RuntimeError as error:
             log.warning("no CUDA graphs, so that steps are slower: %s", str(error).partition("\n")[0])
             self._captures = False
+            for kind in self._kinds.values():
+                kind.graph = None
             return None
         return graph
 

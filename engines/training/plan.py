@@ -3,11 +3,12 @@
     python -m engines.training.plan pack LOL PHOTOS DATA    # where the data is: a few files of 26 MB at most
     python -m engines.training.plan train DATA OUT --minutes 7.5 --sitting 9    # where the GPU is, for each sitting
 
-A job that is done is not done again, one that was interrupted goes on, one that fails stops no other, and one for which
-the sitting has no time left is not begun. `OUT/JOB/` holds its checkpoint, weights in half precision and card;
-`OUT/plan.json` what is known of all jobs, their scores on LOL's `eval15` too. `--only` chooses jobs, which then share
-all minutes. Needs torch, numpy, safetensors, msgspec, and Pillow with AVIF (11.3 or later); of the shipped weights
-`engines/weights/field/weights.safetensors` alone.
+A job that is done is not done again (it fails if its recipe is another now: `--seed`, `--small` and `--steps` are part
+of it), one that was interrupted goes on, one that fails stops no other, and one for which the sitting has no time left
+is not begun. `OUT/JOB/` holds its checkpoint, weights in half precision (25 MB of `neid`) and card; `OUT/plan.json`
+what is known of all jobs, their scores on LOL's `eval15` too. `--only` chooses jobs, which then share all minutes;
+`--limit` sets how large a file of DATA may be. Needs torch, numpy, safetensors, msgspec, and Pillow with AVIF (11.3 or
+later); of the shipped weights `engines/weights/field/weights.safetensors` alone.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from engines.training.train import (
     Budget,
     Trial,
     as_shown,
-    knows_held_out,
+    read_origin,
     read_seconds,
     read_trials,
     store,
@@ -125,32 +126,36 @@ def run_plan(
     minutes: float,
     sitting: float,
     jobs: Sequence[Job] = JOBS,
-    steps: float = float("inf"),
+    steps: int | None = None,
     began: float | None = None,
     small: bool = False,
 ) -> list[str]:
     """Do what is not done yet, while this sitting of so many minutes lasts; `steps` ends every job early.
 
     The sitting began at `began` on the monotonic clock, or now. `small` changes all recipes as `SMALL` says. Returns
-    the names of the jobs that failed.
+    the names of the jobs that failed; one that was done by another recipe is among them.
     """
     deadline = (time.monotonic() if began is None else began) + 60 * sitting
     whole, failed = sum(job.share for job in jobs), []
     for job in jobs:
         folder, given = out / job.name, job.share / whole * minutes
+        recipe = recipe_of(job, steps, small)
         needed = given - read_seconds(folder / CHECKPOINT) / 60
-        pace = steps_of(out / job.paced_by) if job.paced_by else None
-        if (folder / CARD).exists():
+        pace = steps_of(out / job.paced_by) if job.paced_by and job.paced_by not in failed else None
+        if (done := recipe_done(folder)) == json.loads(msgspec.json.encode(recipe)):
             print(f"{job.name}: done before")
+        elif done is not None:
+            print(f"{job.name}: done before with other settings; give another OUT")
+            failed.append(job.name)
         elif job.paced_by and pace is None:
             print(f"{job.name}: waits for {job.paced_by}")
         elif time.monotonic() + 60 * (needed + RESERVE_MINUTES) > deadline:
             print(f"{job.name}: needs {needed:.1f} minutes, more than this sitting has left")
         else:
             print(f"{job.name}: {f'{pace} steps' if pace else f'{needed:.1f} minutes at most'}", flush=True)
-            budget = Budget(steps=min(pace, steps)) if pace else Budget(minutes=given, steps=steps)
+            budget = Budget(steps=pace) if pace else Budget(minutes=given)
             try:
-                run_job(job, sets, out, budget, small)
+                run_job(job, sets, out, budget, recipe)
             except Exception:  # whatever it is: the other jobs have nothing to do with it
                 print(f"{job.name}: failed\n{traceback.format_exc()}", flush=True)
                 failed.append(job.name)
@@ -158,10 +163,16 @@ def run_plan(
     return failed
 
 
-def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: Budget, small: bool = False) -> None:
+def recipe_of(job: Job, steps: int | None = None, small: bool = False) -> Recipe:
+    """What the plan trains by: the job's recipe with its seed, and what `run_plan` is told to change."""
+    recipe = read_recipe(job.recipe)
+    fewest = min((each for each in (steps, recipe.steps) if each is not None), default=None)
+    changes: dict[str, Any] = {"seed": job.seed, "steps": fewest, **AS_PACKED, **(SMALL if small else {})}
+    return msgspec.structs.replace(recipe, **changes)
+
+
+def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: Budget, recipe: Recipe) -> None:
     """Train one network and store it with its scores."""
-    changes: dict[str, Any] = {"seed": job.seed, **AS_PACKED, **(SMALL if small else {})}
-    recipe = msgspec.structs.replace(read_recipe(job.recipe), **changes)
     folder = out / job.name
     folder.mkdir(parents=True, exist_ok=True)
     clock = Clock(time.monotonic())
@@ -184,7 +195,7 @@ def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: B
         scores["held_out_on_the_way"] = [(step, round(score, 3)) for step, score in trials]
     if sets.get("eval15"):
         scores["eval15"] = summary(list(evaluated(copy.deepcopy(network).float(), sets["eval15"])))
-    store(network, recipe, folder, scores, knows_held_out(checkpoint))
+    store(network, recipe, folder, scores, read_origin(checkpoint))
 
 
 def evaluated(network: Neid, samples: Sequence[Sample]) -> Iterator[Score]:
@@ -195,6 +206,12 @@ def evaluated(network: Neid, samples: Sequence[Sample]) -> Iterator[Score]:
         picture = np.rint(255 * bright).astype(np.uint8)
         figures = (measure(picture, sample.large) for measure in (psnr, psnr_gt_mean, ssim, mean_ratio))
         yield Score(str(number), *figures)
+
+
+def recipe_done(folder: Path) -> dict[str, Any] | None:
+    """By which recipe a job was trained, as JSON has it, where it is done."""
+    card = folder / CARD
+    return dict(json.loads(card.read_bytes())["recipe"]) if card.exists() else None
 
 
 def steps_of(folder: Path) -> int | None:
@@ -250,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         training.add_argument(name, type=Path)
     training.add_argument("--minutes", type=float, default=7.5, help="of all jobs that are chosen")
     training.add_argument("--sitting", type=float, default=9, help="minutes of this call")
-    training.add_argument("--steps", type=float, default=float("inf"), help="end every job early, to rehearse")
+    training.add_argument("--steps", type=int, help="end every job early, to rehearse")
     training.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="these jobs alone")
     training.add_argument("--seed", type=int, help="in place of the jobs'")
     training.add_argument("--small", action="store_true", help="what a processor can train: neid-live, small batches")

@@ -163,6 +163,11 @@ def _fault(recipe: Recipe) -> str | None:
     for name, least in LEAST.items():
         if (value := getattr(recipe, name)) is not None and not least <= value < math.inf:
             return f"{name} is {value}; it must be a number from {least} on"
+    shares, rates = [share for share, _ in recipe.drops], [rate for _, rate in recipe.drops]
+    if not all(0 <= share <= 1 for share in shares) or shares != sorted(shares):
+        return f"drops has the shares {shares}; they must be from 0 to 1, and ascend"
+    if not all(0 <= rate < math.inf for rate in rates):
+        return f"drops has the rates {rates}; they must be numbers from 0 on"
     if not recipe.clip > 0:
         return f"clip is {recipe.clip}; it must be above 0"
     smallest = SMALLEST_OF_TWINS if recipe.twins > 0 else SMALLEST_CROP

@@ -112,15 +112,16 @@ def train_step(
 ) -> dict[str, Tensor]:
     """One step on one batch [small, large, dark]; returns the parts of the loss by name, without their weights.
 
+    Dark may be left out where the detail branch is not supervised.
     `region` is what twins share, in a batch of twins; `lesson` what a teacher adds. The `guard` decides whether the
     step changes anything.
     """
-    small, large, dark = (picture.contiguous(memory_format=torch.channels_last) for picture in pictures)
+    small, large, *dark = (picture.contiguous(memory_format=torch.channels_last) for picture in pictures)
     if recipe.subsampled:
         small = subsample_chroma(small)
     if lesson is not None:
         large = lesson.target(small, large)
-    parts = loss_parts(recipe, network, small, large, dark if with_detail else None, window, region)
+    parts = loss_parts(recipe, network, small, large, dark[0] if with_detail else None, window, region)
     weights = recipe.weights()
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
     optimiser.zero_grad(set_to_none=True)

@@ -7,8 +7,9 @@ import hashlib
 import logging
 import math
 import os
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engines.cards import KINDS, NUMBERS, Card, Weights, sha256, write_card
+from engines.cards import FILES, NUMBERS, Card, Weights, sha256, write_card
 from engines.checkpoint import load_network, packed, save_network
 from engines.data.lol import Picture
 from engines.data.pairs import (
@@ -40,12 +41,15 @@ from engines.network.neid import STARTS, Neid
 from engines.picture import cut, pad
 from engines.training.graphs import GraphSteps
 from engines.training.guard import Guard
+from engines.training.hold import held_back
 from engines.training.narrow import fits, narrowed
 from engines.training.recipe import Recipe, learning_rate
 from engines.training.recipe import read_recipe as read_recipe
 from engines.training.steps import NO_LESSONS, EagerSteps, Lesson, Steps, has_bfloat16
 
 log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[2]
 
 SAVE_EVERY = {"cpu": 200, "cuda": 5_000}
 """Steps between two checkpoints, by the kind of device."""
@@ -101,10 +105,11 @@ def train(
     `start` are stored numbers to begin with, in place of random ones; of a wider network the most important channels.
     `teacher` are those of the network that `recipe.taught` wants, and must be given with it alone (`ValueError`).
     `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `checkpoint` is written every `SAVE_EVERY`
-    steps; where it exists the run goes on from it, on whichever device; `EngineMismatch` is raised if it was begun with
-    another recipe, `start` or `teacher`, and a warning is logged if it was with other pairs. On a CPU a budget of steps
-    makes a run repeatable: it gives the same network, interrupted or not. One of minutes does not, since the learning
-    rate follows the clock. `device` is a GPU where there is one. A step whose gradient is not finite changes neither
+    steps, and after the step in which a signal comes that ends the process; where it exists the run goes on from it, on
+    whichever device; `EngineMismatch` is raised if it was begun with another recipe, `start` or `teacher`, and a
+    warning is logged if it was with other pairs. On a CPU a budget of steps makes a run repeatable: it gives the same
+    network, interrupted or not. One of minutes does not, since the learning rate follows the clock. `device` is a GPU
+    where there is one. A step whose gradient is not finite changes neither
     network nor optimiser; too many in a row raise `EngineError`, and leave the checkpoint as it is.
     """
     if recipe.select == "best" and trial is None:
@@ -114,7 +119,7 @@ def train(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     budget = replace(budget, steps=min(budget.steps, recipe.steps or math.inf))
     run = Run.begin(recipe, start, device, teacher)
-    run.origin["pairs"] = digest(samples)
+    run.origin |= {"pairs": digest(samples), "commit": checked_out()}
     if checkpoint.exists():
         run.load(checkpoint)
     if trial is not None and run.origin.get("knows_all"):
@@ -128,19 +133,23 @@ def train(
     samples = (lol, even_out(night, recipe.evened[1]), *day)
     steps = open_steps(recipe, run, samples, lessons(recipe, teacher, device))
     sizes = [small_sizes(some) for some in samples]
-    while (share := budget.share(run.step, run.seconds)) < 1:
-        started = time.monotonic()
-        random = np.random.default_rng((recipe.seed, run.step))
-        kind, chosen = choose(recipe, sizes, share, random)
-        parts = steps.take(kind, chosen, run.step, learning_rate(recipe, run.step, share), random)
-        run.follow(recipe.ema)
-        run.seconds += time.monotonic() - started
-        share = budget.share(run.step, run.seconds)
-        report(run.step, share, parts)
-        if trial is not None and (run.step % TRY_EVERY[device.type] == 0 or share >= 1):
-            run.attempt(trial)
-        if run.step % SAVE_EVERY[device.type] == 0 or share >= 1:
+    with held_back() as signals:
+        while (share := budget.share(run.step, run.seconds)) < 1 and not signals:
+            started = time.monotonic()
+            random = np.random.default_rng((recipe.seed, run.step))
+            kind, chosen = choose(recipe, sizes, share, random)
+            parts = steps.take(kind, chosen, run.step, learning_rate(recipe, run.step, share), random)
+            run.follow(recipe.ema)
+            run.seconds += time.monotonic() - started
+            share = budget.share(run.step, run.seconds)
+            report(run.step, share, parts)
+            if trial is not None and (run.step % TRY_EVERY[device.type] == 0 or share >= 1):
+                run.attempt(trial)
+            if run.step % SAVE_EVERY[device.type] == 0 or share >= 1:
+                run.save(checkpoint)
+        if signals:
             run.save(checkpoint)
+            log.warning("interrupted after step %d; %s holds it, and the same call goes on", run.step, checkpoint)
     return run.result(recipe)
 
 
@@ -203,8 +212,8 @@ class Run:
     trials: list[tuple[int, float]] = field(default_factory=list)
     """The step and the score of every attempt."""
     origin: dict[str, object] = field(default_factory=dict)
-    """The recipe, the SHA-256 of the numbers that it began with, of its teacher's and of its pairs, and whether those
-    numbers know the held-out scenes, as builtins."""
+    """The recipe, the SHA-256 of the numbers that it began with, of its teacher's and of its pairs, whether those
+    numbers know the held-out scenes, and the commit that was checked out, as builtins."""
 
     @classmethod
     def begin(
@@ -330,10 +339,9 @@ def read_seconds(checkpoint: Path) -> float:
     return float(torch.load(checkpoint, weights_only=True, map_location="cpu")["seconds"])
 
 
-def knows_held_out(checkpoint: Path) -> bool:
-    """Whether a run began with numbers that had learned the held-out scenes, as far as their card told."""
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    return bool((state.get("origin") or {}).get("knows_all"))
+def read_origin(checkpoint: Path) -> dict[str, Any]:
+    """What a run began with, see `Run.origin`; empty for a checkpoint of before this was saved."""
+    return torch.load(checkpoint, weights_only=True, map_location="cpu").get("origin") or {}
 
 
 def _knows_all(numbers: Path) -> bool:
@@ -378,6 +386,19 @@ def optimiser_options(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     return options
 
 
+def checked_out() -> str:
+    """The commit of this project that is checked out, in hex, and `-dirty` where its files are others; empty where the
+    project is no checkout."""
+    if not (ROOT / ".git").exists():  # an installed package may lie in somebody else's
+        return ""
+    describe = ("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    try:
+        described = subprocess.run(describe, capture_output=True, text=True, check=True)  # noqa: S603 - nothing given
+        return described.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 def validate(network: Neid, samples: Sequence[Sample]) -> float:
     """Mean raw PSNR in dB over whole pictures, on the network's device."""
     scores = []
@@ -397,29 +418,32 @@ def as_shown(network: Neid, small: Picture) -> Tensor:
     return cut(network(padded), 2 * small.shape[0], 2 * small.shape[1]).clamp(0, 1)
 
 
-def store(network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object], began_with_all: bool = False) -> None:
+def store(
+    network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object], origin: Mapping[str, Any] | None = None
+) -> None:
     """Write the numbers and a card that says how they came about; `export` adds the engine files.
 
-    `began_with_all` is what `knows_held_out` tells of the run.
+    `origin` is what `read_origin` tells of the run.
 
     Engine files that are there were made from older numbers, and are removed; where the numbers are those that are
     stored already, everything stays as it is.
     """
+    origin = origin or {}
     folder.mkdir(parents=True, exist_ok=True)
     if _stored(folder) == hashlib.sha256(packed(network)).hexdigest():
         return
     save_network(network, folder / NUMBERS)
-    for path in folder.iterdir():
-        if path.suffix in KINDS and path.name != NUMBERS:
-            path.unlink()
+    for name in FILES - {NUMBERS}:
+        (folder / name).unlink(missing_ok=True)
     card = Card(
         name=folder.name,
         network=recipe.network,
         files={},
         recipe=msgspec.to_builtins(recipe),
+        commit=origin.get("commit", ""),
         scores=scores,
         scored=sha256(folder / NUMBERS) if scores else "",
-        began_with_all=began_with_all,
+        began_with_all=bool(origin.get("knows_all")),
     )
     write_card(folder, card)
 
