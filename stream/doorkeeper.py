@@ -79,10 +79,13 @@ class Guests:
         try:
             is_known = any(key == theirs for theirs in map(self._read, key_files(self._folder)))
         except OSError as error:
-            self._tell(f"{self._folder} cannot be read: {error.strerror}")
+            self._tell(f"viewers are kept waiting: {self._folder} cannot be read: {error.strerror}")
             raise
         if not is_known:
-            self._tell(f"its public key {key.decode('ascii', 'replace')} is not in {self._folder}")
+            others = f", after {self._turned_away} others" if self._turned_away else ""
+            why = f"its public key {key.decode('ascii', 'replace')} is not in {self._folder}"
+            told = self._tell(f"a viewer was turned away{others}: {why}")
+            self._turned_away = 0 if told else self._turned_away + 1
         return is_known
 
     def _read(self, path: Path) -> bytes | None:
@@ -100,9 +103,11 @@ class Guests:
         self._unreadable.discard(path)
         return key
 
-    def _tell(self, why: str) -> None:
-        self._turned_away += 1
-        if (now := monotonic()) >= self._quiet_until:
-            others = f", after {self._turned_away - 1} others" if self._turned_away > 1 else ""
-            log.warning("a viewer was turned away%s: %s", others, why)
-            self._turned_away, self._quiet_until = 0, now + TOLD_SECONDS
+    def _tell(self, line: str) -> bool:
+        """Whether a line was logged: none is within `TOLD_SECONDS` of another one."""
+        now = monotonic()
+        if now < self._quiet_until:
+            return False
+        log.warning("%s", line)
+        self._quiet_until = now + TOLD_SECONDS
+        return True

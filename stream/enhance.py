@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Generic, TypeVar
 
 from engines.door import Door, Slot
@@ -18,11 +18,8 @@ Key = TypeVar("Key", bound=Hashable)
 """What stands for a feed."""
 
 
-@dataclass(eq=False)
 class Turn:
-    """A batch that was taken, until the engine has done with the first of its frames."""
-
-    began: float = field(default_factory=time.monotonic)
+    """A batch that was taken."""
 
 
 @dataclass(eq=False)
@@ -57,13 +54,11 @@ class Gather(Generic[Key]):
     LANE_LENGTH = 2
     BURST, BURST_NS = 12, 60_000_000
     IN_FLIGHT = 2
-    LONGEST_TURN = 1.0
-    """Seconds after which a batch that nobody has seen the end of, as of feeds that hang, keeps the others no more."""
 
     def __init__(self) -> None:
         self._lanes: dict[Key, Lane] = {}
         self._turns: set[Turn] = set()
-        """Of the batches that the engine has not done with, as far as is known."""
+        """Of the batches of which no frame is known to have come out of the engine."""
         self._changed = threading.Condition()
         self._closed = False
 
@@ -112,7 +107,7 @@ class Gather(Generic[Key]):
                     if batch:
                         return batch
                 else:
-                    self._changed.wait(self.LONGEST_TURN)
+                    self._changed.wait()
             return []
 
     def came_out(self, feed: Key) -> None:
@@ -167,10 +162,12 @@ class Gather(Generic[Key]):
         return len(lane.waiting) >= self.BURST or frame.arrived_ns - lane.waiting[0].arrived_ns >= self.BURST_NS
 
     def _has_room(self, depth: int) -> bool:
-        if len(self._turns) >= depth:
-            latest = time.monotonic() - self.LONGEST_TURN
-            self._turns = {turn for turn in self._turns if turn.began > latest}
-        return len(self._turns) < depth
+        """Whether fewer than `depth` batches are in the engine.
+
+        While a feed's encoder is busy nobody sees its next frame come out: that one does not count.
+        """
+        seen = (lane.in_engine for lane in self._lanes.values() if len(lane.in_engine) == lane.in_flight)
+        return len(self._turns.intersection(chain.from_iterable(seen))) < depth
 
     def _come_out(self, lane: Lane) -> None:
         if lane.in_engine:

@@ -21,9 +21,9 @@ CaptureClock = Literal["rtcp", "klv", "recording", "arrival"]
 State = Literal["clean", "concealed", "tainted", "stale"]
 
 
-BYTES_PER_PIXEL = 160
-"""Memory that a feed takes for each pixel of its source's pictures, in decoder, engine, slots and encoder, rounded up
-from what was measured with OpenVINO."""
+BYTES_PER_PIXEL = 175
+"""Memory that a feed takes for each pixel of its source's pictures: 160 in decoder, engine, slots and encoder, rounded
+up from what was measured with OpenVINO, and 15 where pictures wait that come in a burst."""
 
 
 def memory_for(width: int, height: int) -> str:

@@ -41,6 +41,8 @@ class Inbox:
         self.states: Counter[str] = Counter()
         self._max_age_ns = None if max_age is None else int(max_age * 1e9)
         self._lateness = Lateness()
+        self._before_ns = 0
+        """How late the message before was."""
         self._key_took_ns = 0
         """How late the latest key frame was for its own length."""
         self._late_since_ns: int | None = None
@@ -90,7 +92,7 @@ class Inbox:
     def begin_anew(self, now_ns: int) -> None:
         """The connection is a new one, with nothing old on its way."""
         self._lateness = Lateness()
-        self._key_took_ns = 0
+        self._key_took_ns = self._before_ns = 0
         self._late_since_ns = None
         self._patience.begin(now_ns)
         for track in self._tracks.values():
@@ -101,8 +103,11 @@ class Inbox:
         if self._max_age_ns is None:
             return NEVER
         late_ns = self._lateness.of(message.header.relay, message.header.published_ns, now_ns)
-        if message.header.key and self._late_since_ns is None:  # nothing was backed up before it
+        if message.header.key and self._before_ns <= self._max_age_ns // 3:  # nothing was backed up before it
             self._key_took_ns = late_ns if late_ns <= LONGEST_KEY_NS else 0
+        elif late_ns <= self._max_age_ns // 3:
+            self._key_took_ns = 0
+        self._before_ns = late_ns
         allowed_ns = max(self._max_age_ns, self._key_took_ns + self._max_age_ns // 3)
         if late_ns <= allowed_ns:
             self._late_since_ns = None

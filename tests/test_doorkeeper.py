@@ -162,7 +162,7 @@ def test_in_a_time_without_file_descriptors_no_viewer_is_judged_and_it_is_got_ov
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert guests.callback("*", key)
-    assert caplog.messages == [f"a viewer was turned away: {keys / 'guests'} cannot be read: Too many open files"]
+    assert caplog.messages == [f"viewers are kept waiting: {keys / 'guests'} cannot be read: Too many open files"]
 
 
 def test_a_file_that_cannot_be_opened_for_want_of_descriptors_is_not_taken_for_one_without_a_key(
@@ -189,7 +189,7 @@ def test_a_viewer_that_comes_while_the_keys_cannot_be_read_tries_on_and_is_let_i
             (keys / "away").rename(keys / "guests")
             assert_sees(publisher, guest)
     assert caplog.messages[0] == (
-        f"a viewer was turned away: {keys / 'guests'} cannot be read: No such file or directory"
+        f"viewers are kept waiting: {keys / 'guests'} cannot be read: No such file or directory"
     )
 
 

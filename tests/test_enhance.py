@@ -183,10 +183,7 @@ class Taker:
             self.names += [name for name, _ in batch]
 
 
-def test_the_engine_is_given_no_more_than_keeps_it_busy_and_who_waits_stays_fresh(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Gather, "LONGEST_TURN", 60.0)
+def test_the_engine_is_given_no_more_than_keeps_it_busy_and_who_waits_stays_fresh() -> None:
     gather = gather_of(**{name: Drops().lane() for name in "abcdef"})
     for name in "abcdef":
         gather.put(name, frame(0))
@@ -201,8 +198,7 @@ def test_the_engine_is_given_no_more_than_keeps_it_busy_and_who_waits_stays_fres
         wait_until(lambda: taker.names == ["a", "b", "c", "d", "e"], "the one after that")
 
 
-def test_while_the_engine_is_full_a_lane_gets_fresher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gather, "LONGEST_TURN", 60.0)
+def test_while_the_engine_is_full_a_lane_gets_fresher() -> None:
     drops = Drops()
     gather = gather_of(busy=Drops().lane(), cam=drops.lane())
     gather.put("busy", frame(0))
@@ -214,8 +210,7 @@ def test_while_the_engine_is_full_a_lane_gets_fresher(monkeypatch: pytest.Monkey
     assert drops == ["overload"] * 8
 
 
-def test_a_batch_leaves_the_engine_with_the_first_picture_that_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gather, "LONGEST_TURN", 60.0)
+def test_a_batch_leaves_the_engine_with_the_first_picture_that_comes_out() -> None:
     gather = gather_of(a=Drops().lane(), b=Drops().lane(), c=Drops().lane())
     for name in "abc":
         gather.put(name, frame(1))
@@ -224,19 +219,25 @@ def test_a_batch_leaves_the_engine_with_the_first_picture_that_comes_out(monkeyp
     assert taken(gather, depth=1) == [("c", 1)]
 
 
-@pytest.mark.parametrize("gone", [False, True], ids=["hangs", "is taken away"])
-def test_a_feed_that_never_sees_its_pictures_come_out_keeps_the_others_for_a_moment_only(
-    gone: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Gather, "LONGEST_TURN", 60.0 if gone else 0.05)
-    gather = gather_of(stuck=Drops().lane(), cam=Drops().lane())
-    for pts in range(2):
-        gather.put("stuck", frame(pts))
-        assert taken(gather) == [("stuck", pts)]
+def test_feeds_whose_encoders_are_slow_keep_nobody_from_the_engine() -> None:
+    gather = gather_of(slow=Drops().lane(), slower=Drops().lane(), cam=Drops().lane())
+    for name in ("slow", "slower"):
+        for pts in range(2):
+            gather.put(name, frame(pts))
+            assert taken(gather) == [(name, pts)]
+        gather.came_out(name)
     gather.put("cam", frame(9))
-    with Taker(gather, depth=2) as taker:
-        if gone:
-            gather.close_lane("stuck")
+    with Taker(gather, depth=1) as taker:
+        wait_until(lambda: taker.names == ["cam"], "the other feed's picture")
+
+
+def test_a_feed_that_is_taken_away_leaves_the_engine_to_the_others() -> None:
+    gather = gather_of(leaving=Drops().lane(), cam=Drops().lane())
+    gather.put("leaving", frame(0))
+    assert taken(gather) == [("leaving", 0)]
+    gather.put("cam", frame(9))
+    with Taker(gather, depth=1) as taker:
+        gather.close_lane("leaving")
         wait_until(lambda: taker.names == ["cam"], "the other feed's picture")
 
 

@@ -315,6 +315,22 @@ def test_after_a_stall_nothing_is_shown_that_is_older_than_its_key_frame_may_mak
     assert shown[-100:] == list(range(300, 400))
 
 
+@pytest.mark.parametrize("keys_every", [1, 50])
+def test_on_a_link_that_is_a_little_too_thin_key_frames_make_nothing_older_and_it_is_begun_anew(
+    keys_every: int,
+) -> None:
+    inbox = Inbox(max_age=0.5)
+    for message in Feed(keys_every=keys_every).take(1500):
+        published_ns = message.header.seq * FRAME
+        now = published_ns + published_ns // 20
+        inbox.add(message, now)
+        while (each := inbox.take(now)) is not None:
+            assert now - each.header.seq * FRAME <= 0.52 * SECOND, "clocks may run apart a little"
+        if inbox.is_behind(now):
+            break
+    assert 10 * SECOND < now < 13 * SECOND
+
+
 def test_a_key_frame_that_takes_more_than_a_second_is_late() -> None:
     inbox = Inbox(max_age=0.5)
     for message, now in over_a_link(Feed(keys_every=75).take(151), key_ms=1_100):

@@ -20,7 +20,6 @@ from av.stream import Stream
 from engines.door import Door, Memory, Slot
 from engines.errors import EngineError
 from stream import backoff, outlet, pipeline
-from stream.enhance import Gather
 from stream.errors import SourceLost
 from stream.frame import Frame, SourcePacket
 from stream.metrics import FeedFigures
@@ -266,10 +265,7 @@ def test_a_live_feed_that_is_too_fast_for_the_engine_drops_and_counts(tmp_path: 
     assert holds(figures)
 
 
-def test_feeds_that_want_more_than_the_engine_can_wait_in_front_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Gather, "LONGEST_TURN", 60.0)
+def test_feeds_that_want_more_than_the_engine_can_wait_in_front_of_it(tmp_path: Path) -> None:
     tape = FeedSettings(url=str(make_clip(tmp_path / "clip.mp4", pictures=200)), mode="live")
     wanted = settings(**{f"cam{number}": tape for number in range(6)})
     pace = threading.Semaphore(0)

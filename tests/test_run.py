@@ -205,10 +205,14 @@ def test_settings_are_taken_as_soon_as_the_password_is_there_that_they_name(tmp_
         config.write_text(config.read_text() + pier)
         wait_until(lambda: "the settings stay as they were" in log.read_text(), "the refusal")
         messages(viewer, 5)  # one a look
+        assert log.read_text().count("the settings stay as they were") == 1
+        config.write_text(config.read_text() + "# saved once more\n")
+        wait_until(lambda: log.read_text().count("the settings stay as they were") == 2, "the same of another file")
+        messages(viewer, 3)
         password.write_text("secret")
         wait_until(lambda: "was read again: added pier" in log.read_text(), "the new feed")
         messages(viewer, 3)
-    assert log.read_text().count("the settings stay as they were") == 1
+    assert log.read_text().count("the settings stay as they were") == 2
     assert log.read_text().count("was read again") == 1
 
 

@@ -225,8 +225,8 @@ def joins_ms(endpoint: str) -> list[float]:
     group: for those the relay makes key frames without an end.
     """
     joins: list[float] = []
-    seen = -1
     with Subscriber(endpoint, "bench0") as witness:
+        seen = next_picture(witness).header.seq  # for whom a key frame was made
         while len(joins) < JOINS:
             message = next_picture(witness)
             if message.header.key and message.header.seq > seen:

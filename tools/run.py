@@ -65,7 +65,7 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
                 health = served.enter_context(Health(settings.relay.metrics, relay))
                 log.info("metrics and status at http://%s", health.address)
             log.info("publishing %d feeds at %s", len(settings.feeds), publisher.endpoint)
-            told: str | None = None
+            told: tuple[object, str | None] | None = None
             while not stop.wait(STATUS_SECONDS) and relay.failure is None:
                 changed, asked = watch.changed(), reload.is_set()
                 if changed or asked:
@@ -73,9 +73,9 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
                     wrong = read_again(config, relay, asked)
                     if wrong is None:
                         watch.take()
-                    elif asked or wrong != told:
+                    elif asked or (watch.seen, wrong) != told:
                         log.error("the settings stay as they were: %s", wrong)
-                    told = wrong
+                    told = watch.seen, wrong
                 relay.publish_status()
         relay.publish_status()
         for feed in relay.feeds.values():
@@ -94,19 +94,20 @@ class Watch:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known = self._seen = self._look()
+        self._known = self.seen = self._look()
+        """What stands for the file as it was at the start, or taken, and as it was seen last."""
 
     def changed(self) -> bool:
         """Whether the file is another than the one that is known, and the same as when this was last asked.
 
         So one that is being written is left alone; one that is empty or away is, too: that is how writing begins.
         """
-        before, self._seen = self._seen, self._look()
-        return self._seen is not None and self._seen != self._known and self._seen == before
+        before, self.seen = self.seen, self._look()
+        return self.seen is not None and self.seen != self._known and self.seen == before
 
     def take(self) -> None:
         """Let the file as it was last seen be the known one, which at first is that of the start."""
-        self._known = self._seen
+        self._known = self.seen
 
     def _look(self) -> tuple[int, int, int] | None:
         try:
