@@ -19,6 +19,7 @@ from engines.data.pairs import Sample
 from engines.training import plan
 from engines.training.recipe import read_recipe
 from engines.training.train import Budget
+from tests.test_check import ROOT
 
 TINY = {"network": "neid-live", "batch": 2, "crop": (32, 32)}
 
@@ -199,6 +200,42 @@ def test_a_job_that_fails_stops_no_other_and_is_told_by_the_exit_code(
     told = capsys.readouterr().out
     assert "paper-best-2: failed" in told
     assert "RuntimeError: out of luck" in told
+
+
+FULL_DISK = """
+import signal, sys
+from pathlib import Path
+import msgspec
+from engines.errors import EngineError
+from engines.training import plan
+from engines.training.guard import Guard
+from engines.training.recipe import read_recipe
+from engines.training.train import Run
+from tests.test_plan import TINY, sample
+
+def step(*_):
+    signal.raise_signal(signal.SIGINT)
+
+def save(*_):
+    raise EngineError("no room")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+Guard.step, Run.save = step, save
+plan.read_recipe = lambda name: msgspec.structs.replace(read_recipe(name), **TINY)
+sets = {"lol": [sample(1)], "held_out": [sample(3)], "night": [sample(4)], "day": [sample(4, day=True)]}
+jobs = [job for job in plan.JOBS if job.name in ("paper-best-2", "paper-best-3")]
+try:
+    plan.run_plan(sets, Path(sys.argv[1]), minutes=9, sitting=99, jobs=jobs, steps=2)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_ends_the_plan_even_where_the_disk_is_full(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout.splitlines() == ["paper-best-2: 4.5 minutes at most", "interrupted"], done.stderr
+    assert done.stderr == "no room\n"
 
 
 def test_the_jobs_that_are_chosen_share_all_minutes(

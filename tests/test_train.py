@@ -523,6 +523,34 @@ def test_a_signal_in_a_step_ends_the_run_after_it_and_the_checkpoint_holds_the_s
     assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
 
 
+CLOSED_TERMINAL = """
+import errno, signal, sys
+from pathlib import Path
+from engines.training import train as training
+from tests.test_train import CPU, recipe, sample
+
+def validate(*_):
+    signal.raise_signal(signal.SIGHUP)
+    return 20.0
+
+def told(*_):
+    raise OSError(errno.EIO, "Input/output error")
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+training.validate, training.TRY_EVERY["cpu"] = validate, 2
+trial = training.Trial([sample()], told)
+pairs, budget = ([sample()], [], []), training.Budget(steps=3)
+training.train(recipe(), pairs, budget, Path(sys.argv[1]), lambda *_: None, trial=trial, device=CPU)
+"""
+
+
+def test_a_terminal_that_is_closed_during_a_score_costs_neither_the_step_nor_the_score(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CLOSED_TERMINAL, str(tmp_path / "c.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGHUP, done.stderr
+    assert training.read_trials(tmp_path / "c.pt") == (2, [(2, 20.0)])
+
+
 def test_numbers_that_are_stored_already_cost_no_engine_file_and_no_card(tmp_path: Path) -> None:
     network = Neid(NEID_LIVE)
     training.store(network, Recipe(), tmp_path, {})

@@ -64,7 +64,8 @@ WHOLE = (10_000, 10_000)
 """A crop that no picture is larger than."""
 
 Report = Callable[[int, float, dict[str, float]], None]
-"""Called with the step, the share of the budget that is used up, and the parts of the loss."""
+"""Called with the step, the share of the budget that is used up, and the parts of the loss; not after a signal that
+ends the process."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Trial:
 
     samples: Sequence[Sample]
     told: Callable[[int, float], None] = lambda _step, _score: None
-    """Called with the step and the raw PSNR in dB."""
+    """Called with the step and the raw PSNR in dB; not after a signal that ends the process."""
 
 
 def train(
@@ -142,9 +143,12 @@ def train(
             run.follow(recipe.ema)
             run.seconds += time.monotonic() - started
             share = budget.share(run.step, run.seconds)
-            report(run.step, share, parts)
+            if not signals:
+                report(run.step, share, parts)
             if trial is not None and (run.step % TRY_EVERY[device.type] == 0 or share >= 1):
-                run.attempt(trial)
+                score = run.attempt(trial.samples)
+                if not signals:  # or it is saved first: who would be told may be gone with the terminal
+                    trial.told(run.step, score)
             if run.step % SAVE_EVERY[device.type] == 0 or share >= 1:
                 run.save(checkpoint)
         if signals:
@@ -251,14 +255,14 @@ class Run:
         numbers = self.network.state_dict()
         torch._foreach_lerp_(list(self.average.values()), [numbers[name] for name in self.average], blend)
 
-    def attempt(self, trial: Trial) -> None:
-        """Score the average, tell it, and keep the best."""
-        score = validate(self.averaged(self.average), trial.samples)
+    def attempt(self, samples: Sequence[Sample]) -> float:
+        """Score the average on held-out pairs, raw PSNR in dB, and keep the best."""
+        score = validate(self.averaged(self.average), samples)
         if score > self.best_score:
             self.best = {name: value.clone() for name, value in self.average.items()}
             self.best_score, self.best_step = score, self.step
         self.trials.append((self.step, score))
-        trial.told(self.step, score)
+        return score
 
     def averaged(self, numbers: dict[str, Tensor]) -> Neid:
         """A network of its own with these numbers, ready for inference."""
