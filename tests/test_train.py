@@ -489,7 +489,7 @@ def test_the_average_follows_the_network_by_its_decay_and_faster_at_the_beginnin
     assert run.step == 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_a_step_ends_the_run_after_it_and_the_checkpoint_holds_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: signal.Signals
 ) -> None:
