@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from errno import ENOTSUP
 from fractions import Fraction
 from typing import cast
@@ -152,9 +152,17 @@ def states_matrix(stream: VideoCodecContext) -> bool:
 
 def display_matrix(picture: VideoFrame) -> tuple[int, ...]:
     """FFmpeg's nine numbers on how a decoded picture is to be shown, by its container or its codec; none: as it is."""
-    # `picture.side_data` is held by the picture that it holds: both would stay until Python looks for such cycles
-    told = cast("Mapping[Type, SideData]", SideDataContainer(picture)).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg]
+    told = next((message for message in messages_of(picture) if message.type is Type.DISPLAYMATRIX), None)
     return () if told is None else tuple(np.frombuffer(bytes(told), np.int32).tolist())
+
+
+def messages_of(picture: VideoFrame) -> list[SideData]:
+    """What FFmpeg tells beside a decoded picture; nothing where one is of a kind that PyAV does not know, as EXIF."""
+    # `picture.side_data` is held by the picture that it holds: both would stay until Python looks for such cycles
+    try:
+        return [*cast("Iterable[SideData]", SideDataContainer(picture))]  # type: ignore[call-arg]
+    except ValueError:
+        return []
 
 
 def is_hdr(picture: VideoFrame) -> bool:

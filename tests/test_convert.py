@@ -37,9 +37,11 @@ from tests.test_fields import PICTURES, fields, transport_stream
 from tests.waiting import wait_until
 
 
-def with_sound(clip: Path, path: Path, codec: str = "aac", sounds: int = 20) -> Path:
+def with_sound(
+    clip: Path, path: Path, codec: str = "aac", sounds: int = 20, options: dict[str, str] | None = None
+) -> Path:
     """The clip with a second and more of silence, which begins before its pictures, and with all else it holds."""
-    with av.open(clip) as source, av.open(path, "w") as target:
+    with av.open(clip) as source, av.open(path, "w", options=options or {}) as target:
         copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
         audio = cast("AudioStream", target.add_stream(codec, rate=48_000))
         for number in range(sounds):
@@ -453,9 +455,11 @@ def test_a_pause_that_a_file_means_stays_however_long_it_is(suffix: str, tmp_pat
     assert times[1][10] - times[1][9] > 90
 
 
-def with_a_gap(path: Path, seconds: int, *, sound_goes_on: bool) -> Path:
-    """A transport stream of 4 s and a gap in their middle, in its pictures alone or in their sound and KLV, too."""
-    with av.open(make_clip(path.with_suffix(".mp4"), pictures=100)) as clip, av.open(path, "w") as writer:
+def with_a_gap(path: Path, seconds: int, *, sound_goes_on: bool, before: int = 50, b_frames: int = 0) -> Path:
+    """A transport stream of 4 s and a gap in front of the picture `before`, in its pictures alone or in their sound and
+    KLV, too."""
+    clip_path = make_clip(path.with_suffix(".mp4"), pictures=100, b_frames=b_frames)
+    with av.open(clip_path) as clip, av.open(path, "w") as writer:
         video = writer.add_stream_from_template(clip.streams.video[0])
         audio = cast("AudioStream", writer.add_stream("mp2", rate=16_000, layout="mono"))
         data = writer.add_data_stream("klv")
@@ -469,8 +473,9 @@ def with_a_gap(path: Path, seconds: int, *, sound_goes_on: bool) -> Path:
             packets.append(klv)
         pictures = [packet for packet in clip.demux(video=0) if packet.size]
         for packet in [*pictures, *(() if sound_goes_on else packets)]:
-            if packet.pts * packet.time_base >= 2:
+            if packet.pts * packet.time_base >= Fraction(before, 25):
                 packet.pts += round(seconds / packet.time_base)
+            if packet.dts * packet.time_base >= Fraction(before, 25):
                 packet.dts += round(seconds / packet.time_base)
         for packet in pictures:
             packet.stream = video
@@ -492,6 +497,30 @@ def test_pictures_that_pause_while_sound_goes_on_stay_in_step_with_it_also_where
     times = [sorted(time for time, _ in packets(path, "video")) for path in (source, tmp_path / "out.ts")]
     assert times[0] == times[1]
     assert times[1][50] == 92
+
+
+@pytest.mark.parametrize("before", [5, 6, 7, 33])
+def test_reordered_pictures_that_pause_while_sound_goes_on_stay_in_step_with_it(before: int, tmp_path: Path) -> None:
+    source = with_a_gap(tmp_path / "pause.ts", 90, sound_goes_on=True, before=before, b_frames=3)
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.ts", lambda _: None)
+    times = [sorted(time for time, _ in packets(path, "video")) for path in (source, tmp_path / "out.ts")]
+    assert times[0] == times[1]
+    assert times[1][before] - times[1][before - 1] > 90
+
+
+def test_sound_that_goes_on_long_after_the_last_picture_stays_behind_a_clock_that_was_set(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=50)
+    first = with_sound(clip, tmp_path / "first.ts", "mp2", sounds=94, options={"output_ts_offset": "10"})
+    second = with_sound(clip, tmp_path / "second.ts", "mp2", sounds=3750, options={"max_interleave_delta": "0"})
+    source = tmp_path / "both.ts"
+    source.write_bytes(first.read_bytes() + second.read_bytes())
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / "out.ts", lambda _: None)
+    assert max(time for time, _ in packets(tmp_path / "out.ts", "video")) < 4
+    times = [float(time) for time, _ in packets(tmp_path / "out.ts", "audio")]
+    assert times[-1] == pytest.approx(82, abs=0.2)
+    assert max(np.diff(times)) < 0.1
 
 
 def test_a_gap_in_all_that_a_transport_stream_holds_is_closed(tmp_path: Path) -> None:
@@ -738,7 +767,22 @@ def test_metadata_that_the_container_cannot_hold_is_left_out_with_a_warning(
         convert(engine, source, tmp_path / "out.mp4", lambda _: None)
         assert not caplog.messages
         convert(engine, source, tmp_path / "out.ts", lambda _: None)
-    assert caplog.messages == ["the metadata artist, location-eng, location is left out: .ts cannot hold it"]
+    assert caplog.messages == ["the metadata artist, location-eng, location is left out"]
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mov"])
+def test_the_usual_tags_of_an_android_phone_are_kept_and_its_own_are_left_out_with_a_warning(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=3)
+    told = {"com.android.version": "14", "location": "+53.4610+014.2330/", "title": "pier"}
+    source = with_metadata(clip, tmp_path / "phone.mp4", told, {"movflags": "use_metadata_tags"})
+    with DoublingEngine() as engine:
+        convert(engine, source, tmp_path / name, lambda _: None)
+    assert caplog.messages == ["the metadata com.android.version is left out"]
+    written = (tmp_path / name).read_bytes()
+    assert b"\xa9nam" in written
+    assert (b"loci" if name == "out.mp4" else b"\xa9xyz") in written
 
 
 def test_data_that_the_container_cannot_hold_is_left_out_with_a_warning(

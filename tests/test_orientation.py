@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from stream.decode import Decoder
+from stream.files.convert import convert
 from stream.frame import Frame, plane_view
 from stream.orientation import Orientation, orientation_of, swaps_sides, upright
 from stream.settings import FeedSettings
@@ -22,13 +23,15 @@ from stream.sources.fields import rewritten
 from stream.sources.recording import open_recording
 from stream.view import PictureDecoder
 from stream.wire import Message
-from tests.clips import joined, make_clip, turned
+from tests.clips import joined, make_clip, picture, read_number, turned
 from tests.doubling import DoublingEngine
 from tests.test_pipeline import recording, replayed
 
 ONE = 1 << 16
 ORIENTATION = 0x112
 """Number of EXIF's tag."""
+MAKE = 0x10F
+"""The same, of who made the camera."""
 
 WIDTH, HEIGHT = 160, 96
 FILMED = "top left"
@@ -112,6 +115,19 @@ def test_a_recording_is_decoded_upright_however_its_camera_was_held(
     y, u, v = frames[0].planes()
     assert (y.shape, u.shape, v.shape) == (sides[::-1], *[(sides[1] // 2, sides[0] // 2)] * 2)
     assert (bright_corner(y), bright_corner(v)) == (corner, corner)
+
+
+def test_jpegs_that_a_camera_says_more_of_are_decoded(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[MAKE] = "camera"
+    with (tmp_path / "clip.mjpeg").open("wb") as file:
+        for number in range(3):
+            luma = picture(number, WIDTH, HEIGHT)[0]
+            Image.fromarray(luma).convert("RGB").save(file, "JPEG", exif=exif)
+    frames = decoded(tmp_path / "clip.mjpeg")
+    assert [read_number(frame.planes()[0]) for frame in frames] == [0, 1, 2]
+    with DoublingEngine() as engine:
+        assert convert(engine, tmp_path / "clip.mjpeg", tmp_path / "out.mkv", lambda _: None).pictures == 3
 
 
 def test_a_picture_turned_counterclockwise_is_decoded_so(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import resource
@@ -9,7 +10,8 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 
 import av
@@ -285,6 +287,58 @@ def test_who_plays_what_another_process_plays_leaves_its_position_alone(
     third = finished(tmp_path, *words)
     assert (third.code(), "another process" in third.said, result(tmp_path)["published"]) == (0, False, 40)
     assert not list(first.path.parent.iterdir())
+
+
+def test_who_is_stopped_while_another_process_plays_the_same_is_not_told_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    clip = make_clip(tmp_path / "a.mp4", pictures=250, size=(96, 80))
+    with (
+        Bookmark([clip], "replay"),
+        replay(tmp_path, "a.mp4", "--endpoint", "tcp://127.0.0.1:*", "--json", "done.json") as running,
+    ):
+        with Subscriber(running.endpoint(), "replay", ("video",)) as viewer:
+            assert viewer.receive(10) is not None
+        running.process.send_signal(signal.SIGINT)
+        assert running.code() == 1
+    assert "another process plays this already" in running.said
+    assert "goes on from here" not in running.said
+    assert not result(tmp_path)["complete"]
+
+
+def test_no_two_are_inside_where_one_leaves_while_another_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    clip = make_clip(tmp_path / "a.ts", pictures=3, size=(96, 80))
+    flock = fcntl.flock
+    with ExitStack() as first:
+        first.enter_context(Bookmark([clip], "replay"))
+
+        def leave_and_lock(file: FileIO, how: int) -> None:
+            monkeypatch.setattr(fcntl, "flock", flock)
+            first.close()
+            flock(file, how)
+
+        monkeypatch.setattr(fcntl, "flock", leave_and_lock)
+        with Bookmark([clip], "replay") as second:
+            with Bookmark([clip], "replay") as third:
+                assert (second.kept, third.kept) == (True, False)
+            assert second.path.with_suffix(".lock").exists()
+    assert caplog.messages == [
+        "another process plays this already: begun at the start, and the position is not remembered"
+    ]
+    assert not list(second.path.parent.iterdir())
+
+
+def test_a_lock_that_cannot_be_removed_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with Bookmark([tmp_path / "a.ts"], "replay") as bookmark:
+        lock = bookmark.path.with_suffix(".lock")
+        lock.unlink()
+        lock.mkdir()
+    assert lock.is_dir()
 
 
 def test_where_the_position_cannot_be_kept_it_is_told_once(

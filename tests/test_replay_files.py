@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from stream.files import convert
 from stream.files.join import join
+from stream.files.parts import Parts
 from stream.settings import load_settings
 from tests.clips import make_clip
 from tests.doubling import DoublingEngine
@@ -174,6 +176,39 @@ def test_a_recording_that_grew_while_its_file_was_made_is_made_anew(
     whole, again = (to_new_folder([source], tmp_path / "out", monkeypatch)[0] for _ in range(2))
     assert (grown["state"], whole["state"], again["state"]) == ("done", "done", "there already")
     assert numbers(tmp_path / "out" / "grows.ts") == list(range(30))
+
+
+def test_a_file_is_finished_as_soon_as_its_parts_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill just then costs no second work."""
+    source = make_clip(tmp_path / "clip.mp4", pictures=5, size=(96, 80))
+    os.utime(source, (1e9, 1e9))
+    [job] = file_jobs([source], tmp_path / "out")
+    leave = Parts.__exit__
+    seen = []
+
+    def leave_and_look(parts: Parts, *why: Any) -> None:
+        leave(parts, *why)
+        seen.append(job.finished)
+
+    monkeypatch.setattr(Parts, "__exit__", leave_and_look)
+    to_new_folder([source], tmp_path / "out", monkeypatch)
+    assert seen == [True]
+
+
+def test_a_file_system_that_keeps_no_times_costs_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make_clip(tmp_path / "clip.mp4", pictures=5, size=(96, 80))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    [outcome] = to_new_folder([source], tmp_path / "out", monkeypatch)
+    assert outcome["state"] == "done"
+    told = f"{tmp_path / 'out' / 'clip.mp4'} cannot have the time of its recording: Operation not permitted"
+    assert told in caplog.messages
+    assert numbers(tmp_path / "out" / "clip.mp4") == list(range(5))
 
 
 def test_another_recording_of_the_same_name_is_not_there_already(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -144,7 +143,6 @@ class Work:
     def _make(self, job: Job) -> Outcome:
         from stream.files.convert import convert
 
-        recorded_ns = job.source.stat().st_mtime_ns
         done = convert(
             self._engine,
             job.source,
@@ -153,9 +151,8 @@ class Work:
             stop=self._stop,
             keep_parts=True,
             from_start=self._from_start,
+            dated=True,
         )
-        if done.complete:
-            os.utime(job.target, ns=(recorded_ns, recorded_ns))  # a recording that has grown since has another time
         state: Literal["done", "stopped"] = "done" if done.complete else "stopped"
         return Outcome(str(job.source), str(job.target), state, done.pictures, done.resumed, done.lost)
 

@@ -88,7 +88,7 @@ def to_wire(settings: Settings, show: Show, *, wait: bool, from_start: bool) -> 
             bookmark.remove()
         if relay.failure is not None:
             raise relay.failure
-        told = summary(show, playing, playlist, complete and not playlist.failed)
+        told = summary(show, playing, playlist, complete and not playlist.failed, kept=bookmark.kept)
         began = {"file": str(show.files[start.file]), "picture": start.unit} if start else None
         return told | {"went_on_from": began}
 
@@ -135,13 +135,13 @@ def play(relay: Relay, feed: Feed, playlist: Playlist, bookmark: Bookmark, stop:
     return ended and not stop.is_set() and feed.state == "ended" and relay.failure is None
 
 
-def summary(show: Show, feed: Feed, playlist: Playlist, complete: bool) -> dict[str, object]:
-    """What became of the replay, told to people and given back for programs."""
+def summary(show: Show, feed: Feed, playlist: Playlist, complete: bool, *, kept: bool) -> dict[str, object]:
+    """What became of the replay, told to people and given back for programs; `kept`: the position is remembered."""
     figures = feed.figures()
     print(f"feed {feed.name}: {figures}")
     if feed.reason:
         print(f"feed {feed.name}: {feed.state}: {feed.reason}")
-    elif not complete and not playlist.failed:
+    elif kept and not complete and not playlist.failed:
         print("the same command goes on from here")
     return {
         "feed": show.feed,

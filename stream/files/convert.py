@@ -75,14 +75,16 @@ def convert(
     stop: threading.Event | None = None,
     keep_parts: bool = False,
     from_start: bool = False,
+    dated: bool = False,
 ) -> Conversion:
     """Enhance every picture of `source` into `target`, whose suffix says the container.
 
     `target` appears when it is complete; an old one is replaced then. Sound, data, subtitles, chapters, metadata and
     how pictures are turned are copied where the container can hold them, and else left out with a warning. What an
     interrupted call has left is not done again; with `keep_parts` a call that is stopped, fails or is killed leaves
-    its work, in the hidden `parts_folder`; with `from_start` that of an earlier call is forgotten. `stop`,
-    which any thread may set, ends the work soon. Raises `SourceUnsupported`, `CodecError` and `EngineError`.
+    its work, in the hidden `parts_folder`; with `from_start` that of an earlier call is forgotten. With `dated` the
+    file has the recording's time, where its file system allows that. `stop`, which any thread may set, ends the work
+    soon. Raises `SourceUnsupported`, `CodecError` and `EngineError`.
     """
     stop = stop or threading.Event()
     if not source.is_file():
@@ -95,7 +97,8 @@ def convert(
             try:
                 if from_start:
                     parts.clear()
-                conversion = convert_with_parts(engine, source, target, parts, others, report, stop)
+                time_ns = job.mtime_ns if dated else None  # a recording that grows while it is read has another time
+                conversion = convert_with_parts(engine, source, target, parts, others, report, stop, time_ns)
                 useful = keep_parts and not conversion.complete
             except SourceUnsupported:
                 useful = False
@@ -118,8 +121,9 @@ def convert_with_parts(
     others: Companions,
     report: Callable[[Progress], None],
     stop: threading.Event,
+    time_ns: int | None,
 ) -> Conversion:
-    """See `convert`."""
+    """See `convert`, and `put_in_place` about the time."""
     for reason in others.left_out:
         log.warning("%s", reason)
     try:
@@ -132,14 +136,22 @@ def convert_with_parts(
         whole = parts.folder / f"whole{target.suffix}"
         try:
             join(source, parts, whole, others.kept)
-            put_in_place(whole, target)
+            put_in_place(whole, target, time_ns)
         finally:
             whole.unlink(missing_ok=True)
     return conversion
 
 
-def put_in_place(whole: Path, target: Path) -> None:
-    """Give a complete file its name, so that it is on the disk, and so called, before what it was made from goes."""
+def put_in_place(whole: Path, target: Path, time_ns: int | None) -> None:
+    """Give a complete file its name, so that it is on the disk, and so called, before what it was made from goes.
+
+    It counts as modified at `time_ns`, in nanoseconds since 1970; None: now.
+    """
+    if time_ns is not None:
+        try:
+            os.utime(whole, ns=(time_ns, time_ns))
+        except OSError as error:
+            log.warning("%s cannot have the time of its recording: %s", target, error.strerror)
     with whole.open("rb") as file:
         os.fsync(file.fileno())
     whole.replace(target)

@@ -181,11 +181,14 @@ def join(source: Path, parts: Parts, target: Path, kept: list[int]) -> None:
     with open_container(target) as made:
         held = {key.lower() for key in made.metadata}
     if lost := ", ".join(key for key in metadata if key.lower() not in held):
-        log.warning("the metadata %s is left out: %s cannot hold it", lost, target.suffix)
+        log.warning("the metadata %s is left out", lost)
 
 
 def muxer_options(reader: InputContainer) -> dict[str, str]:
-    """What FFmpeg is told so that MP4 and MOV keep what a phone says of its recording, in place of the usual tags."""
+    """What FFmpeg is told so that MP4 and MOV keep what an iPhone says of its recording, in place of the usual tags.
+
+    The usual tags are worth more than what other phones say: in MOV even the place where it was filmed is one.
+    """
     return {"movflags": "use_metadata_tags"} if any(key.startswith(OF_A_PHONE) for key in reader.metadata) else {}
 
 
@@ -352,15 +355,19 @@ class Waiting:
     def end(self) -> Iterator[Timed]:
         """No picture will come; all is given back."""
         while self._packets:
-            yield self._placed(self._jumps.now + LONGEST_GAP)
+            yield self._placed(math.inf, self._jumps.now + LONGEST_GAP)
 
-    def _placed(self, after: Fraction | float) -> Timed:
-        """The packet that has waited longest, placed between the picture before it and the time `after` it."""
+    def _placed(self, after: Fraction | float, latest: Fraction | float | None = None) -> Timed:
+        """The packet that has waited longest, placed between the picture before it and the time `after` it.
+
+        A time that is far behind `latest`, in place of `after`, is wrong.
+        """
         packet, before, _ = self._packets.popleft()
         index, between = packet.stream.index, (before, after)
         following = next((other for other, *_ in self._packets if other.stream.index == index), None)
         stamps = [None if each is None else self._stamp(each, between) for each in (packet, following)]
-        packet.pts = packet.dts = self._clocks[index].place(stamps[0], packet.duration or 0, between, stamps[1])
+        span = (before, after if latest is None else latest)
+        packet.pts = packet.dts = self._clocks[index].place(stamps[0], packet.duration or 0, span, stamps[1])
         packet.stream = self._copies[index]
         return float(packet.dts * packet.time_base), packet
 

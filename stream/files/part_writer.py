@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Self, cast
 
 import av
 from av.container import OutputContainer
-from av.sidedata.sidedata import SideData, SideDataContainer, Type
+from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
@@ -25,6 +24,7 @@ from stream.files.join import ENCODER, IN_ORDER, SHIFT, container_of
 from stream.files.parts import Layout, Part, Parts
 from stream.files.recolour import recoloured
 from stream.frame import Frame
+from stream.plain import messages_of
 from stream.sources.recording import RecordedSegment
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,10 @@ set. In others it is a pause that was meant."""
 
 STAMPED = b"MISP"
 """How messages inside a picture begin that tell its time by MISB ST 0604."""
+
+REORDERED = 16
+"""Access units that a picture may be decoded before or after its turn to be shown: the most that H.264 and HEVC allow.
+A pause is counted as near as that to the leap in the times of showing."""
 
 PART_PICTURES = 125
 """In a part file: what a kill can cost. Each part begins with a key frame."""
@@ -128,7 +132,8 @@ class PartWriter:
         picture = as_frame(y, uv[0], uv[1], layout.width, layout.height)
         self._tell_left_out(frame.picture)
         unit = frame.received_ns
-        pause = not self._received or not self._pauses.isdisjoint(range(self._unit + 1, unit + 1))
+        near = range(min(self._unit, unit) - REORDERED, max(self._unit, unit) + REORDERED + 1)
+        pause = not self._received or not self._pauses.isdisjoint(near)
         picture.pts, picture.time_base = self.clock.place(frame.pts, pause=pause) + SHIFT, frame.time_base
         container.mux(self._stream.encode(picture))
         self._unit, self._key = unit, key
@@ -141,8 +146,7 @@ class PartWriter:
 
     def _tell_left_out(self, picture: VideoFrame) -> None:
         """Warn once of each kind of message inside the recording's pictures that the new ones are without."""
-        # see `stream.plain.display_matrix` about `picture.side_data`
-        messages = [*cast("Iterable[SideData]", SideDataContainer(picture))]  # type: ignore[call-arg]
+        messages = messages_of(picture)
         kinds = {"closed captions" for message in messages if message.type is Type.A53_CC}
         own = [message for message in messages if message.type is Type.SEI_UNREGISTERED]
         kinds |= {"time stamps of MISB ST 0604" for message in own if bytes(message).startswith(STAMPED)}

@@ -8,6 +8,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import FileIO
@@ -135,10 +136,14 @@ class Bookmark:
         self._theirs = False
 
     def __enter__(self) -> Self:
+        name = self.path.with_suffix(".lock")
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = FileIO(self.path.with_suffix(".lock"), "a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while self._lock is None or not is_called(self._lock, name):  # who held it may have removed it meanwhile
+                if self._lock is not None:
+                    self._lock.close()
+                self._lock = FileIO(name, "a")
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._theirs = True
             log.warning("another process plays this already: begun at the start, and the position is not remembered")
@@ -151,8 +156,14 @@ class Bookmark:
     ) -> None:
         if self._lock is not None:
             if not self._theirs:
-                self.path.with_suffix(".lock").unlink(missing_ok=True)
+                with suppress(OSError):
+                    self.path.with_suffix(".lock").unlink()
             self._lock.close()
+
+    @property
+    def kept(self) -> bool:
+        """Whether the position is remembered: it is not where another process is inside."""
+        return not self._theirs
 
     def read(self, files: Sequence[Path]) -> Position | None:
         """The position among these recordings; None where there is none that holds."""
@@ -200,3 +211,11 @@ class Bookmark:
     def _mark(self, file: Path, unit: int) -> Mark:
         found = file.stat()
         return Mark(self._feed, as_text(str(file.resolve())), found.st_size, found.st_mtime_ns, unit)
+
+
+def is_called(file: FileIO, name: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), name.stat())
+    except FileNotFoundError:
+        return False
