@@ -166,8 +166,8 @@ class Gather(Generic[Key]):
 
         While a feed's encoder is busy nobody sees its next frame come out: that one does not count.
         """
-        seen = (lane.in_engine for lane in self._lanes.values() if len(lane.in_engine) == lane.in_flight)
-        return len(self._turns.intersection(chain.from_iterable(seen))) < depth
+        awaited = (lane.in_engine for lane in self._lanes.values() if len(lane.in_engine) == lane.in_flight)
+        return len(self._turns.intersection(chain.from_iterable(awaited))) < depth
 
     def _come_out(self, lane: Lane) -> None:
         if lane.in_engine:
