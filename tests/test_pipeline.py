@@ -276,7 +276,8 @@ def test_feeds_that_want_more_than_the_engine_can_wait_in_front_of_it(tmp_path: 
         wait_until(lambda: all(feed.meter.figures().dropped.get("overload", 0) for feed in feeds), "full lanes")
         assert engine.batches == [1, 1, 1]
         pace.release()
-        wait_until(lambda: len(engine.batches) == 4, "one more, for the one that came out")
+        wait_until(lambda: len(engine.batches) >= 4, "one more for the one that came out, two if its encoder is busy")
+        assert len(engine.batches) <= 5
         pace.release(10_000)
 
 
