@@ -318,7 +318,7 @@ class Decoder:
         aspect = self._aspect()
         return Frame(
             picture=picture,
-            colour=replace(colour, grey=colour.grey or self._is_grey(picture, unit)),
+            colour=colour if colour.grey or not self._is_grey(picture, unit) else replace(colour, grey=True),
             pts=pts,
             source_pts=unit.pts,
             time_base=unit.time_base,

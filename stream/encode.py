@@ -6,14 +6,15 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import av
+import msgspec
 import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange
@@ -58,8 +59,7 @@ COLOUR_CODES: dict[Matrix, tuple[int, int, int]] = {"bt601": (6, 6, 6), "bt709":
 """Matrix, primaries and transfer as ITU-T H.273 numbers them; 6 is SMPTE 170M, which is BT.601."""
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedPicture:
+class EncodedPicture(msgspec.Struct, frozen=True):
     """One access unit, ready for the wire."""
 
     payload: bytes
@@ -219,9 +219,8 @@ class Clock:
     """The encoder's own time, which only grows, the rate that it plans with, and when a key frame is due. Pure."""
 
     def __init__(self, time_base: Fraction, rate: Fraction, key_interval: float) -> None:
-        self.rate = rate
-        """Frames a second."""
         self._base = time_base
+        self._plan_with(rate)
         self._interval = round(Fraction(key_interval) / time_base)
         self._ticks: deque[int] = deque(maxlen=TICKS_KEPT)
         self._shift = 0
@@ -252,15 +251,21 @@ class Clock:
         rate = self._rush() or ROW / (min(rows) * self._base)
         if 1 / CLEARLY < rate / self.rate < CLEARLY:
             return False
-        self.rate = rate
+        self._plan_with(rate)
         return True
+
+    def _plan_with(self, rate: Fraction) -> None:
+        self.rate = rate
+        """Frames a second."""
+        self._calm = ceil(ROW / (rate * FAR * self._base))
+        """Ticks that so many pictures take at least, unless they come far faster."""
 
     def _rush(self) -> Fraction | None:
         """The rate of the last few pictures, if they came far faster than planned: too soon for the bit rate."""
+        if len(self._ticks) <= ROW or self._ticks[-1] - self._ticks[-ROW - 1] >= self._calm:
+            return None
         ticks = list(self._ticks)[-ROW - 1 :]
         steps = sorted(later - earlier for earlier, later in pairwise(ticks))
-        if len(steps) < ROW:
-            return None
         mean, most = (1 / (step * self._base) for step in (Fraction(sum(steps), ROW), steps[ROW * 3 // 4]))
         return min(most, 2 * mean) if min(most, mean) > self.rate * FAR else None  # a heap alone is no rate
 

@@ -59,7 +59,11 @@ class Gather(Generic[Key]):
         self._lanes: dict[Key, Lane] = {}
         self._turns: set[Turn] = set()
         """Of the batches of which no frame is known to have come out of the engine."""
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._to_take = threading.Condition(lock)
+        """That `take` may find something; it is woken for nothing else, as by every picture that comes out."""
+        self._changed = threading.Condition(lock)
+        """Of what all others wait for."""
         self._closed = False
 
     def open_lane(self, feed: Key, lane: Lane) -> None:
@@ -73,7 +77,7 @@ class Gather(Generic[Key]):
             lane = self._lanes.pop(feed)
             self._abandon(lane)
             self._turns.difference_update(lane.in_engine)
-            self._changed.notify_all()
+            self._tell()
 
     def put(self, feed: Key, frame: Frame) -> None:
         """Add a frame. Live: never blocks, a full lane drops its oldest frames. Else: waits for room."""
@@ -91,7 +95,8 @@ class Gather(Generic[Key]):
                 busy = [other.served for other in self._lanes.values() if not is_idle(other)]
                 lane.served = max(lane.served, min(busy, default=0))
             lane.waiting.append(frame)
-            self._changed.notify_all()
+            if self._is_ready(lane):
+                self._to_take.notify()
 
     def take(self, limit: int, depth: int, now_ns: Callable[[], int]) -> list[tuple[Key, Frame]]:
         """Up to `limit` frames of one size, one of each feed; waits for the first, for no other, and while there are
@@ -99,7 +104,7 @@ class Gather(Generic[Key]):
 
         Frames of live feeds past their age budget are dropped. Returns [] once closed and empty.
         """
-        with self._changed:
+        with self._to_take:
             while not self._finished():
                 if self._has_room(depth) and any(map(self._is_ready, self._lanes.values())):
                     batch = self._batch(limit, now_ns())
@@ -107,7 +112,7 @@ class Gather(Generic[Key]):
                     if batch:
                         return batch
                 else:
-                    self._changed.wait()
+                    self._to_take.wait()
             return []
 
     def came_out(self, feed: Key) -> None:
@@ -115,7 +120,7 @@ class Gather(Generic[Key]):
         with self._changed:
             if feed in self._lanes:
                 self._come_out(self._lanes[feed])
-                self._changed.notify_all()
+                self._tell()
 
     def done(self, feed: Key) -> None:
         """A frame that was taken has left the encoder."""
@@ -125,7 +130,7 @@ class Gather(Generic[Key]):
                 lane.in_flight -= 1
                 while len(lane.in_engine) > lane.in_flight:
                     self._come_out(lane)
-                self._changed.notify_all()
+                self._tell()
 
     def drain(self, feed: Key) -> None:
         """Return when nothing of a feed waits here, or is in the engine or the encoder."""
@@ -137,14 +142,20 @@ class Gather(Generic[Key]):
         """No more frames; those that wait can still be taken."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            self._tell()
 
     def abandon(self, feed: Key | None = None) -> None:
         """Drop what waits, and all that is still to come, of one feed or of all."""
         with self._changed:
             for lane in self._lanes.values() if feed is None else [self._lanes[feed]]:
                 self._abandon(lane)
-            self._changed.notify_all()
+            self._tell()
+
+    def _tell(self) -> None:
+        """Wake whoever may find what it waits for."""
+        self._changed.notify_all()
+        if self._closed or any(lane.waiting for lane in self._lanes.values()):
+            self._to_take.notify()
 
     def _abandon(self, lane: Lane) -> None:
         lane.closed = True
@@ -166,6 +177,8 @@ class Gather(Generic[Key]):
 
         While a feed's encoder is busy nobody sees its next frame come out: that one does not count.
         """
+        if len(self._turns) < depth:
+            return True
         awaited = (lane.in_engine for lane in self._lanes.values() if len(lane.in_engine) == lane.in_flight)
         return len(self._turns.intersection(chain.from_iterable(awaited))) < depth
 
@@ -179,7 +192,8 @@ class Gather(Generic[Key]):
     def _batch(self, limit: int, now_ns: int) -> list[tuple[Key, Frame]]:
         batch: list[tuple[Key, Frame]] = []
         turn = Turn()
-        for feed, lane in sorted(self._lanes.items(), key=lambda item: item[1].served):
+        wanting = ((feed, lane) for feed, lane in self._lanes.items() if lane.waiting)
+        for feed, lane in sorted(wanting, key=lambda item: item[1].served):
             self._drop_late(lane, now_ns)
             if not self._is_ready(lane) or len(batch) == limit:
                 continue

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 import av
+import msgspec
 import numpy as np
 from av.packet import Packet
 from av.stream import Stream
@@ -36,8 +36,7 @@ def arrival(received_ns: int, capture_ns: int, clock: CaptureClock) -> int:
     return min(capture_ns, received_ns) if clock == "arrival" else received_ns
 
 
-@dataclass(frozen=True, slots=True)
-class SourcePacket:
+class SourcePacket(msgspec.Struct, frozen=True):
     """One packet as it came from the source, untouched."""
 
     packet: Packet[Stream]
@@ -55,8 +54,7 @@ class SourcePacket:
         return arrival(self.received_ns, self.capture_ns, self.capture_clock)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class AccessUnit:
+class AccessUnit(msgspec.Struct, frozen=True, eq=False):
     """What a picture keeps of the access unit that it came from: FFmpeg carries it from packet to picture.
 
     It must not hold the packet, which holds it.
@@ -83,8 +81,7 @@ class AccessUnit:
         return arrival(self.received_ns, self.capture_ns, self.capture_clock)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """A decoded picture, planar 8-bit 4:2:0, with everything that is known of it."""
 
     picture: av.VideoFrame
@@ -142,6 +139,6 @@ def plane_view(plane: av.video.plane.VideoPlane) -> Plane:
 
     Lines that go backwards in memory, as a decoder may leave them, begin with the last one.
     """
-    stride = abs(plane.line_size)
-    lines: Plane = np.frombuffer(memoryview(plane), np.uint8)[: stride * plane.height].reshape(plane.height, stride)
-    return lines[:: 1 if plane.line_size > 0 else -1, : plane.width]
+    height, line = plane.height, plane.line_size
+    first = max(0, -line * (height - 1))
+    return np.ndarray((height, plane.width), np.uint8, memoryview(plane), first, (line, 1))

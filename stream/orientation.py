@@ -39,6 +39,8 @@ def swaps_sides(orientation: Orientation) -> bool:
 
 def upright(picture: NDArray[np.uint8], orientation: Orientation) -> NDArray[np.uint8]:
     """A view of a plane (H, W) or an RGB picture (H, W, 3), upright: (W, H) or (W, H, 3) where sides are swapped."""
+    if orientation == UPRIGHT:
+        return picture
     turned = picture.swapaxes(0, 1) if swaps_sides(orientation) else picture
     upside_down, left_to_right = MIRRORINGS[(orientation - 1) % 4]
     return turned[:: -1 if upside_down else 1, :: -1 if left_to_right else 1]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from threading import Event
+
+from msgspec.structs import replace
 
 from stream.frame import SourcePacket
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import suppress
 from errno import EADDRINUSE
 from pathlib import Path
 from socket import AF_UNIX
@@ -216,12 +215,11 @@ class Publisher:
 
     def _hear_viewers(self, socket: zmq.SyncSocket) -> None:
         end = time.monotonic() + EVENTS_SECONDS
-        with suppress(zmq.Again):
-            while time.monotonic() < end:
-                event = socket.recv(zmq.DONTWAIT, copy=False)
-                self._joins.add(event.bytes)
-                if self._bouncer is not None:
-                    self._bouncer.hear(event)
+        while int(socket.get(zmq.EVENTS)) & zmq.POLLIN and time.monotonic() < end:
+            event = socket.recv(zmq.DONTWAIT, copy=False)
+            self._joins.add(event.bytes)
+            if self._bouncer is not None:
+                self._bouncer.hear(event)
 
     def _see_viewers_off(self, socket: zmq.SyncSocket) -> None:
         """Give the viewers time to take what is in the kernel: when an ipc connection ends, libzmq throws that away

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from fractions import Fraction
 from math import floor
 from statistics import median_low
+
+from msgspec.structs import replace
 
 from stream.frame import Frame
 

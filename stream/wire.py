@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
@@ -33,6 +34,8 @@ LARGEST_BASE = 2**31 - 1
 FEED_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 ALL_FEEDS = "*"
 """In place of a feed's name: messages of kind `feeds`, and they alone, tell of all."""
+TOPICS_KEPT = 1024
+"""That need not be put together anew for each message."""
 TOPIC = re.compile(rf"(?P<feed>{FEED_NAME.pattern}(?!/feeds)|\*(?=/feeds))/(?P<kind>{'|'.join(KINDS)})/")
 
 
@@ -160,6 +163,7 @@ def moment(utc_ns: int) -> int | None:
     return utc_ns if 0 <= utc_ns <= LATEST else None
 
 
+@lru_cache(TOPICS_KEPT)
 def topic(feed: str, kind: Kind) -> bytes:
     """The first part of a message, and the prefix to subscribe to. Raises `WireError` for names that cannot travel."""
     if not TOPIC.fullmatch(name := f"{feed}/{kind}/"):

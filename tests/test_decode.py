@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
+from msgspec.structs import replace
 
 from engines.colour import CENTRE, Colour
 from stream.decode import Decoder

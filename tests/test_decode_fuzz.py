@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +16,7 @@ import av
 import numpy as np
 import pytest
 from av.video.stream import VideoStream
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from stream.decode import Decoder, PictureTooLarge

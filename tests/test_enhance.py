@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from fractions import Fraction
 
 import av
 import pytest
+from msgspec.structs import replace
 
 from engines.colour import Colour
 from engines.door import Slot

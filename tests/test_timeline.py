@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
 import av
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from engines.colour import Colour
 from stream.frame import Frame

@@ -13,11 +13,12 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
+from msgspec.structs import replace
 
 from engines.door import SCALE, Door
 from engines.errors import EngineError

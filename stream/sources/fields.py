@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from av.packet import Packet
 from av.stream import Stream
+from msgspec.structs import replace
 
 from stream.frame import SourcePacket
 from stream.h264 import Headers, Slice

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
@@ -16,6 +16,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Stream
 from av.video.stream import VideoStream
+from msgspec.structs import replace
 
 from stream.errors import SourceUnsupported
 from stream.frame import CaptureClock, SourcePacket
