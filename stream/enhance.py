@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Generic, TypeVar
 
 from engines.door import Door, Slot
-from stream.frame import Frame
+from stream.frame import Frame, Planes
 from stream.metrics import DropReason
 from stream.recall import Recall
 
@@ -192,11 +192,12 @@ class Gather(Generic[Key]):
     def _batch(self, limit: int, now_ns: int) -> list[tuple[Key, Frame]]:
         batch: list[tuple[Key, Frame]] = []
         turn = Turn()
-        wanting = ((feed, lane) for feed, lane in self._lanes.items() if lane.waiting)
-        for feed, lane in sorted(wanting, key=lambda item: item[1].served):
+        for lane in self._lanes.values():
             self._drop_late(lane, now_ns)
-            if not self._is_ready(lane) or len(batch) == limit:
-                continue
+        ready = [(feed, lane) for feed, lane in self._lanes.items() if self._is_ready(lane)]
+        for feed, lane in sorted(ready, key=lambda item: item[1].served):
+            if len(batch) == limit:
+                break
             if batch and size(lane.waiting[0]) != size(batch[0][1]):
                 continue
             frame = lane.waiting.popleft()
@@ -225,8 +226,8 @@ def is_late(frame: Frame, age_budget_ns: int, now_ns: int) -> bool:
 
     Beyond that it has as long again, but no longer than the budget: a feed that holds little back has the budget alone.
     """
-    unavoidable_ns = frame.held_ns + min(frame.held_ns, age_budget_ns)
-    return now_ns - frame.arrived_ns > max(age_budget_ns, unavoidable_ns)
+    age_ns = now_ns - frame.arrived_ns
+    return age_ns > age_budget_ns and age_ns > frame.held_ns + min(frame.held_ns, age_budget_ns)
 
 
 def size(frame: Frame) -> tuple[int, int]:
@@ -234,16 +235,19 @@ def size(frame: Frame) -> tuple[int, int]:
     return frame.width, frame.height
 
 
-def enhance(engine: Door, frames: list[Frame], recalls: Sequence[Recall] = ()) -> list[Slot]:
+def enhance(
+    engine: Door, frames: Sequence[Frame], recalls: Sequence[Recall] = (), planes: Sequence[Planes] | None = None
+) -> list[Slot]:
     """Start one batch: a submitted slot for each frame, to be waited for, read and released by the caller.
 
-    `recalls` are those of the frames' feeds; without any each picture stands alone.
+    `recalls` are those of the frames' feeds; without any each picture stands alone. `planes` are those of the frames,
+    where the caller has them already.
     """
     slots: list[Slot] = []
     try:
-        for frame in frames:
+        for frame, views in zip(frames, planes or map(Frame.planes, frames), strict=True):
             slots.append(engine.acquire(frame.width, frame.height))
-            fill(slots[-1], frame)
+            fill(slots[-1], frame, views)
         for recall, slot, frame in zip(recalls, slots, frames, strict=False):
             recall.lend(slot, frame)
         engine.submit(slots)
@@ -254,9 +258,9 @@ def enhance(engine: Door, frames: list[Frame], recalls: Sequence[Recall] = ()) -
     return slots
 
 
-def fill(slot: Slot, frame: Frame) -> None:
+def fill(slot: Slot, frame: Frame, planes: Planes) -> None:
     """Write a frame's planes into a slot: the only copy of a picture between decoder and engine."""
-    y, *chroma = frame.planes()
+    y, *chroma = planes
     slot.y[:] = y
     if chroma:  # of a picture that has none, the engine ignores what is there
         slot.uv[0], slot.uv[1] = chroma

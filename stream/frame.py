@@ -17,6 +17,7 @@ from engines.colour import Colour
 from stream.orientation import UPRIGHT, Orientation, swaps_sides, upright
 
 Plane = NDArray[np.uint8]
+Planes = tuple[Plane, ...]
 CaptureClock = Literal["rtcp", "klv", "recording", "arrival"]
 State = Literal["clean", "concealed", "tainted", "stale"]
 
@@ -129,7 +130,7 @@ class Frame(msgspec.Struct, frozen=True):
         """Of luma, in pixels."""
         return self.picture.width if swaps_sides(self.orientation) else self.picture.height
 
-    def planes(self) -> tuple[Plane, ...]:
+    def planes(self) -> Planes:
         """Y (H, W), and U and V (ceil(H/2), ceil(W/2)) unless grey: uint8 views, valid as long as the frame."""
         return tuple(upright(plane_view(plane), self.orientation) for plane in self.picture.planes)
 

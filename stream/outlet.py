@@ -46,7 +46,7 @@ class Outlet:
         makes a key frame, too.
         """
         height, width = slot.y_out.shape
-        colour = replace(frame.colour, grey=False)  # a stream says matrix and range only
+        colour = replace(frame.colour, grey=False) if frame.colour.grey else frame.colour  # a stream does not say it
         wanted = (width, height, colour, frame.time_base, frame.aspect)
         if self._opened_for != wanted:
             self.finish()

@@ -15,7 +15,7 @@ from engines.errors import EngineError
 from stream.enhance import Gather, enhance
 from stream.errors import CodecError, SourceError, SourceLost, SourceUnsupported
 from stream.feed import Feed, FeedState
-from stream.frame import Frame, SourcePacket
+from stream.frame import Frame, Planes, SourcePacket
 from stream.intake import Intake
 from stream.orientation import UPRIGHT
 from stream.outlet import Outlet
@@ -125,31 +125,33 @@ def publish_untouched(feed: Feed, segment: Segment, packet: SourcePacket, intake
 def light_up(engine: Door, gather: Gather[Feed], batch: int) -> None:
     """Gather to engine, for all feeds: batches of the freshest frames, handed on while they are being computed."""
     while taken := gather.take(min(batch, engine.info.batch), engine.info.depth, time.time_ns):
-        taken = [(feed, frame) for feed, frame in taken if can_be_read(feed, frame, gather)]
+        readable = [(feed, frame, planes) for feed, frame in taken if (planes := planes_of(feed, frame, gather))]
+        if not readable:
+            continue
+        recalls = [feed.recall for feed, _, _ in readable]
         try:
-            slots = enhance(engine, [frame for _, frame in taken], [feed.recall for feed, _ in taken]) if taken else []
+            slots = enhance(engine, [frame for _, frame, _ in readable], recalls, [planes for _, _, planes in readable])
         except Exception as error:
-            for feed, _ in taken:
+            for feed, _, _ in readable:
                 feed.tell(error)
                 feed.meter.lose("engine")
                 gather.done(feed)
             if not isinstance(error, EngineError):
                 raise
             continue
-        for (feed, frame), slot in zip(taken, slots, strict=True):
+        for (feed, frame, _), slot in zip(readable, slots, strict=True):
             feed.under_way.put((frame, slot))
 
 
-def can_be_read(feed: Feed, frame: Frame, gather: Gather[Feed]) -> bool:
-    """Whether a frame's planes are as they must be; if not, that is its own feed's loss, and no other one's."""
+def planes_of(feed: Feed, frame: Frame, gather: Gather[Feed]) -> Planes | None:
+    """A frame's planes; None where they are not as they must be: that is its own feed's loss, and no other one's."""
     try:
-        frame.planes()
+        return frame.planes()
     except Exception as error:
         feed.tell(error)
         feed.meter.lose("undecodable")
         gather.done(feed)
-        return False
-    return True
+        return None
 
 
 def send_out(feed: Feed, gather: Gather[Feed], publisher: Publisher, model: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from errno import EADDRINUSE
 from pathlib import Path
 from socket import AF_UNIX
@@ -55,6 +56,9 @@ VIEWER_INTERVAL = 0.02
 HANDSHAKE_MS = 5_000
 """How long a connection may take to say who it is."""
 
+LOOK_INTERVAL = 0.005
+"""Seconds between two looks for comings and goings of viewers, however many pictures are published meanwhile."""
+
 EVENTS_SECONDS = 0.002
 """How long one call looks at comings and goings of viewers: a flood of them must not hold up the pictures."""
 
@@ -99,6 +103,8 @@ class Publisher:
         self._bouncer: Bouncer | None = None
         self._lines: dict[bytes, Line] = {}
         self._joins = Joins(JOIN_INTERVAL)
+        self._deaf_until = 0.0
+        """When to look for comings and goings of viewers again; seconds of `time.monotonic`."""
         self.endpoint = settings.endpoint
         """Where viewers connect; inside the `with` block with its real port."""
         self.linger = settings.stop_timeout if lossless else LINGER_MS / 1000
@@ -144,9 +150,7 @@ class Publisher:
         A lossless publisher waits for room for it; those of `HURRIED` are lost for all where there is none soon.
         """
         name = topic(feed, kind)
-        with self._lock:
-            self._open_socket()
-            line = self._lines.setdefault(name, Line(kind))
+        line = self._line(name, kind)
         with line.turn:
             stamped = line.numbers.stamp(header, self.relay_id, feed, time.time_ns())
             end, is_over = time.monotonic() + (HURRIED_PATIENCE if kind in HURRIED else PATIENCE), False
@@ -157,10 +161,12 @@ class Publisher:
 
     def begin_anew(self, feed: str, kind: Kind) -> None:
         """Number what is published next as pictures that refer to none of those before them."""
-        with self._lock:
-            line = self._lines.setdefault(topic(feed, kind), Line(kind))
+        line = self._line(topic(feed, kind), kind)
         with line.turn:
             line.numbers.begin_anew()
+
+    def _line(self, name: bytes, kind: Kind) -> Line:
+        return self._lines.get(name) or self._lines.setdefault(name, Line(kind))
 
     def take_join(self, feed: str) -> bool:
         """Whether the feed is to begin a key frame: True once after viewers have come, at most once a second, and once
@@ -214,12 +220,16 @@ class Publisher:
         return self._socket
 
     def _hear_viewers(self, socket: zmq.SyncSocket) -> None:
-        end = time.monotonic() + EVENTS_SECONDS
-        while int(socket.get(zmq.EVENTS)) & zmq.POLLIN and time.monotonic() < end:
-            event = socket.recv(zmq.DONTWAIT, copy=False)
-            self._joins.add(event.bytes)
-            if self._bouncer is not None:
-                self._bouncer.hear(event)
+        now = time.monotonic()
+        if now < self._deaf_until:
+            return
+        end, self._deaf_until = now + EVENTS_SECONDS, now + LOOK_INTERVAL
+        with suppress(zmq.Again):
+            while time.monotonic() < end:
+                event = socket.recv(zmq.DONTWAIT, copy=False)
+                self._joins.add(event.bytes)
+                if self._bouncer is not None:
+                    self._bouncer.hear(event)
 
     def _see_viewers_off(self, socket: zmq.SyncSocket) -> None:
         """Give the viewers time to take what is in the kernel: when an ipc connection ends, libzmq throws that away

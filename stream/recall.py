@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 from engines.door import Memory, Slot, kept_after
 from stream.frame import Frame
@@ -19,12 +18,13 @@ class Recall:
     def __init__(self) -> None:
         self._memory: Memory | None = None
         self._size = (0, 0)
-        self._shown = Fraction(0)  # seconds
+        self._shown = 0.0  # seconds
 
     def lend(self, slot: Slot, frame: Frame) -> None:
         """Set the memory of a slot that holds `frame`."""
-        shown = frame.pts * frame.time_base
-        size, seconds = (frame.width, frame.height), float(shown - self._shown)
+        base = frame.time_base
+        shown = frame.pts * base.numerator / base.denominator
+        size, seconds = (frame.width, frame.height), shown - self._shown
         if self._memory is None or size != self._size or seconds < 0:
             self._memory, seconds = slot.engine.remember(), math.inf
         slot.memory, slot.keep = self._memory, kept_after(seconds)

@@ -24,6 +24,7 @@ USUAL_STEP = Fraction(1, 25)
 """Between pictures, until the feed has shown its own."""
 STEPS_KEPT = 9
 """Steps between pictures that are remembered; the usual one is the middle one."""
+SECOND_NS = 1_000_000_000
 CLOCK_SET_BACK = 5_000_000_000
 """Nanoseconds: no reordering of pictures makes arrivals go back so far; the machine's own clock was set."""
 WRAPS = (1 << 32, 1 << 33)
@@ -51,9 +52,9 @@ class Timeline:
         self._other = Fraction(0)  # the same for stamps that are not believed yet
         self._others = 0  # pictures in a row that were on that line; 0: there is no such line
         self._arrivals = Arrivals()
-        self._passed = Fraction(0)  # between the arrivals of the latest two pictures
-        self._behind = Fraction(0)  # what the arrivals of pictures are ahead of the clock, where they are
-        self._anchor = (Fraction(0), Fraction(0))  # where a picture belongs, and its arrival
+        self._passed_ns = 0  # between the arrivals of the latest two pictures
+        self._behind_ns = 0  # what the arrivals of pictures are ahead of the clock, where they are
+        self._anchor = (Fraction(0), 0)  # where a picture belongs, and its arrival in nanoseconds
         self._since = 0  # pictures since the anchor
         self._steps: deque[Fraction] = deque(maxlen=STEPS_KEPT)
 
@@ -65,14 +66,15 @@ class Timeline:
 
     def place(self, frame: Frame) -> Frame:
         """The next picture of the feed, in the order of showing, with `pts` after that of every picture before."""
-        self._passed = self._arrivals.add(frame.received_ns)
-        self._behind += self._passed
+        self._passed_ns = self._arrivals.add(frame.received_ns)
+        self._behind_ns += self._passed_ns
         self._since += 1
         self.repairs += not frame.stamped
         placed = self._first(frame) if self._last is None else self._next(frame, self._last)
         now = placed * frame.time_base
         if self._last is not None:
-            self._behind = min(max(self._behind - (now - self._last), Fraction(0)), LONGEST_GAP)
+            ahead_ns = self._behind_ns - nanoseconds(now - self._last)
+            self._behind_ns = min(max(ahead_ns, 0), nanoseconds(LONGEST_GAP))
         self._last = now
         return frame if placed == frame.pts else replace(frame, pts=placed)
 
@@ -83,7 +85,7 @@ class Timeline:
             placed = 0
             self.repairs += 1
         self._shift = (placed - frame.pts) * frame.time_base
-        self._anchor, self._since = (placed * frame.time_base, self._arrivals.now), 0
+        self._anchor, self._since = (placed * frame.time_base, self._arrivals.now_ns), 0
         self._begins = not frame.stamped
         return placed
 
@@ -92,15 +94,16 @@ class Timeline:
         if not (frame.stamped or self._recorded):
             return self._reckoned(last, frame.time_base)
         base = frame.time_base
-        furthest = last + (LONGEST_GAP if self._recorded else self._behind + JUMP)
+        shifted = frame.pts + (round(self._shift / base) if self._shift else 0)
         for wrap in (0, *WRAPS):
-            placed = frame.pts + round(self._shift / base) + wrap
-            if last < placed * base <= furthest:
+            placed = shifted + wrap
+            now = placed * base
+            if self._can_follow(now - last):
                 self.repairs += wrap > 0
-                self._believe(self._shift + wrap * base, placed * base)
+                self._believe(self._shift + wrap * base if wrap else self._shift, now)
                 return placed
         placed = frame.pts + round(self._other / base)
-        if not (self._others and last < placed * base <= furthest):
+        if not (self._others and self._can_follow(placed * base - last)):
             placed = self._reckoned(last, base)
             self.repairs += frame.stamped and not self._begins
             self._other, self._others = (placed - frame.pts) * base, 0
@@ -109,12 +112,20 @@ class Timeline:
             self._believe(self._other, placed * base)
         return placed
 
+    def _can_follow(self, step: Fraction) -> bool:
+        """Whether a picture so much after the one before it may be no jump."""
+        if step <= 0:
+            return False
+        if self._recorded:
+            return step <= LONGEST_GAP
+        return step <= JUMP or step <= JUMP + Fraction(self._behind_ns, SECOND_NS)
+
     def _believe(self, shift: Fraction, placed: Fraction) -> None:
         """Stamps are good with this shift; the picture that shows it belongs at `placed`."""
         self._shift, self._others = shift, 0
         if not self._begins:
             self._measure(placed - self._anchor[0])
-        self._anchor, self._since, self._begins = (placed, self._arrivals.now), 0, False
+        self._anchor, self._since, self._begins = (placed, self._arrivals.now_ns), 0, False
 
     def _reckoned(self, last: Fraction, base: Fraction) -> int:
         """Where a picture belongs, in ticks, by the usual step and by its arrival alone; after `last` anyway.
@@ -122,15 +133,18 @@ class Timeline:
         Arrivals jitter: they decide only where they say otherwise by more than `JITTER`.
         """
         step = median_low(self._steps) if self._steps else USUAL_STEP
-        placed, arrived = self._anchor
-        late = placed + self._arrivals.now - arrived - last - step
+        placed, arrived_ns = self._anchor
+        passed = Fraction(self._arrivals.now_ns - arrived_ns, SECOND_NS)
+        late = placed + passed - last - step
         if not self._recorded and abs(late) > JITTER:
             step = step + late if late > 0 else step / 2
-            paused = self._passed > JUMP  # or the machine's clock was set ahead; either tells nothing of the usual step
+            paused = self._passed_ns > nanoseconds(
+                JUMP
+            )  # or the machine's clock was set ahead; either tells nothing of the usual step
             if self._since >= STEPS_KEPT and not paused:
-                self._measure(self._arrivals.now - arrived)
+                self._measure(passed)
             if self._since >= STEPS_KEPT or paused:
-                self._anchor, self._since = (placed + self._arrivals.now - arrived, self._arrivals.now), 0
+                self._anchor, self._since = (placed + passed, self._arrivals.now_ns), 0
         return max(round((last + step) / base), floor(last / base) + 1)
 
     def _measure(self, seconds: Fraction) -> None:
@@ -142,15 +156,20 @@ class Arrivals:
     """A clock that only grows, read off the arrival of pictures, which are not in the order of showing."""
 
     def __init__(self) -> None:
-        self.now = Fraction(0)
-        """Seconds since the first picture."""
+        self.now_ns = 0
+        """Nanoseconds since the first picture."""
         self._latest_ns: int | None = None
 
-    def add(self, received_ns: int) -> Fraction:
-        """The seconds by which the clock goes on because of a picture's arrival (UTC, nanoseconds since 1970)."""
+    def add(self, received_ns: int) -> int:
+        """The nanoseconds by which the clock goes on because of a picture's arrival (UTC, nanoseconds since 1970)."""
         if self._latest_ns is None or received_ns < self._latest_ns - CLOCK_SET_BACK:
             self._latest_ns = received_ns
-        passed = Fraction(max(0, received_ns - self._latest_ns), 1_000_000_000)
+        passed_ns = max(0, received_ns - self._latest_ns)
         self._latest_ns = max(self._latest_ns, received_ns)
-        self.now += passed
-        return passed
+        self.now_ns += passed_ns
+        return passed_ns
+
+
+def nanoseconds(seconds: Fraction) -> int:
+    """Rounded down."""
+    return seconds.numerator * SECOND_NS // seconds.denominator

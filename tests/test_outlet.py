@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import av
 import pytest
+from msgspec.structs import replace
 
 from engines.colour import Colour
 from stream import outlet as module

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
+from msgspec.structs import replace
 
 from engines.door import Memory
 from stream.recall import Recall

@@ -74,7 +74,7 @@ def side_by_side(engine: Door, frames: Sequence[Frame], count: int) -> Picture:
         slots = []
         for frame in islice(upcoming, count):
             slots.append(engine.acquire(frame.width, frame.height))
-            fill(slots[-1], frame)
+            fill(slots[-1], frame, frame.planes())
         engine.submit(slots)
         for slot in slots:
             slot.wait()
@@ -90,7 +90,7 @@ def through_the_door(engine: Door, frames: Sequence[Frame]) -> Picture:
     def picture() -> None:
         frame = next(upcoming)
         slot = engine.acquire(frame.width, frame.height)
-        fill(slot, frame)
+        fill(slot, frame, frame.planes())
         engine.submit([slot])
         slot.wait()
         slot.release()
