@@ -171,9 +171,10 @@ class Publisher:
     def take_join(self, feed: str) -> bool:
         """Whether the feed is to begin a key frame: True once after viewers have come, at most once a second, and once
         in two seconds in the long run."""
-        with self._lock:
-            self._hear_viewers(self._open_socket())
-            return self._joins.take(topic(feed, "video"), time.monotonic())
+        if time.monotonic() >= self._deaf_until:
+            with self._lock:
+                self._hear_viewers(self._open_socket())
+        return self._joins.take(topic(feed, "video"), time.monotonic())
 
     def wait_for_viewer(self, feed: str, timeout: float) -> bool:
         """Whether somebody subscribes to anything of the feed, at once or within `timeout` seconds."""
@@ -260,7 +261,10 @@ class Line:
 
 
 class Joins:
-    """Which topics have had new subscriptions. Pure; knows as many prefixes as viewers hold at this moment."""
+    """Which topics have had new subscriptions. Pure; knows as many prefixes as viewers hold at this moment.
+
+    For one thread at a time, but for `take`: each topic may have a thread of its own for that.
+    """
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
