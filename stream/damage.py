@@ -19,6 +19,7 @@ class Damage:
         self._going_in = False  # in the order of decoding, until a key frame goes in
         self._coming_out = False  # in the order of showing, until a key frame comes out
         self._refreshing = False  # a stream without key frames began to renew itself after damage
+        self._renewed: AccessUnit | None = None  # with which it has done so
         self._states: deque[tuple[AccessUnit | None, State]] = deque()  # of pictures that are still to leave
         self._before: State = "clean"  # of the one that left last
 
@@ -35,6 +36,10 @@ class Damage:
         """Something before the next access unit is missing or damaged."""
         self._going_in = True
 
+    def renew(self, unit: AccessUnit) -> None:
+        """The unit that went in last completes what the last key frame began to renew, says the stream."""
+        self._renewed = unit
+
     def come_out(self, picture: VideoFrame, unit: AccessUnit | None, *, damaged: bool) -> None:
         """A picture was decoded, the next one to be shown; of no unit if it was made up for a missing one."""
         self._states.append((unit, self._state(picture, unit, damaged) if unit else "concealed"))
@@ -44,10 +49,13 @@ class Damage:
             if picture.key_frame or self._refreshing:
                 self._coming_out = False
             self._refreshing = self._coming_out
+        elif unit is self._renewed and self._refreshing:
+            self._coming_out = self._refreshing = False
         if unit.damaged or damaged:
             self._coming_out, self._refreshing = True, False
             return "concealed"
-        self._coming_out = self._coming_out or unit.tainted
+        if unit.tainted:
+            self._coming_out, self._refreshing = True, False
         return "tainted" if self._coming_out else "clean"
 
     def leave(self, unit: AccessUnit, *, mixed: bool) -> State:

@@ -86,7 +86,7 @@ class Decoder:
         self._largest = largest
         self._context = self._open(self._chosen(video))
         self._references = ReferenceCheck(self._context.extradata or b"") if self._context.name == "h264" else None
-        self._pictures = PlainPictures()
+        self._pictures = PlainPictures(fields_apart=self._software.name == "hevc")
         self._damage = Damage()
         self._inside: set[int] = set()
         self._count = 0
@@ -174,6 +174,7 @@ class Decoder:
     def _open(self, context: VideoCodecContext) -> VideoCodecContext:
         context.thread_count = 1  # with parallel slices FFmpeg hides damage
         context.copy_opaque = True
+        context.flags |= int(av.codec.context.Flags.unaligned)  # without, FFmpeg crops too little on the left
         self._refuse_large(context)
         if self._largest is not None:
             context.options["max_pixels"] = str(2 * self._largest + PADDING)  # looked at before memory is taken
@@ -242,6 +243,8 @@ class Decoder:
             damaged=damaged,
             tainted=self._damage.enter(key=packet.is_keyframe, damaged=damaged),
         )
+        if self._references is not None and self._references.renewed:
+            self._damage.renew(unit)
         self._inside.add(unit.number)
         self._count += 1
         self._lose(unit.number - LONGEST_DELAY)
@@ -251,7 +254,7 @@ class Decoder:
         """Whether whole access units are missing in front of this one, as far as the codec tells."""
         if self._references is None:
             return False
-        missing = self._references.is_missing(bytes(packet))
+        missing = self._references.is_missing(bytes(packet), key=packet.is_keyframe)
         if self._references.sequence_changed:  # FFmpeg keeps the colour of the one before, if the new one says none
             self._context.colorspace, self._context.color_range = NO_MATRIX, ColorRange.MPEG
         return missing
@@ -315,7 +318,7 @@ class Decoder:
         state = self._damage.leave(unit, mixed=self._pictures.interlaced)
         self._see_orientation(picture, unit, state)
         orientation = self.orientation if self._upright else UPRIGHT
-        aspect = self._aspect()
+        aspect = self._aspect(picture)
         return Frame(
             picture=picture,
             colour=colour if colour.grey or not self._is_grey(picture, unit) else replace(colour, grey=True),
@@ -332,12 +335,13 @@ class Decoder:
             held_ns=self._held_ns(unit),
         )
 
-    def _aspect(self) -> Fraction:
+    def _aspect(self, picture: VideoFrame) -> Fraction:
         """Width over height of a pixel: what the codec tells, unless the container set that right from the first on."""
         told = self._context.sample_aspect_ratio
         if not told or told == self._first_aspect:
             told = self._video.sample_aspect_ratio  # the container's, or where it tells none the codec's first one
-        return told or Fraction(1)
+        aspect = told or Fraction(1)
+        return aspect / 2 if picture.interlaced_frame else aspect  # one field alone: all others are deinterlaced
 
     def _see_orientation(self, picture: VideoFrame, unit: AccessUnit, state: State) -> None:
         """Only clean pictures are believed: the rest of a damaged one may read as a message that nobody sent."""

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Self
 
 START = b"\x00\x00\x01"
-SLICE, IDR_SLICE, SEQUENCE_SET, PICTURE_SET = 1, 5, 7, 8
-"""Types of NAL units."""
+SLICE, IDR_SLICE, MESSAGES, SEQUENCE_SET, PICTURE_SET = 1, 5, 6, 7, 8
+"""Types of NAL units; messages are supplemental enhancement information (SEI)."""
+RECOVERY_POINT = 6
+"""Type of the message from which on decoding leads to whole pictures (clause D.2.8)."""
 SLICE_HEADER_BYTES = 40
 """More than a slice header takes up to its order count."""
 SEQUENCE_SET_BYTES, PICTURE_SET_BYTES = 4096, 64
 """More than parameter sets take up to what is read of them."""
+MESSAGES_BYTES = 1024
+"""More than messages take up to the end of a recovery point."""
 MOST_SEQUENCE_SETS, MOST_PICTURE_SETS = 32, 256
 """What the standard allows in a stream; they are numbered from 0."""
 LONGEST_CODE = 31
@@ -40,7 +45,11 @@ class ReferenceCheck:
     def __init__(self, parameter_sets: bytes = b"") -> None:
         """`parameter_sets` (Annex B) are those from outside the stream."""
         self._headers = Headers(parameter_sets)
+        self.renewed = False
+        """Whether the last access unit completes what the recovery point before it has begun, and all that are shown
+        after it are whole."""
         self._last: int | None = None  # `frame_num` of the last picture that others may refer to
+        self._renewed_at: int | None = None  # `frame_num` of the picture that completes a renewal
         self._orders = Orders()
 
     @property
@@ -48,15 +57,21 @@ class ReferenceCheck:
         """Whether the last access unit has brought another sequence parameter set in place of one before."""
         return self._headers.sequence_changed
 
-    def is_missing(self, unit: bytes) -> bool:
+    def is_missing(self, unit: bytes, *, key: bool = False) -> bool:
         """Whether pictures are missing in front of this access unit, since the last IDR picture or the last hole.
 
-        False where that cannot be told, since headers are damaged or parameter sets have not come.
+        False where that cannot be told, since headers are damaged or parameter sets have not come. `key` says that it
+        may be a recovery point.
         """
+        self.renewed = False
         first = self._headers.first_slice(unit)
         if first is None:
             return False
         sequence, last = first.sequence, self._last
+        self.renewed = first.referred and first.number == self._renewed_at
+        if key:
+            count = recovery_count(self._headers.messages)  # one more, since FFmpeg's first picture may be unfinished
+            self._renewed_at = None if count is None else (first.number + count + 1) % (1 << sequence.frame_num_bits)
         before = (first.number - 1) % (1 << sequence.frame_num_bits)
         if first.idr or last is None or sequence.gaps_allowed:
             hole = False
@@ -130,6 +145,8 @@ class Headers:
         """`parameter_sets` (Annex B) are those from outside the stream."""
         self.sequence_changed = False
         """Whether the last access unit has brought another sequence parameter set in place of one before."""
+        self.messages: list[bytes] = []
+        """Bodies of the NAL units with messages in front of the last slice that was read."""
         self._sequences: dict[int, Sequence] = {}
         self._pictures: dict[int, int] = {}  # number of the sequence set by the number of the picture set
         self.first_slice(parameter_sets)
@@ -141,6 +158,7 @@ class Headers:
     def slices(self, unit: bytes) -> Iterator[Slice]:
         """Those of an access unit that can be read, in order; parameter sets in front of each are taken in."""
         self.sequence_changed = False
+        self.messages = []
         for kind, referred, body in islice(nal_units(unit), MOST_NAL_UNITS):
             try:
                 if kind == SEQUENCE_SET:
@@ -149,6 +167,8 @@ class Headers:
                     bits = Bits(body[:PICTURE_SET_BYTES])
                     picture, sequence = bits.count(MOST_PICTURE_SETS - 1), bits.count(MOST_SEQUENCE_SETS - 1)
                     self._pictures[picture] = sequence
+                elif kind == MESSAGES:
+                    self.messages.append(body)
                 elif kind in (SLICE, IDR_SLICE):
                     yield self._slice(kind == IDR_SLICE, referred, body)
             except (EOFError, KeyError):
@@ -228,10 +248,30 @@ class Bits:
             raise EOFError
         return number
 
+    def extended(self) -> int:
+        """The next number of whole bytes, of which all but the last are 255."""
+        number = 0
+        while (byte := self.take(8)) == 255:
+            number += byte
+        return number + byte
+
     def signed(self) -> int:
         """The same for 0, 1, -1, 2, -2 and so on."""
         code = self.count()
         return (code + 1) // 2 if code % 2 else -(code // 2)
+
+
+def recovery_count(messages: list[bytes]) -> int | None:
+    """How many pictures that others refer to are decoded from here on until the next one is whole; None: not told."""
+    for body in messages:
+        bits = Bits(body[:MESSAGES_BYTES])
+        with suppress(EOFError):
+            while True:
+                kind, size = bits.extended(), bits.extended()
+                if kind == RECOVERY_POINT:
+                    return bits.count()
+                bits.take(8 * size)
+    return None
 
 
 def nal_units(unit: bytes) -> Iterator[tuple[int, bool, bytes]]:

@@ -46,9 +46,11 @@ CLOCK = Fraction(1, 90_000)
 class PlainPictures:
     """Makes pictures plain. Those that are plain already pass untouched, their planes are never copied."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fields_apart: bool = False) -> None:
+        """`fields_apart` says that an interlaced picture is one field alone, with nothing to deinterlace."""
         self.interlaced = False
-        """Whether an interlaced picture has come; from then on pictures come out one later than they went in."""
+        """Whether a picture of two fields has come; from then on pictures come out one later than they went in."""
+        self._fields_apart = fields_apart
         self._deinterlacer: Graph | None = None
         self._layout: tuple[int, int, str, int, int] | None = None
         self._reformatter = VideoReformatter()
@@ -57,7 +59,7 @@ class PlainPictures:
         """The plain pictures that are ready, in order; raises `av.FFmpegError`."""
         if picture.format.name in FATAL:
             raise av.FFmpegError(ENOTSUP, f"pictures of {picture.format.name} cannot be made plain")
-        self.interlaced = self.interlaced or picture.interlaced_frame
+        self.interlaced = self.interlaced or (picture.interlaced_frame and not self._fields_apart)
         if not self.interlaced:
             return [self._plain(picture)]
         ready = []

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from av.video.frame import VideoFrame
 from msgspec.structs import replace
 
@@ -179,6 +180,36 @@ def test_odd_sizes_keep_every_pixel(tmp_path: Path, size: tuple[int, int], pix_f
     assert read_patches(*decoded.frames[0].planes()) == pytest.approx(np.array(PATCHES), abs=4)
 
 
+@pytest.mark.parametrize("left", [2, 34])
+@pytest.mark.parametrize(
+    ("codec", "editor", "pix_fmt", "interlaced"),
+    [
+        ("libx264", "h264_metadata", "yuv420p", False),
+        ("libx264", "h264_metadata", "yuv422p10le", True),
+        ("libx265", "hevc_metadata", "yuv420p", False),
+        ("libx265", "hevc_metadata", "yuv444p", False),
+    ],
+)
+def test_what_is_cropped_on_the_left_is_not_shown(
+    tmp_path: Path, codec: str, editor: str, pix_fmt: str, interlaced: bool, left: int
+) -> None:
+    clip = make_clip(
+        tmp_path / "clip.ts", codec=codec, pix_fmt=pix_fmt, size=(160, 128), pictures=3, interlaced=interlaced
+    )
+    cropped = tmp_path / "cropped.ts"
+    with av.open(str(clip)) as source, av.open(str(cropped), "w") as target:
+        video = source.streams.video[0]
+        crop, copy = BitStreamFilterContext(f"{editor}=crop_left={left}", video), target.add_stream_from_template(video)
+        for packet in source.demux(video):
+            for narrower in crop.filter(packet) if packet.size else []:
+                narrower.stream = copy
+                target.mux(narrower)
+    whole, shown = Decoded(clip).frames[1].planes()[0], Decoded(cropped).frames[1].planes()[0]
+    assert shown.shape == (128, 160 - left)
+    middle = slice(8, None) if interlaced else slice(None)  # the deinterlacer sees less in front of its first pixels
+    assert (shown[:, middle] == whole[:, left:][:, middle]).all()
+
+
 def test_a_new_size_in_the_middle_of_a_feed_is_decoded_on(tmp_path: Path) -> None:
     small = make_clip(tmp_path / "small.ts", pictures=10).read_bytes()
     large = make_clip(tmp_path / "large.ts", pictures=10, size=(320, 240)).read_bytes()
@@ -305,12 +336,32 @@ def test_interlaced_pictures_are_deinterlaced_one_for_one(tmp_path: Path, pix_fm
     woven = [combing(np.asarray(picture, np.uint8)) for picture in pictures]
     decoded = Decoded(clip)
     assert decoded.deinterlaced
+    assert {frame.aspect for frame in decoded.frames} == {1}
     assert decoded.numbers == list(range(20))
     assert [frame.pts for frame in decoded.frames] == [number * 3600 for number in range(20)]
     assert decoded.lost == 0
     assert median(woven) > 5
     assert max(combing(frame.planes()[0]) for frame in decoded.frames) < 1.5
     assert read_patches(*decoded.frames[5].planes()) == pytest.approx(np.array(PATCHES), abs=3)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le"])
+def test_fields_of_hevc_which_come_one_by_one_are_not_deinterlaced_and_have_the_shape_of_their_frame(
+    tmp_path: Path, pix_fmt: str
+) -> None:
+    options = {"x265-params": "log-level=none:pools=1:frame-threads=1:interlace=tff"}
+    size = (160, 72)
+    clip = make_clip(
+        tmp_path / "clip.ts", codec="libx265", pix_fmt=pix_fmt, size=size, rate=50, pictures=10, options=options
+    )
+    with av.open(str(clip)) as container:
+        fields = list(container.decode(video=0))
+    assert all(field.interlaced_frame for field in fields)
+    decoded = Decoded(clip)
+    assert not decoded.deinterlaced
+    assert {frame.width * frame.aspect / frame.height for frame in decoded.frames} == {Fraction(160, 2 * 72)}
+    for frame, field in zip(decoded.frames, fields, strict=True):
+        assert (frame.planes()[0] == field.reformat(format="yuv420p").to_ndarray()[:72]).all()
 
 
 def test_an_interlaced_feed_that_changes_its_size_loses_nothing(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ MISSED = "RTP: missed"
 """How FFmpeg's line about packets that it waits for no longer begins."""
 SLICES = {"h264": (1, range(1, 6)), "hevc": (2, range(32))}
 """By codec: bytes in the header of a NAL unit, and the types of those with a part of a picture."""
-WHOLE_OR_NOT_AT_ALL = {"mjpeg"}
-"""Codecs of which FFmpeg gives no picture that a packet is missing of."""
+SEEN_BY_FFMPEG = {"mjpeg", "vp8"}
+"""Codecs of which FFmpeg gives no picture that a packet is missing of, or marks it itself, and what refers to it."""
 
 
 class RtpLosses:
@@ -40,7 +40,7 @@ class RtpLosses:
         """
         self.note()
         missed, self._missed = self._missed, False
-        if codec in WHOLE_OR_NOT_AT_ALL or not (missed or self._doubtful):
+        if codec in SEEN_BY_FFMPEG or not (missed or self._doubtful):
             return
         headless = self._doubtful and not begins_whole(codec, bytes(packet))
         packet.is_corrupt = packet.is_corrupt or missed or headless

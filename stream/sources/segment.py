@@ -35,7 +35,7 @@ ONLY_FOR = {
 }
 """By codec, a filter that does not open for another one: nothing else in PyAV tells what a stream has become."""
 TRANSPORTED: Final = "mpegts_stream_id"
-"""What comes beside an access unit of FFmpeg's MPEG-TS demuxer, also of the one within its HLS demuxer."""
+"""What comes beside an access unit of FFmpeg's MPEG-TS demuxer, also of the one within its HLS or its RTP demuxer."""
 FASTEST = 1_000
 """Frames a second; what says more has only told its clock, such as 90 kHz."""
 
@@ -95,8 +95,7 @@ class Segment:
         stored = self.video.codec_context.extradata or b""
         self._parameters = ParameterSets(self.info.codec, stored)
         self._fields = FieldPairs(stored) if self.info.codec == "h264" else None
-        self._may_mark_early = container.format.name in ("mpegts", "hls")
-        self._marks_early = False
+        self._marks_early: bool | None = None  # until the first access unit has come
         self._mark = False  # the next access unit is damaged
 
     @property
@@ -152,10 +151,10 @@ class Segment:
     def _access_unit(self, packet: Packet[Stream]) -> Packet[Stream] | None:
         """The packet as Annex B and, if bytes are missing in it or in front of it, marked as corrupt.
 
-        None where it is not what its lengths say. FFmpeg's MPEG-TS demuxer marks one access unit too early.
+        None where it is not what its lengths say. Of MPEG-TS, also within RTP, FFmpeg marks one access unit too early.
         """
-        if self._may_mark_early and packet.has_sidedata(TRANSPORTED):
-            self._marks_early = True
+        if self._marks_early is None:
+            self._marks_early = packet.has_sidedata(TRANSPORTED)
         if self._annex_b:
             try:
                 [packet] = self._annex_b.filter(packet)
