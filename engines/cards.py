@@ -18,8 +18,9 @@ from engines.errors import EngineError, EngineMismatch, EngineMissing, UnknownNa
 SHIPPED = Path(__file__).parent / "weights"
 CARD = "card.json"
 NUMBERS = "weights.safetensors"
+ONNX = ("fp32.onnx", "fp16.onnx")
 INT8 = ("int8.xml", "int8.bin")
-FILES = frozenset({NUMBERS, "fp32.onnx", "fp16.onnx", *INT8})
+FILES = frozenset({NUMBERS, *ONNX, *INT8})
 """What a card can vouch for; whatever else lies in the folder is somebody else's."""
 
 
@@ -79,13 +80,28 @@ class Weights:
         return name in self.card.files
 
     def file(self, name: str) -> Path:
-        """The path of a file whose bytes are those of the card; raises `EngineMissing` or `EngineMismatch`."""
+        """The path of a file whose bytes are those of the card; raises `UnknownName` or `EngineMismatch`."""
         path = self.folder / name
         if not self.has(name) or not path.is_file():
-            raise EngineMissing(f"weights {self.card.name} have no {name}; they have {', '.join(self.card.files)}")
+            raise self._lacking(name)
         if (digest := sha256(path)) != self.card.files[name]:
             raise EngineMismatch(f"{path} was changed: its SHA-256 is {digest}, its card says {self.card.files[name]}")
         return path
+
+    def require(self, runtime: str, precision: str) -> None:
+        """Raises `UnknownName` where the card lists nothing that the runtime, or `auto`, opens for a precision."""
+        exported = INT8 if precision == "int8" else ONNX
+        if runtime != "torch" and not any(map(self.has, exported)):
+            raise self._lacking(exported[0])
+
+    def _lacking(self, name: str) -> UnknownName:
+        """That a file is not there, and what makes it; shipped weights come with all that they are to have."""
+        remedy = ""
+        if name != NUMBERS and self.folder.parent != SHIPPED:
+            pictures = " --calibrate PICTURES" if name in INT8 else ""
+            remedy = f"; `nightbridge export {self.folder}{pictures}` makes it"
+        files = ", ".join(self.card.files) or "nothing"
+        return UnknownName(f"weights {self.card.name} ({self.folder}) have no {name}; they have {files}{remedy}")
 
     def is_sound(self, name: str) -> bool:
         """Whether a file is there, and its bytes are those of the card."""

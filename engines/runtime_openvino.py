@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from platformdirs import user_cache_path
 from engines.cards import Weights
 from engines.cores import available_cores
 from engines.door import SCALE, EngineInfo, Memory, Numbers, Slot
-from engines.errors import EngineError, EngineMismatch
+from engines.errors import EngineError, EngineMismatch, UnknownName
 from engines.private_cache import PrivateCache
 from engines.ring import Engine
 from engines.runtime import EngineOptions
@@ -312,7 +313,7 @@ def side_by_side(asked: int, threads: int) -> int:
 def choose_precision(weights: Weights, core: openvino.Core, asked: str) -> str:
     """The precision asked for, or for `auto` the fastest that keeps the picture."""
     if asked == "bf16" and not has_bf16(core):
-        raise EngineMismatch("precision bf16: this processor has no bfloat16; it must be one of auto, fp32, int8")
+        raise UnknownName("precision bf16: this processor has no bfloat16; it must be one of auto, fp32, int8")
     if asked != "auto":
         if asked not in FILES:
             raise EngineMismatch(f"precision {asked!r}: OpenVINO takes one of auto, {', '.join(FILES)}")
@@ -339,8 +340,17 @@ def has_matrix_unit(info: Path) -> bool:
 
 
 def read_model(core: openvino.Core, weights: Weights, precision: str) -> openvino.Model:
-    """The model of a precision, its files verified."""
-    return core.read_model(*(weights.file(name) for name in model_files(weights, precision)))
+    """The model of a precision. OpenVINO is given bytes, since it computes from files as they are then, for as long as
+    the model lives: whatever is written over them would reach pictures and cache."""
+    return core.read_model(*(verified_bytes(weights, name) for name in model_files(weights, precision)))
+
+
+def verified_bytes(weights: Weights, name: str) -> bytes:
+    """What is in a file, which is what its card says; raises `UnknownName` or `EngineMismatch`."""
+    data = weights.file(name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != weights.card.files[name]:
+        raise EngineMismatch(f"{weights.folder / name} was changed while it was read")
+    return data
 
 
 def model_files(weights: Weights, precision: str) -> list[str]:

@@ -77,6 +77,10 @@ class Relay:
     def __init__(self, settings: Settings, engine: Door, publisher: Publisher) -> None:
         self.failure: BaseException | None = None
         """What ended the relay before it was asked to stop."""
+        self.refused: str | None = None
+        """What is wrong with the latest settings, for which whoever read them did not apply them."""
+        self.need_restart: list[str] = []
+        """Tables of the settings that were applied last whose changes take effect at the next start."""
         self._settings = settings
         self._engine = engine
         self._publisher = publisher
@@ -149,13 +153,17 @@ class Relay:
                 if getattr(settings, table) != getattr(self._settings, table)
             ],
         )
+        self.need_restart = changes.need_restart
         self.remove(*changes.removed, *changes.changed, *changes.reopened)
         for name in changes.changed + changes.reopened + changes.added:
             self.add(name, after[name])
         return changes
 
     def publish_status(self) -> None:
-        """Tell the viewers of every feed how it is doing, and those who ask which feeds there are."""
+        """Tell the viewers of every feed how it is doing, and those who ask which feeds there are. For the thread of
+        `apply`: feeds that were removed and have ended since lose their place in the engine."""
+        if any(running.join(time.monotonic()) for running in self._hanging):
+            self._share_engine()
         told = {name: self._publish_status(feed) for name, feed in self.feeds.items()}
         self._publisher.publish(ALL_FEEDS, "feeds", Header(), encode_feeds(told))
 

@@ -10,7 +10,7 @@ import os
 import tomllib
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -23,9 +23,17 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from engines.cards import find_weights
 from engines.choices import Precision, Runtime
+from engines.errors import UnknownName
 from engines.runtime import PRECISIONS
 from stream.address import UdpAddress, is_udp, redact, split_credentials
 from stream.complaints import PREFIX, TABLE_MISTAKE, complaints, variables
@@ -61,8 +69,12 @@ __all__ = [
     "RelaySettings",
     "Settings",
     "load_settings",
+    "low_mark",
     "redact",
 ]
+
+MESSAGES_OF_A_FEED = 4
+"""That it may publish at one moment, one of each kind."""
 
 DecoderChoice = Literal["software", "nvdec", "auto"]
 """What decodes: the CPU, an NVIDIA GPU, or the GPU where it can."""
@@ -223,7 +235,7 @@ class FeedSettings(FeedDefaults):
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. Without arguments: the defaults, and what the environment says."""
+    """Everything that can be set. Without arguments: the defaults, and what the environment says of all but feeds."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -274,8 +286,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment variables first, then the file; no other source."""
-        return env_settings, init_settings
+        """Environment variables first, then the file; no other source. Without a table of feeds those of feeds mean
+        nothing."""
+        environment, given = cast("EnvSettingsSource", env_settings), cast("InitSettingsSource", init_settings)
+        if "feeds" not in given.init_kwargs:
+            of_feeds = f"{PREFIX}FEEDS__".lower()
+            texts = environment.env_vars.items()
+            environment.env_vars = {name: text for name, text in texts if not name.startswith(of_feeds)}
+        return environment, given
 
 
 def _over(inherited: dict[str, Any], table: Any) -> Any:
@@ -301,19 +319,32 @@ def _replaced(table: dict[str, Any]) -> set[str]:
 
 
 def load_settings(path: Path | None) -> Settings:
-    """The settings in the file at `path` (None: the defaults), with environment variables over them.
+    """The settings in the file at `path`, with environment variables over them; for None the defaults, and no feeds.
 
     Raises `SettingsError`; its message has one line for each mistake.
     """
     _require_text()
-    tables = _read(path) if path else {}
+    tables = {"feeds": {}} | _read(path) if path else {}
     known = tables | {name: {} for name in _unknown_sections() if name not in tables}
+    label = str(path) if path else "environment"
     try:
         with read_from(path.parent.absolute() if path else Path.cwd()):
-            return Settings(**known)
+            settings = Settings(**known)
     except ValidationError as error:
-        label = str(path) if path else "environment"
         raise SettingsError("\n".join(complaints(error, Settings, tables, label))) from None
+    try:
+        find_weights(settings.engine.weights).require(settings.engine.runtime, settings.engine.precision)
+    except UnknownName as error:
+        raise SettingsError(f"{label}: [engine] {error}") from None
+    return settings
+
+
+def low_mark(high_water_mark: int, feeds: int) -> str | None:
+    """What is wrong, in one line, where that mark leaves no room for what so many feeds publish at one moment."""
+    needed = MESSAGES_OF_A_FEED * feeds
+    if needed <= high_water_mark:
+        return None
+    return f"[relay] high_water_mark is {high_water_mark}; {feeds} feeds need {needed}, or viewers lose messages"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,9 +5,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from engines.cards import NUMBERS, SHIPPED, Card, Weights, find_weights, shipped, write_card
-from engines.errors import EngineMismatch, EngineMissing
+from engines.errors import EngineMismatch, EngineMissing, UnknownName
+from tests.test_check import nightbridge
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,8 +82,58 @@ def test_a_file_that_the_card_does_not_list_is_not_used(tmp_path: Path) -> None:
     (tmp_path / NUMBERS).write_bytes(b"numbers")
     write_card(tmp_path, Card(name="mine", network="neid", files={}))
     (tmp_path / "fp32.onnx").write_bytes(b"a stranger's")
-    with pytest.raises(EngineMissing, match=r"have no fp32\.onnx; they have weights\.safetensors"):
+    with pytest.raises(UnknownName, match=r"have no fp32\.onnx; they have weights\.safetensors"):
         Weights(tmp_path).file("fp32.onnx")
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A folder that holds a file `in.png` and weights `mine` that were trained and not exported."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / NUMBERS).write_bytes(b"numbers")
+    write_card(tmp_path / "mine", Card(name="mine", network="neid", files={}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "in.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        (
+            'weights = "paper"\nprecision = "int8"',
+            f"weights paper ({SHIPPED / 'paper'}) have no int8.xml; they have fp16.onnx, weights.safetensors",
+        ),
+        (
+            'weights = "./mine"',
+            "weights mine ({folder}/mine) have no fp32.onnx; they have weights.safetensors; "
+            "`nightbridge export {folder}/mine` makes it",
+        ),
+        (
+            'weights = "./mine"\nruntime = "openvino"\nprecision = "int8"',
+            "weights mine ({folder}/mine) have no int8.xml; they have weights.safetensors; "
+            "`nightbridge export {folder}/mine --calibrate PICTURES` makes it",
+        ),
+    ],
+)
+def test_weights_without_the_file_of_the_precision_are_wrong_settings(
+    trained: Path, command: str, engine: str, told: str
+) -> None:
+    (trained / "config.toml").write_text(f"[engine]\n{engine}\n")
+    done = nightbridge(trained, command)
+    line = told.format(folder=trained)
+    assert (done.returncode, done.stderr) == (2, f"nightbridge: config.toml: [engine] {line}\n")
+
+
+def test_weights_that_were_not_exported_are_right_for_torch_and_wrong_use_elsewhere(trained: Path) -> None:
+    (trained / "config.toml").write_text('[engine]\nweights = "./mine"\nruntime = "torch"\n')
+    assert nightbridge(trained, "check").returncode == 0
+    done = nightbridge(trained, "enhance", "in.png", "out.png", "--weights", "mine", "--runtime", "openvino")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2,
+        "nightbridge: weights mine (mine) have no fp16.onnx; they have weights.safetensors; "
+        "`nightbridge export mine` makes it",
+    )
 
 
 def test_the_folder_where_one_is_can_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,9 @@ def test_what_only_a_new_start_can_change_is_named_and_left_alone(tmp_path: Path
         for _ in range(2):
             assert relay.apply(after).need_restart == ["[relay]", "[engine]"]
         assert list(relay.feeds) == ["cam"]
+        assert relay.need_restart == ["[relay]", "[engine]"]
+        relay.apply(settings())
+        assert relay.need_restart == []
 
 
 class Allowing(DoublingEngine):
@@ -146,6 +149,34 @@ def test_a_feed_that_hangs_at_its_end_is_given_up_and_the_others_go_on(tmp_path:
             assert relay.feeds["two"].figures().published == 30
             assert relay.failure is None
         assert holds(one.figures())
+
+
+def test_a_feed_that_hung_loses_its_place_in_the_engine_as_soon_as_it_has_ended(tmp_path: Path) -> None:
+    tape = FeedSettings(url=str(make_clip(tmp_path / "clip.mp4", pictures=30)), mode="replay")
+    pace = threading.Semaphore(0)
+    feeds = {"one": tape, "dead": udp(free_port())}
+    wanted = Settings(relay=RELAY.model_copy(update={"stop_timeout": 0.2}), feeds=feeds)
+    with (
+        Allowing(pace) as engine,
+        Publisher(RELAY, "run") as publisher,
+        Relay(wanted, engine, publisher) as relay,
+    ):
+        one = relay.feeds["one"]
+        wait_until(lambda: one.figures().in_engine == 2, "pictures in the engine")
+        relay.remove("one")
+        relay.publish_status()
+        assert engine.allowed[-1] == (4, 3), "it still has pictures in the engine"
+        pace.release(1000)
+        wait_until(lambda: one.state == "ended", "the end of what hung")
+
+        def left() -> tuple[int, int]:
+            relay.publish_status()
+            return engine.allowed[-1]
+
+        wait_until(lambda: left() == (2, 2), "the end of its place")
+        count = len(engine.allowed)
+        relay.publish_status()
+        assert len(engine.allowed) == count, "where nothing has changed nothing is told"
 
 
 class Busy(DoublingEngine):

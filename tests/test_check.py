@@ -24,11 +24,10 @@ read_timeout = "2500ms"
 
 def nightbridge(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The finished command, which ran in `folder`."""
-    clean = {name: text for name, text in os.environ.items() if not name.upper().startswith("NIGHTBRIDGE__")}
     return subprocess.run(
         [sys.executable, "-m", "tools", *words],
         cwd=folder,
-        env=clean | {"PYTHONPATH": str(ROOT)} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -75,6 +74,24 @@ def test_a_path_where_nothing_can_be_seen_is_not_told_to_be_empty(folder: Path) 
     (folder / "config.toml").write_text(f'[feeds.pier]\nurl = "/{"a" * 256}"')
     done = nightbridge(folder, "check")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("feeds", "told"),
+    [
+        (16, ""),
+        (
+            17,
+            "nightbridge: config.toml: [relay] high_water_mark is 64; 17 feeds need 68, or viewers lose messages\n",
+        ),
+    ],
+)
+def test_a_high_water_mark_that_is_too_low_for_so_many_feeds_is_told(folder: Path, feeds: int, told: str) -> None:
+    (folder / "config.toml").write_text(
+        "".join(f'[feeds.f{number}]\nurl = "udp://:{5000 + number}"\n' for number in range(feeds))
+    )
+    done = nightbridge(folder, "check")
+    assert (done.returncode, done.stderr) == (0, told)
 
 
 def test_check_of_the_shipped_file_is_clean() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import http.server
 import os
 import re
@@ -38,9 +39,10 @@ from tests.impostors import (
 )
 from tests.reading import feed, nothing_left, numbers, read, readers, take, why_lost
 from tests.rtsp_server import make_certificate
-from tests.waiting import DEADLINE, wait_until
+from tests.waiting import DEADLINE, takes_less_than, wait_until
 
 PASSWORD = "p@ss:w/o#r?d%"
+CANNOT_BE_LOOKED_UP = "the name of the host cannot be looked up now"
 PATIENCE = 1.0
 """Seconds that a source may take to open, in these tests."""
 
@@ -58,7 +60,7 @@ def test_a_server_that_does_not_come_to_an_end_is_a_time_out(behaviour: Behaviou
     with nothing_left(), Impostor(behaviour) as server:
         began = time.monotonic()
         lost = why_lost(impatient(f"rtsp://127.0.0.1:{server.port}/", transport=transport))
-        assert time.monotonic() - began < 3 * PATIENCE
+        assert time.monotonic() - began < 10 * PATIENCE
         wait_until(lambda: not readers(), "the end of the reader, although the server goes on")
     assert lost.reason == "time-out"
     assert "no packet for" in str(lost)
@@ -86,13 +88,25 @@ def test_nobody_who_listens_is_told(unused_tcp_port: int) -> None:
         assert str(lost).endswith("connection refused"), scheme
 
 
-def test_a_host_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(*_: object, **__: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+@pytest.mark.parametrize(
+    ("error", "reason", "words"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "not found", "no such host"),
+        (UnicodeError("label empty or too long"), "not found", "no such host"),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "time-out", CANNOT_BE_LOOKED_UP),
+        (socket.gaierror(socket.EAI_MEMORY, "Memory allocation failure"), "time-out", CANNOT_BE_LOOKED_UP),
+        (OSError(errno.EMFILE, "Too many open files"), "time-out", CANNOT_BE_LOOKED_UP),
+    ],
+)
+def test_a_host_that_nobody_knows_is_told_apart_from_one_that_nobody_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str, words: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
 
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
     lost = why_lost(impatient("rtsp://nobody.invalid/cam"))
-    assert (lost.reason, str(lost)) == ("not found", "rtsp://nobody.invalid/cam: no such host")
+    assert (lost.reason, str(lost)) == (reason, f"rtsp://nobody.invalid/cam: {words}")
 
 
 def test_a_password_file_that_is_gone_is_told(tmp_path: Path) -> None:
@@ -143,9 +157,11 @@ def test_a_playlist_is_known_by_its_path_and_may_be_silent_for_longer(url: str, 
 
 
 @pytest.fixture
-def unused_tcp_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def unused_tcp_port() -> Iterator[int]:
+    """Taken, so that nobody else comes to listen there."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield int(taken.getsockname()[1])
 
 
 # Stopping, and readers that are stuck
@@ -153,16 +169,20 @@ def unused_tcp_port() -> int:
 
 @pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "http", "https"])
 def test_a_source_that_is_being_opened_is_stopped_within_a_second(scheme: str) -> None:
-    stop = threading.Event()
-    with Impostor(is_mute) as server:
-        settings = feed(f"{scheme}://127.0.0.1:{server.port}/x", open_timeout=5.0)
-        timer = threading.Timer(0.2, stop.set)
-        timer.start()
-        began = time.monotonic()
-        with open_source(settings, stop) as source:
-            assert list(source.segments()) == []
-        assert time.monotonic() - began < 1.2
-        timer.join()
+    def seconds_to_stop() -> float:
+        stop = threading.Event()
+        with Impostor(is_mute) as server:
+            settings = feed(f"{scheme}://127.0.0.1:{server.port}/x", open_timeout=20.0)
+            timer = threading.Timer(0.2, stop.set)
+            timer.start()
+            began = time.monotonic()
+            with open_source(settings, stop) as source:
+                assert list(source.segments()) == []
+            taken = time.monotonic() - began
+            timer.join()
+        return taken
+
+    assert takes_less_than(1.2, seconds_to_stop)
 
 
 @pytest.fixture
@@ -180,16 +200,20 @@ def hanging_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def test_a_name_that_cannot_be_looked_up_does_not_keep_a_feed_from_stopping(hanging_names: threading.Event) -> None:
-    stop = threading.Event()
-    with nothing_left():
+    def seconds_to_stop() -> float:
+        stop = threading.Event()
         timer = threading.Timer(0.1, stop.set)
         timer.start()
         began = time.monotonic()
         with open_source(feed("rtsp://camera/x", open_timeout=20.0), stop) as source:
             assert list(source.segments()) == []
-        assert time.monotonic() - began < 1
-        hanging_names.set()
+        taken = time.monotonic() - began
         timer.join()
+        return taken
+
+    with nothing_left():
+        assert takes_less_than(1.0, seconds_to_stop)
+        hanging_names.set()
 
 
 def test_a_feed_leaves_one_stuck_reader_behind_at_most(hanging_names: threading.Event) -> None:
@@ -198,6 +222,7 @@ def test_a_feed_leaves_one_stuck_reader_behind_at_most(hanging_names: threading.
     reasons = [why_lost(settings, opener) for _ in range(4)]
     assert readers() == 1
     assert [lost.reason for lost in reasons] == ["time-out"] * 4
+    assert str(reasons[0]).endswith(CANNOT_BE_LOOKED_UP)
     assert str(reasons[-1]).endswith("the attempt before still hangs in the network")
     hanging_names.set()
     wait_until(lambda: not readers(), "the end of the reader")
@@ -717,9 +742,11 @@ def sent_as_rtp(clip: Path) -> Iterator[Path]:
     port, stop = free_port() & ~1, threading.Event()
     thread = threading.Thread(target=send_rtp, args=(clip, port, stop))
     thread.start()
-    yield sdp_file(clip.parent, port)
-    stop.set()
-    thread.join()
+    try:
+        yield sdp_file(clip.parent, port)
+    finally:
+        stop.set()
+        thread.join()
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -27,7 +27,7 @@ from stream.sources import remote
 from stream.sources.rtp import RtpLosses
 from tests.clips import free_port, listeners_at, make_clip
 from tests.impostors import Behaviour, Impostor
-from tests.reading import feed
+from tests.reading import feed, numbers, why_lost
 from tests.rtsp_server import RtspServer, recording
 from tests.waiting import wait_until
 
@@ -72,11 +72,18 @@ def rtp_of(clip: Path) -> list[bytes]:
     return datagrams
 
 
+def transported(clip: Path) -> list[bytes]:
+    """The datagrams of RTP that carry a transport stream (RFC 2250), two of its packets each."""
+    data = clip.read_bytes()
+    cut = [data[start : start + 2 * 188] for start in range(0, len(data), 2 * 188)]
+    return [struct.pack(">BBHII", 0x80, 33, number, 300 * number, 7) + each for number, each in enumerate(cut)]
+
+
 def sdp_file(folder: Path, codec: str, port: int) -> Path:
     file = folder / "camera.sdp"
-    name = {"h264": "H264", "hevc": "H265"}[codec]
+    kind, name = {"h264": (96, "H264"), "hevc": (96, "H265"), "vp8": (96, "VP8"), "mpegts": (33, "MP2T")}[codec]
     lines = ["v=0", "o=- 0 0 IN IP4 127.0.0.1", "s=camera", "c=IN IP4 127.0.0.1", "t=0 0"]
-    lines += [f"m=video {port} RTP/AVP 96", f"a=rtpmap:96 {name}/90000"]
+    lines += [f"m=video {port} RTP/AVP {kind}", f"a=rtpmap:{kind} {name}/90000"]
     file.write_text("\r\n".join(lines) + "\r\n")
     return file
 
@@ -105,7 +112,7 @@ def received(folder: Path, codec: str, datagrams: list[bytes], spacing: float = 
     return seen_while(lambda: send_once(datagrams, port, spacing), sdp_file(folder, codec, port))
 
 
-def send_once(datagrams: list[bytes], port: int, spacing: float = 0.001) -> None:
+def send_once(datagrams: Iterable[bytes], port: int, spacing: float = 0.001) -> None:
     """Send datagrams as soon as somebody listens, with so many seconds between them."""
     wait_until(lambda: listeners_at(port), "somebody listens")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -165,6 +172,61 @@ def test_no_wrong_picture_passes_as_clean_where_rtp_is_lost(tmp_path: Path, sent
     pictures = received(tmp_path, codec, [each for number, each in enumerate(datagrams) if number not in lost])
     assert "clean" not in states_of_wrong(pictures, whole).values()
     assert pictures[-1][1] == "clean", "a key frame ends the damage"
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_key_frame_of_vp8_is_clean_after_a_packet_was_lost(tmp_path: Path, place: Literal["first", "last"]) -> None:
+    """Without its first packet FFmpeg gives no picture, without its last one a part."""
+    clip = make_clip(
+        tmp_path / "clip.mkv",
+        codec="libvpx",
+        pictures=40,
+        key_interval=20,
+        bit_rate=1_000_000,
+        options={"deadline": "realtime", "cpu-used": "8"},
+    )
+    datagrams = rtp_of(clip)
+    ends = [number for number, datagram in enumerate(datagrams) if datagram[1] & 0x80]  # RFC 3550, 5.1: the marker bit
+    lost = {"first": ends[11] + 1, "last": ends[12]}[place]
+    pictures = received(tmp_path, "vp8", datagrams[:lost] + datagrams[lost + 1 :])
+    wrong, states = states_of_wrong(pictures, seen(FeedSettings(url=str(clip)))), dict(numbered(pictures))
+    assert "clean" not in wrong.values()
+    assert (12 in states, 12 in wrong) == (place == "last",) * 2
+    assert {states[number][0] for number in (*range(12), *range(20, 40))} == {"clean"}
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_broken_key_frame_of_a_transport_stream_in_rtp_does_not_pass_as_clean(tmp_path: Path, share: float) -> None:
+    clip = make_clip(tmp_path / "clip.ts", codec="libx265", pictures=50, key_interval=20)
+    datagrams = transported(clip)
+    begin = [number for number, each in enumerate(datagrams) for at in (12, 200) if each[at:].startswith(b"\x47\x41\0")]
+    lost = round(begin[20] + share * (begin[21] - begin[20]))
+    pictures = received(tmp_path, "mpegts", datagrams[:lost] + datagrams[lost + 1 :])
+    wrong = states_of_wrong(pictures, seen(FeedSettings(url=str(clip))))
+    assert wrong
+    assert "clean" not in wrong.values()
+    assert pictures[-1][1] == "clean", "a key frame ends the damage"
+
+
+def test_a_codec_that_changes_within_a_transport_stream_in_rtp_is_noticed(tmp_path: Path) -> None:
+    """FFmpeg's decoder goes on with the first one, and makes no picture any more."""
+    clips = [make_clip(tmp_path / f"{codec}.ts", codec=codec, pictures=50) for codec in ("libx264", "libx265")]
+    both = tmp_path / "both.ts"
+    both.write_bytes(clips[0].read_bytes() + 4 * clips[1].read_bytes())
+    port = free_port() & ~1
+    settings, enough = feed(sdp_file(tmp_path, "mpegts", port)), threading.Event()
+    datagrams = itertools.takewhile(lambda _: not enough.is_set(), transported(both))
+    sending = threading.Thread(target=send_once, args=(datagrams, port, 0.005))
+    sending.start()
+    try:
+        assert "another codec" in str(why_lost(settings))
+        with open_source(settings) as source:
+            segment = next(source.segments())
+            assert segment.info.codec == "hevc"
+            assert len(numbers(segment, 10)) >= 10
+    finally:
+        enough.set()
+        sending.join()
 
 
 def test_a_key_frame_that_takes_longer_than_a_look_around_is_not_torn_in_two(

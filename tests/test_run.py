@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 
@@ -192,6 +194,15 @@ def test_a_file_that_is_being_written_is_left_alone_until_it_stays_as_it_is(tmp_
     assert watch.changed(), "until it is taken"
     watch.take()
     assert not watch.changed()
+    path.rename(tmp_path / "known.toml")
+    path.write_text("[relay]\n[feeds.c]\n")
+    assert not watch.changed()
+    assert watch.changed()
+    watch.refuse()
+    (tmp_path / "known.toml").rename(path)
+    assert not watch.changed()
+    assert watch.changed(), "the known one comes back after another was refused"
+    watch.take()
     path.unlink()
     assert not watch.changed()
     assert not watch.changed()
@@ -253,6 +264,81 @@ def test_on_sighup_a_file_that_says_nothing_changes_nothing_and_a_failed_feed_is
         assert stopped(relay) < 5
     assert "removed" not in log.read_text()
     assert "feed tape: 10 received, 10 published" in log.read_text()
+
+
+def test_a_file_that_was_cut_off_in_front_of_its_feeds_removes_none_until_that_is_asked_for(tmp_path: Path) -> None:
+    config, log = tmp_path / "config.toml", tmp_path / "log"
+    dead = "".join(f'[feeds.{name}]\nurl = "udp://127.0.0.1:{free_port()}"\n' for name in ("east", "west"))
+    feeds = f"# The cameras of the pier.\n{dead}"
+    with (
+        running(tmp_path, feeds) as (relay, endpoint),
+        Subscriber(endpoint, "east", ("status",)) as east,
+        Subscriber(endpoint, "west", ("status",)) as west,
+    ):
+        config.write_text(config.read_text().partition("cameras")[0])
+        wait_until(lambda: "the settings stay as they were" in log.read_text(), "the refusal")
+        for viewer in (east, west):
+            assert decode_status(messages(viewer, 4)[-1].payload).state == "connecting"
+        assert log.read_text().count("the settings stay as they were") == 1
+        assert f"{config} has no feeds, as if it were cut off; SIGHUP takes it as it is" in log.read_text()
+        relay.send_signal(signal.SIGHUP)
+        wait_until(lambda: "was read again: removed east, west" in log.read_text(), "the removal")
+        assert stopped(relay) < 2.5
+    [told] = [line for line in log.read_text().splitlines() if "removed" in line]
+    assert " WARNING " in told
+
+
+def test_settings_that_are_refused_show_in_status_and_metrics_until_others_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTBRIDGE__RELAY__METRICS", "127.0.0.1:0")
+    config, kept, log = tmp_path / "config.toml", tmp_path / "kept.toml", tmp_path / "log"
+    with running(tmp_path, f'[feeds.dead]\nurl = "udp://127.0.0.1:{free_port()}"\n'):
+        found = re.search(r"status at http://(\S+)", log.read_text())
+        assert found, log.read_text()
+
+        def page(path: str) -> str:
+            connection = HTTPConnection(found[1], timeout=10)
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+
+        def shown() -> tuple[str | None, list[str], bool]:
+            """Reason, tables that need a restart, and whether the settings are current."""
+            settings = json.loads(page("/status"))["settings"]
+            [current] = re.findall(r"(?m)^nightbridge_settings_current (\S+)", page("/metrics"))
+            return settings["reason"], settings["need_restart"], bool(float(current))
+
+        assert shown() == (None, [], True)
+        config.rename(kept)
+        broken = tmp_path / "broken.toml"
+        broken.write_text("[feeds.dead]\nurl = 3\n")
+        broken.replace(config)
+        wait_until(lambda: not shown()[2], "the refusal")
+        reason, _, _ = shown()
+        assert reason is not None
+        assert reason.startswith(f"{config}: [feeds.dead] url is 3")
+        kept.replace(config)  # the very file that was there before
+        wait_until(lambda: shown() == (None, [], True), "its being taken")
+        config.write_text(config.read_text().replace("[relay]", "[relay]\nhigh_water_mark = 7"))
+        wait_until(lambda: shown() == (None, ["[relay]"], True), "what needs a restart")
+
+
+def test_a_high_water_mark_that_is_too_low_for_so_many_feeds_is_told_at_the_start_and_when_feeds_come(
+    tmp_path: Path,
+) -> None:
+    config, log = tmp_path / "config.toml", tmp_path / "log"
+    feeds = [f'[feeds.f{number}]\nurl = "missing.mp4"\n' for number in range(17)]
+    config.write_text("".join(feeds))
+    asked = subprocess.run(
+        [sys.executable, "-c", SAY, "run", config], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    words = "[relay] high_water_mark is 64; 17 feeds need 68, or viewers lose messages"
+    assert asked.stderr.count(words) == 1
+    with running(tmp_path, "".join(feeds[:16])):
+        assert "[relay] high_water_mark" not in log.read_text()
+        config.write_text(config.read_text() + feeds[16])
+        wait_until(lambda: "was read again: added f16" in log.read_text(), "the new feed")
+        wait_until(lambda: f"{words}; another one takes effect at the next start" in log.read_text(), "the warning")
 
 
 SIGNALS = """

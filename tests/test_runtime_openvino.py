@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,11 @@ import pytest
 from numpy.typing import NDArray
 
 from engines import runtime_openvino
-from engines.cards import NUMBERS, Card, Weights, write_card
+from engines.cards import NUMBERS, SHIPPED, Card, Weights, write_card
 from engines.checkpoint import save_network
 from engines.colour import Colour
 from engines.door import Door, Slot
-from engines.errors import EngineError, EngineMismatch
+from engines.errors import EngineError, EngineMismatch, UnknownName
 from engines.export import export_onnx
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_openvino import OpenVinoSlot, choose_precision
@@ -108,7 +109,7 @@ def test_a_precision_that_is_asked_for_is_taken_whatever_it_loses(tmp_path: Path
 def test_bf16_is_refused_where_the_processor_lacks_it(tmp_path: Path) -> None:
     weights = weights_with(tmp_path / "weights", {}, int8=True)
     assert chosen(weights, WITH_BF16, "bf16") == "bf16"
-    with pytest.raises(EngineMismatch, match="no bfloat16; it must be one of auto, fp32, int8"):
+    with pytest.raises(UnknownName, match="no bfloat16; it must be one of auto, fp32, int8"):
         chosen(weights, PLAIN, "bf16")
 
 
@@ -224,6 +225,52 @@ def test_a_compiled_model_with_a_hole_in_it_is_made_again_and_no_picture_is_wron
     engine.__exit__(None, None, None)
     np.testing.assert_array_equal(made, expected)
     assert caplog.text == ""
+
+
+def test_what_is_written_over_the_weights_of_an_open_engine_reaches_neither_its_pictures_nor_the_cache(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(SHIPPED / "field-lite", folder)
+    options = EngineOptions(precision="int8", threads=1, cache=tmp_path / "cache")
+    untouched = EngineOptions(precision="int8", threads=1, cache=tmp_path / "other")
+    widths = (48, 64, 80)
+    with open_engine("openvino", "field-lite", untouched) as engine:
+        expected = [brightened(engine, width) for width in widths]
+    sound = (folder / "int8.bin").read_bytes()
+    with open_engine("openvino", str(folder), options) as engine:
+        np.testing.assert_array_equal(brightened(engine, 48), expected[0])
+        with (folder / "int8.bin").open("r+b") as file:  # as `cp` writes
+            file.write(bytes(byte ^ 0x55 for byte in sound))
+        made = [brightened(engine, width) for width in (48, 64)]
+        np.testing.assert_array_equal(made[0], expected[0])
+        np.testing.assert_array_equal(made[1], expected[1])
+        os.truncate(folder / "int8.bin", 0)
+        np.testing.assert_array_equal(brightened(engine, 80), expected[2])
+    (folder / "int8.bin").write_bytes(sound)
+    with open_engine("openvino", str(folder), options) as engine:
+        for width, picture in zip(widths, expected, strict=True):
+            np.testing.assert_array_equal(brightened(engine, width), picture)
+
+
+def test_weights_that_change_between_their_verifying_and_their_reading_are_refused(
+    tmp_path: Path, mine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(mine, folder)
+    verify = Weights.file
+
+    def verify_in_time(weights: Weights, name: str) -> Path:
+        path = verify(weights, name)
+        path.write_bytes(path.read_bytes() + b"1")
+        return path
+
+    monkeypatch.setattr(Weights, "file", verify_in_time)
+    with (
+        pytest.raises(EngineMismatch, match=r"fp32\.onnx was changed while it was read"),
+        open_engine("openvino", str(folder), EngineOptions(precision="fp32", cache=tmp_path / "cache")),
+    ):
+        pass
 
 
 def test_a_cache_that_fails_costs_the_keeping_and_not_the_picture(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -15,13 +14,6 @@ from stream.keys import make_keys
 from stream.settings import EncoderSettings, EngineSettings, FeedSettings, Settings, load_settings
 
 SHIPPED = Path(__file__).parents[1] / "config.toml"
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.upper().startswith("NIGHTBRIDGE__"):
-            monkeypatch.delenv(name)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -103,7 +95,9 @@ def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path, monkeypa
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "pier.secret").write_text("x")
     (tmp_path / "conf" / "mine.net").mkdir()
-    (tmp_path / "conf" / "mine.net" / "card.json").write_text('{"name": "mine", "network": "neid-live", "files": {}}')
+    (tmp_path / "conf" / "mine.net" / "card.json").write_text(
+        '{"name": "mine", "network": "neid-live", "files": {"fp32.onnx": ""}}'
+    )
     text = """
         [engine]
         cache = "cache"
@@ -188,6 +182,13 @@ def test_a_variable_that_is_no_utf_8_is_named(tmp_path: Path, monkeypatch: pytes
 def test_a_feed_of_the_environment_alone_needs_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTBRIDGE__FEEDS__PIER__MODE", "live")
     assert mistakes(written(tmp_path, "")) == ["environment: NIGHTBRIDGE__FEEDS__PIER__URL is missing"]
+
+
+def test_without_a_file_variables_of_feeds_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTBRIDGE__FEEDS__PIER__READ_TIMEOUT", "10s")
+    monkeypatch.setenv("NIGHTBRIDGE__ENGINE__BATCH", "3")
+    settings = load_settings(None)
+    assert (settings.feeds, settings.engine.batch) == ({}, 3)
 
 
 # Mistakes

@@ -18,8 +18,8 @@ from stream.sources.udp import UdpReader, listen
 from tests.cameras import LiveCamera
 from tests.clips import UdpSender, add_video, datagrams, free_port, make_clip
 from tests.clips import frame as picture_for
-from tests.reading import feed, read
-from tests.waiting import wait_until
+from tests.reading import feed, nothing_left, read, why_lost
+from tests.waiting import DEADLINE, wait_until
 
 GROUP, GROUP_OF_THE_LINK, GROUP_OF_THE_SITE = "239.255.77.8", "ff02::7777", "ff05::7777"
 INTERFACES_OF_IPV6 = Path("/proc/net/if_inet6")
@@ -79,8 +79,8 @@ def test_a_slow_camera_is_opened_with_its_next_key_frame_although_that_is_far_aw
     clip = make_clip(tmp_path / "clip.ts", pictures=40, key_interval=20, rate=5)
     port, size = free_port(), clip.stat().st_size
     with (
-        UdpSender(clip, port, start=len(datagrams(clip)) // 8, bit_rate=size * 8 // 4),
-        open_source(feed(f"udp://127.0.0.1:{port}", open_timeout=0.5)) as source,
+        UdpSender(clip, port, start=len(datagrams(clip)) // 8, bit_rate=size * 8 // 16),
+        open_source(feed(f"udp://127.0.0.1:{port}", open_timeout=2.0)) as source,
     ):
         assert next(source.segments()).info.width == 160
 
@@ -136,7 +136,11 @@ def test_who_skips_what_waits_does_not_wait_for_more(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("stream.sources.udp.HOPELESS_SECONDS", 0.0)
     port = free_port()
     with (
-        UdpReader(feed(f"udp://127.0.0.1:{port}", age_budget=0.1, read_timeout=60.0), threading.Event()) as reader,
+        UdpReader(
+            feed(f"udp://127.0.0.1:{port}", age_budget=0.1, read_timeout=60.0),
+            threading.Event(),
+            UdpAddress("127.0.0.1", port),
+        ) as reader,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
     ):
         reader.opened()
@@ -152,6 +156,60 @@ def test_who_skips_what_waits_does_not_wait_for_more(monkeypatch: pytest.MonkeyP
 
 
 # Groups
+
+
+def test_a_name_is_listened_at_where_it_leads(tmp_path: Path) -> None:
+    clip, port = make_clip(tmp_path / "clip.ts", pictures=50), free_port()
+    with UdpSender(clip, port, repeat=True):
+        assert width_of(f"udp://localhost:{port}") == 160
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "words"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "?"), "not found", "no such host"),
+        (UnicodeError("label too long"), "not found", "no such host"),
+        (socket.gaierror(socket.EAI_AGAIN, "?"), "time-out", "the name of the host cannot be looked up now"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_told(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str, words: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with nothing_left():
+        lost = why_lost(feed("udp://camera:5000"))
+    assert (lost.reason, str(lost)) == (reason, f"udp://camera:5000: {words}")
+
+
+def test_a_name_whose_looking_up_hangs_is_told_and_does_not_keep_a_feed_from_stopping(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, answer, stop = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        asked.set()
+        answer.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    with nothing_left():
+        lost = why_lost(feed("udp://camera:5000", open_timeout=0.3))
+        assert (lost.reason, str(lost)) == (
+            "time-out",
+            "udp://camera:5000: the name of the host cannot be looked up now",
+        )
+        asked.clear()
+        camera = open_source(feed("udp://camera:5000", open_timeout=60.0), stop)
+        ended = threading.Thread(target=lambda: list(camera.segments()), daemon=True)
+        ended.start()
+        assert asked.wait(DEADLINE)
+        stop.set()
+        ended.join(1)
+        assert not ended.is_alive()
+        answer.set()
 
 
 def interface_of_ipv6() -> tuple[str, str]:

@@ -29,14 +29,14 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
     """Relay every feed of CONFIG until SIGTERM or SIGINT; a clean stop flushes every encoder.
 
     Cameras are added, removed and changed while it runs: CONFIG is read again when it changes, and on SIGHUP, which
-    also opens feeds again that have failed.
+    also opens feeds again that have failed, and lets all be removed.
     """
     from engines.runtime import EngineOptions, open_with_fallback
     from stream.errors import StreamError
     from stream.feed import reason_of
     from stream.publish import Publisher
     from stream.relay import Relay
-    from stream.settings import load_settings
+    from stream.settings import load_settings, low_mark
 
     bound_arenas()
     raise_file_limit()
@@ -46,6 +46,8 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
     stop, reload = threading.Event(), threading.Event()
     if not settings.feeds:
         log.warning("%s has no feeds: add a table [feeds.NAME] with a url", config)
+    if low := low_mark(settings.relay.high_water_mark, len(settings.feeds)):
+        log.warning("%s", low)
     options = EngineOptions(
         precision=settings.engine.precision,
         threads=settings.engine.threads,
@@ -70,11 +72,15 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
                 changed, asked = watch.changed(), reload.is_set()
                 if changed or asked:
                     reload.clear()
-                    wrong = read_again(config, relay, asked)
+                    relay.refused = wrong = read_again(config, relay, asked)
                     if wrong is None:
                         watch.take()
-                    elif asked or (watch.seen, wrong) != told:
-                        log.error("the settings stay as they were: %s", wrong)
+                        if low := low_mark(settings.relay.high_water_mark, len(relay.feeds)):
+                            log.warning("%s; another one takes effect at the next start", low)
+                    else:
+                        watch.refuse()
+                        if asked or (watch.seen, wrong) != told:
+                            log.error("the settings stay as they were: %s", wrong)
                     told = watch.seen, wrong
                 relay.publish_status()
         relay.publish_status()
@@ -95,7 +101,8 @@ class Watch:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known = self.seen = self._look()
-        """What stands for the file as it was at the start, or taken, and as it was seen last."""
+        """What stands for the file as it was at the start, or taken, and as it was seen last; no file is known after
+        one was refused."""
 
     def changed(self) -> bool:
         """Whether the file is another than the one that is known, and the same as when this was last asked.
@@ -109,6 +116,10 @@ class Watch:
         """Let the file as it was last seen be the known one, which at first is that of the start."""
         self._known = self.seen
 
+    def refuse(self) -> None:
+        """Let none be known, so that the one that was is told of too, when it comes back."""
+        self._known = None
+
     def _look(self) -> tuple[int, int, int] | None:
         try:
             found = self._path.stat()
@@ -120,8 +131,9 @@ class Watch:
 def read_again(config: Path, relay: Relay, asked: bool) -> str | None:
     """Apply what the file says now; where that is wrong the old settings stay, and what is wrong is told in one line.
 
-    So they do where the file says nothing, which is how writing begins. `asked` says that somebody asked for it: then
-    feeds that have failed are opened again, too.
+    So they do where the file says nothing, which is how writing begins, and where it has no feeds any more, which may
+    be its beginning alone. `asked` says that somebody asked for it: then it may have none, and feeds that have failed
+    are opened again.
     """
     from stream.errors import SettingsError
     from stream.settings import load_settings
@@ -132,8 +144,10 @@ def read_again(config: Path, relay: Relay, asked: bool) -> str | None:
         return "; ".join(str(error).splitlines())
     if not settings.feeds and says_nothing(config):
         return f"{config} says nothing"
+    if not settings.feeds and relay.feeds and not asked:
+        return f"{config} has no feeds, as if it were cut off; SIGHUP takes it as it is"
     changes = relay.apply(settings, reopen_failed=asked)
-    log.info("%s was read again: %s", config, changes)
+    log.log(logging.WARNING if changes.removed else logging.INFO, "%s was read again: %s", config, changes)
     if changes.need_restart:
         log.warning("%s of %s takes effect at the next start", ", ".join(changes.need_restart), config)
     return None

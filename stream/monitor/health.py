@@ -76,6 +76,7 @@ def status(relay: Relay) -> dict[str, Any]:
             "failures": relay.engine.failures,
             "reason": relay.engine.reason,
         },
+        "settings": {"reason": relay.refused, "need_restart": relay.need_restart},
         "feeds": {name: feed_status(feed) for name, feed in dict(relay.feeds).items()},
     }
 

@@ -35,6 +35,7 @@ class RelayCollector(Collector):
         yield info("nightbridge_build", "The program.", {"version": program_version()})
         yield info("nightbridge_engine", "What enhances the pictures.", engine_labels(self._relay.engine.info))
         yield engine_failures(self._relay.engine)
+        yield settings_current(self._relay)
         feeds = dict(self._relay.feeds)
         figures = {name: feed.figures() for name, feed in feeds.items()}
         yield from counters(figures)
@@ -74,6 +75,12 @@ def engine_failures(engine: Door) -> Metric:
     for runtime, count in engine.failures.items():
         metric.add_metric([runtime], count)
     return metric
+
+
+def settings_current(relay: Relay) -> Metric:
+    """Whether the latest settings were taken."""
+    text = "0 while what the file of the settings says is refused, else 1."
+    return GaugeMetricFamily("nightbridge_settings_current", text, value=relay.refused is None)
 
 
 def info(name: str, text: str, labels: Mapping[str, str]) -> Metric:

@@ -36,6 +36,8 @@ OTHER_CODEC = Failure("its video has another codec now", "lost")
 OTHER_PARAMETERS = Failure("its video has another size or another profile now", "lost")
 ENDED = Failure("the server ended the stream", "lost")
 BROKEN_OFF = Failure("the connection broke off", "lost")
+NO_HOST = Failure("no such host", "not found")
+NO_LOOKUP = Failure("the name of the host cannot be looked up now", "time-out")
 
 MEANINGS: dict[type[Exception], Failure] = {
     av.HTTPUnauthorizedError: NO_LOGIN,
@@ -53,8 +55,6 @@ MEANINGS: dict[type[Exception], Failure] = {
     av.DemuxerNotFoundError: NOT_KNOWN,
     av.ProtocolNotFoundError: Failure("it leads to a kind of address that is not allowed", "refused"),
     av.DecoderNotFoundError: Failure("its video has a codec that is not known here", "codec"),
-    socket.gaierror: Failure("no such host", "not found"),
-    UnicodeError: Failure("no such host", "not found"),  # of a name that has an empty or an overlong part
 }
 NUMBERS: dict[int, Failure] = {
     errno.EIO: NOT_KNOWN,
@@ -82,6 +82,13 @@ def failure_of(error: Exception, seconds: float, limit: float) -> Failure:
     place = "".join(traceback.format_tb(error.__traceback__))  # without words of the error, which may hold credentials
     log.error("unexpected %s while a source was read:\n%s", type(error).__name__, place)
     return Failure(f"unexpected {type(error).__name__}", "lost")
+
+
+def lookup_failure(error: Exception) -> Failure:
+    """What an error means that came of looking up a name, which may be none that anything can have."""
+    if isinstance(error, socket.gaierror):
+        return NO_LOOKUP if error.errno in (socket.EAI_AGAIN, socket.EAI_MEMORY) else NO_HOST
+    return NO_LOOKUP if isinstance(error, OSError) else NO_HOST  # Python turns EAI_SYSTEM into another OSError
 
 
 def silence(seconds: float) -> Failure:

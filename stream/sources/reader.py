@@ -27,17 +27,26 @@ from stream.sources.backlog import Arrival, Backlog
 from stream.sources.failures import (
     BROKEN_OFF,
     ENDED,
+    NO_LOOKUP,
     NOT_CHECKED,
     OTHER_CODEC,
     OTHER_PARAMETERS,
     Failure,
     failure_of,
+    lookup_failure,
     no_video_for,
     silence,
     tls_failure,
 )
 from stream.sources.rtp import RtpLosses
-from stream.sources.segment import best_video, data_streams, fixed_parameters, has_become_another, new_parameters
+from stream.sources.segment import (
+    TRANSPORTED,
+    best_video,
+    data_streams,
+    fixed_parameters,
+    has_become_another,
+    new_parameters,
+)
 
 POLL_SECONDS = 0.1
 """The longest that a feed which is to stop still waits for a packet."""
@@ -112,6 +121,7 @@ class Reader:
         self.failure: Failure | None = None
         """Why there will be no more packets."""
         self._way = way
+        self._looking_up = way.host is not None
         self._backlog = Backlog(age_budget)
         self._read_timeout = ReadTimeout(way.read_timeout)
         self._changed = threading.Condition()
@@ -148,7 +158,7 @@ class Reader:
         with self._changed:
             while not (self._count or self.without_video or self.failure or stop.is_set()):
                 if time.monotonic() > end:
-                    self.failure = silence(self._way.open_timeout)
+                    self.failure = NO_LOOKUP if self._looking_up else silence(self._way.open_timeout)
                     return False
                 self._changed.wait(POLL_SECONDS)
             return bool(self._count or self.without_video) and not stop.is_set()
@@ -206,6 +216,7 @@ class Reader:
         way = self._way
         if way.host:
             socket.getaddrinfo(*way.host, type=socket.SOCK_STREAM)  # FFmpeg does not say that a host is not known
+            self._looking_up = False
         return av.open(
             BytesIO(way.file) if isinstance(way.file, bytes) else way.file,
             "r",
@@ -216,6 +227,8 @@ class Reader:
         )
 
     def _why_not_open(self, error: Exception, seconds: float) -> Failure:
+        if self._looking_up:
+            return lookup_failure(error)
         way = self._way
         number = error.errno if isinstance(error, av.FFmpegError) else None
         if number == errno.EIO and way.tls and way.host:
@@ -266,6 +279,7 @@ class Reader:
                 packet.is_keyframe = begins_with_vp9_key(bytes(packet))
             if packet.is_keyframe and packet.stream is wanted[0]:
                 key_at = time.monotonic()
+                changeable = changeable or packet.has_sidedata(TRANSPORTED)
                 if changeable and has_become_another(wanted[0]):
                     return OTHER_CODEC
             if fixed and new_parameters(packet) not in (None, fixed):

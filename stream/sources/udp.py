@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Generator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -22,10 +23,10 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 
-from stream.address import UdpAddress, redact
+from stream.address import UdpAddress, redact, version_of
 from stream.errors import SourceLost, SourceUnsupported
 from stream.settings import FeedSettings
-from stream.sources.failures import NOT_KNOWN, Failure, no_video_for, silence
+from stream.sources.failures import NO_LOOKUP, NOT_KNOWN, Failure, lookup_failure, no_video_for, silence
 from stream.sources.programs import Programs
 from stream.sources.segment import Segment
 
@@ -67,7 +68,10 @@ log = logging.getLogger(__name__)
 def open_udp(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
     """The segments of a feed over UDP: another one whenever its streams change. Ends by `stop` or `SourceLost`."""
     changes: deque[float] = deque(maxlen=MOST_CHANGES)  # when the latest ones were
-    with UdpReader(feed, stop) as reader:
+    address = looked_up(feed, stop)
+    if address is None:
+        return
+    with UdpReader(feed, stop, address) as reader:
         yield from open_programs(feed, stop, reader)
         while reader.go_on():
             changes.append(time.monotonic())
@@ -75,6 +79,34 @@ def open_udp(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
                 words = "its streams change all the time; does somebody else send there too?"
                 raise SourceLost(f"{redact(feed.url)}: {words}", reason="lost")
             yield from open_programs(feed, stop, reader)
+
+
+def looked_up(feed: FeedSettings, stop: threading.Event) -> UdpAddress | None:
+    """Where a feed comes to, by number; None where it was stopped before that was known. Raises `SourceLost`.
+
+    Nothing ends the looking up of a name early, which a thread of its own therefore does: it is left behind.
+    """
+    address, found, failure = UdpAddress.of(feed.url), "", NO_LOOKUP
+    if not address.host or version_of(address.host):
+        return address
+
+    def look_up() -> None:
+        nonlocal found, failure
+        try:
+            found = str(socket.getaddrinfo(address.host, None, type=socket.SOCK_DGRAM)[0][4][0])
+        except (OSError, ValueError) as error:
+            failure = lookup_failure(error)
+
+    thread = threading.Thread(target=look_up, name="nightbridge-lookup", daemon=True)
+    thread.start()
+    end = time.monotonic() + feed.open_timeout
+    while thread.is_alive() and time.monotonic() < end and not stop.is_set():
+        thread.join(POLL_SECONDS)
+    if stop.is_set():
+        return None
+    if not found:
+        raise SourceLost(f"{redact(feed.url)}: {failure.words}", reason=failure.reason)
+    return replace(address, host=found)
 
 
 def open_programs(feed: FeedSettings, stop: threading.Event, reader: UdpReader) -> Generator[Segment]:
@@ -120,8 +152,8 @@ class UdpReader:
 
     name = "udp"
 
-    def __init__(self, feed: FeedSettings, stop: threading.Event) -> None:
-        """Listens at once; raises `SourceLost` where the address cannot be used."""
+    def __init__(self, feed: FeedSettings, stop: threading.Event, address: UdpAddress) -> None:
+        """Listens at once at `address`, which has no name; raises `SourceLost` where the address cannot be used."""
         self.failure: Failure | None = None
         """Why reading ended; None while it goes on, where it was stopped and where the streams changed."""
         self.changed = False
@@ -139,7 +171,6 @@ class UdpReader:
         self._waited = 0.0  # seconds since the last video packet; while opening, since the first datagram
         self._silent = 0.0  # seconds since the last datagram
         self._quiet_until = 0.0  # until then it is not told that datagrams were skipped
-        address = UdpAddress.of(feed.url)
         try:
             self._socket = listen(address, feed.receive_buffer)
         except OSError as error:
@@ -248,10 +279,7 @@ class UdpReader:
 def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:
     """A socket that receives what is sent to `address`; raises `OSError`."""
     host = address.host.partition("%")[0] if address.multicast else address.host
-    try:
-        found = socket.getaddrinfo(host or None, address.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
-    except UnicodeError:  # of a name that has an empty or an overlong part
-        raise OSError("no such host") from None
+    found = socket.getaddrinfo(host or None, address.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, local = found[0]
     index = interface_index(address) if address.multicast and family == socket.AF_INET6 else 0
     listener = socket.socket(family, kind, protocol)
