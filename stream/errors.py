@@ -21,7 +21,7 @@ Reason = Literal["refused", "unauthorised", "not found", "no video", "codec", "t
 - `not found`: no such host, path or file
 - `no video`: what comes holds no video, or is nothing that is known
 - `codec`: its video has a codec that is not known here
-- `time-out`: nothing came for too long
+- `time-out`: nothing came for too long, or nobody tells addresses of hosts now
 - `lost`: it was there and ended
 - `address`: the address itself is malformed
 """

@@ -101,12 +101,16 @@ def test_nobody_who_listens_is_told(unused_tcp_port: int) -> None:
 def test_a_host_that_nobody_knows_is_told_apart_from_one_that_nobody_can_be_asked_for(
     monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str, words: str
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    asked: list[object] = []
+
+    def fail(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
         raise error
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     lost = why_lost(impatient("rtsp://nobody.invalid/cam"))
     assert (lost.reason, str(lost)) == (reason, f"rtsp://nobody.invalid/cam: {words}")
+    assert asked == ["nobody.invalid"], "another transport needs the same address"
 
 
 def test_a_password_file_that_is_gone_is_told(tmp_path: Path) -> None:

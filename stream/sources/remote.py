@@ -20,7 +20,7 @@ from stream.errors import Reason, SettingsError, SourceLost, SourceUnsupported
 from stream.frame import CaptureClock
 from stream.settings import FeedSettings, redact
 from stream.sources.camera_clock import CameraClock
-from stream.sources.failures import ENDED, NO_TRANSPORT, NOT_KNOWN, Failure
+from stream.sources.failures import ENDED, NO_LOOKUP, NO_TRANSPORT, NOT_KNOWN, Failure
 from stream.sources.reader import POLL_SECONDS, Reader, Way
 from stream.sources.recording import local_path
 from stream.sources.segment import Segment
@@ -114,7 +114,9 @@ class RemoteOpener:
 
 def worth_trying(way: Way, failure: Failure) -> bool:
     """Whether a way can lead somewhere, after another one failed like this."""
-    return failure.reason == "no video" if way.name == "any" else failure.reason not in OTHERWISE_THE_SAME
+    if way.name == "any":
+        return failure.reason == "no video"
+    return failure != NO_LOOKUP and failure.reason not in OTHERWISE_THE_SAME
 
 
 def lost(feed: FeedSettings, failure: Failure) -> SourceLost:
