@@ -177,6 +177,19 @@ class Subscriber:
         with self._changed:
             return dict(self._inbox.states)
 
+    @property
+    def trouble(self) -> str | None:
+        """What may be wrong where every connection ends before it has begun; None where that is not so."""
+        if self._broken < BROKEN_MOST:
+            return None
+        others = (
+            "or an encrypted one, which needs --relay-key and --secret-key (docs/deploy.md)"
+            if self._keys is None
+            else f"not the one that {self._keys.server_public_key_file} belongs to, "
+            "or one that cannot read its viewers' keys now"
+        )
+        return f"what answers at {self.endpoint} ends every connection before it begins: it is no relay, {others}"
+
     def _connect(self) -> zmq.SyncSocket:
         context: zmq.SyncContext = zmq.Context.instance()
         socket = context.socket(zmq.SUB)
@@ -257,15 +270,7 @@ class Subscriber:
             return
         self._broken += 1
         if self._broken == BROKEN_MOST:
-            others = self._keys and (
-                f", not the one that {self._keys.server_public_key_file} belongs to, "
-                "or one that cannot read its viewers' keys now"
-            )
-            log.warning(
-                "what answers at %s ends every connection before it begins: it is no relay%s; trying on",
-                self.endpoint,
-                others or "",
-            )
+            log.warning("%s; trying on", self.trouble)
 
     def _refused(self, event: int) -> WireError:
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:

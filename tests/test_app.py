@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from stream.errors import SettingsError, SourceLost
 from tests.test_check import ROOT, nightbridge
 from tests.waiting import DEADLINE
 from tools import app
+from tools.engine import engine
 
 HEAVY = {"av", "numpy", "nncf", "onnx", "openvino", "pydantic", "pygame", "tensorrt_rtx", "torch", "zmq"}
 
@@ -30,6 +33,19 @@ def test_the_commands_are_registered_without_heavy_imports() -> None:
     script = f"import sys, tools.app; print(sorted({HEAVY} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_default_that_the_help_shows_may_be_typed() -> None:
+    commands: list[Any] = [*app.COMMANDS, *(each.callback for each in engine.registered_commands)]
+    tried = 0
+    for command in commands:
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            for about in getattr(parameter.annotation, "__metadata__", ()):
+                if about.parser and parameter.default not in (None, parameter.empty):
+                    shown = parameter.default if about.show_default is True else about.show_default
+                    assert about.parser(str(shown)) == parameter.default, f"{command.__name__}: {parameter.name}"
+                    tried += 1
+    assert tried >= 2
 
 
 def test_openvino_tells_nobody_that_it_is_used(tmp_path: Path) -> None:

@@ -42,6 +42,17 @@ def test_a_key_that_is_there_is_kept_and_named(tmp_path: Path, kept: str) -> Non
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {kept: "mine"}
 
 
+def test_keys_that_are_there_keep_no_others_from_being_made(tmp_path: Path) -> None:
+    (tmp_path / "relay.key").write_text("mine")
+    (tmp_path / "harbour.key_secret").write_text("mine, too")
+    done = nightbridge(tmp_path, "keys", "relay", "bridge", "harbour")
+    told = "nightbridge: relay.key: File exists\nnightbridge: harbour.key_secret: File exists\n"
+    assert (done.returncode, done.stderr) == (1, told)
+    assert done.stdout == "bridge.key is public; bridge.key_secret is for bridge alone\n"
+    made = {"bridge.key", "bridge.key_secret"}
+    assert {path.name for path in tmp_path.iterdir()} == {"relay.key", "harbour.key_secret", *made}
+
+
 @pytest.mark.parametrize("full", ["relay.key", "relay.key_secret"])
 def test_a_pair_that_finds_no_room_leaves_nothing_and_can_be_made_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str

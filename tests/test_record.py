@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import av
 import msgspec
@@ -21,14 +22,16 @@ from stream import record as module
 from stream.encode import Encoder
 from stream.errors import StreamError
 from stream.frame import plane_view
+from stream.publish import Publisher
 from stream.record import Recorder
 from stream.settings import EncoderSettings
-from stream.wire import Header, Kind, Message, Numbering
+from stream.wire import Header, Kind, Message, Numbering, encode_feeds
 from tests.clips import make_clip
 from tests.doubling import DoublingEngine
 from tests.published import TICKS, Camera, relay
 from tests.test_encode import HEIGHT, WIDTH, planes
 from tests.test_pipeline import recording, replayed
+from tests.test_view import NO_LOGIN, repeating, status
 from tests.waiting import DEADLINE, wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -598,30 +601,48 @@ def test_a_full_disk_ends_the_recording_with_its_reason_and_leaves_no_empty_file
         signal.signal(signal.SIGXFSZ, handler)
 
 
+@contextmanager
+def recording_program(
+    publisher: Publisher,
+    feed: str,
+    folder: Path,
+    *words: str,
+    command: Sequence[str] = ("-m", "tools"),
+    stdout: int | IO[str] = subprocess.PIPE,
+    stderr: int | None = None,
+) -> Iterator[subprocess.Popen[str]]:
+    """`nightbridge record` in a process of its own, which is killed at the end if it has not ended by then."""
+    program = subprocess.Popen(
+        [sys.executable, *command, "record", publisher.endpoint, feed, str(folder), *words],
+        cwd=ROOT,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+    )
+    try:
+        yield program
+    finally:
+        program.kill()
+        program.communicate()
+
+
 @pytest.mark.parametrize(("codec", "groups_lost"), [("h264", 1), ("hevc", 1), ("av1", 2)])
 def test_after_kill_9_all_but_the_last_groups_play(codec: str, groups_lost: int, tmp_path: Path) -> None:
-    with relay() as publisher:
-        camera = Camera(publisher, codec=codec)
-        program = subprocess.Popen(
-            [sys.executable, "-m", "tools", "record", publisher.endpoint, "pier", str(tmp_path)],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            camera.wait_for_viewer()
-            camera.show(53)  # five whole groups of ten and three pictures more
-            whole = (6 - groups_lost) * 10
+    with (
+        relay() as publisher,
+        closing(Camera(publisher, codec=codec)) as camera,
+        recording_program(publisher, "pier", tmp_path) as program,
+    ):
+        camera.wait_for_viewer()
+        camera.show(53)  # five whole groups of ten and three pictures more
+        whole = (6 - groups_lost) * 10
 
-            def arrived() -> bool:
-                return any(count_packets(path) >= whole for path in tmp_path.iterdir())
+        def arrived() -> bool:
+            return any(count_packets(path) >= whole for path in tmp_path.iterdir())
 
-            wait_until(arrived, "writing the groups that have ended")
-            os.kill(program.pid, signal.SIGKILL)
-            assert program.wait(DEADLINE) == -signal.SIGKILL
-        finally:
-            program.kill()
-            program.wait()
-            camera.close()
+        wait_until(arrived, "writing the groups that have ended")
+        os.kill(program.pid, signal.SIGKILL)
+        assert program.wait(DEADLINE) == -signal.SIGKILL
     [path] = tmp_path.iterdir()
     frames = played(path)
     assert len(frames) >= whole
@@ -638,14 +659,8 @@ def count_packets(path: Path) -> int:
 
 
 def test_the_command_finishes_its_file_when_it_is_asked_to_stop(tmp_path: Path) -> None:
-    with relay() as publisher:
+    with relay() as publisher, recording_program(publisher, "pier", tmp_path) as program:
         camera = Camera(publisher)
-        program = subprocess.Popen(
-            [sys.executable, "-m", "tools", "record", publisher.endpoint, "pier", str(tmp_path)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
         camera.wait_for_viewer()
         camera.show(31)  # the last one begins the fourth group, and so ends the third
         wait_until(lambda: any(count_packets(path) >= 30 for path in tmp_path.iterdir()), "writing three groups")
@@ -658,14 +673,8 @@ def test_the_command_finishes_its_file_when_it_is_asked_to_stop(tmp_path: Path) 
 
 
 def test_the_command_names_also_the_file_that_begins_as_it_ends(tmp_path: Path) -> None:
-    with relay() as publisher:
+    with relay() as publisher, recording_program(publisher, "pier", tmp_path, "--segment", "1ms") as program:
         camera = Camera(publisher)
-        program = subprocess.Popen(
-            [sys.executable, "-m", "tools", "record", publisher.endpoint, "pier", str(tmp_path), "--segment", "1ms"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
         camera.wait_for_viewer()
         camera.show(15)  # the last five belong into a file of their own, which does not begin before their group ends
         wait_until(lambda: any(count_packets(path) >= 10 for path in tmp_path.iterdir()), "writing the first group")
@@ -676,34 +685,30 @@ def test_the_command_names_also_the_file_that_begins_as_it_ends(tmp_path: Path) 
 
 
 def test_a_log_on_a_full_disk_ends_no_recording(tmp_path: Path) -> None:
-    with relay() as publisher, Path("/dev/full").open("w") as log:
-        camera = Camera(publisher)
-        command = [sys.executable, "-m", "tools", "record", publisher.endpoint, "pier", str(tmp_path)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.DEVNULL) as program:
-            try:
-                camera.wait_for_viewer()
-                camera.show(31)
-                wait_until(lambda: any(count_packets(path) >= 30 for path in tmp_path.iterdir()), "a file")
-                program.terminate()
-                program.wait(DEADLINE)
-            finally:
-                program.kill()
-                camera.close()
+    with (
+        relay() as publisher,
+        closing(Camera(publisher)) as camera,
+        Path("/dev/full").open("w") as log,
+        recording_program(publisher, "pier", tmp_path, stdout=log, stderr=subprocess.DEVNULL) as program,
+    ):
+        camera.wait_for_viewer()
+        camera.show(31)
+        wait_until(lambda: any(count_packets(path) >= 30 for path in tmp_path.iterdir()), "a file")
+        program.terminate()
+        program.wait(DEADLINE)
     assert len(played(next(tmp_path.iterdir()))) == 31
 
 
 def test_the_command_tells_that_nothing_comes(tmp_path: Path) -> None:
-    with relay() as publisher:
+    with (
+        relay() as publisher,
+        recording_program(publisher, "peer", tmp_path, stderr=subprocess.PIPE) as program,
+    ):
         camera = Camera(publisher)
-        program = subprocess.Popen(
-            [sys.executable, "-m", "tools", "record", publisher.endpoint, "peer", str(tmp_path)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
         assert program.stderr is not None
-        assert program.stderr.readline() == "nothing of feed peer yet\n"
+        line = program.stderr.readline()
+        wanted = f"nothing of feed peer at {publisher.endpoint}"
+        assert line == f"{wanted} yet: is the relay running there, and does it have that feed?\n"
         camera.show()
         program.terminate()
         output, _ = program.communicate(timeout=DEADLINE)
@@ -711,31 +716,69 @@ def test_the_command_tells_that_nothing_comes(tmp_path: Path) -> None:
     assert "0 pictures" in output
 
 
-def test_a_recorder_that_stood_still_records_what_was_kept_for_it_however_old(tmp_path: Path) -> None:
-    with relay() as publisher:
+def test_the_command_tells_of_every_silence_what_the_relay_says(tmp_path: Path) -> None:
+    feeds = {"pier": status("connecting", NO_LOGIN), "gate": status("live")}
+    with (
+        relay() as publisher,
+        repeating(lambda: publisher.publish("*", "feeds", Header(), encode_feeds(feeds))),
+        recording_program(publisher, "pier", tmp_path, stderr=subprocess.PIPE) as program,
+    ):
         camera = Camera(publisher)
-        program = subprocess.Popen(
-            [sys.executable, "-m", "tools", "record", publisher.endpoint, "pier", str(tmp_path)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            camera.wait_for_viewer()
-            camera.show(25)
-            wait_until(lambda: any(count_packets(path) >= 10 for path in tmp_path.iterdir()), "a file")
-            program.send_signal(signal.SIGSTOP)
-            camera.show(50)
-            time.sleep(1.5)
-            program.send_signal(signal.SIGCONT)
-            camera.show(6)  # the last one begins the ninth group, and so ends the eighth
-            wait_until(lambda: any(count_packets(path) >= 80 for path in tmp_path.iterdir()), "the rest")
-            program.terminate()
-            output, _ = program.communicate(timeout=DEADLINE)
-        finally:
-            program.kill()
-            program.communicate()
-            camera.close()
+        assert program.stderr is not None
+        wanted = f"nothing of feed pier at {publisher.endpoint}"
+        assert program.stderr.readline() == f"{wanted} yet; the relay says: connecting: {NO_LOGIN}\n"
+        camera.show(3)
+        assert program.stderr.readline() == f"{wanted} for 5 s; the relay says: connecting: {NO_LOGIN}\n"
+        del feeds["pier"]
+        camera.show(3)
+        assert program.stderr.readline() == f"{wanted} for 5 s; the relay has no feed pier; it has gate\n"
+        program.terminate()
+        assert program.wait(DEADLINE) == 0
+
+
+ON_A_SMALL_DISK = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+from tools.app import main
+main()
+"""
+"""The command where files have room for 4096 bytes."""
+
+
+def test_a_full_disk_leaves_no_file_that_the_command_has_not_named_and_summed_up(tmp_path: Path) -> None:
+    small = ("-B", "-c", ON_A_SMALL_DISK)
+    with (
+        relay() as publisher,
+        closing(Camera(publisher)) as camera,
+        recording_program(publisher, "pier", tmp_path, command=small, stderr=subprocess.PIPE) as program,
+    ):
+        camera.wait_for_viewer()
+        camera.show(60)
+        output, errors = program.communicate(timeout=DEADLINE)
+    _, *named, summed_up = output.splitlines()
+    assert named == [str(path) for path in tmp_path.iterdir()]
+    assert len(named) == 1
+    assert re.fullmatch(r"\d+ pictures and 0 data packets in 1 files", summed_up)
+    assert (program.returncode, errors) == (1, f"nightbridge: cannot record into {tmp_path}: File too large\n")
+
+
+def test_a_recorder_that_stood_still_records_what_was_kept_for_it_however_old(tmp_path: Path) -> None:
+    with (
+        relay() as publisher,
+        closing(Camera(publisher)) as camera,
+        recording_program(publisher, "pier", tmp_path) as program,
+    ):
+        camera.wait_for_viewer()
+        camera.show(25)
+        wait_until(lambda: any(count_packets(path) >= 10 for path in tmp_path.iterdir()), "a file")
+        program.send_signal(signal.SIGSTOP)
+        camera.show(50)
+        time.sleep(1.5)
+        program.send_signal(signal.SIGCONT)
+        camera.show(6)  # the last one begins the ninth group, and so ends the eighth
+        wait_until(lambda: any(count_packets(path) >= 80 for path in tmp_path.iterdir()), "the rest")
+        program.terminate()
+        output, _ = program.communicate(timeout=DEADLINE)
     assert "81 pictures" in output
     assert "dropped" not in output
     assert len(played(next(tmp_path.iterdir()))) == 81

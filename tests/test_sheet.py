@@ -38,6 +38,17 @@ def test_captions_name_the_picture_and_tell_sizes_and_brightness() -> None:
     )
 
 
+def test_names_are_drawn_in_letters_that_the_font_has() -> None:
+    def sheet(name: str) -> bytes:
+        with DoublingEngine() as engine:
+            row = sheet_row(engine, name, np.full((30, 60, 3), 40, np.uint8))
+        return contact_sheet(name, [row]).tobytes()
+
+    assert sheet("Brücke\N{MULTIPLICATION SIGN}é.png") == sheet("Brucke?e.png")
+    assert sheet("пирс.png") == sheet("????.png")
+    assert sheet("Brucke.png") != sheet("Br?cke.png")
+
+
 def test_a_name_of_any_length_stays_in_its_column() -> None:
     with DoublingEngine() as engine:
         row = sheet_row(engine, "n" * 300, np.full((30, 60, 3), 40, np.uint8))

@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
 from stream.wire import Header, Message, Numbering, decode_message, encode_message
-from tests.impostors import Impostor, is_mute
+from tests.impostors import Impostor, hangs_up, is_mute
 from tests.live import Live
 from tests.published import Camera, relay
 from tests.waiting import DEADLINE, wait_until
@@ -177,17 +177,18 @@ def test_a_connection_that_has_gone_silent_is_made_anew(monkeypatch: pytest.Monk
     """As behind a router that has forgotten it: both sides keep it, and nothing passes."""
     monkeypatch.setattr(subscribe, "HEARTBEAT_MS", 100)
     monkeypatch.setattr(subscribe, "RELAY_LOST_MS", 1_000)
-    silent = threading.Event()
+    silent = 0
+    """So many connections, the first ones, are."""
 
     def pass_on(near: socket.socket, stop: threading.Event) -> None:
-        is_first = router.accepted == 1
+        number = router.accepted
         with socket.create_connection(("127.0.0.1", int(publisher.endpoint.rpartition(":")[2]))) as far:
             while not stop.is_set():
                 for end in select.select([near, far], [], [], 0.02)[0]:
                     octets = end.recv(65_536)
                     if not octets:
                         return
-                    if not (is_first and silent.is_set()):
+                    if number > silent:
                         (far if end is near else near).sendall(octets)
 
     with (
@@ -198,8 +199,8 @@ def test_a_connection_that_has_gone_silent_is_made_anew(monkeypatch: pytest.Monk
         assert publisher.wait_for_viewer("pier", DEADLINE)
         with Live(publisher):
             assert subscriber.receive(DEADLINE) is not None
-            silent.set()
-            wait_until(lambda: router.accepted == 2, "a second connection")
+            silent = router.accepted
+            wait_until(lambda: router.accepted > silent, "another connection")
             began_ns = time.time_ns()
             while (message := subscriber.receive(DEADLINE)) and message.header.published_ns < began_ns:
                 pass
@@ -310,17 +311,17 @@ def test_many_viewers_that_come_within_a_second_bring_one_key_frame_each_second_
         first = [viewer.receive(DEADLINE) for viewer in viewers]
         ended = time.monotonic()
     assert all(message and message.header.key for message in first)
-    assert all(after - before >= 0.95 for before, after in pairwise(feed.keys[1:]))
+    assert all(after - asked >= 1.0 for asked, after in zip(feed.asked[1:], feed.keys[2:], strict=False))
     assert len(feed.keys) - 1 <= 2 + (ended - feed.keys[0])
 
 
 def test_at_one_picture_a_second_the_next_picture_is_the_key_frame() -> None:
     with relay() as publisher, Live(publisher, rate=1.0) as feed:
         wait_until(lambda: feed.keys, "the first picture")
-        with Subscriber(publisher.endpoint, "pier") as subscriber:
+        with Subscriber(publisher.endpoint, "pier", max_age=3600) as subscriber:
             message = subscriber.receive(DEADLINE)
     assert message is not None
-    assert (message.header.seq, message.header.key) == (1, True)
+    assert (message.header.key, subscriber.dropped) == (True, {})
 
 
 def test_with_no_highest_age_the_socket_is_read_only_as_fast_as_the_reader_takes(
@@ -341,7 +342,8 @@ def test_with_no_highest_age_the_socket_is_read_only_as_fast_as_the_reader_takes
         wait_until(lambda: len(sent) > 20 and stands_still(sent), "the publisher's waiting")
         assert len(sent) < 1_000
         assert subscriber.received <= 11
-        numbers = [message.header.seq for message in iter(lambda: subscriber.receive(2.0), None) if message]
+        messages = islice(iter(lambda: subscriber.receive(DEADLINE), None), 2_000)
+        numbers = [message.header.seq for message in messages]
         thread.join()
     assert numbers == list(range(2_000))
     assert (subscriber.lost, subscriber.dropped) == (0, {})
@@ -354,7 +356,7 @@ subscribe.HEARTBEAT_MS, subscribe.RELAY_LOST_MS, subscribe.WAITING_MOST = 200, 2
 with subscribe.Subscriber(sys.argv[1], "pier", max_age=None) as subscriber:
     subscriber.receive()
     time.sleep(3)
-    while (message := subscriber.receive(2)) is not None:
+    while subscriber.received < 500 and subscriber.receive(30):
         pass
     print(subscriber.received, subscriber.lost)
 """
@@ -591,6 +593,19 @@ def test_a_viewer_whose_keys_are_refused_is_told_why(
         subscriber.receive(DEADLINE)
 
 
+def test_a_viewer_without_keys_whose_connections_all_end_at_once_is_told_of_encryption(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Impostor(hangs_up) as impostor, Subscriber(f"tcp://127.0.0.1:{impostor.port}", "pier") as subscriber:
+        wait_until(lambda: caplog.messages, "a word about the connections")
+        assert subscriber.trouble == (
+            f"what answers at {subscriber.endpoint} ends every connection before it begins: it is no relay, "
+            "or an encrypted one, which needs --relay-key and --secret-key (docs/deploy.md)"
+        )
+        assert subscriber.receive(0) is None
+    assert caplog.messages == [f"{subscriber.trouble}; trying on"]
+
+
 def test_opening_and_closing_leaves_nothing_behind() -> None:
     def descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
@@ -603,4 +618,4 @@ def test_opening_and_closing_leaves_nothing_behind() -> None:
             with Subscriber(publisher.endpoint, "pier"):
                 pass
         wait_until(lambda: descriptors() <= before, "closing every socket")
-        assert threading.active_count() == threads
+        wait_until(lambda: threading.active_count() <= threads, "the end of all threads")

@@ -26,10 +26,18 @@ def keys(
 ) -> None:
     """Make a CURVE key pair for each NAME: NAME.key, which is public, and NAME.key_secret, for its owner alone.
 
-    Keys that are there are never replaced.
+    Keys that are there are never replaced; the others are made all the same.
     """
+    from stream.errors import StreamError
     from stream.keys import make_keys
 
+    kept: list[str] = []
     for name in names:
-        public, secret = make_keys(name, out)
-        typer.echo(f"{public} is public; {secret} is for {name} alone")
+        try:
+            public, secret = make_keys(name, out)
+        except FileExistsError as error:
+            kept.append(f"{error.filename}: {error.strerror}")
+        else:
+            typer.echo(f"{public} is public; {secret} is for {name} alone")
+    if kept:
+        raise StreamError("\n".join(kept))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from itertools import chain
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tools.signals import stopped_by_signals
+from tools.view_feed import Span, Wanted, why_silent
 from tools.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 SILENCE_SECONDS = 5.0
-"""After which it is told that nothing has come."""
+"""After which it is told that nothing comes."""
 
 
 def as_seconds(text: str) -> float:
@@ -49,18 +50,15 @@ def record(
     from stream.wire import Kind
 
     kind: Kind = "source" if source else "video"
-    keys = viewer_keys(relay_key, secret_key)
+    wanted = Wanted(endpoint, feed, kind, viewer_keys(relay_key, secret_key))
     with (
         Recorder(folder, as_seconds(segment), kind) as recorder,
-        Subscriber(endpoint, feed, (kind, "data"), max_age=None, keys=keys) as subscriber,
+        Subscriber(endpoint, feed, (kind, "data"), max_age=None, keys=wanted.keys) as subscriber,
         stopped_by_signals(subscriber.close),
+        summed_up(recorder, subscriber),
     ):
         tell(f"recording {feed} from {endpoint} into {folder}")
-        keep(subscriber, recorder, lambda: tell(f"nothing of feed {feed} yet", err=True))
-        told = len(recorder.paths)
-    for path in recorder.paths[told:]:
-        tell(str(path))
-    tell(summary(recorder, subscriber))
+        keep(subscriber, recorder, lambda: tell(silence(wanted, subscriber), err=True))
 
 
 def tell(text: str, err: bool = False) -> None:
@@ -69,16 +67,47 @@ def tell(text: str, err: bool = False) -> None:
         typer.echo(text, err=err)
 
 
+def silence(wanted: Wanted, subscriber: Subscriber) -> str:
+    """That nothing comes, and what the relay says to that."""
+    since = f"for {SILENCE_SECONDS:g} s" if subscriber.received else "yet"
+    return f"nothing of {wanted} {since}{why_silent(wanted, None, Span(Event(), None))}"
+
+
 def keep(subscriber: Subscriber, recorder: Recorder, tell_silence: Callable[[], None]) -> None:
-    """Record until the subscriber is closed, and name every file as it begins; silence at first is told once."""
-    first = subscriber.receive(SILENCE_SECONDS)
-    if first is None and not subscriber.is_closed:
-        tell_silence()
-    for message in chain([first] if first else [], subscriber):
-        known = len(recorder.paths)
-        recorder.write(message)
+    """Record until the subscriber is closed, and name every file as it begins; every silence is told once."""
+    while True:
+        message = subscriber.receive(SILENCE_SECONDS)
+        if message is None and not subscriber.is_closed:
+            tell_silence()
+        message = message or subscriber.receive()
+        if message is None:
+            return
+        with naming(recorder):
+            recorder.write(message)
+
+
+@contextmanager
+def naming(recorder: Recorder) -> Iterator[None]:
+    """Name the files that begin inside the block, however it ends."""
+    known = len(recorder.paths)
+    try:
+        yield
+    finally:
         for path in recorder.paths[known:]:
             tell(str(path))
+
+
+@contextmanager
+def summed_up(recorder: Recorder, subscriber: Subscriber) -> Iterator[None]:
+    """After the block, however it ends, write what is left and tell what became of the messages."""
+    try:
+        yield
+    finally:
+        try:
+            with naming(recorder):
+                recorder.close()
+        finally:
+            tell(summary(recorder, subscriber))
 
 
 def summary(recorder: Recorder, subscriber: Subscriber) -> str:

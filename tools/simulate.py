@@ -59,7 +59,10 @@ def simulate(
     photons: Annotated[float, typer.Option(min=1, help="Of a white pixel by day; fewer are noisier.")] = 4000,
     read_noise: Annotated[float, typer.Option(min=0, max=1, help="Standard deviation; white is 1.")] = 0.0005,
     bit_rate: Annotated[
-        int, typer.Option(parser=as_bit_rate, metavar="RATE", help="Of the video, bit/s, such as 300k or 1M.")
+        int,
+        typer.Option(
+            parser=as_bit_rate, metavar="RATE", help="Of the video, bit/s, such as 300k or 1M.", show_default="300k"
+        ),
     ] = 300_000,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Of the sent pictures.", show_default="half of the clip's")

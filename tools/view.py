@@ -84,7 +84,10 @@ def view(
         if feeds:
             list_feeds(endpoint, keys, json, span)
             return
-        wanted = Wanted(endpoint, feed or first_feed(endpoint, kind, keys, span), kind, keys)
+        if feed is None:
+            feed = first_feed(endpoint, kind, keys, span)
+            log.info("showing feed %s", feed)
+        wanted = Wanted(endpoint, feed, kind, keys)
         if snapshot:
             take_snapshot(wanted, snapshot, span)
         elif stats:
@@ -168,7 +171,7 @@ def show_window(wanted: Wanted, span: Span) -> None:
 
     decoder, figures = PictureDecoder(), Figures()
     picture, told = None, (0, 0, figures.trouble())
-    with Window(f"nightbridge {wanted.endpoint}") as window, Reception(wanted) as reception:
+    with Window(f"nightbridge {wanted.feed}  {wanted.endpoint}") as window, Reception(wanted) as reception:
         for messages in reception.turns(span):
             pictures = []
             for message in messages:  # pictures need the ones before them: all are decoded, the newest is shown

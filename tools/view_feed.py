@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -32,6 +31,9 @@ MOST_A_TURN = 8
 
 LISTING_SECONDS = 2.5
 """The longest that a list of the feeds is waited for before any feed is taken: relays send one about once a second."""
+
+UNHEARD = ": is the relay running there, and does it have that feed?"
+"""What goes on a sentence where nothing at all is heard."""
 
 STATUS_SECONDS = 1.0
 """Without a picture, after which the relay is asked how the feed is doing."""
@@ -100,7 +102,7 @@ class Reception:
     def turns(self, span: Span) -> Iterator[list[Message]]:
         """The pictures that have come, see `turns`; between two turns `status` is brought up to date."""
         ask_at = time.monotonic() + STATUS_SECONDS
-        for messages in turns(self.pictures, span, lambda: unheard(self.wanted, self.status)):
+        for messages in turns(self.pictures, span, lambda: self._unheard(span)):
             yield messages
             if messages or time.monotonic() >= ask_at:
                 ask_at = 0.0
@@ -108,9 +110,13 @@ class Reception:
 
     def missing(self, span: Span, undecodable: int = 0) -> StreamError:
         """That no picture came, or none that could be decoded, and what the relay says to that."""
-        came = f"; {undecodable} came that cannot be decoded" if undecodable else ""
-        says = "" if self.status is None else f"; the relay says: {words_of(self.status)}"
-        return StreamError(f"no picture of {self.wanted}{span}{came}{says}")
+        came = f"{undecodable} came that cannot be decoded" if undecodable else None
+        says = None if self.status is None else f"the relay says: {words_of(self.status)}"
+        words = (f"no picture of {self.wanted}{span}", came, says, self.pictures.trouble)
+        return StreamError("; ".join(filter(None, words)))
+
+    def _unheard(self, span: Span) -> str:
+        return f"nothing of {self.wanted} yet{why_silent(self.wanted, self.status, span)}"
 
     def _hear(self) -> None:
         """Take in what the relay has said, however long ago: what it said last holds."""
@@ -130,11 +136,20 @@ def words_of(status: Status) -> str:
     return status.state if status.reason is None else f"{status.state}: {status.reason}"
 
 
-def unheard(wanted: object, status: Status | None = None) -> str:
-    """That nothing of what is `wanted` has come yet, and what may be the matter."""
+def why_silent(wanted: Wanted, status: Status | None, span: Span) -> str:
+    """What may be the matter where nothing of a feed comes, to go on a sentence: by its `status`, or else by the list
+    of feeds, for which the relay is asked."""
     if status is None:
-        return f"nothing of {wanted} yet: is the relay running there, and does it have that feed?"
-    return f"nothing of {wanted} yet; the relay says: {words_of(status)}"
+        try:
+            feeds = listed_feeds(wanted.endpoint, wanted.keys, span.beginning(LISTING_SECONDS))
+        except StreamError:  # it is the feed's own connection that counts
+            feeds = None
+        if feeds is None:
+            return UNHEARD
+        if wanted.feed not in feeds:
+            return f"; the relay has no feed {wanted.feed}; it has {', '.join(sorted(feeds)) or 'none'}"
+        status = feeds[wanted.feed]
+    return f"; the relay says: {words_of(status)}"
 
 
 def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -> str:
@@ -150,10 +165,10 @@ def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -
         if feeds:
             return min(feeds, key=lambda name: feeds[name].state != "live")
     with Subscriber(endpoint, None, (kind,), keys=keys) as subscriber:
-        for messages in turns(subscriber, span, partial(unheard, f"any feed at {endpoint}")):
+        for messages in turns(subscriber, span, lambda: f"nothing of any feed at {endpoint} yet{UNHEARD}"):
             if messages:
                 return messages[0].header.feed
-    raise StreamError(f"no feed at {endpoint}{span}")
+    raise StreamError("; ".join(filter(None, (f"no feed at {endpoint}{span}", subscriber.trouble))))
 
 
 def listed_feeds(endpoint: str, keys: ViewerKeys | None, span: Span) -> dict[str, Status] | None:
@@ -162,7 +177,7 @@ def listed_feeds(endpoint: str, keys: ViewerKeys | None, span: Span) -> dict[str
     from stream.wire import ALL_FEEDS, decode_feeds
 
     with Subscriber(endpoint, ALL_FEEDS, ("feeds",), keys=keys) as subscriber:
-        for messages in turns(subscriber, span, partial(unheard, f"any feed at {endpoint}")):
+        for messages in turns(subscriber, span, lambda: f"nothing of any feed at {endpoint} yet{UNHEARD}"):
             if messages:
                 return decode_feeds(messages[-1].payload)
     return None

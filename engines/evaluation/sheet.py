@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import filterfalse
+from unicodedata import combining, normalize
 
 from PIL import Image, ImageDraw
 
@@ -49,13 +51,13 @@ def contact_sheet(title: str, rows: Sequence[SheetRow]) -> Image.Image:
     heights = [CAPTION + row.thumbnails[0].height + GAP for row in rows]
     sheet = Image.new("RGB", (width, 2 * CAPTION + sum(heights) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, 2), title, fill="black")
+    draw.text((GAP, 2), _drawable(title), fill="black")
     for column, name in enumerate(COLUMNS):
         draw.text((_left(column), CAPTION + 2), name, fill="black")
     top = 2 * CAPTION
     for row, height in zip(rows, heights, strict=True):
         for column, (caption, thumbnail) in enumerate(zip(row.captions, row.thumbnails, strict=True)):
-            draw.text((_left(column), top + 2), _fitted(draw, caption), fill="black")
+            draw.text((_left(column), top + 2), _fitted(draw, _drawable(caption)), fill="black")
             sheet.paste(thumbnail, (_left(column), top + CAPTION))
         top += height
     return sheet
@@ -63,6 +65,12 @@ def contact_sheet(title: str, rows: Sequence[SheetRow]) -> Image.Image:
 
 def _left(column: int) -> int:
     return GAP + column * (THUMBNAIL + GAP)
+
+
+def _drawable(text: str) -> str:
+    """The text in the letters that Pillow's own font has, which are those of ASCII."""
+    letters = filterfalse(combining, normalize("NFKD", text))
+    return "".join(letters).encode("ascii", "replace").decode("ascii")
 
 
 def _fitted(draw: ImageDraw.ImageDraw, caption: str) -> str:
