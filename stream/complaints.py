@@ -53,7 +53,8 @@ def _complaint(mistake: ErrorDetails, model: type[BaseModel], tables: Mapping[st
         place = _place(location[:-1], True, tables, file)
         return f"{place} is no name for a feed; it must be {reason}"
     if kind == "missing":
-        return f"{_place(location, False, tables, file, stated=location[:-1])} is missing"
+        lacking = _place(location, False, tables, file, stated=location[:-1])
+        return f"{lacking} is missing" + ("" if lacking.file else f": {file} has no [{_dotted(location[:-1])}]")
     place = _place(location, isinstance(value, dict), tables, file)
     if kind == "extra_forbidden":
         return f"{place} is not a {'table' if place.is_table else 'key'}; {_known(place, model)}"

@@ -181,7 +181,8 @@ def test_a_variable_that_is_no_utf_8_is_named(tmp_path: Path, monkeypatch: pytes
 
 def test_a_feed_of_the_environment_alone_needs_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTBRIDGE__FEEDS__PIER__MODE", "live")
-    assert mistakes(written(tmp_path, "")) == ["environment: NIGHTBRIDGE__FEEDS__PIER__URL is missing"]
+    file = written(tmp_path, "")
+    assert mistakes(file) == [f"environment: NIGHTBRIDGE__FEEDS__PIER__URL is missing: {file} has no [feeds.pier]"]
 
 
 def test_without_a_file_variables_of_feeds_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
