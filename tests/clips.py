@@ -253,9 +253,9 @@ def datagrams(path: Path) -> list[bytes]:
     return [data[start : start + DATAGRAM_BYTES] for start in range(0, len(data), DATAGRAM_BYTES)]
 
 
-def free_port() -> int:
-    """A UDP port of this machine that nobody listens to."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+def free_port(kind: socket.SocketKind = socket.SOCK_DGRAM) -> int:
+    """A port of this machine that nobody listens to, of UDP or by another `kind` of TCP."""
+    with socket.socket(socket.AF_INET, kind) as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
 

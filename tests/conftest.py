@@ -1,13 +1,26 @@
-"""What holds for all tests: those marked `gpu` need one, and none leaves the process with real-time priority."""
+"""What holds for all tests: what the caller's environment says of relays, proxies and terminals reaches none, nor does
+nohup; those marked `gpu` need one, and none leaves the process with real-time priority."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
 
 from engines.gpu import has_driver
+
+TERMINAL = {"COLUMNS", "LINES", "TERMINAL_WIDTH", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+TERMINAL |= {"CLICOLOR_FORCE", "FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PY_COLORS"}
+"""Environment variables that change how commands print."""
+
+for name in [*os.environ]:
+    if name.upper().startswith("NIGHTBRIDGE__") or name.lower().endswith("_proxy") or name in TERMINAL:
+        del os.environ[name]
+
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup
+    signal.signal(signal.SIGHUP, lambda *_: None)  # ignored here, but not by the commands that tests begin
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -35,12 +35,14 @@ class Impostor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        for end in (self._listener, *self._connections):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
+        shut_down(self._listener)
+        self._threads[0].join()  # from now on there are no new connections
+        for connection in self._connections:
+            shut_down(connection)
         for thread in self._threads:
             thread.join()
+        for end in (self._listener, *self._connections):
+            end.close()
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -54,6 +56,12 @@ class Impostor:
     def _behave(self, connection: socket.socket) -> None:
         with suppress(OSError):
             self._behaviour(connection, self._stop)
+
+
+def shut_down(end: socket.socket) -> None:
+    """So that whoever waits for it goes on; it is still open, and its number nobody else's."""
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def is_mute(_: socket.socket, stop: threading.Event) -> None:

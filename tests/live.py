@@ -77,9 +77,9 @@ class Live:
 
     def __init__(self, publisher: Publisher, size: int = 4_000, rate: float = 25.0) -> None:
         self.keys: list[float] = []
-        """When there were key frames, on the monotonic clock."""
-        self.slowest = 0.0
-        """Seconds that the longest call of `publish` took."""
+        """When there were key frames, on the monotonic clock: `take_join` had just answered."""
+        self.asked: list[float] = []
+        """For each of them, when `take_join` was called."""
         self._publisher, self._payload, self._rate = publisher, bytes(size), rate
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._show)
@@ -98,12 +98,13 @@ class Live:
             if self._ended.wait(max(0.0, begun + number / self._rate - time.monotonic())):
                 return
             begun = max(begun, time.monotonic() - CATCH_UP - number / self._rate)
+            asking = time.monotonic()
             key = self._publisher.take_join("pier") or number == 0
             before = time.monotonic()
             self._publisher.publish("pier", "video", Header(key=key), self._payload)
-            self.slowest = max(self.slowest, time.monotonic() - before)
             if key:
                 self.keys.append(before)
+                self.asked.append(asking)
 
 
 def stall(viewer: Viewer, seconds: float) -> float:

@@ -44,13 +44,12 @@ class Replay:
 
     def __init__(self, folder: Path, *words: str | Path, pictures: int, seconds: float) -> None:
         self._log = folder / "log"
-        clean = {name: text for name, text in os.environ.items() if not name.startswith("NIGHTBRIDGE__")}
         own = {"XDG_STATE_HOME": str(folder / "state"), "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", COMMAND, "replay", *map(str, words)],
                 cwd=folder,
-                env=clean | own | {"PICTURES": str(pictures), "SECONDS": str(seconds)},
+                env=os.environ | own | {"PICTURES": str(pictures), "SECONDS": str(seconds)},
                 stdout=log,
                 stderr=log,
             )

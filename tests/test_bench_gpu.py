@@ -152,7 +152,7 @@ def test_a_runtime_that_cannot_be_used_is_told_however_it_ends(
 def test_a_runtime_that_hangs_is_told_with_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     hanging = """
 import faulthandler, threading
-faulthandler.dump_traceback_later(0.2, exit=True)
+faulthandler.dump_traceback_later(2.0, exit=True)
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 threading.Event().wait()
 """

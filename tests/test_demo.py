@@ -90,6 +90,11 @@ def processes() -> dict[int, tuple[int, int]]:
     return found
 
 
+def children() -> set[int]:
+    """Processes that this one has begun and that have not ended."""
+    return {pid for pid, (parent, _) in processes().items() if parent == os.getpid()}
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[object]]:
     """Folder, output and leftovers of a demo, whose user has settings for another relay in the environment."""
@@ -173,17 +178,19 @@ def test_a_relay_that_fails_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_a_process_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_parts, "STOP_SECONDS", 0.1)
+    before = children()
     with Part("camera", tmp_path, "simulate", str(CLIP), "udp://127.0.0.1:9", "--loop", "--seconds", "60"):
-        (child,) = [pid for pid, (parent, _) in processes().items() if parent == os.getpid()]
+        (child,) = children() - before
         os.kill(child, signal.SIGSTOP)
     assert child not in processes()
 
 
 def test_a_process_that_has_ended_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+    before = children()
     with Part("camera", tmp_path, "simulate", "gone.mp4", "udp://127.0.0.1:9") as camera:
         wait_until(lambda: "gone.mp4" in camera.last_words(), "a complaint about the clip")
         (tmp_path / "camera.log").write_text("nightbridge: first\nsecond\n")
-        wait_until(lambda: not any(parent == os.getpid() for parent, _ in processes().values()), "its end")
+        wait_until(lambda: children() <= before, "its end")
         with pytest.raises(
             StreamError, match=r"^the camera ended by itself with code 2\n  camera: first\n  camera: second"
         ):

@@ -29,9 +29,9 @@ from stream.publish import Publisher
 from stream.relay import Relay
 from tests.clips import make_clip, read_number
 from tests.doubling import DoublingEngine
-from tests.test_pipeline import DEADLINE, decoded, luma, recording, settings, watched
+from tests.test_pipeline import decoded, luma, recording, settings, watched
 from tests.test_runtimes import dusk
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 
 SIZE = (160, 120)
 """Of the clips."""
@@ -452,7 +452,7 @@ def test_the_end_leaves_no_thread_and_closes_all() -> None:
     before = threading.active_count()
     with several(last, better, ready=(32, 32)) as engine:
         slot = engine.acquire(32, 32)
-    assert threading.active_count() == before
+    wait_until(lambda: threading.active_count() <= before, "the end of all threads")
     assert last.closed.is_set()
     assert better.closed.is_set()
     slot.release()

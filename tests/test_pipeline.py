@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -34,9 +35,8 @@ from stream.wire import Header, Kind, Message, decode_feeds, decode_status
 from tests.cameras import LiveCamera
 from tests.clips import PATCHES, UdpSender, free_port, klv_packet, make_clip, read_number, read_patches
 from tests.doubling import DoublingEngine
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 
-DEADLINE = 30.0
 MISTAKE = "a mistake in the program"
 
 
@@ -286,12 +286,22 @@ def test_a_live_feed_of_few_pictures_is_not_late_by_those_that_must_come_before_
     wanted = camera(age_budget=0.4)
     clip = make_clip(tmp_path / "clip.ts", pictures=100, rate=5, b_frames=2, key_interval=10)
     with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher:
-        with Relay(wanted, engine, publisher) as relay, LiveCamera(clip, port_of(wanted)):
-            meter = relay.feeds["cam"].meter
-            wait_until(lambda: meter.figures().published >= 12, "pictures")
-        figures = meter.figures()
-    assert figures.dropped.get("late", 0) <= 8, "those that were late when the source was opened"
-    assert figures.age_ms(50) > 400
+        with (
+            watched(publisher, "cam") as messages,
+            Relay(wanted, engine, publisher) as relay,
+            LiveCamera(clip, port_of(wanted)),
+        ):
+            wait_until(lambda: longest_run(messages, Fraction(1, 5)) >= 12, "12 pictures in a row, none of them late")
+        age = relay.feeds["cam"].meter.figures().age_ms(50)
+    assert age is not None
+    assert age > 400
+
+
+def longest_run(messages: list[Message], interval: Fraction) -> int:
+    """How many pictures came in a row, each `interval` seconds after the one before it."""
+    times = [(message.header.pts or 0) * (message.header.time_base or 0) for message in pictures(messages)]
+    runs = groupby(after - before for before, after in pairwise(times))
+    return max((len([*run]) + 1 for between, run in runs if between == interval), default=0)
 
 
 def test_a_stop_publishes_what_is_decoded_and_leaves_no_thread(tmp_path: Path) -> None:
@@ -850,7 +860,7 @@ def test_a_lost_camera_is_found_again_told_once_and_still_adds_up(
                     wait_until(lambda turn=turn: feed.meter.figures().published >= 20 * turn, "pictures")
                 wait_until(lambda: feed.state == "connecting", "the loss")
                 assert feed.reason
-                assert threading.active_count() == threads
+                wait_until(lambda: threading.active_count() <= threads, "the end of what read it")
         assert feed.meter.figures().under_way == 0
         assert holds(feed.meter.figures())
     told = Counter(record.getMessage() for record in caplog.records if "cam" in record.getMessage())
@@ -884,6 +894,11 @@ def test_a_size_that_is_not_known_yet_does_not_travel(tmp_path: Path, monkeypatc
 # Ends
 
 
+def stopped_within(wanted: Settings, seconds: float) -> Settings:
+    """With this `stop_timeout`."""
+    return wanted.model_copy(update={"relay": wanted.relay.model_copy(update={"stop_timeout": seconds})})
+
+
 def test_a_relay_without_feeds_ends_by_itself() -> None:
     wanted = settings()
     with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher, Relay(wanted, engine, publisher) as r:
@@ -913,12 +928,13 @@ def test_a_stop_at_any_moment_ends_everything_and_adds_up(tmp_path: Path, after:
         tape=recording(clip),
         paced=recording(clip).model_copy(update={"mode": "live"}),
     )
+    wanted = stopped_within(wanted, 20.0)
     threads = set(threading.enumerate())
     with DoublingEngine() as engine, Publisher(wanted.relay, "run") as publisher:
         with UdpSender(clip, port_of(wanted), repeat=True), Relay(wanted, engine, publisher) as relay:
             relay.wait(after)
             began = time.monotonic()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20, "nothing was waited for in vain"
         assert relay.failure is None
         for feed in relay.feeds.values():
             assert (feed.state, feed.meter.figures().under_way) == ("ended", 0)
@@ -926,16 +942,25 @@ def test_a_stop_at_any_moment_ends_everything_and_adds_up(tmp_path: Path, after:
     assert {thread for thread in threading.enumerate() if thread.name.startswith("nightbridge")} <= threads
 
 
-def test_a_stop_that_takes_too_long_drops_what_is_under_way(tmp_path: Path) -> None:
+def test_a_stop_that_takes_too_long_drops_what_is_under_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pace = threading.Semaphore(0)
-    wanted = settings(tape=recording(make_clip(tmp_path / "clip.mp4", pictures=50)))
-    wanted = wanted.model_copy(update={"relay": wanted.relay.model_copy(update={"stop_timeout": 0.3})})
+    wanted = stopped_within(settings(tape=recording(make_clip(tmp_path / "clip.mp4", pictures=50))), 2.0)
+
     with DoublingEngine(pace) as engine, Publisher(wanted.relay, "run") as publisher:
         with Relay(wanted, engine, publisher) as relay:
             wait_until(lambda: engine.batches == [1, 1], "two pictures in the engine")
-            threading.Timer(0.4, pace.release).start()
+            lane = relay.feeds["tape"].lane
+
+            def let_one_go() -> None:
+                wait_until(lambda: lane.closed, "the end of all patience")
+                pace.release()  # the other one stays in the engine
+
+            late = threading.Thread(target=let_one_go)
+            late.start()
             began = time.monotonic()
-        assert time.monotonic() - began < 0.7
+        assert time.monotonic() - began < 6, "twice as long for the feed, then once for what all feeds share"
+    late.join()
+    assert "stopping tape took longer than 2 s" in caplog.text
     figures = relay.feeds["tape"].meter.figures()
     assert figures.published == 1
     assert figures.dropped == {"stopped": figures.received - 1}

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -94,7 +95,7 @@ def test_a_stalled_viewer_costs_the_relay_and_other_viewers_nothing() -> None:
             publisher.publish("quay", "video", Header(), bytes(20_000))
             slowest = max(slowest, time.monotonic() - start)
             assert receive(reading).header.seq == number
-    assert slowest < 1.0
+    assert slowest < publish.PATIENCE / 2
 
 
 def test_a_stalled_viewer_is_kept_no_more_than_the_high_water_mark() -> None:
@@ -514,14 +515,18 @@ def test_while_a_lossless_publisher_waits_for_one_feed_the_others_go_on() -> Non
         for number in range(100):
             assert publisher.publish("quay", "video", Header(), bytes(1_000)) == number
             assert receive(other).header.seq == number
-        assert time.monotonic() - start < 5.0
+        assert time.monotonic() - start < publish.PATIENCE / 2
 
 
 def test_the_status_waits_for_nobody() -> None:
     with full(b"pier/") as (publisher, _):
-        start = time.monotonic()
-        publisher.publish("pier", "status", Header(), b"")
-        assert time.monotonic() - start < 1.0
+
+        def seconds_to_tell() -> float:
+            start = time.monotonic()
+            publisher.publish("pier", "status", Header(), b"")
+            return time.monotonic() - start
+
+        assert takes_less_than(1.0, seconds_to_tell)
 
 
 def test_a_slow_reader_of_a_lossless_publisher_takes_neither_the_status_from_others_nor_loses_pictures_by_it() -> None:
@@ -620,7 +625,7 @@ def test_the_last_messages_leave_before_the_process_ends(manner: str) -> None:
     )
     assert program.stdout is not None
     with program.stdout, Subscriber(program.stdout.readline().strip(), "pier", max_age=None) as subscriber:
-        seen = [message.header.seq for message in iter(lambda: subscriber.receive(1.0), None) if message]
+        seen = [message.header.seq for message in islice(iter(lambda: subscriber.receive(DEADLINE), None), 50)]
         assert program.wait(DEADLINE) == 0
     assert seen == list(range(50))
 
@@ -629,14 +634,14 @@ def test_opening_and_closing_leaves_nothing_behind() -> None:
     def descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    with Publisher(ANYWHERE, "run-0"):
-        pass
+    with Publisher(ANYWHERE, "run-0") as publisher, viewer(publisher, b""):
+        pass  # what all of them share has been opened
     before, threads = descriptors(), threading.active_count()
     for run in range(20):
         with Publisher(ANYWHERE, f"run-{run}") as publisher, viewer(publisher, b""):
             wait_for_join(publisher, "pier")
     wait_until(lambda: descriptors() <= before, "closing every socket")
-    assert threading.active_count() == threads
+    wait_until(lambda: threading.active_count() <= threads, "the end of all threads")
 
 
 def test_a_viewer_that_sends_more_than_a_subscription_is_cut_off() -> None:

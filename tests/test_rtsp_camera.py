@@ -31,7 +31,7 @@ def clip(tmp_path: Path) -> Path:
 @contextmanager
 def filming(clip: Path, codec: Codec = "h264", loss: float = 0.0) -> Iterator[str]:
     """A camera that films by day, at full size; its address."""
-    url = f"rtsp://127.0.0.1:{free_port()}/night"
+    url = f"rtsp://127.0.0.1:{free_port(socket.SOCK_STREAM)}/night"
     camera = NightCamera(
         clip, url, BY_DAY, size=(160, 120), bit_rate=2_000_000, codec=codec, loop=True, loss=loss, seed=3
     )
@@ -121,7 +121,7 @@ class Talk:
 @contextmanager
 def by_hand() -> Iterator[tuple[RtspCamera, Talk, str]]:
     """A camera that films nothing, and a connection to it."""
-    port = free_port()
+    port = free_port(socket.SOCK_STREAM)
     url = f"rtsp://127.0.0.1:{port}/night"
     with nothing_left(), RtspCamera(url, "h264", Fraction(25)) as camera, Talk(port) as talk:
         yield camera, talk, url

@@ -4,9 +4,11 @@ import time
 from itertools import count, pairwise
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 
 import pytest
 
+from stream import publish
 from stream.subscribe import Subscriber
 from stream.wire import Header
 from tests.link import thin_link
@@ -32,10 +34,15 @@ def test_a_viewer_that_was_stopped_goes_on_with_fresh_pictures_at_once(transport
     assert len(feed.keys) == 2
 
 
-def test_a_viewer_that_stalls_or_dies_changes_nothing_for_another_or_for_the_relay() -> None:
+def test_a_viewer_that_stalls_or_dies_changes_nothing_for_another_or_for_the_relay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    clock = SimpleNamespace(monotonic=time.monotonic, time_ns=time.time_ns, sleep=waits.append)
     with relay(high_water_mark=16) as publisher, Viewer(publisher.endpoint) as steady:
         assert publisher.wait_for_viewer("pier", DEADLINE)
-        with Live(publisher, size=100_000) as feed:
+        monkeypatch.setattr(publish, "time", clock)
+        with Live(publisher, size=100_000):
             wait_until(lambda: len(steady.seen) >= 5, "pictures")
             with Viewer(publisher.endpoint) as doomed, Viewer(publisher.endpoint) as stalling:
                 wait_until(lambda: doomed.seen and stalling.seen, "pictures of the others")
@@ -50,7 +57,7 @@ def test_a_viewer_that_stalls_or_dies_changes_nothing_for_another_or_for_the_rel
                 wait_until(lambda: stalling.since(moment), "pictures after the stall")
                 assert max(each.age for each in stalling.since(moment)) <= 0.5
     assert steady.holes() == 0
-    assert feed.slowest < 0.2
+    assert waits == [], "the relay waits for no viewer"
     assert grown < 30e6, "16 messages of 0.1 MB may wait for one viewer"
 
 
@@ -125,9 +132,14 @@ def test_a_relay_that_restarts_gives_its_viewer_a_key_frame_at_once() -> None:
         assert publisher.wait_for_viewer("pier", DEADLINE)
         with Live(publisher):
             wait_until(lambda: len(viewer.seen) >= 10, "pictures of the first run")
+        last = publisher.publish("pier", "video", Header(), b"")
+        wait_until(lambda: viewer.seen[-1].seq == last, "the last picture of the first run")
+        viewer.process.send_signal(signal.SIGSTOP)
         publisher.__exit__(None, None, None)
-        with relay("run-2", endpoint) as again, Live(again) as feed:  # its first key frame is before anybody listens
+        with relay("run-2", endpoint) as again, Live(again) as feed:
+            wait_until(lambda: feed.keys, "a key frame before anybody listens")
             moment = time.monotonic()
+            viewer.process.send_signal(signal.SIGCONT)
             wait_until(lambda: viewer.since(moment), "a picture of the second run")
     first = viewer.since(moment)[0]
     assert first.key

@@ -12,6 +12,12 @@ CATCH_UP = 0.04
 """Seconds that a sender which was held up makes up for; more at once would be another feed than was filmed."""
 
 
+def takes_less_than(seconds: float, attempt: Callable[[], float]) -> bool:
+    """Whether the best of three attempts, which tell how many seconds they took, is that fast: other work on a busy
+    machine hinders some, not all."""
+    return any(attempt() < seconds for _ in range(3))
+
+
 def wait_until(happened: Callable[[], object], what: str) -> None:
     """Return as soon as `happened()` is true; fails, naming `what`, when it never is."""
     end = time.monotonic() + DEADLINE
