@@ -24,7 +24,7 @@ from stream.wire import Header, Kind, Message, decode_message
 from tests.link import thin_link
 from tests.live import Viewer
 from tests.published import relay
-from tests.waiting import DEADLINE, wait_until
+from tests.waiting import DEADLINE, takes_less_than, wait_until
 
 ANYWHERE = RelaySettings(endpoint="tcp://127.0.0.1:*")
 
