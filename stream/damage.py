@@ -17,16 +17,16 @@ class Damage:
 
     def __init__(self) -> None:
         self._going_in = False  # in the order of decoding, until a key frame goes in
-        self._coming_out = False  # in the order of showing, until a key frame comes out
-        self._refreshing = False  # a stream without key frames began to renew itself after damage
-        self._renewed: AccessUnit | None = None  # with which it has done so
+        self._coming_out = False  # in the order of showing, until the picture is renewed
+        self._begun: dict[int, bool] = {}  # by number, what began to renew it since; whether that says when it is done
         self._states: deque[tuple[AccessUnit | None, State]] = deque()  # of pictures that are still to leave
         self._before: State = "clean"  # of the one that left last
 
     def enter(self, *, key: bool, damaged: bool) -> bool:
         """An access unit goes in; whether one since the last key frame, in the order of decoding, was damaged."""
         if key:  # which may only begin to renew the picture, or come after some that are shown before it
-            self._coming_out = self._coming_out or self._going_in
+            if self._going_in:
+                self._spoil()
             self._going_in = False
         tainted = self._going_in
         self._going_in = self._going_in or damaged
@@ -36,27 +36,26 @@ class Damage:
         """Something before the next access unit is missing or damaged."""
         self._going_in = True
 
-    def renew(self, unit: AccessUnit) -> None:
-        """The unit that went in last completes what the last key frame began to renew, says the stream."""
-        self._renewed = unit
-
     def come_out(self, picture: VideoFrame, unit: AccessUnit | None, *, damaged: bool) -> None:
         """A picture was decoded, the next one to be shown; of no unit if it was made up for a missing one."""
         self._states.append((unit, self._state(picture, unit, damaged) if unit else "concealed"))
 
     def _state(self, picture: VideoFrame, unit: AccessUnit, damaged: bool) -> State:
-        if unit.key:
-            if picture.key_frame or self._refreshing:
-                self._coming_out = False
-            self._refreshing = self._coming_out
-        elif unit is self._renewed and self._refreshing:
-            self._coming_out = self._refreshing = False
+        again = unit.key and not all(self._begun.values())  # nobody says when; two in a row have renewed all of it
+        if (unit.key and picture.key_frame) or again or unit.completes in self._begun:
+            self._coming_out = False
+            self._begun.clear()
+        if unit.key and self._coming_out:
+            self._begun[unit.number] = unit.says_when
+        if unit.damaged or damaged or unit.tainted:
+            self._spoil()
         if unit.damaged or damaged:
-            self._coming_out, self._refreshing = True, False
             return "concealed"
-        if unit.tainted:
-            self._coming_out, self._refreshing = True, False
         return "tainted" if self._coming_out else "clean"
+
+    def _spoil(self) -> None:
+        self._coming_out = True
+        self._begun.clear()
 
     def leave(self, unit: AccessUnit, *, mixed: bool) -> State:
         """The state of the frame of a unit, the next one to leave; whether its neighbours were `mixed` into it."""

@@ -56,7 +56,7 @@ class Decoder:
     """Decodes one segment of a source, for one thread and on one core, or on a GPU.
 
     Decoding begins with the first intact key frame. A damaged picture is `concealed`, and those after it are
-    `tainted` until the next key frame. Every access unit comes out as a frame or, after `flush` at the latest,
+    `tainted` until the picture is renewed. Every access unit comes out as a frame or, after `flush` at the latest,
     is counted in `lost`. What a GPU cannot decode, or fails on, is decoded on the CPU.
     """
 
@@ -242,9 +242,9 @@ class Decoder:
             sha256=sha256(packet).digest(),
             damaged=damaged,
             tainted=self._damage.enter(key=packet.is_keyframe, damaged=damaged),
+            says_when=self._references is not None and self._references.says_when,
+            completes=self._references.completes if self._references is not None else None,
         )
-        if self._references is not None and self._references.renewed:
-            self._damage.renew(unit)
         self._inside.add(unit.number)
         self._count += 1
         self._lose(unit.number - LONGEST_DELAY)
@@ -254,7 +254,7 @@ class Decoder:
         """Whether whole access units are missing in front of this one, as far as the codec tells."""
         if self._references is None:
             return False
-        missing = self._references.is_missing(bytes(packet), key=packet.is_keyframe)
+        missing = self._references.is_missing(bytes(packet), self._count if packet.is_keyframe else None)
         if self._references.sequence_changed:  # FFmpeg keeps the colour of the one before, if the new one says none
             self._context.colorspace, self._context.color_range = NO_MATRIX, ColorRange.MPEG
         return missing

@@ -75,6 +75,10 @@ class AccessUnit(msgspec.Struct, frozen=True, eq=False):
     """Whether bytes of it are missing, as the source says, or FFmpeg adds what a damaged picture left behind."""
     tainted: bool
     """Whether an access unit since the last key frame, in the order of decoding, was damaged."""
+    says_when: bool = False
+    """Whether it begins to renew the picture and says when that will be complete."""
+    completes: int | None = None
+    """Number of the access unit that began to renew the picture, where this one completes that."""
 
     @property
     def arrived_ns(self) -> int:

@@ -20,6 +20,8 @@ SEQUENCE_SET_BYTES, PICTURE_SET_BYTES = 4096, 64
 """More than parameter sets take up to what is read of them."""
 MESSAGES_BYTES = 1024
 """More than messages take up to the end of a recovery point."""
+MOST_MESSAGES = 8
+"""NAL units with messages that are looked through for a recovery point, which comes in one of the first."""
 MOST_SEQUENCE_SETS, MOST_PICTURE_SETS = 32, 256
 """What the standard allows in a stream; they are numbered from 0."""
 LONGEST_CODE = 31
@@ -45,11 +47,12 @@ class ReferenceCheck:
     def __init__(self, parameter_sets: bytes = b"") -> None:
         """`parameter_sets` (Annex B) are those from outside the stream."""
         self._headers = Headers(parameter_sets)
-        self.renewed = False
-        """Whether the last access unit completes what the recovery point before it has begun, and all that are shown
-        after it are whole."""
+        self.says_when = False
+        """Whether the last access unit is a recovery point, which says when all that are shown will be whole."""
+        self.completes: int | None = None
+        """Number of the recovery point for which that is so from the last access unit on."""
         self._last: int | None = None  # `frame_num` of the last picture that others may refer to
-        self._renewed_at: int | None = None  # `frame_num` of the picture that completes a renewal
+        self._renewals: dict[int, int] = {}  # by the `frame_num` of what completes them, numbers of recovery points
         self._orders = Orders()
 
     @property
@@ -57,21 +60,21 @@ class ReferenceCheck:
         """Whether the last access unit has brought another sequence parameter set in place of one before."""
         return self._headers.sequence_changed
 
-    def is_missing(self, unit: bytes, *, key: bool = False) -> bool:
+    def is_missing(self, unit: bytes, key: int | None = None) -> bool:
         """Whether pictures are missing in front of this access unit, since the last IDR picture or the last hole.
 
-        False where that cannot be told, since headers are damaged or parameter sets have not come. `key` says that it
-        may be a recovery point.
+        False where that cannot be told, since headers are damaged or parameter sets have not come. `key` is the number of
+        one that may be a recovery point.
         """
-        self.renewed = False
+        self.says_when, self.completes = False, None
         first = self._headers.first_slice(unit)
         if first is None:
             return False
         sequence, last = first.sequence, self._last
-        self.renewed = first.referred and first.number == self._renewed_at
-        if key:
-            count = recovery_count(self._headers.messages)  # one more, since FFmpeg's first picture may be unfinished
-            self._renewed_at = None if count is None else (first.number + count + 1) % (1 << sequence.frame_num_bits)
+        if first.referred:
+            self.completes = self._renewals.pop(first.number, None)
+        if key is not None:
+            self._begin_renewal(first, key)
         before = (first.number - 1) % (1 << sequence.frame_num_bits)
         if first.idr or last is None or sequence.gaps_allowed:
             hole = False
@@ -82,6 +85,16 @@ class ReferenceCheck:
         if first.referred or hole:
             self._last = first.number if first.referred else before
         return self._orders.repeats(first) or hole
+
+
+    def _begin_renewal(self, first: Slice, number: int) -> None:
+        """Note where a recovery point is complete: one later than it says, since FFmpeg's first may be unfinished."""
+        if first.idr:
+            self._renewals.clear()
+        size, count = 1 << first.sequence.frame_num_bits, recovery_count(self._headers.messages)
+        if count is not None and count + 1 < size:
+            self._renewals[(first.number + count + 1) % size] = number
+            self.says_when = True
 
 
 class Orders:
@@ -263,7 +276,7 @@ class Bits:
 
 def recovery_count(messages: list[bytes]) -> int | None:
     """How many pictures that others refer to are decoded from here on until the next one is whole; None: not told."""
-    for body in messages:
+    for body in messages[:MOST_MESSAGES]:
         bits = Bits(body[:MESSAGES_BYTES])
         with suppress(EOFError):
             while True:

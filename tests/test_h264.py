@@ -274,6 +274,14 @@ def test_a_crafted_parameter_set_takes_no_time(crafted: bytes) -> None:
     assert time.thread_time() - began < 0.5
 
 
+def test_a_crafted_message_takes_no_time(encoded: list[bytes]) -> None:
+    check = ReferenceCheck()
+    crafted = (b"\x00\x00\x01\x06" + b"\x01\x00" * 512) * 200 + encoded[0]
+    began = time.thread_time()
+    check.is_missing(crafted, 0)
+    assert time.thread_time() - began < 0.03
+
+
 def test_nonsense_raises_nothing(encoded: list[bytes]) -> None:
     random = np.random.default_rng(1)
     check = ReferenceCheck()
@@ -326,15 +334,31 @@ def test_pictures_that_follow_from_a_missing_one_are_tainted_until_the_next_key_
 
 
 @pytest.mark.parametrize(
-    "missing",
-    [{19}, {32}, {39}, {32, 66}, {32, 69}],
-    ids=["in front of a renewal", "with no picture until one", "later", "again in the next one", "again at its end"],
+    ("size", "missing"),
+    [
+        ((160, 120), {19}),
+        ((160, 120), {32}),
+        ((160, 120), {39}),
+        ((160, 120), {32, 66}),
+        ((160, 120), {32, 69}),
+        ((640, 64), {19, 39}),
+        ((640, 64), {39, 59}),
+    ],
+    ids=[
+        "in front of a renewal",
+        "with no picture until one",
+        "later",
+        "again in the next one",
+        "again at its end",
+        "in front of two that take as long as it is to the next",
+        "in front of two later ones",
+    ],
 )
 def test_no_picture_that_is_only_being_renewed_passes_as_clean_after_a_missing_one(
-    tmp_path: Path, missing: set[int]
+    tmp_path: Path, size: tuple[int, int], missing: set[int]
 ) -> None:
     """With intra refresh, where what counts as a key frame only begins to renew the picture."""
-    made = make_clip(tmp_path / "clip.ts", pictures=90, key_interval=20, options={"intra-refresh": "1"})
+    made = make_clip(tmp_path / "clip.ts", size=size, pictures=90, key_interval=20, options={"intra-refresh": "1"})
     whole, holed = decoded_without(made), decoded_without(made, missing)
     wrong = {
         number: frame.state
@@ -344,6 +368,38 @@ def test_no_picture_that_is_only_being_renewed_passes_as_clean_after_a_missing_o
     assert wrong
     assert "clean" not in wrong.values()
     assert holed[89].state == "clean"
+
+
+@pytest.mark.parametrize("missing", [31, 33, 47])
+def test_of_renewals_that_overlap_one_that_began_after_the_missing_picture_must_be_complete(
+    tmp_path: Path, missing: int
+) -> None:
+    """Each picture of the second half of a renewal says that with it another one begins, to the end of the next."""
+    made = make_clip(tmp_path / "a.ts", size=(640, 64), pictures=120, key_interval=20, options={"intra-refresh": "1"})
+    units = units_of(made)
+    for number, unit in enumerate(units):
+        if number % 20 >= 10:
+            at = first_slice(unit)
+            units[number] = unit[:at] + recovery_point(39 - number % 20) + unit[at:]
+    overlapping = tmp_path / "overlapping.h264"
+    overlapping.write_bytes(b"".join(units))
+    whole = {frame.source_sha256: frame for frame in decoded_without(overlapping).values()}
+    holed = decoded_without(overlapping, {missing}).values()
+    wrong = [frame for frame in holed if (frame.planes()[0] != whole[frame.source_sha256].planes()[0]).any()]
+    assert {frame.state for frame in wrong} == {"tainted"}
+    assert [frame.state for frame in holed][-40:] == ["clean"] * 40
+
+
+def first_slice(unit: bytes) -> int:
+    """Where it begins."""
+    return next(match.start() for match in re.finditer(rb"\x00\x00\x01", unit) if unit[match.end()] & 31 in (1, 5))
+
+
+def recovery_point(count: int) -> bytes:
+    """A message that so many pictures later all is whole."""
+    body = coded(count) + "1000" + "1"
+    body += "0" * (-len(body) % 8)
+    return nal(0x06, f"{6:08b}{len(body) // 8:08b}{body}")
 
 
 @pytest.mark.parametrize(("b_frames", "clean_again"), [(0, 59), (2, 85)])
