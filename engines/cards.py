@@ -81,27 +81,39 @@ class Weights:
 
     def file(self, name: str) -> Path:
         """The path of a file whose bytes are those of the card; raises `UnknownName` or `EngineMismatch`."""
+        self._expect(name)
         path = self.folder / name
-        if not self.has(name) or not path.is_file():
-            raise self._lacking(name)
         if (digest := sha256(path)) != self.card.files[name]:
             raise EngineMismatch(f"{path} was changed: its SHA-256 is {digest}, its card says {self.card.files[name]}")
         return path
 
     def require(self, runtime: str, precision: str) -> None:
-        """Raises `UnknownName` where the card lists nothing that the runtime, or `auto`, opens for a precision."""
-        exported = INT8 if precision == "int8" else ONNX
-        if runtime != "torch" and not any(map(self.has, exported)):
-            raise self._lacking(exported[0])
+        """Raises `UnknownName` where a file is not there that the runtime, or `auto`, may open for a precision."""
+        opened = []
+        if runtime == "torch":
+            opened = [NUMBERS]
+        elif runtime == "tensorrt":
+            opened = ["fp16.onnx"]
+        elif precision != "int8":  # large weights may come as fp16.onnx alone
+            opened = [next(filter(self.has, ONNX), ONNX[0])]
+        if precision == "int8" or (precision == "auto" and self.has(INT8[0]) and runtime in ("auto", "openvino")):
+            opened += INT8
+        for name in opened:
+            self._expect(name)
 
-    def _lacking(self, name: str) -> UnknownName:
-        """That a file is not there, and what makes it; shipped weights come with all that they are to have."""
+    def _expect(self, name: str) -> None:
+        """Raises `UnknownName` for a file that is not there; shipped weights come with all that they are to have."""
+        there = [each for each in self.card.files if (self.folder / each).is_file()]
+        if name in there:
+            return
+        lacking = f"weights {self.card.name} ({self.folder}) have no {name}"
+        if self.has(name):
+            raise UnknownName(f"{lacking}: their card tells of it, but it is not in the folder")
         remedy = ""
         if name != NUMBERS and self.folder.parent != SHIPPED:
             pictures = " --calibrate PICTURES" if name in INT8 else ""
             remedy = f"; `nightbridge export {self.folder}{pictures}` makes it"
-        files = ", ".join(self.card.files) or "nothing"
-        return UnknownName(f"weights {self.card.name} ({self.folder}) have no {name}; they have {files}{remedy}")
+        raise UnknownName(f"{lacking}; they have {', '.join(there) or 'nothing'}{remedy}")
 
     def is_sound(self, name: str) -> bool:
         """Whether a file is there, and its bytes are those of the card."""

@@ -33,7 +33,7 @@ from pydantic_settings import (
 
 from engines.cards import find_weights
 from engines.choices import Precision, Runtime
-from engines.errors import UnknownName
+from engines.errors import EngineError
 from engines.runtime import PRECISIONS
 from stream.address import UdpAddress, is_udp, redact, split_credentials
 from stream.complaints import PREFIX, TABLE_MISTAKE, complaints, variables
@@ -71,6 +71,7 @@ __all__ = [
     "load_settings",
     "low_mark",
     "redact",
+    "require_weights",
 ]
 
 MESSAGES_OF_A_FEED = 4
@@ -332,11 +333,17 @@ def load_settings(path: Path | None) -> Settings:
             settings = Settings(**known)
     except ValidationError as error:
         raise SettingsError("\n".join(complaints(error, Settings, tables, label))) from None
-    try:
-        find_weights(settings.engine.weights).require(settings.engine.runtime, settings.engine.precision)
-    except UnknownName as error:
-        raise SettingsError(f"{label}: [engine] {error}") from None
     return settings
+
+
+def require_weights(engine: EngineSettings, label: str) -> None:
+    """Raise `SettingsError`, which begins with `label`, where the files are not there that the engine will read."""
+    try:
+        find_weights(engine.weights).require(engine.runtime, engine.precision)
+    except EngineError as error:
+        raise SettingsError(f"{label} {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{label} {error.filename}: {error.strerror}") from None
 
 
 def low_mark(high_water_mark: int, feeds: int) -> str | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -123,6 +124,65 @@ def test_weights_without_the_file_of_the_precision_are_wrong_settings(
     done = nightbridge(trained, command)
     line = told.format(folder=trained)
     assert (done.returncode, done.stderr) == (2, f"nightbridge: config.toml: [engine] {line}\n")
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+def test_weights_without_a_file_that_their_card_tells_of_are_wrong_settings(
+    tmp_path: Path, command: str, precision: str
+) -> None:
+    shutil.copytree(SHIPPED / "field-lite", tmp_path / "mine", ignore=shutil.ignore_patterns("int8.bin"))
+    (tmp_path / "config.toml").write_text(
+        f'[engine]\nruntime = "openvino"\nweights = "./mine"\nprecision = "{precision}"\n'
+    )
+    done = nightbridge(tmp_path, command)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"nightbridge: config.toml: [engine] weights field-lite ({tmp_path}/mine) have no int8.bin: "
+        "their card tells of it, but it is not in the folder\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "there", "lacking"),
+    [
+        ("torch", "auto", [NUMBERS], None),
+        ("torch", "auto", ["fp32.onnx"], NUMBERS),
+        ("tensorrt", "auto", ["fp16.onnx", "int8.xml"], None),
+        ("tensorrt", "auto", ["fp32.onnx"], "fp16.onnx"),
+        ("openvino", "bf16", ["fp16.onnx"], None),
+        ("openvino", "auto", ["fp32.onnx", "int8.xml"], "int8.bin"),
+        ("openvino", "fp32", ["fp32.onnx", "int8.xml"], None),
+        ("auto", "auto", ["fp32.onnx"], None),
+        ("auto", "auto", ["int8.bin", "int8.xml", "fp16.onnx"], None),
+        ("auto", "int8", ["int8.bin", "int8.xml"], None),
+        ("auto", "int8", ["fp32.onnx"], "int8.xml"),
+    ],
+)
+def test_the_files_that_may_be_opened_are_required_and_no_others(
+    tmp_path: Path, runtime: str, precision: str, there: list[str], lacking: str | None
+) -> None:
+    for name in there:
+        (tmp_path / name).write_bytes(b"numbers")
+    write_card(tmp_path, Card(name="mine", network="neid", files={}))
+    weights = Weights(tmp_path)
+    if lacking is not None:
+        with pytest.raises(UnknownName, match=f"have no {lacking}; they have {', '.join(there)}"):
+            weights.require(runtime, precision)
+        return
+    weights.require(runtime, precision)
+    (tmp_path / there[0]).unlink()
+    with pytest.raises(UnknownName, match=f"have no {there[0]}: their card tells of it, but it is not in the folder"):
+        weights.require(runtime, precision)
+
+
+def test_of_the_files_that_weights_have_only_those_are_told_that_are_there(tmp_path: Path) -> None:
+    for name in (NUMBERS, "fp16.onnx"):
+        (tmp_path / name).write_bytes(b"numbers")
+    write_card(tmp_path, Card(name="mine", network="neid", files={}))
+    (tmp_path / "fp16.onnx").unlink()
+    with pytest.raises(UnknownName, match=r"have no int8\.xml; they have weights\.safetensors; "):
+        Weights(tmp_path).require("auto", "int8")
 
 
 def test_weights_that_were_not_exported_are_right_for_torch_and_wrong_use_elsewhere(trained: Path) -> None:

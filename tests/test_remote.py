@@ -225,11 +225,25 @@ def test_a_feed_leaves_one_stuck_reader_behind_at_most(hanging_names: threading.
     opener = opener_of(settings)
     reasons = [why_lost(settings, opener) for _ in range(4)]
     assert readers() == 1
-    assert [lost.reason for lost in reasons] == ["time-out"] * 4
-    assert str(reasons[0]).endswith(CANNOT_BE_LOOKED_UP)
-    assert str(reasons[-1]).endswith("the attempt before still hangs in the network")
+    assert [(lost.reason, str(lost).rpartition(": ")[2]) for lost in reasons] == [("time-out", CANNOT_BE_LOOKED_UP)] * 4
     hanging_names.set()
     wait_until(lambda: not readers(), "the end of the reader")
+
+
+def test_a_reader_that_is_stuck_although_its_host_is_known_is_told_of_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        release.wait()
+        raise av.ExitError(0, "Immediate exit requested")
+
+    monkeypatch.setattr(av, "open", hang)
+    settings = feed("rtsp://127.0.0.1:9/x", open_timeout=0.3, transport="tcp")
+    opener = opener_of(settings)
+    with nothing_left():
+        words = [str(why_lost(settings, opener)).rpartition(": ")[2] for _ in range(2)]
+        release.set()
+    assert words == ["no packet for 0.3 s", "the attempt before still hangs in the network"]
 
 
 def test_a_reader_that_is_given_up_stays_so_although_its_first_picture_comes_a_moment_later(
@@ -639,7 +653,53 @@ def test_no_way_leads_round_the_check_of_certificates(tmp_path: Path) -> None:
                 )
 
 
-@pytest.mark.parametrize("target", ["file:///{}/clip.ts", "udp://127.0.0.1:9", "concat:{}/clip.ts"])
+@contextmanager
+def forbidding_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What the proxy that `http_proxy` names is asked for, in first lines; it answers that it forbids it."""
+    asked = list[str]()
+
+    def forbid(connection: socket.socket, _: threading.Event) -> None:
+        with connection.makefile("rb") as lines:
+            asked.append(next(lines).decode().strip())
+            for line in lines:
+                if line == b"\r\n":
+                    break
+        connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with Impostor(forbid) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        yield asked
+
+
+@pytest.mark.parametrize(
+    ("scheme", "checked", "line"),
+    [
+        ("http", False, "GET http://127.0.0.1:{port}/x HTTP/1.1"),
+        ("https", False, "CONNECT 127.0.0.1:{port} HTTP/1.1"),
+        ("https", True, "CONNECT 127.0.0.1:{port} HTTP/1.1"),
+        ("rtsps", False, "CONNECT 127.0.0.1:{port} HTTP/1.1"),
+    ],
+)
+def test_the_proxy_of_the_environment_is_asked_for_the_camera(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, checked: bool, line: str
+) -> None:
+    ca_file = make_certificate(tmp_path).with_name("certificate.pem") if checked else None
+    with Impostor(hangs_up) as camera, forbidding_proxy(monkeypatch) as asked:
+        settings = impatient(f"{scheme}://127.0.0.1:{camera.port}/x", tls_ca_file=ca_file)
+        lost = why_lost(settings)
+        assert (camera.accepted, asked[0]) == (0, line.format(port=camera.port))
+        assert (lost.reason, str(lost).rpartition(": ")[2]) == ("unauthorised", "the server forbids it")
+        asked.clear()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        why_lost(settings)
+        assert camera.accepted > 0
+        assert asked == []
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///{}/clip.ts", "udp://127.0.0.1:9", "concat:{}/clip.ts", "httpproxy://127.0.0.1:9/host:9"]
+)
 def test_a_redirection_leads_to_the_web_only(tmp_path: Path, target: str) -> None:
     make_clip(tmp_path / "clip.ts", pictures=10)
     location = target.format(tmp_path)

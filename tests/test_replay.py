@@ -18,6 +18,7 @@ import av
 import numpy as np
 import pytest
 
+from engines.cards import NUMBERS, Card, write_card
 from stream.files.replay import Bookmark, Playlist, Position
 from stream.settings import FeedSettings, load_settings
 from stream.subscribe import Subscriber
@@ -210,6 +211,27 @@ def test_what_the_environment_says_of_another_feed_does_not_matter(
     feed = feed_settings(load_settings(config), Show([], [tmp_path / "a b.ts"], "replay", 4.0))
     assert (feed.url, feed.mode, feed.speed) == (f"file://{tmp_path}/a%20b.ts", "replay", 4.0)
     assert (feed.memory, feed.encoder.bit_rate) == (50_000_000, 300_000)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--weights", "field-lite"), 0, "8 received, 8 published"),
+        ((), 2, "nightbridge: r.toml: [engine] weights paper ("),
+        (("--weights", "./mine"), 2, "nightbridge: --weights: weights mine (mine) have no int8.xml; they have "),
+    ],
+)
+def test_the_weights_that_replay_takes_must_have_the_file_of_the_precision(
+    tmp_path: Path, words: tuple[str, ...], code: int, told: str
+) -> None:
+    (tmp_path / "r.toml").write_text('[engine]\nweights = "paper"\nprecision = "int8"\n')
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / NUMBERS).write_bytes(b"numbers")
+    write_card(tmp_path / "mine", Card(name="mine", network="neid", files={}))
+    make_clip(tmp_path / "a.mp4", pictures=8, size=(96, 80))
+    done = finished(tmp_path, "a.mp4", "--config", "r.toml", *words, "--no-wait", "--endpoint", "tcp://127.0.0.1:*")
+    assert done.code() == code
+    assert told in done.said
 
 
 # Playlist and bookmark

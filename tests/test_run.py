@@ -6,26 +6,30 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from engines.cards import SHIPPED
 from engines.runtime import EngineOptions
+from stream.relay import Relay
 from stream.subscribe import Subscriber
 from stream.wire import Message, decode_status
 from tests.clips import UdpSender, free_port, make_clip
 from tests.waiting import wait_until
-from tools.run import Watch, says_nothing
+from tools.run import Watch, read_again, tables_of
 
 ROOT = Path(__file__).parents[1]
 NO_TORCH = "raise ImportError('torch must not be needed here')"
@@ -208,6 +212,26 @@ def test_a_file_that_is_being_written_is_left_alone_until_it_stays_as_it_is(tmp_
     assert not watch.changed()
 
 
+def test_a_file_that_is_empty_or_away_for_five_looks_has_changed_until_it_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[relay]\n")
+    watch = Watch(path)
+    path.write_text("")
+    assert [watch.changed() for _ in range(6)] == [False, False, False, False, True, True]
+    watch.refuse()
+    path.unlink()
+    assert [watch.changed() for _ in range(5)] == [False, False, False, False, True]
+    watch.refuse()
+    path.write_text("[relay]\n")
+    assert [watch.changed() for _ in range(2)] == [False, True]
+    watch.take()
+    assert not watch.changed()
+    path.unlink()
+    assert [watch.changed() for _ in range(4)] == [False] * 4
+    path.write_text("[relay]\n[feeds.a]\n")
+    assert [watch.changed() for _ in range(2)] == [False, True], "the looks at nothing do not count"
+
+
 def test_settings_are_taken_as_soon_as_the_password_is_there_that_they_name(tmp_path: Path) -> None:
     config, log, password = tmp_path / "config.toml", tmp_path / "log", tmp_path / "password"
     dead = f'[feeds.dead]\nurl = "udp://127.0.0.1:{free_port()}"\n'
@@ -228,20 +252,21 @@ def test_settings_are_taken_as_soon_as_the_password_is_there_that_they_name(tmp_
 
 
 @pytest.mark.parametrize(
-    ("text", "nothing"),
+    ("text", "tables"),
     [
-        ("", True),
-        ("# A comment.\n", True),
-        ("\ufeff# A comment.\n", True),
-        ("[relay]\n", False),
-        ("\ufeff[relay]\n", False),
+        ("", {}),
+        ("# A comment.\n", {}),
+        ("\ufeff# A comment.\n", {}),
+        ("[relay]\n", {"relay": {}}),
+        ("\ufeff[relay]\n", {"relay": {}}),
+        ("[relay\n", {}),
     ],
 )
 def test_a_file_says_nothing_where_it_holds_no_table_with_a_byte_order_mark_or_without(
-    tmp_path: Path, text: str, nothing: bool
+    tmp_path: Path, text: str, tables: dict[str, object]
 ) -> None:
     (tmp_path / "config.toml").write_text(text, encoding="utf-8")
-    assert says_nothing(tmp_path / "config.toml") == nothing
+    assert tables_of(tmp_path / "config.toml") == tables
 
 
 @pytest.mark.parametrize("nothing", ["", "# The first line of more.\n"], ids=["empty", "comments"])
@@ -266,7 +291,12 @@ def test_on_sighup_a_file_that_says_nothing_changes_nothing_and_a_failed_feed_is
     assert "feed tape: 10 received, 10 published" in log.read_text()
 
 
-def test_a_file_that_was_cut_off_in_front_of_its_feeds_removes_none_until_that_is_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_the_environment", [False, True], ids=["", "beside one of the environment"])
+def test_a_file_that_was_cut_off_in_front_of_its_feeds_removes_none_until_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_the_environment: bool
+) -> None:
+    if of_the_environment:
+        monkeypatch.setenv("NIGHTBRIDGE__FEEDS__ROOF__URL", f"udp://127.0.0.1:{free_port()}")
     config, log = tmp_path / "config.toml", tmp_path / "log"
     dead = "".join(f'[feeds.{name}]\nurl = "udp://127.0.0.1:{free_port()}"\n' for name in ("east", "west"))
     feeds = f"# The cameras of the pier.\n{dead}"
@@ -288,14 +318,19 @@ def test_a_file_that_was_cut_off_in_front_of_its_feeds_removes_none_until_that_i
     assert " WARNING " in told
 
 
-def test_settings_that_are_refused_show_in_status_and_metrics_until_others_are_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+Shown = Callable[[], tuple[str | None, list[str], bool]]
+"""What the relay tells of its settings over HTTP: the reason why they are refused, the tables that need a restart, and
+whether they are current."""
+
+
+@contextmanager
+def running_with_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
+    """`nightbridge run` on one dead feed."""
     monkeypatch.setenv("NIGHTBRIDGE__RELAY__METRICS", "127.0.0.1:0")
-    config, kept, log = tmp_path / "config.toml", tmp_path / "kept.toml", tmp_path / "log"
     with running(tmp_path, f'[feeds.dead]\nurl = "udp://127.0.0.1:{free_port()}"\n'):
-        found = re.search(r"status at http://(\S+)", log.read_text())
-        assert found, log.read_text()
+        log = (tmp_path / "log").read_text()
+        found = re.search(r"status at http://(\S+)", log)
+        assert found, log
 
         def page(path: str) -> str:
             connection = HTTPConnection(found[1], timeout=10)
@@ -303,11 +338,41 @@ def test_settings_that_are_refused_show_in_status_and_metrics_until_others_are_t
             return connection.getresponse().read().decode()
 
         def shown() -> tuple[str | None, list[str], bool]:
-            """Reason, tables that need a restart, and whether the settings are current."""
             settings = json.loads(page("/status"))["settings"]
             [current] = re.findall(r"(?m)^nightbridge_settings_current (\S+)", page("/metrics"))
             return settings["reason"], settings["need_restart"], bool(float(current))
 
+        yield shown
+
+
+@pytest.mark.parametrize(
+    ("vanish", "reason"),
+    [
+        (lambda config: config.write_text(""), "{config} says nothing"),
+        (lambda config: config.unlink(), "{config}: No such file or directory"),
+    ],
+    ids=["empty", "away"],
+)
+def test_a_file_that_stays_empty_or_away_is_told_once_and_changes_no_feed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vanish: Callable[[Path], object], reason: str
+) -> None:
+    config, log = tmp_path / "config.toml", tmp_path / "log"
+    with running_with_metrics(tmp_path, monkeypatch) as shown:
+        before = config.read_text()
+        vanish(config)
+        wait_until(lambda: not shown()[2], "the refusal")
+        assert shown() == (reason.format(config=config), [], False)
+        config.write_text(before)
+        wait_until(lambda: shown() == (None, [], True), "its being taken")
+        assert "was read again: no feed changed" in log.read_text()
+    assert log.read_text().count("the settings stay as they were") == 1
+
+
+def test_settings_that_are_refused_show_in_status_and_metrics_until_others_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, kept = tmp_path / "config.toml", tmp_path / "kept.toml"
+    with running_with_metrics(tmp_path, monkeypatch) as shown:
         assert shown() == (None, [], True)
         config.rename(kept)
         broken = tmp_path / "broken.toml"
@@ -321,6 +386,17 @@ def test_settings_that_are_refused_show_in_status_and_metrics_until_others_are_t
         wait_until(lambda: shown() == (None, [], True), "its being taken")
         config.write_text(config.read_text().replace("[relay]", "[relay]\nhigh_water_mark = 7"))
         wait_until(lambda: shown() == (None, ["[relay]"], True), "what needs a restart")
+
+
+def test_weights_that_cannot_be_read_refuse_what_the_file_says(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED / "field-lite", tmp_path / "mine", ignore=shutil.ignore_patterns("fp32.onnx"))
+    config = tmp_path / "config.toml"
+    config.write_text('[engine]\nweights = "./mine"\nprecision = "fp32"\n[feeds.pier]\nurl = "udp://:5000"\n')
+    relay = cast("Relay", None)  # which is not asked for anything
+    assert read_again(config, relay, asked=True) == (
+        f"{config}: [engine] weights field-lite ({tmp_path}/mine) have no fp32.onnx: "
+        "their card tells of it, but it is not in the folder"
+    )
 
 
 def test_a_high_water_mark_that_is_too_low_for_so_many_feeds_is_told_at_the_start_and_when_feeds_come(

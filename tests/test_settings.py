@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from engines.cards import SHIPPED as WEIGHTS_FOLDER
 from stream.errors import SettingsError
 from stream.keys import make_keys
-from stream.settings import EncoderSettings, EngineSettings, FeedSettings, Settings, load_settings
+from stream.settings import EncoderSettings, EngineSettings, FeedSettings, Settings, load_settings, require_weights
 
 SHIPPED = Path(__file__).parents[1] / "config.toml"
 
@@ -36,6 +38,23 @@ def keys(model: type[BaseModel], table: str = "") -> Iterator[tuple[str, str, An
             yield from keys(type(field.default), f"{table}.{key}".lstrip("."))
         elif key != "feeds":
             yield table, key, field.default
+
+
+# The weights
+
+
+def test_weights_that_are_being_replaced_are_wrong_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(WEIGHTS_FOLDER / "field-lite", tmp_path / "mine")
+    engine = load_settings(written(tmp_path, '[engine]\nweights = "./mine"\n')).engine
+    require_weights(engine, "config.toml: [engine]")
+    card = tmp_path / "mine" / "card.json"
+    card.write_bytes(card.read_bytes()[:20])
+    with pytest.raises(SettingsError, match=rf"^config\.toml: \[engine\] {card} is no card: "):
+        require_weights(engine, "config.toml: [engine]")
+    card.unlink()
+    card.mkdir()
+    with pytest.raises(SettingsError, match=rf"^config\.toml: \[engine\] {card}: Is a directory$"):
+        require_weights(engine, "config.toml: [engine]")
 
 
 # The shipped file

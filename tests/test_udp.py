@@ -202,7 +202,7 @@ def test_a_name_whose_looking_up_hangs_is_told_and_does_not_keep_a_feed_from_sto
             "udp://camera:5000: the name of the host cannot be looked up now",
         )
         asked.clear()
-        camera = open_source(feed("udp://camera:5000", open_timeout=60.0), stop)
+        camera = open_source(feed("udp://another:5000", open_timeout=60.0), stop)
         ended = threading.Thread(target=lambda: list(camera.segments()), daemon=True)
         ended.start()
         assert asked.wait(DEADLINE)
@@ -210,6 +210,27 @@ def test_a_name_whose_looking_up_hangs_is_told_and_does_not_keep_a_feed_from_sto
         ended.join(1)
         assert not ended.is_alive()
         answer.set()
+
+
+def test_a_name_whose_looking_up_hangs_is_asked_for_once_however_often_it_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, answer = list[object](), threading.Event()
+
+    def hang(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        answer.wait()
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    with nothing_left():
+        words = [str(why_lost(feed("udp://camera:5000", open_timeout=0.2))).rpartition(": ")[2] for _ in range(3)]
+        assert words == ["the name of the host cannot be looked up now"] * 3
+        assert asked == ["camera"]
+        assert sum(thread.name == "nightbridge-lookup" for thread in threading.enumerate()) == 1
+        answer.set()
+    assert why_lost(feed("udp://camera:5000")).reason == "not found"
+    assert asked == ["camera"] * 2, "it is asked for again once there was an answer"
 
 
 def interface_of_ipv6() -> tuple[str, str]:

@@ -14,9 +14,10 @@ def check(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The settings, as TOML.")] = Path("config.toml"),
 ) -> None:
     """Validate the settings and print the effective ones: defaults, file and environment, secrets hidden."""
-    from stream.settings import load_settings, low_mark
+    from stream.settings import load_settings, low_mark, require_weights
 
     settings = load_settings(config)
+    require_weights(settings.engine, f"{config}: [engine]")
     if low := low_mark(settings.relay.high_water_mark, len(settings.feeds)):
         typer.echo(f"nightbridge: {config}: {low}", err=True)
     for name, feed in settings.feeds.items():

@@ -62,7 +62,7 @@ def replay(
     Nothing is dropped. What was stopped or killed is gone on with by the same command.
     """
     from stream.errors import SourceUnsupported
-    from stream.settings import load_settings
+    from stream.settings import load_settings, require_weights
     from stream.sources.recording import find_recordings
     from tools.replay_files import file_jobs, to_files
     from tools.replay_wire import Show, to_wire
@@ -73,6 +73,7 @@ def replay(
     relay = settings.relay.model_copy(update={"endpoint": endpoint} if endpoint else {})
     engine = settings.engine.model_copy(update={"weights": weights} if weights else {})
     settings = settings.model_copy(update={"relay": relay, "engine": engine})
+    require_weights(engine, "--weights:" if weights else f"{config or 'environment'}: [engine]")
     logging.getLogger().setLevel(settings.relay.log_level.upper())
     try:
         files = find_recordings(paths)

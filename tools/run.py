@@ -9,7 +9,7 @@ import tomllib
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ log = logging.getLogger("nightbridge")
 
 STATUS_SECONDS = 1.0
 """Between two messages of kind `status` of a feed, and between two looks at the settings' file."""
+LOOKS, LOOKS_AT_NOTHING = 2, 5
+"""In a row that must show the same before the file counts as changed; the second where it is empty or away, which is
+how writing begins."""
 
 
 def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.")] = Path("config.toml")) -> None:
@@ -36,12 +39,13 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
     from stream.feed import reason_of
     from stream.publish import Publisher
     from stream.relay import Relay
-    from stream.settings import load_settings, low_mark
+    from stream.settings import load_settings, low_mark, require_weights
 
     bound_arenas()
     raise_file_limit()
     watch = Watch(config)
     settings = load_settings(config)
+    require_weights(settings.engine, f"{config}: [engine]")
     logging.getLogger().setLevel(settings.relay.log_level.upper())
     stop, reload = threading.Event(), threading.Event()
     if not settings.feeds:
@@ -100,17 +104,22 @@ class Watch:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known = self.seen = self._look()
-        """What stands for the file as it was at the start, or taken, and as it was seen last; no file is known after
-        one was refused."""
+        self.seen = self._look()
+        """What stands for the file as it was seen last."""
+        self._known: tuple[int, ...] | None = self.seen
+        """The same as it was at the start, or taken; None after one was refused."""
+        self._looks = 1
+        """In a row that have shown the same."""
 
     def changed(self) -> bool:
-        """Whether the file is another than the one that is known, and the same as when this was last asked.
+        """Whether the file is another than the one that is known, and has been for some looks, of which this is one.
 
-        So one that is being written is left alone; one that is empty or away is, too: that is how writing begins.
+        So one that is being written is left alone.
         """
         before, self.seen = self.seen, self._look()
-        return self.seen is not None and self.seen != self._known and self.seen == before
+        self._looks = self._looks + 1 if self.seen == before else 1
+        enough = LOOKS if any(self.seen) else LOOKS_AT_NOTHING
+        return self.seen != self._known and self._looks >= enough
 
     def take(self) -> None:
         """Let the file as it was last seen be the known one, which at first is that of the start."""
@@ -120,32 +129,37 @@ class Watch:
         """Let none be known, so that the one that was is told of too, when it comes back."""
         self._known = None
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _look(self) -> tuple[int, ...]:
+        """Size, number and time of the file; (0,) where it is empty, () where it is away."""
         try:
             found = self._path.stat()
         except OSError:
-            return None
-        return (found.st_ino, found.st_size, found.st_mtime_ns) if found.st_size else None
+            return ()
+        return (found.st_size, found.st_ino, found.st_mtime_ns) if found.st_size else (0,)
 
 
 def read_again(config: Path, relay: Relay, asked: bool) -> str | None:
     """Apply what the file says now; where that is wrong the old settings stay, and what is wrong is told in one line.
 
-    So they do where the file says nothing, which is how writing begins, and where it has no feeds any more, which may
-    be its beginning alone. `asked` says that somebody asked for it: then it may have none, and feeds that have failed
-    are opened again.
+    So they do where feeds would go since the file says nothing, which is how writing begins, or has none any more,
+    which may be its beginning alone. `asked` says that somebody asked for it: then it may have none, and feeds that
+    have failed are opened again.
     """
     from stream.errors import SettingsError
-    from stream.settings import load_settings
+    from stream.settings import load_settings, require_weights
 
     try:
         settings = load_settings(config)
+        require_weights(settings.engine, f"{config}: [engine]")
     except SettingsError as error:
         return "; ".join(str(error).splitlines())
-    if not settings.feeds and says_nothing(config):
-        return f"{config} says nothing"
-    if not settings.feeds and relay.feeds and not asked:
-        return f"{config} has no feeds, as if it were cut off; SIGHUP takes it as it is"
+    tables = tables_of(config)
+    named = settings.feeds and tables.get("feeds")  # without the latter all are of the environment
+    if relay.feeds.keys() - settings.feeds.keys() and not named:
+        if not tables:
+            return f"{config} says nothing"
+        if not asked:
+            return f"{config} has no feeds, as if it were cut off; SIGHUP takes it as it is"
     changes = relay.apply(settings, reopen_failed=asked)
     log.log(logging.WARNING if changes.removed else logging.INFO, "%s was read again: %s", config, changes)
     if changes.need_restart:
@@ -153,9 +167,9 @@ def read_again(config: Path, relay: Relay, asked: bool) -> str | None:
     return None
 
 
-def says_nothing(config: Path) -> bool:
-    """Whether a file is empty, or holds comments alone."""
+def tables_of(config: Path) -> dict[str, Any]:
+    """What a file says; nothing where it is empty, or holds comments alone."""
     try:
-        return not tomllib.loads(config.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(config.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):  # it went away meanwhile, or is being written
-        return True
+        return {}

@@ -120,8 +120,9 @@ class Reader:
         """What was opened; None before, and where that failed."""
         self.failure: Failure | None = None
         """Why there will be no more packets."""
+        self.looking_up = way.host is not None
+        """Whether the address of the host is not known yet."""
         self._way = way
-        self._looking_up = way.host is not None
         self._backlog = Backlog(age_budget)
         self._read_timeout = ReadTimeout(way.read_timeout)
         self._changed = threading.Condition()
@@ -158,7 +159,7 @@ class Reader:
         with self._changed:
             while not (self._count or self.without_video or self.failure or stop.is_set()):
                 if time.monotonic() > end:
-                    self.failure = NO_LOOKUP if self._looking_up else silence(self._way.open_timeout)
+                    self.failure = NO_LOOKUP if self.looking_up else silence(self._way.open_timeout)
                     return False
                 self._changed.wait(POLL_SECONDS)
             return bool(self._count or self.without_video) and not stop.is_set()
@@ -216,7 +217,7 @@ class Reader:
         way = self._way
         if way.host:
             socket.getaddrinfo(*way.host, type=socket.SOCK_STREAM)  # FFmpeg does not say that a host is not known
-            self._looking_up = False
+            self.looking_up = False
         return av.open(
             BytesIO(way.file) if isinstance(way.file, bytes) else way.file,
             "r",
@@ -227,7 +228,7 @@ class Reader:
         )
 
     def _why_not_open(self, error: Exception, seconds: float) -> Failure:
-        if self._looking_up:
+        if self.looking_up:
             return lookup_failure(error)
         way = self._way
         number = error.errno if isinstance(error, av.FFmpegError) else None

@@ -43,7 +43,7 @@ OVER_TCP = {"rtsp_transport": "tcp", "reorder_queue_size": "2"}
 """Options for RTP over TCP, where packets of a camera that has no room for them go missing: without a queue FFmpeg does
 not look at their numbers."""
 CHECKED = {
-    "protocol_whitelist": "https,tls,tcp",
+    "protocol_whitelist": "https,tls,tcp,httpproxy",
     "format_whitelist": "mpegts,mov,mp4,matroska,webm,flv,avi,ogg,mpeg,mpjpeg,mjpeg,h264,hevc,obu,ivf",
 }
 """Options that leave no way round a check of certificates: no redirection to plain HTTP, no playlist, for whose parts
@@ -102,13 +102,15 @@ class RemoteOpener:
 
     def _alone(self, feed: FeedSettings, stop: threading.Event) -> bool:
         """Wait for a reader that was left behind; False where stopped. Raises `SourceLost` if it does not end."""
-        polls = range(int(feed.open_timeout / POLL_SECONDS) + 1)
+        before, polls = self._left_behind, range(int(feed.open_timeout / POLL_SECONDS) + 1)
         for _ in polls:
-            if self._left_behind is None or not self._left_behind.stuck:
+            if before is None or not before.stuck:
                 self._left_behind = None
                 return True
             if stop.wait(POLL_SECONDS):
                 return False
+        if before and before.looking_up:
+            raise lost(feed, NO_LOOKUP)
         raise lost(feed, Failure("the attempt before still hangs in the network", "time-out"))
 
 
@@ -202,7 +204,7 @@ def rtsp_ways(feed: FeedSettings, basis: Way) -> list[Way]:
     Sound is left at the camera: on a thin link it costs as much as the picture. A data stream is fetched if wanted.
     """
     options = basis.options | RTP_PROBING | wanted_media(feed) | {"buffer_size": str(feed.receive_buffer)}
-    allowed = "rtsps,rtp,udp,tcp,tls" if basis.tls else "rtsp,rtp,udp,tcp"  # the first one for redirections
+    allowed = "rtsps,rtp,udp,tcp,tls,httpproxy" if basis.tls else "rtsp,rtp,udp,tcp"  # the first one for redirections
     options |= {"protocol_whitelist": allowed}
     tcp = replace(basis, format="rtsp", options=options | OVER_TCP)
     udp = replace(
@@ -246,7 +248,7 @@ def http_way(feed: FeedSettings, basis: Way, address: RemoteAddress) -> Way:
         **basis.options,
         **probing(feed),
         "fpsprobesize": "0",  # three pictures that tell a rate may take longer than the time-out
-        "protocol_whitelist": "http,https,tcp,tls,crypto",
+        "protocol_whitelist": "http,https,tcp,tls,crypto,httpproxy",
         "rw_timeout": str(int(feed.read_timeout * 1_000_000)),
         "live_start_index": "-2",  # the last segment but one: as fresh as it gets without a stall
         "icy": "0",

@@ -16,7 +16,7 @@ from functools import cache
 from ipaddress import IPv6Address
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import av
 from av.container import InputContainer
@@ -82,31 +82,51 @@ def open_udp(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
 
 
 def looked_up(feed: FeedSettings, stop: threading.Event) -> UdpAddress | None:
-    """Where a feed comes to, by number; None where it was stopped before that was known. Raises `SourceLost`.
-
-    Nothing ends the looking up of a name early, which a thread of its own therefore does: it is left behind.
-    """
-    address, found, failure = UdpAddress.of(feed.url), "", NO_LOOKUP
+    """Where a feed comes to, by number; None where it was stopped before that was known. Raises `SourceLost`."""
+    address = UdpAddress.of(feed.url)
     if not address.host or version_of(address.host):
         return address
-
-    def look_up() -> None:
-        nonlocal found, failure
-        try:
-            found = str(socket.getaddrinfo(address.host, None, type=socket.SOCK_DGRAM)[0][4][0])
-        except (OSError, ValueError) as error:
-            failure = lookup_failure(error)
-
-    thread = threading.Thread(target=look_up, name="nightbridge-lookup", daemon=True)
-    thread.start()
+    lookup = Lookup.of(address.host)
     end = time.monotonic() + feed.open_timeout
-    while thread.is_alive() and time.monotonic() < end and not stop.is_set():
-        thread.join(POLL_SECONDS)
+    while lookup.is_alive() and time.monotonic() < end and not stop.is_set():
+        lookup.join(POLL_SECONDS)
     if stop.is_set():
         return None
-    if not found:
-        raise SourceLost(f"{redact(feed.url)}: {failure.words}", reason=failure.reason)
-    return replace(address, host=found)
+    if not lookup.found:
+        raise SourceLost(f"{redact(feed.url)}: {lookup.failure.words}", reason=lookup.failure.reason)
+    return replace(address, host=lookup.found)
+
+
+class Lookup(threading.Thread):
+    """Looks up a name, which nothing ends early: one that hangs is left behind, and waited for by who asks next."""
+
+    _latest: ClassVar[dict[str, Lookup]] = {}
+    _lock = threading.Lock()
+
+    def __init__(self, host: str) -> None:
+        super().__init__(name="nightbridge-lookup", daemon=True)
+        self.found = ""
+        """The host by number; empty before that is known, and where it cannot be."""
+        self.failure = NO_LOOKUP
+        """Why it is not known."""
+        self._host = host
+
+    @classmethod
+    def of(cls, host: str) -> Lookup:
+        """The one of this name that is under way, or a new one; for any thread."""
+        with cls._lock:
+            lookup = cls._latest.get(host)
+            if lookup is None or not lookup.is_alive():
+                lookup = cls._latest[host] = cls(host)
+                lookup.start()
+            return lookup
+
+    def run(self) -> None:
+        """What the thread does."""
+        try:
+            self.found = str(socket.getaddrinfo(self._host, None, type=socket.SOCK_DGRAM)[0][4][0])
+        except (OSError, ValueError) as error:
+            self.failure = lookup_failure(error)
 
 
 def open_programs(feed: FeedSettings, stop: threading.Event, reader: UdpReader) -> Generator[Segment]:
