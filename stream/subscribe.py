@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from socket import AF_INET6, SOCK_STREAM, getaddrinfo
@@ -19,7 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 from stream.errors import WireError
 from stream.inbox import Inbox, Reason
 from stream.keys import read_keys
-from stream.wire import Kind, Message, decode_message, topic
+from stream.wire import ALL_FEEDS, Kind, Message, decode_message, topic
 
 POLL_MS = 100
 """How often a receiver that hears nothing looks whether it is to end."""
@@ -76,7 +76,9 @@ class Subscriber:
     made anew, so that what waits on a thin link is thrown away. What does not help for long is done ever more rarely.
 
     With `max_age` None nothing is too old: at most `WAITING_MOST` messages wait for the reader, then the socket is
-    read no faster than by him; those that have come when it is closed he still gets. `feed` None means all feeds.
+    read no faster than by him; those that have come when it is closed he still gets. `feed` None means all feeds; those
+    of kind `feeds` tell of all in any case. Connections that end before they have begun are warned of once, but not
+    where it is only about how feeds do: who asks beside that for pictures has heard it.
     Raises `WireError`, at the reader too: for an endpoint that cannot be used, for a relay that wants other keys, and
     for messages that are none of wire version 1.
     """
@@ -90,8 +92,9 @@ class Subscriber:
         keys: ViewerKeys | None = None,
     ) -> None:
         self.endpoint = endpoint
-        self._prefixes = [topic(feed, kind) for kind in kinds] if feed else [b""]
+        self._prefixes = [topic(ALL_FEEDS if kind == "feeds" else feed, kind) for kind in kinds] if feed else [b""]
         self._endings = tuple(f"/{kind}/".encode() for kind in kinds)
+        self._is_aside = {"status", "feeds"}.issuperset(kinds)
         self._lossless = max_age is None
         self._keys = keys
         self._inbox = Inbox(max_age)
@@ -191,31 +194,30 @@ class Subscriber:
         return f"what answers at {self.endpoint} ends every connection before it begins: it is no relay, {others}"
 
     def _connect(self) -> zmq.SyncSocket:
-        context: zmq.SyncContext = zmq.Context.instance()
-        socket = context.socket(zmq.SUB)
         try:
-            socket.set(zmq.LINGER, 0)
-            socket.set(zmq.IPV6, has_ipv6_alone(self.endpoint))  # else a name that has both is looked up as IPv6 alone
-            socket.set(zmq.RCVBUF, RECEIVE_BUFFER)
-            socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
-            socket.set(zmq.RECONNECT_IVL_MAX, LONGEST_RECONNECT_MS)
-            notice_lost_relay(socket, self._lossless)
-            if self._keys is not None:
-                use_keys(socket, self._keys)
-            for prefix in self._prefixes:
-                socket.subscribe(prefix)
-            socket.get_monitor_socket(HANDSHAKES)
-            socket.connect(self.endpoint)
+            context: zmq.SyncContext = zmq.Context.instance()
+            with ExitStack() as opened:
+                socket = context.socket(zmq.SUB)
+                opened.callback(shut, socket)
+                socket.set(zmq.LINGER, 0)
+                socket.set(zmq.IPV6, has_ipv6_alone(self.endpoint))  # else a name of both is looked up as IPv6 alone
+                socket.set(zmq.RCVBUF, RECEIVE_BUFFER)
+                socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+                socket.set(zmq.RECONNECT_IVL_MAX, LONGEST_RECONNECT_MS)
+                notice_lost_relay(socket, self._lossless)
+                if self._keys is not None:
+                    use_keys(socket, self._keys)
+                for prefix in self._prefixes:
+                    socket.subscribe(prefix)
+                socket.get_monitor_socket(HANDSHAKES)
+                socket.connect(self.endpoint)
+                opened.pop_all()
+                return socket
         except zmq.ZMQError as error:
-            shut(socket)
             raise WireError(
                 f"cannot subscribe at {self.endpoint!r} ({zmq.strerror(error.errno or 0)}); "
                 "an endpoint looks like tcp://HOST:PORT or ipc:///PATH"
             ) from None
-        except BaseException:
-            shut(socket)
-            raise
-        return socket
 
     def _drain(self, socket: zmq.SyncSocket) -> None:
         try:
@@ -269,7 +271,7 @@ class Subscriber:
             self._broken = 0
             return
         self._broken += 1
-        if self._broken == BROKEN_MOST:
+        if self._broken == BROKEN_MOST and not self._is_aside:
             log.warning("%s; trying on", self.trouble)
 
     def _refused(self, event: int) -> WireError:
@@ -319,9 +321,10 @@ def has_ipv6_alone(endpoint: str) -> bool:
 
 def shut(socket: zmq.SyncSocket) -> None:
     """Close a socket and the one that tells of its handshakes."""
-    handshakes = socket.get_monitor_socket(HANDSHAKES)
-    socket.disable_monitor()
-    handshakes.close()
+    with suppress(zmq.ZMQError):  # there may be none yet, and no descriptors for it
+        handshakes = socket.get_monitor_socket(HANDSHAKES)
+        socket.disable_monitor()
+        handshakes.close()
     socket.close()
 
 

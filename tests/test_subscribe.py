@@ -1,3 +1,4 @@
+import errno
 import os
 import select
 import socket
@@ -20,7 +21,7 @@ from stream.keys import make_keys
 from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
-from stream.wire import Header, Message, Numbering, decode_message, encode_message
+from stream.wire import ALL_FEEDS, Header, Message, Numbering, decode_message, encode_message
 from tests.impostors import Impostor, hangs_up, is_mute
 from tests.live import Live
 from tests.published import Camera, relay
@@ -604,6 +605,42 @@ def test_a_viewer_without_keys_whose_connections_all_end_at_once_is_told_of_encr
         )
         assert subscriber.receive(0) is None
     assert caplog.messages == [f"{subscriber.trouble}; trying on"]
+
+
+def test_who_asks_only_how_feeds_do_is_not_warned_of_connections_that_end(caplog: pytest.LogCaptureFixture) -> None:
+    with Impostor(hangs_up) as impostor:
+        with Subscriber(f"tcp://127.0.0.1:{impostor.port}", "pier", ("status", "feeds")) as subscriber:
+            wait_until(lambda: impostor.accepted > subscribe.BROKEN_MOST + 1, "more connections than it is told after")
+            assert subscriber.trouble is not None
+        assert caplog.messages == []
+
+
+def test_beside_the_kinds_of_one_feed_the_list_of_all_can_be_asked_for() -> None:
+    with relay() as publisher, Subscriber(publisher.endpoint, "pier", ("status", "feeds")) as subscriber:
+        assert publisher.wait_for_viewer("pier", DEADLINE)
+        assert publisher.wait_for_viewer(ALL_FEEDS, DEADLINE)
+        publisher.publish("gate", "status", Header(), b"not asked for")
+        publisher.publish("pier", "status", Header(), b"of one")
+        publisher.publish(ALL_FEEDS, "feeds", Header(), b"of all")
+        messages = [subscriber.receive(DEADLINE) for _ in range(2)]
+    assert [message and message.payload for message in messages] == [b"of one", b"of all"]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(zmq.Context, "socket"), (zmq.Socket, "get_monitor_socket")])
+def test_a_subscriber_for_which_no_descriptors_are_left_says_so_and_leaves_nothing_open(
+    owner: type, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sockets = []
+
+    def none_left(it: zmq.SyncContext | zmq.SyncSocket, *_: object) -> None:
+        if isinstance(it, zmq.Socket):
+            sockets.append(it)
+        raise zmq.ZMQError(errno.EMFILE)
+
+    monkeypatch.setattr(owner, name, none_left)
+    with pytest.raises(WireError, match="Too many open files"):
+        Subscriber("tcp://127.0.0.1:5560").__enter__()
+    assert all(socket.closed for socket in sockets)
 
 
 def test_opening_and_closing_leaves_nothing_behind() -> None:

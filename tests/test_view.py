@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from fractions import Fraction
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
@@ -39,8 +39,8 @@ from tests.impostors import Impostor, hangs_up
 from tests.published import HEIGHT, WIDTH, Camera, relay
 from tests.test_check import ROOT, nightbridge
 from tests.test_pipeline import recording, replayed
-from tests.waiting import DEADLINE, wait_until
-from tools.view_feed import LISTING_SECONDS, Span
+from tests.waiting import DEADLINE, takes_less_than, wait_until
+from tools.view_feed import LISTING_SECONDS, Reception, Span, Wanted
 from tools.view_figures import Figures
 from tools.window import Window
 
@@ -400,16 +400,63 @@ def test_where_the_relay_has_no_such_feed_the_viewer_says_which_it_has() -> None
 NO_LOGIN = "rtsp://10.0.0.7/: user name or password is missing or wrong"
 
 
-@pytest.mark.parametrize("feed", ["pier", None])
-def test_where_no_connection_begins_the_end_says_what_may_be_there(tmp_path: Path, feed: str | None) -> None:
+@pytest.mark.parametrize(
+    ("words", "missing", "wanted", "warnings"),
+    [
+        (["pier", "--snapshot", "shot.png"], "no picture of feed pier", "feed pier", 1),
+        (["--snapshot", "shot.png"], "no feed", "any feed", 1),
+        (["--feeds"], "no relay tells of its feeds", "any feed", 0),
+    ],
+)
+def test_where_no_connection_begins_what_may_be_there_is_told_and_nothing_that_contradicts_it(
+    tmp_path: Path, words: list[str], missing: str, wanted: str, warnings: int
+) -> None:
     with Impostor(hangs_up) as impostor:
         endpoint = f"tcp://127.0.0.1:{impostor.port}"
-        words = [endpoint, *([feed] if feed else []), "--snapshot", str(tmp_path / "shot.png")]
-        done = nightbridge(ROOT, "view", *words)
-    missing = f"no picture of feed pier at {endpoint}" if feed else f"no feed at {endpoint}"
-    assert done.stderr.splitlines()[-1] == (
-        f"nightbridge: {missing} within 10 s; what answers at {endpoint} ends every connection before it begins: it is "
-        "no relay, or an encrypted one, which needs --relay-key and --secret-key (docs/deploy.md)"
+        done = nightbridge(tmp_path, "view", endpoint, *words)
+    trouble = (
+        f"what answers at {endpoint} ends every connection before it begins: it is no relay, or an encrypted one, "
+        "which needs --relay-key and --secret-key (docs/deploy.md)"
+    )
+    *warned, failed = done.stderr.splitlines()
+    assert [line.partition(" WARNING ")[2] for line in warned] == [
+        *[f"{trouble}; trying on"] * warnings,
+        f"nothing of {wanted} at {endpoint} yet; {trouble}",
+    ]
+    assert failed == f"nightbridge: {missing} at {endpoint} within 10 s; {trouble}"
+
+
+def test_a_window_does_not_stand_still_while_the_relay_is_asked_why_nothing_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tools.view_feed.QUIET_SECONDS", 1.2)
+
+    def longest_turn() -> float:
+        with relay() as publisher, Reception(Wanted(publisher.endpoint, "pier", "video", None)) as reception:
+            turned = [time.monotonic() for _ in reception.turns(Span(Event(), 3.0))]
+        return max(after - before for before, after in pairwise(turned))
+
+    assert takes_less_than(0.5, longest_turn)
+    assert "is the relay running there" in caplog.text
+
+
+def test_all_feeds_are_asked_for_until_a_picture_comes() -> None:
+    with relay() as publisher, Reception(Wanted(publisher.endpoint, "pier", "video", None)) as reception:
+        turns = reception.turns(Span(Event(), None))
+        wait_until(lambda: next(turns) == [] and publisher.wait_for_viewer("*", 0.0), "the question")
+        Camera(publisher).show()
+        wait_until(lambda: next(turns) == [] and not publisher.wait_for_viewer("*", 0.0), "the end of the question")
+        with saying(publisher, lambda: status("connecting", NO_LOGIN)):
+            wait_until(lambda: next(turns) == [] and reception.status, "a status")
+
+
+def test_where_a_camera_s_own_pictures_do_not_come_the_viewer_says_that_they_may_not_be_published() -> None:
+    listing = encode_feeds({"pier": status("live")})
+    with relay() as publisher, repeating(lambda: publisher.publish("*", "feeds", Header(), listing)):
+        done = nightbridge(ROOT, "view", publisher.endpoint, "pier", "--stats", "--source", "--seconds", "3")
+    assert done.stderr == (
+        f"nightbridge: no picture of feed pier at {publisher.endpoint} within 3 s; "
+        "the relay says: live, and may not publish the camera's own pictures (publish_source)\n"
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
@@ -10,17 +12,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stream.errors import StreamError
 from tools.signals import stopped_by_signals
-from tools.view_feed import Span, Wanted, why_silent
+from tools.view_feed import LISTING_SECONDS, Span, Wanted, listed_feeds, relay_says, why_silent
 from tools.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
 
 if TYPE_CHECKING:
     from stream.record import Recorder
     from stream.subscribe import Subscriber
+    from stream.wire import Status
 
 
 SILENCE_SECONDS = 5.0
-"""After which it is told that nothing comes."""
+"""After which it is told that no picture comes."""
+
+RARE_GAPS = 3
+"""A feed that is well may be silent for so many times as long as it was between its latest two pictures."""
 
 
 def as_seconds(text: str) -> float:
@@ -51,14 +58,20 @@ def record(
 
     kind: Kind = "source" if source else "video"
     wanted = Wanted(endpoint, feed, kind, viewer_keys(relay_key, secret_key))
+    stop = Event()
+
+    def end() -> None:
+        stop.set()
+        subscriber.close()
+
     with (
         Recorder(folder, as_seconds(segment), kind) as recorder,
         Subscriber(endpoint, feed, (kind, "data"), max_age=None, keys=wanted.keys) as subscriber,
-        stopped_by_signals(subscriber.close),
+        stopped_by_signals(end),
         summed_up(recorder, subscriber),
     ):
         tell(f"recording {feed} from {endpoint} into {folder}")
-        keep(subscriber, recorder, lambda: tell(silence(wanted, subscriber), err=True))
+        keep(subscriber, recorder, wanted, stop)
 
 
 def tell(text: str, err: bool = False) -> None:
@@ -67,23 +80,65 @@ def tell(text: str, err: bool = False) -> None:
         typer.echo(text, err=err)
 
 
-def silence(wanted: Wanted, subscriber: Subscriber) -> str:
-    """That nothing comes, and what the relay says to that."""
-    since = f"for {SILENCE_SECONDS:g} s" if subscriber.received else "yet"
-    return f"nothing of {wanted} {since}{why_silent(wanted, None, Span(Event(), None))}"
+class Silence:
+    """For how long no picture has come, by a clock that its caller reads, in seconds."""
+
+    def __init__(self, now: float) -> None:
+        self.has_come = False
+        """Whether there was any picture."""
+        self.due = now + SILENCE_SECONDS
+        """When to look into it; infinite once it was told."""
+        self._since = now
+        self._gap = SILENCE_SECONDS
+        """Between the latest two pictures; taken to be this before there are two."""
+
+    def end(self, now: float) -> None:
+        """A picture has come."""
+        if self.has_come:
+            self._gap = now - self._since
+        self.has_come, self._since, self.due = True, now, now + SILENCE_SECONDS
+
+    def tell(self, is_well: bool) -> str | None:
+        """Since when there is no picture, once it is due; None where that is not to be told yet, as of a feed that is
+        well and has few pictures."""
+        silent, usual = self.due - self._since, RARE_GAPS * self._gap
+        if self.has_come and is_well and silent < usual:
+            self.due = self._since + usual
+            return None
+        self.due = math.inf
+        return f"for {silent:.0f} s" if self.has_come else "yet"
 
 
-def keep(subscriber: Subscriber, recorder: Recorder, tell_silence: Callable[[], None]) -> None:
+def keep(subscriber: Subscriber, recorder: Recorder, wanted: Wanted, stop: Event) -> None:
     """Record until the subscriber is closed, and name every file as it begins; every silence is told once."""
+    silence = Silence(time.monotonic())
     while True:
-        message = subscriber.receive(SILENCE_SECONDS)
+        message = subscriber.receive(None if silence.due == math.inf else silence.due - time.monotonic())
         if message is None and not subscriber.is_closed:
-            tell_silence()
+            look_into(silence, subscriber, wanted, stop)
+            continue
         message = message or subscriber.receive()
         if message is None:
             return
+        if message.kind == wanted.kind:
+            silence.end(time.monotonic())
         with naming(recorder):
             recorder.write(message)
+
+
+def look_into(silence: Silence, subscriber: Subscriber, wanted: Wanted, stop: Event) -> None:
+    """Tell that no picture comes, and what the relay says to that; it is asked until `stop` is set at most."""
+    feeds: dict[str, Status] | None = None
+    if not subscriber.trouble:
+        with suppress(StreamError, OSError, RuntimeError):  # it is the recording that counts
+            feeds = listed_feeds(wanted.endpoint, wanted.keys, Span(stop, LISTING_SECONDS))
+    if stop.is_set():
+        return
+    status = (feeds or {}).get(wanted.feed)
+    is_well = status is not None and status.state == "live" and status.reason is None
+    if since := silence.tell(is_well):
+        why = subscriber.trouble or relay_says(wanted, status, feeds, silence.has_come)
+        tell(f"no picture of {wanted} {since}{why_silent(why)}", err=True)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import typer
 from msgspec.structs import asdict
 from rich.console import Console
 
-from stream.errors import StreamError
 from tools.report import JsonFile, in_a_folder, in_columns, print_values, write_json, write_whole
 from tools.signals import stopped_by_signals
 from tools.view_feed import Reception, Span, Wanted, first_feed, listed_feeds
@@ -99,8 +98,6 @@ def view(
 def list_feeds(endpoint: str, keys: ViewerKeys | None, json: Path | None, span: Span) -> None:
     """Print a line for each feed of a relay, as soon as that tells of them. Raises `StreamError` where it does not."""
     feeds = listed_feeds(endpoint, keys, span)
-    if feeds is None:
-        raise StreamError(f"no relay tells of its feeds at {endpoint}{span}")
     for line in in_columns([about_feed(name, feeds[name]) for name in sorted(feeds)]):
         print(line)
     write_json(json, {"feeds": {name: asdict(feeds[name]) for name in sorted(feeds)}})

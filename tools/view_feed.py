@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from threading import Event
 from types import TracebackType
@@ -87,7 +87,11 @@ class Reception:
         self.pictures = Subscriber(wanted.endpoint, wanted.feed, (wanted.kind,), keys=wanted.keys)
         self.status: Status | None = None
         """What the relay said last; None where it has said nothing."""
+        self._feeds: dict[str, Status] | None = None
+        """The same of all its feeds."""
         self._statuses: Subscriber | None = None
+        self._asked: tuple[Kind, ...] = ()
+        """What the second connection asks for."""
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
@@ -102,33 +106,40 @@ class Reception:
     def turns(self, span: Span) -> Iterator[list[Message]]:
         """The pictures that have come, see `turns`; between two turns `status` is brought up to date."""
         ask_at = time.monotonic() + STATUS_SECONDS
-        for messages in turns(self.pictures, span, lambda: self._unheard(span)):
+        for messages in turns(self.pictures, span, str(self.wanted), self._says):
             yield messages
-            if messages or time.monotonic() >= ask_at:
-                ask_at = 0.0
+            if self.pictures.received or time.monotonic() >= ask_at:
                 self._hear()
 
     def missing(self, span: Span, undecodable: int = 0) -> StreamError:
         """That no picture came, or none that could be decoded, and what the relay says to that."""
         came = f"{undecodable} came that cannot be decoded" if undecodable else None
-        says = None if self.status is None else f"the relay says: {words_of(self.status)}"
-        words = (f"no picture of {self.wanted}{span}", came, says, self.pictures.trouble)
+        words = (f"no picture of {self.wanted}{span}", came, self._says(), self.pictures.trouble)
         return StreamError("; ".join(filter(None, words)))
 
-    def _unheard(self, span: Span) -> str:
-        return f"nothing of {self.wanted} yet{why_silent(self.wanted, self.status, span)}"
+    def _says(self) -> str | None:
+        return relay_says(self.wanted, self.status, self._feeds, has_come=self.pictures.received > 0)
 
     def _hear(self) -> None:
-        """Take in what the relay has said, however long ago: what it said last holds."""
-        from stream.subscribe import Subscriber
-        from stream.wire import decode_status
+        """Take in what the relay has said, however long ago: what it said last holds.
 
-        if self._statuses is None:
-            wanted = self.wanted
-            statuses = Subscriber(wanted.endpoint, wanted.feed, ("status",), max_age=None, keys=wanted.keys)
+        Of all feeds it is asked until something of this one comes: the list of many takes room on a thin link.
+        """
+        from stream.subscribe import Subscriber
+        from stream.wire import decode_feeds, decode_status
+
+        kinds: tuple[Kind, ...] = ("status",) if self.pictures.received else ("status", "feeds")
+        if self._statuses is None or kinds != self._asked:
+            if self._statuses is not None:
+                self._statuses.close()
+            wanted, self._asked = self.wanted, kinds
+            statuses = Subscriber(wanted.endpoint, wanted.feed, kinds, max_age=None, keys=wanted.keys)
             self._statuses = self._opened.enter_context(statuses)
         while (message := self._statuses.receive(0)) is not None:
-            self.status = decode_status(message.payload)
+            if message.kind == "feeds":
+                self._feeds = decode_feeds(message.payload)
+            else:
+                self.status = decode_status(message.payload)
 
 
 def words_of(status: Status) -> str:
@@ -136,20 +147,22 @@ def words_of(status: Status) -> str:
     return status.state if status.reason is None else f"{status.state}: {status.reason}"
 
 
-def why_silent(wanted: Wanted, status: Status | None, span: Span) -> str:
-    """What may be the matter where nothing of a feed comes, to go on a sentence: by its `status`, or else by the list
-    of feeds, for which the relay is asked."""
-    if status is None:
-        try:
-            feeds = listed_feeds(wanted.endpoint, wanted.keys, span.beginning(LISTING_SECONDS))
-        except StreamError:  # it is the feed's own connection that counts
-            feeds = None
-        if feeds is None:
-            return UNHEARD
-        if wanted.feed not in feeds:
-            return f"; the relay has no feed {wanted.feed}; it has {', '.join(sorted(feeds)) or 'none'}"
-        status = feeds[wanted.feed]
-    return f"; the relay says: {words_of(status)}"
+def relay_says(wanted: Wanted, status: Status | None, feeds: Mapping[str, Status] | None, has_come: bool) -> str | None:
+    """What the relay says of a feed of which nothing comes, by its status, or else by the list of all feeds; None where
+    there is neither. `has_come`: something of it has come before."""
+    status = status or (feeds or {}).get(wanted.feed)
+    if status is not None:
+        is_published = has_come or wanted.kind != "source" or status.state != "live"
+        unsure = "" if is_published else ", and may not publish the camera's own pictures (publish_source)"
+        return f"the relay says: {words_of(status)}{unsure}"
+    if feeds is not None:
+        return f"the relay has no feed {wanted.feed}; it has {', '.join(sorted(feeds)) or 'none'}"
+    return None
+
+
+def why_silent(why: str | None) -> str:
+    """Why nothing comes, to go on a sentence; None where nobody has told."""
+    return f"; {why}" if why else UNHEARD
 
 
 def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -> str:
@@ -161,33 +174,37 @@ def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -
     from stream.subscribe import Subscriber
 
     if kind == "video":
-        feeds = listed_feeds(endpoint, keys, span.beginning(LISTING_SECONDS)) or {}
-        if feeds:
-            return min(feeds, key=lambda name: feeds[name].state != "live")
+        with suppress(StreamError):
+            if feeds := listed_feeds(endpoint, keys, span.beginning(LISTING_SECONDS)):
+                return min(feeds, key=lambda name: feeds[name].state != "live")
     with Subscriber(endpoint, None, (kind,), keys=keys) as subscriber:
-        for messages in turns(subscriber, span, lambda: f"nothing of any feed at {endpoint} yet{UNHEARD}"):
+        for messages in turns(subscriber, span, f"any feed at {endpoint}"):
             if messages:
                 return messages[0].header.feed
     raise StreamError("; ".join(filter(None, (f"no feed at {endpoint}{span}", subscriber.trouble))))
 
 
-def listed_feeds(endpoint: str, keys: ViewerKeys | None, span: Span) -> dict[str, Status] | None:
-    """How the feeds of a relay do, by their names, as soon as it tells of them; None where it does not."""
+def listed_feeds(endpoint: str, keys: ViewerKeys | None, span: Span) -> dict[str, Status]:
+    """How the feeds of a relay do, by their names, as soon as it tells of them. Raises `StreamError` where it does
+    not."""
     from stream.subscribe import Subscriber
     from stream.wire import ALL_FEEDS, decode_feeds
 
     with Subscriber(endpoint, ALL_FEEDS, ("feeds",), keys=keys) as subscriber:
-        for messages in turns(subscriber, span, lambda: f"nothing of any feed at {endpoint} yet{UNHEARD}"):
+        for messages in turns(subscriber, span, f"any feed at {endpoint}"):
             if messages:
                 return decode_feeds(messages[-1].payload)
-    return None
+    missing = f"no relay tells of its feeds at {endpoint}{span}"
+    raise StreamError("; ".join(filter(None, (missing, subscriber.trouble))))
 
 
-def turns(subscriber: Subscriber, span: Span, words: Callable[[], str]) -> Iterator[list[Message]]:
+def turns(
+    subscriber: Subscriber, span: Span, what: str, says: Callable[[], str | None] = lambda: None
+) -> Iterator[list[Message]]:
     """What has come, a few messages at a time, and nothing as often as nothing comes, until the span is over.
 
-    Where nothing has come for a while at the beginning, that is told in these words: ZeroMQ goes on trying to connect
-    for ever, and does not say why it fails.
+    Where nothing of `what` has come for a while at the beginning, that is told, with what the relay `says`: ZeroMQ goes
+    on trying to connect for ever, and does not say why it fails.
     """
     quiet_until = time.monotonic() + QUIET_SECONDS
     while not span.is_over():
@@ -200,5 +217,5 @@ def turns(subscriber: Subscriber, span: Span, words: Callable[[], str]) -> Itera
             quiet_until = math.inf
         elif time.monotonic() >= quiet_until:
             quiet_until = math.inf
-            log.warning("%s", words())
+            log.warning("nothing of %s yet%s", what, why_silent(subscriber.trouble or says()))
         yield messages
