@@ -63,8 +63,8 @@ class ReferenceCheck:
     def is_missing(self, unit: bytes, key: int | None = None) -> bool:
         """Whether pictures are missing in front of this access unit, since the last IDR picture or the last hole.
 
-        False where that cannot be told, since headers are damaged or parameter sets have not come. `key` is the number of
-        one that may be a recovery point.
+        False where that cannot be told, since headers are damaged or parameter sets have not come. `key` is the number
+        of one that may be a recovery point.
         """
         self.says_when, self.completes = False, None
         first = self._headers.first_slice(unit)
@@ -85,7 +85,6 @@ class ReferenceCheck:
         if first.referred or hole:
             self._last = first.number if first.referred else before
         return self._orders.repeats(first) or hole
-
 
     def _begin_renewal(self, first: Slice, number: int) -> None:
         """Note where a recovery point is complete: one later than it says, since FFmpeg's first may be unfinished."""
