@@ -944,7 +944,7 @@ def test_a_stop_at_any_moment_ends_everything_and_adds_up(tmp_path: Path, after:
 
 def test_a_stop_that_takes_too_long_drops_what_is_under_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pace = threading.Semaphore(0)
-    wanted = stopped_within(settings(tape=recording(make_clip(tmp_path / "clip.mp4", pictures=50))), 2.0)
+    wanted = stopped_within(settings(tape=recording(make_clip(tmp_path / "clip.mp4", pictures=50))), 4.0)
 
     with DoublingEngine(pace) as engine, Publisher(wanted.relay, "run") as publisher:
         with Relay(wanted, engine, publisher) as relay:
@@ -958,9 +958,9 @@ def test_a_stop_that_takes_too_long_drops_what_is_under_way(tmp_path: Path, capl
             late = threading.Thread(target=let_one_go)
             late.start()
             began = time.monotonic()
-        assert time.monotonic() - began < 6, "twice as long for the feed, then once for what all feeds share"
+        assert time.monotonic() - began < 9.2, "twice as long at most, and a little"
     late.join()
-    assert "stopping tape took longer than 2 s" in caplog.text
+    assert "stopping tape took longer than 4 s" in caplog.text
     figures = relay.feeds["tape"].meter.figures()
     assert figures.published == 1
     assert figures.dropped == {"stopped": figures.received - 1}

