@@ -15,10 +15,10 @@ import torch
 from engines.cards import INT8, NUMBERS, Weights, write_card
 from engines.checkpoint import load_network
 from engines.data.lol import read_picture
-from engines.equalise import equalised
+from engines.int8.equalise import equalised
+from engines.int8.quantise import export_int8
 from engines.network.neid import Neid
 from engines.picture import INPUTS, OUTPUTS, HalfNetwork, PictureGraph
-from engines.quantise import export_int8
 
 OPSET = 18
 CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "nncf")

@@ -13,7 +13,7 @@ from engines.cards import Weights, find_weights
 from engines.door import Door
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.fallback import FallbackEngine
-from engines.gpu import has_driver, is_sound
+from engines.nvidia.gpu import has_driver, is_sound
 
 RUNTIMES = {
     "tensorrt": "engines.runtime_tensorrt",
@@ -49,9 +49,9 @@ class EngineOptions:
     cuda_only: bool = False
     """Whether a runtime that could also compute on the processor counts as missing without CUDA."""
     tried: bool = False
-    """Whether TensorRT is opened only after it has run in a process of its own, see `engines.trial`."""
+    """Whether TensorRT is opened only after it has run in a process of its own, see `engines.nvidia.trial`."""
     capability: str | None = None
-    """What TensorRT's plans are built for, see `engines.tensorrt_builder.capabilities`; None is what the GPU takes."""
+    """What TensorRT's plans are built for, see `engines.nvidia.tensorrt_builder.capabilities`; None: the GPU's own."""
     parallel: int = 1
     """Pictures of different feeds that OpenVINO computes side by side, each on its share of the cores."""
 

@@ -13,18 +13,18 @@ from typing import Any
 from numpy.typing import NDArray
 
 from engines.cards import Weights
-from engines.cuda_engine import CudaEngine
-from engines.cuda_lanes import Device
 from engines.door import EngineInfo, Numbers
 from engines.errors import EngineError, EngineMismatch, EngineMissing
-from engines.gpu import NO_GPU, Gpu, find_gpu, prepare_primary_context
 from engines.network.config import CONFIGS
-from engines.plans import FILES, Plan, Plans
+from engines.nvidia.cuda_engine import CudaEngine
+from engines.nvidia.cuda_lanes import Device
+from engines.nvidia.gpu import NO_GPU, Gpu, find_gpu, prepare_primary_context
+from engines.nvidia.plans import FILES, Plan, Plans
+from engines.nvidia.tensorrt_builder import capabilities
+from engines.nvidia.tensorrt_lanes import PlanLanes
+from engines.nvidia.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
+from engines.nvidia.trial import capability_that_runs
 from engines.runtime import EngineOptions
-from engines.tensorrt_builder import capabilities
-from engines.tensorrt_lanes import PlanLanes
-from engines.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
-from engines.trial import capability_that_runs
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Cuda:
 
 
 class PycudaDevice:
-    """The first GPU, by its primary context, which torch and FFmpeg use too. See `engines.cuda_lanes.Device`.
+    """The first GPU, by its primary context, which torch and FFmpeg use too. See `engines.nvidia.cuda_lanes.Device`.
 
     The context is current only while a call lasts: a thread that ends with one takes the process along.
     """

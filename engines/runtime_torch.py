@@ -1,4 +1,4 @@
-"""torch: on the CPU the reference that the other runtimes are compared with; on CUDA see `engines.torch_cuda`."""
+"""torch: on the CPU the reference that the other runtimes are compared with; `engines.nvidia.torch_cuda` on a GPU."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ try:
     import torch
 
     from engines.checkpoint import load_network
+    from engines.nvidia.torch_cuda import TorchCudaEngine
     from engines.picture import PictureGraph
-    from engines.torch_cuda import TorchCudaEngine
 except ImportError as error:
     raise EngineMissing(f"runtime torch needs the extra `train`: pip install 'nightbridge[train]' ({error})") from error
 

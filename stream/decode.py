@@ -18,14 +18,14 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
-from stream.damage import Damage
+from stream.codecs.damage import Damage
+from stream.codecs.ffmpeg_log import overheard, tells
+from stream.codecs.h264 import ReferenceCheck, is_idr
+from stream.codecs.hardware import informed, is_on_gpu, nvdec, trouble
+from stream.codecs.orientation import UPRIGHT, orientation_of, swaps_sides
+from stream.codecs.plain import PlainPictures, colour_of, display_matrix, is_neutral
 from stream.errors import CodecError
-from stream.ffmpeg_log import overheard, tells
 from stream.frame import AccessUnit, Frame, SourcePacket, State, memory_for
-from stream.h264 import ReferenceCheck, is_idr
-from stream.hardware import informed, is_on_gpu, nvdec, trouble
-from stream.orientation import UPRIGHT, orientation_of, swaps_sides
-from stream.plain import PlainPictures, colour_of, display_matrix, is_neutral
 from stream.settings import DecoderChoice
 
 DAMAGE = {

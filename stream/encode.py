@@ -20,9 +20,9 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange
 
 from engines.colour import Colour, Matrix
+from stream.codecs.hardware import NVENC, NVENC_ERRORS, nvenc_options, trouble
 from stream.errors import CodecError
 from stream.frame import Plane
-from stream.hardware import NVENC, NVENC_ERRORS, nvenc_options, trouble
 from stream.settings import EncoderSettings
 
 ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}

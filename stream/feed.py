@@ -14,7 +14,6 @@ from typing import Literal
 
 from engines.door import Slot
 from engines.errors import EngineError
-from stream.backoff import Backoff
 from stream.enhance import Lane
 from stream.errors import StreamError
 from stream.frame import Frame
@@ -22,6 +21,7 @@ from stream.metrics import FeedFigures, FeedMeter
 from stream.recall import Recall
 from stream.settings import FeedSettings
 from stream.source import Opener
+from stream.sources.backoff import Backoff
 from stream.timeline import Timeline
 
 log = logging.getLogger(__name__)

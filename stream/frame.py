@@ -14,7 +14,7 @@ from av.stream import Stream
 from numpy.typing import NDArray
 
 from engines.colour import Colour
-from stream.orientation import UPRIGHT, Orientation, swaps_sides, upright
+from stream.codecs.orientation import UPRIGHT, Orientation, swaps_sides, upright
 
 Plane = NDArray[np.uint8]
 Planes = tuple[Plane, ...]

@@ -7,12 +7,12 @@ import time
 
 from engines.door import Door
 from engines.errors import EngineError, EngineMismatch
+from stream.codecs.orientation import Orientation
 from stream.decode import Decoder
 from stream.enhance import Gather, size
 from stream.errors import CodecError
 from stream.feed import Feed
 from stream.frame import BYTES_PER_PIXEL, Frame, SourcePacket
-from stream.orientation import Orientation
 from stream.source import Segment
 
 RETRY_SECONDS = 10.0

@@ -14,7 +14,7 @@ from stream.errors import CodecError
 from stream.feed import Feed
 from stream.frame import Frame
 from stream.publish import Publisher
-from stream.wire import Header, moment, ticks
+from stream.wire.messages import Header, moment, ticks
 
 PAUSE_SECONDS = 1.0
 """Between the failure of an encoder and the next attempt; most would fail again at once."""

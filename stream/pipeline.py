@@ -12,18 +12,18 @@ import time
 
 from engines.door import Door, Slot
 from engines.errors import EngineError
+from stream.codecs.orientation import UPRIGHT
 from stream.enhance import Gather, enhance
 from stream.errors import CodecError, SourceError, SourceLost, SourceUnsupported
 from stream.feed import Feed, FeedState
 from stream.frame import Frame, Planes, SourcePacket
 from stream.intake import Intake
-from stream.orientation import UPRIGHT
 from stream.outlet import Outlet
-from stream.pace import paced
 from stream.publish import Publisher
 from stream.source import Segment, open_source
+from stream.sources.pace import paced
 from stream.sources.recording import RecordedSegment
-from stream.wire import Header, moment, ticks
+from stream.wire.messages import Header, moment, ticks
 
 
 def bring_in(feed: Feed, engine: Door, gather: Gather[Feed], publisher: Publisher) -> None:

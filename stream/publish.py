@@ -17,11 +17,11 @@ import msgspec
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
-from stream.bouncer import Bouncer
-from stream.doorkeeper import encrypt
 from stream.errors import WireError
 from stream.settings import RelaySettings
-from stream.wire import ALL_FEEDS, FEED_NAME, KINDS, Header, Kind, Numbering, Stamped, encode_message, topic
+from stream.wire.bouncer import Bouncer
+from stream.wire.doorkeeper import encrypt
+from stream.wire.messages import ALL_FEEDS, FEED_NAME, KINDS, Header, Kind, Numbering, Stamped, encode_message, topic
 
 LINGER_MS = 500
 """How long a closed publisher's last messages may still be on their way."""

@@ -19,7 +19,7 @@ import msgspec
 
 from stream.encode import USUAL_RATE
 from stream.errors import StreamError
-from stream.wire import Kind, Message, Stamped
+from stream.wire.messages import Kind, Message, Stamped
 
 MPEG_TS = ("h264", "hevc", "mpeg2video", "mpeg4")
 """Codecs that are kept as MPEG-TS, which can hold data beside them; others become MP4 in fragments."""

@@ -17,7 +17,7 @@ from stream.pipeline import bring_in, light_up, send_out
 from stream.publish import Publisher
 from stream.settings import FeedSettings, Settings
 from stream.source import Opener, opener_of
-from stream.wire import ALL_FEEDS, Header, Status, encode_feeds, encode_status
+from stream.wire.messages import ALL_FEEDS, Header, Status, encode_feeds, encode_status
 
 log = logging.getLogger(__name__)
 

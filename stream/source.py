@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Self
 
+from stream.address import redact
 from stream.errors import SourceUnsupported
-from stream.settings import FeedSettings, redact
+from stream.settings import FeedSettings
 from stream.sources.recording import open_recordings
 from stream.sources.remote import RemoteOpener
 from stream.sources.segment import Segment, SourceInfo

@@ -17,9 +17,9 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from stream.errors import WireError
-from stream.inbox import Inbox, Reason
-from stream.keys import read_keys
-from stream.wire import ALL_FEEDS, Kind, Message, decode_message, topic
+from stream.wire.inbox import Inbox, Reason
+from stream.wire.keys import read_keys
+from stream.wire.messages import ALL_FEEDS, Kind, Message, decode_message, topic
 
 POLL_MS = 100
 """How often a receiver that hears nothing looks whether it is to end."""

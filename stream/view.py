@@ -10,10 +10,10 @@ from av.codec.context import Flags
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from stream.codecs.orientation import UPRIGHT, upright
+from stream.codecs.plain import FATAL, colour_of
 from stream.errors import CodecError
-from stream.orientation import UPRIGHT, upright
-from stream.plain import FATAL, colour_of
-from stream.wire import Message
+from stream.wire.messages import Message
 
 RgbPicture = NDArray[np.uint8]
 """(H, W, 3), 0..255."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.tensorrt_library import Library
+from engines.nvidia.tensorrt_library import Library
 from tests.fake_cuda import Error, FakeCuda, Operation
 
 Arrays = dict[str, NDArray[Any]]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from stream.publish import Publisher
-from stream.wire import Header
+from stream.wire.messages import Header
 from tests.waiting import CATCH_UP
 
 VIEWER = """

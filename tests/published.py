@@ -15,7 +15,7 @@ from stream.encode import Encoder
 from stream.errors import WireError
 from stream.publish import Publisher
 from stream.settings import EncoderSettings, RelaySettings
-from stream.wire import Header
+from stream.wire.messages import Header
 from tests.waiting import wait_until
 
 WIDTH, HEIGHT = 160, 96

@@ -19,14 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from stream import backoff
 from stream.feed import Feed
 from stream.publish import Publisher
 from stream.relay import Relay
 from stream.settings import FeedSettings, RelaySettings, Settings
+from stream.sources import backoff
 from tests.doubling import DoublingEngine
 from tests.rtsp_server import RtspServer, camera
-from tools.limits import bound_arenas
+from tools.common.limits import bound_arenas
 
 PATIENCE = 30.0
 """Seconds that a loss, or the first picture of a connection, may take on a busy machine."""

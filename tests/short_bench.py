@@ -1,5 +1,5 @@
-"""What tests of `bench --gpu` share. `python -m tests.short_bench` stands for `python -m tools.bench_gpu_child`: as
-little as can be is measured.
+"""What tests of `bench --gpu` share. `python -m tests.short_bench` is `python -m tools.benchmarks.gpu_child`, which
+measures as little as can be.
 
 Without a GPU, too: what torch multiplies is on the processor, and so are the runtimes but `tensorrt`, which kills the
 process that asks it for a picture.
@@ -19,35 +19,27 @@ import pytest
 import torch
 
 from engines.door import Door
-from engines.gpu import Gpu
+from engines.nvidia.gpu import Gpu
 from engines.runtime import EngineOptions, open_engine
 from tests.doubling import DoublingEngine
-from tools import (
-    bench_gpu,
-    bench_gpu_checks,
-    bench_gpu_child,
-    bench_gpu_matrix,
-    bench_gpu_parts,
-    bench_gpu_relay,
-    bench_gpu_times,
-)
+from tools.benchmarks import gpu, gpu_checks, gpu_child, gpu_matrix, gpu_parts, gpu_relay, gpu_times
 
 SIZES = ((32, 32), (33, 21))
 SHORT: list[tuple[ModuleType, str, object]] = [
-    (bench_gpu_times, "ROUNDS", 2),
-    (bench_gpu_times, "TURN_SECONDS", 0),
-    (bench_gpu_times, "SIZES", ((32, 32), (48, 32))),
-    (bench_gpu_times, "BATCHES", ((1, 2),)),
-    (bench_gpu_times, "OTHERS_SIZE", (32, 32)),
-    (bench_gpu_matrix, "SIDES", (32,)),
-    (bench_gpu_relay, "COUNTS", (1,)),
-    (bench_gpu_relay, "TRIES", 1),
-    (bench_gpu_relay, "SETTLE_SECONDS", 1.2),
-    (bench_gpu_relay, "WATCH_SECONDS", 2.5),
-    (bench_gpu_relay, "STEP_SECONDS", 0),
-    (bench_gpu_parts, "TAPE_SECONDS", 3),
-    (bench_gpu_parts, "TAPE_COPIES", 9),
-    (bench_gpu_checks, "SIZES", SIZES),
+    (gpu_times, "ROUNDS", 2),
+    (gpu_times, "TURN_SECONDS", 0),
+    (gpu_times, "SIZES", ((32, 32), (48, 32))),
+    (gpu_times, "BATCHES", ((1, 2),)),
+    (gpu_times, "OTHERS_SIZE", (32, 32)),
+    (gpu_matrix, "SIDES", (32,)),
+    (gpu_relay, "COUNTS", (1,)),
+    (gpu_relay, "TRIES", 1),
+    (gpu_relay, "SETTLE_SECONDS", 1.2),
+    (gpu_relay, "WATCH_SECONDS", 2.5),
+    (gpu_relay, "STEP_SECONDS", 0),
+    (gpu_parts, "TAPE_SECONDS", 3),
+    (gpu_parts, "TAPE_COPIES", 9),
+    (gpu_checks, "SIZES", SIZES),
 ]
 """Few repetitions with small pictures: of each module, what to set to what."""
 DOOR = {"door_ms", "latency_ms", "fps"}
@@ -58,10 +50,10 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few repetitions as can be, of small pictures, here and in the processes of all parts, with time for each."""
     for module, name, value in SHORT:
         monkeypatch.setattr(module, name, value)
-    for name, value in list(vars(bench_gpu).items()):
-        if isinstance(value, bench_gpu.Limit):
-            monkeypatch.setattr(bench_gpu, name, value._replace(each=math.inf))
-    monkeypatch.setattr(bench_gpu_child, "COMMAND", (sys.executable, "-m", "tests.short_bench"))
+    for name, value in list(vars(gpu).items()):
+        if isinstance(value, gpu.Limit):
+            monkeypatch.setattr(gpu, name, value._replace(each=math.inf))
+    monkeypatch.setattr(gpu_child, "COMMAND", (sys.executable, "-m", "tests.short_bench"))
 
 
 def together(parts: Iterator[Mapping[str, object]]) -> dict[str, object]:
@@ -83,8 +75,8 @@ def open_stand_in(runtime: str, weights: str, options: EngineOptions) -> Door:
 if __name__ == "__main__":
     for module, name, value in SHORT:
         setattr(module, name, value)
-    bench_gpu_matrix.matrix_peak = partial(bench_gpu_matrix.matrix_peak, "cpu", torch.float32, (32,))
-    bench_gpu_parts.find_gpu = lambda: Gpu("NVIDIA H200", "580")
-    bench_gpu_parts.shipped = lambda: ["field"]
-    bench_gpu_parts.open_engine = open_stand_in
-    bench_gpu_child.main()
+    gpu_matrix.matrix_peak = partial(gpu_matrix.matrix_peak, "cpu", torch.float32, (32,))
+    gpu_parts.find_gpu = lambda: Gpu("NVIDIA H200", "580")
+    gpu_parts.shipped = lambda: ["field"]
+    gpu_parts.open_engine = open_stand_in
+    gpu_child.main()

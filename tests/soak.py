@@ -14,11 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stream.subscribe import Subscriber
-from stream.wire import decode_status
+from stream.wire.messages import decode_status
 from tests.cameras import LiveCamera
 from tests.clips import free_port
 from tests.reliability import slope
-from tools.bench_stream import make_feed
+from tools.benchmarks.stream import make_feed
 
 SAMPLE_SECONDS = 10
 CLIP = Path(__file__).parents[1] / "tools" / "clip" / "day.mp4"

@@ -209,7 +209,7 @@ def test_a_command_that_is_started_by_nohup_outlives_its_terminal() -> None:
 
 STOPPED = """
 import signal, threading
-from tools.signals import stopped_by_signals
+from tools.common.signals import stopped_by_signals
 
 stop = threading.Event()
 with stopped_by_signals(stop.set):

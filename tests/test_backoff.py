@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from stream.backoff import HEALTHY_SECONDS, LONGEST, SHORTEST, Backoff
+from stream.sources.backoff import HEALTHY_SECONDS, LONGEST, SHORTEST, Backoff
 
 
 def test_pauses_grow_from_half_a_second_to_thirty_and_stay_there() -> None:

@@ -20,22 +20,22 @@ from stream.errors import StreamError
 from stream.publish import Publisher
 from stream.settings import load_settings
 from stream.subscribe import Subscriber
-from stream.wire import Header
+from stream.wire.messages import Header
 from tests.clips import make_clip
 from tests.doubling import DoublingEngine
 from tests.test_check import ROOT, nightbridge
-from tools import bench_engine, bench_stream
-from tools.bench_engine import engine_figures, onnxruntime_picture
-from tools.bench_stream import decode, run_pipeline, running_relay, watch
+from tools.benchmarks import engine, stream
+from tools.benchmarks.engine import engine_figures, onnxruntime_picture
+from tools.benchmarks.stream import decode, run_pipeline, running_relay, watch
 
 pytest.importorskip("onnxruntime", reason="the engine is compared with ONNX Runtime, of the extra `dev`")
 
 SHORT = """
-from tools import bench_engine, bench_stream
+from tools.benchmarks import engine, stream
 from tools.app import main
-bench_engine.ROUNDS = bench_stream.ROUNDS = 1
-bench_engine.PICTURES = 3
-bench_stream.JOINS, bench_stream.FURTHER_FEEDS = 2, 1
+engine.ROUNDS = stream.ROUNDS = 1
+engine.PICTURES = 3
+stream.JOINS, stream.FURTHER_FEEDS = 2, 1
 main()
 """
 """The command with as few repetitions as can be: `python -c SHORT bench`."""
@@ -121,7 +121,7 @@ def test_one_viewer_of_very_many_feeds_loses_nothing_that_they_publish_at_one_mo
     relay = SimpleNamespace(terminate=lambda: None, wait=lambda _: 0)
     clip = make_clip(tmp_path / "clip.ts", pictures=2, size=(64, 48))
     with monkeypatch.context() as unstarted:
-        unstarted.setattr(bench_stream.subprocess, "Popen", lambda *_, **__: relay)
+        unstarted.setattr(stream.subprocess, "Popen", lambda *_, **__: relay)
         with running_relay(clip, tmp_path, 256, {}) as (_, endpoint):
             settings = load_settings(tmp_path / "bench.toml").relay
     count, payload = 3000, b"status" * 500
@@ -147,8 +147,8 @@ def test_pictures_of_any_size_that_is_taken_pass_the_path(tmp_path: Path) -> Non
 
 
 def test_a_precision_that_the_weights_do_not_have_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_engine, "ROUNDS", 1)
-    monkeypatch.setattr(bench_engine, "PICTURES", 1)
+    monkeypatch.setattr(engine, "ROUNDS", 1)
+    monkeypatch.setattr(engine, "PICTURES", 1)
     weights = tmp_path / "weights"
     weights.mkdir()
     for name in ("weights.safetensors", "fp32.onnx"):

@@ -18,14 +18,14 @@ from rich.console import Console
 
 from engines.cards import find_weights
 from engines.errors import EngineMismatch
-from engines.gpu import Gpu, has_driver
+from engines.nvidia.gpu import Gpu, has_driver
 from tests.short_bench import DOOR, shorten
 from tests.test_check import ROOT, nightbridge
-from tools import bench_gpu, bench_gpu_child, bench_gpu_findings, bench_gpu_relay, bench_gpu_times
-from tools.bench_gpu import why_not
-from tools.bench_gpu_child import Child
-from tools.bench_gpu_findings import NO_TIME, Findings, print_findings
-from tools.bench_gpu_relay import relay_figures
+from tools.benchmarks import gpu, gpu_child, gpu_findings, gpu_relay, gpu_times
+from tools.benchmarks.gpu import why_not
+from tools.benchmarks.gpu_child import Child
+from tools.benchmarks.gpu_findings import NO_TIME, Findings, print_findings
+from tools.benchmarks.gpu_relay import relay_figures
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
 
 
 def test_a_runtime_without_a_gpu_is_not_measured_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
+    monkeypatch.setattr(gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
     with pytest.raises(EngineMismatch, match="runtime 'openvino': bench --gpu measures one of auto, tensorrt, torch"):
-        bench_gpu.bench_gpu("field", 1, None, "openvino")
+        gpu.bench_gpu("field", 1, None, "openvino")
 
 
 @pytest.mark.usefixtures("short")
@@ -56,11 +56,11 @@ def test_a_whole_run_fills_the_file_and_prints_each_figure_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(bench_gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
-    monkeypatch.setattr(bench_gpu, "ON_CUDA", ("tensorrt", "openvino"))
-    monkeypatch.setattr(bench_gpu, "why_not", lambda runtime, *_: "refused" if runtime == "tensorrt" else None)
-    monkeypatch.setattr(bench_gpu, "shipped", lambda: ["field"])
-    bench_gpu.bench_gpu("field", 30, tmp_path / "gpu.json")
+    monkeypatch.setattr(gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
+    monkeypatch.setattr(gpu, "ON_CUDA", ("tensorrt", "openvino"))
+    monkeypatch.setattr(gpu, "why_not", lambda runtime, *_: "refused" if runtime == "tensorrt" else None)
+    monkeypatch.setattr(gpu, "shipped", lambda: ["field"])
+    gpu.bench_gpu("field", 30, tmp_path / "gpu.json")
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert (found["gpu"], found["driver"]) == ("NVIDIA H200", "580")
     assert found["weights_id_field"] == find_weights("field").id
@@ -94,9 +94,9 @@ def test_a_whole_run_fills_the_file_and_prints_each_figure_once(
 def test_where_no_runtime_works_the_file_says_why_of_each_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: None
 ) -> None:
-    monkeypatch.setattr(bench_gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
-    monkeypatch.setattr(bench_gpu, "why_not", lambda *_: "refused")
-    bench_gpu.bench_gpu("field", 30, tmp_path / "gpu.json")
+    monkeypatch.setattr(gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
+    monkeypatch.setattr(gpu, "why_not", lambda *_: "refused")
+    gpu.bench_gpu("field", 30, tmp_path / "gpu.json")
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["tensorrt_missing"] == found["torch_missing"] == "refused"
     assert found["relay_failed"] == "EngineMissing: no runtime works on this GPU"
@@ -144,8 +144,8 @@ def test_who_stops_the_command_keeps_what_was_measured(tmp_path: Path) -> None:
 def test_a_runtime_that_cannot_be_used_is_told_however_it_ends(
     monkeypatch: pytest.MonkeyPatch, program: str, reason: str | None
 ) -> None:
-    monkeypatch.setattr(bench_gpu, "TRY", program)
-    monkeypatch.setattr(bench_gpu, "TRY_SECONDS", 1.0 if reason and reason.startswith("no picture") else 30.0)
+    monkeypatch.setattr(gpu, "TRY", program)
+    monkeypatch.setattr(gpu, "TRY_SECONDS", 1.0 if reason and reason.startswith("no picture") else 30.0)
     assert why_not("torch", "field") == reason
 
 
@@ -156,7 +156,7 @@ faulthandler.dump_traceback_later(2.0, exit=True)
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 threading.Event().wait()
 """
-    monkeypatch.setattr(bench_gpu, "TRY", hanging)
+    monkeypatch.setattr(gpu, "TRY", hanging)
     reason = why_not("torch", "field")
     assert reason is not None
     assert re.fullmatch(r'no picture within 90 s: it hangs in File ".*/threading\.py", line \d+ in wait', reason)
@@ -183,26 +183,26 @@ class Rehearsal:
     arguments: dict[str, tuple[object, ...]] = field(default_factory=dict)
 
     def in_child(self, child: Child, seconds: float) -> Iterator[Mapping[str, object]]:
-        if seconds < bench_gpu_child.LEAST_SECONDS:
+        if seconds < gpu_child.LEAST_SECONDS:
             yield {f"{child.name}_left_out": NO_TIME}
             return
         name = f"{child.name} again" if child.name in self.begun else child.name
         self.begun[name], self.arguments[name] = seconds, child.arguments
-        self.now += seconds + bench_gpu_child.KILL_SECONDS if self.slow else 1.0
+        self.now += seconds + gpu_child.KILL_SECONDS if self.slow else 1.0
         yield self.figures.get(child.name, {})
 
     def why_not(self, _runtime: str, _weights: str, seconds: float) -> None:
-        self.now += min(seconds, bench_gpu.TRY_SECONDS) + bench_gpu_child.KILL_SECONDS if self.slow else 1.0
+        self.now += min(seconds, gpu.TRY_SECONDS) + gpu_child.KILL_SECONDS if self.slow else 1.0
 
     def run(self, monkeypatch: pytest.MonkeyPatch, minutes: float = 10, weights: str = "field") -> dict[str, object]:
         """The report."""
         kept: list[Findings] = []
-        monkeypatch.setattr(bench_gpu_findings, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(bench_gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
-        monkeypatch.setattr(bench_gpu, "why_not", self.why_not)
-        monkeypatch.setattr(bench_gpu, "in_child", self.in_child)
-        monkeypatch.setattr(bench_gpu, "Findings", lambda *words: kept.append(Findings(*words)) or kept[0])
-        bench_gpu.bench_gpu(weights, minutes, None)
+        monkeypatch.setattr(gpu_findings, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
+        monkeypatch.setattr(gpu, "why_not", self.why_not)
+        monkeypatch.setattr(gpu, "in_child", self.in_child)
+        monkeypatch.setattr(gpu, "Findings", lambda *words: kept.append(Findings(*words)) or kept[0])
+        gpu.bench_gpu(weights, minutes, None)
         return kept[0].figures
 
 
@@ -240,7 +240,7 @@ def test_what_is_worth_most_is_measured_first(monkeypatch: pytest.MonkeyPatch) -
     arguments = rehearsal.arguments
     assert arguments["checks_torch_field"] == ("torch", "field", 1)
     assert arguments["checks_torch_field again"] == ("torch", "field", None)
-    assert bench_gpu_times.cells()[0] == ((640, 360), (8, 1, 2, 4))
+    assert gpu_times.cells()[0] == ((640, 360), (8, 1, 2, 4))
     assert [arguments[name][2:] for name in ("times_torch", "times_torch again")] == [(0, 1), (1, None)]
     assert arguments["times_torch_paper"] == ("torch", "paper", [8])
     assert arguments["times_torch_paper again"] == ("torch", "paper", [32])
@@ -269,17 +269,17 @@ def test_nine_minutes_are_enough_to_try_64_feeds_twice_however_long_each_part_ta
     rehearsal = Rehearsal({"relay_tensorrt": CARRIED}, slow=True)
     rehearsal.run(monkeypatch, 9)
     seconds, begun = rehearsal.begun["relay_tensorrt"], list[int]()
-    left = seconds - min(bench_gpu_child.SPARE_SHARE * seconds, bench_gpu_child.SPARE_MOST)
+    left = seconds - min(gpu_child.SPARE_SHARE * seconds, gpu_child.SPARE_MOST)
 
-    def one_relay(_feed: Path, _folder: Path, count: int, *_: object) -> tuple[bench_gpu_relay.Figures, str]:
+    def one_relay(_feed: Path, _folder: Path, count: int, *_: object) -> tuple[gpu_relay.Figures, str]:
         begun.append(count)
         return {"fps": 1.0}, "too many"
 
     def time_left() -> float:
-        return left - len(begun) * bench_gpu_relay.STEP_SECONDS
+        return left - len(begun) * gpu_relay.STEP_SECONDS
 
-    monkeypatch.setattr(bench_gpu_relay, "one_relay", one_relay)
-    list(relay_figures(tmp_path, tmp_path, {}, 1.0, time_left, lambda: None, bench_gpu_relay.COUNTS, alone=False))
+    monkeypatch.setattr(gpu_relay, "one_relay", one_relay)
+    list(relay_figures(tmp_path, tmp_path, {}, 1.0, time_left, lambda: None, gpu_relay.COUNTS, alone=False))
     assert begun == [64, 64]
 
 
@@ -296,7 +296,7 @@ def test_where_all_goes_quickly_no_part_gets_more_than_its_own_time_and_the_rela
 def test_the_page_tells_the_time_of_each_step() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     told = re.findall(r"(?m)^\| .* \| (\d+|what is left) \| (\d+) % \|$", page)
-    limits = [value for value in vars(bench_gpu).values() if isinstance(value, bench_gpu.Limit)]
+    limits = [value for value in vars(gpu).values() if isinstance(value, gpu.Limit)]
     seconds = [f"{limit.each:.0f}" if limit.each < math.inf else "what is left" for limit in limits]
     assert told == list(zip(seconds, [f"{100 * limit.until:.0f}" for limit in limits], strict=True))
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from engines.gpu import Gpu
+from engines.nvidia.gpu import Gpu
 from tests.short_bench import shorten, together
 from tests.test_check import ROOT
-from tools import bench_gpu, bench_gpu_child
-from tools.bench_gpu_child import Child, in_child
-from tools.bench_gpu_findings import Findings
+from tools.benchmarks import gpu, gpu_child
+from tools.benchmarks.gpu_child import Child, in_child
+from tools.benchmarks.gpu_findings import Findings
 
 
 @pytest.fixture
@@ -34,19 +34,19 @@ with open(sys.argv[5], "a") as found:
 """Has found two figures, and most of another one, before it ends."""
 PART = """
 import os, threading
-from tools import bench_gpu_child, bench_gpu_parts
+from tools.benchmarks import gpu_child, gpu_parts
 
 def part(time_left):
     yield {"first": 1}
     %s
 
-bench_gpu_parts.PARTS["times"] = part
-bench_gpu_child.main()
+gpu_parts.PARTS["times"] = part
+gpu_child.main()
 """
 
 
 def child_of(monkeypatch: pytest.MonkeyPatch, program: str) -> Child:
-    monkeypatch.setattr(bench_gpu_child, "COMMAND", (sys.executable, "-c", program))
+    monkeypatch.setattr(gpu_child, "COMMAND", (sys.executable, "-c", program))
     return Child("times", "times_torch", "times")
 
 
@@ -62,7 +62,7 @@ def child_of(monkeypatch: pytest.MonkeyPatch, program: str) -> Child:
 def test_a_part_that_dies_or_is_killed_is_named_and_what_it_found_before_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, reason: str
 ) -> None:
-    monkeypatch.setattr(bench_gpu_child, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(gpu_child, "LEAST_SECONDS", 0.0)
     child = child_of(monkeypatch, DEAD + end)
     findings = Findings(tmp_path / "found.json", 60)
     findings.measure("times", lambda: in_child(child, 15.0 if "killed" in reason else 60.0))
@@ -98,7 +98,7 @@ def test_with_a_part_ends_all_that_it_began(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_part_that_hangs_tells_where_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_gpu_child, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(gpu_child, "LEAST_SECONDS", 0.0)
     program = "import faulthandler\n" + PART % "threading.Event().wait()"
     found = together(in_child(child_of(monkeypatch, program), 15.0))
     assert found.pop("first") == 1
@@ -132,7 +132,7 @@ def test_a_part_begins_nothing_more_near_its_end_or_when_nobody_reads_it(monkeyp
 
 
 def test_the_process_that_watches_them_loads_nothing_that_uses_cuda() -> None:
-    program = "import sys, tools.bench_gpu; print({'torch', 'pycuda', 'cuda', 'tensorrt_rtx'} & {*sys.modules})"
+    program = "import sys, tools.benchmarks.gpu; print({'torch', 'pycuda', 'cuda', 'tensorrt_rtx'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
@@ -142,11 +142,11 @@ def test_a_runtime_that_kills_its_process_costs_the_other_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(bench_gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
-    monkeypatch.setattr(bench_gpu, "ON_CUDA", ("tensorrt", "openvino"))
-    monkeypatch.setattr(bench_gpu, "why_not", lambda *_: None)
-    monkeypatch.setattr(bench_gpu, "shipped", lambda: ["field"])
-    bench_gpu.bench_gpu("field", 30, tmp_path / "gpu.json")
+    monkeypatch.setattr(gpu, "find_gpu", lambda: Gpu("NVIDIA H200", "580"))
+    monkeypatch.setattr(gpu, "ON_CUDA", ("tensorrt", "openvino"))
+    monkeypatch.setattr(gpu, "why_not", lambda *_: None)
+    monkeypatch.setattr(gpu, "shipped", lambda: ["field"])
+    gpu.bench_gpu("field", 30, tmp_path / "gpu.json")
     found = json.loads((tmp_path / "gpu.json").read_text())
     failed = {key: value for key, value in found.items() if key.endswith("_failed") and key != "environment_failed"}
     assert failed.keys() == {

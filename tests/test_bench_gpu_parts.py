@@ -22,12 +22,12 @@ from tests.doubling import DoublingEngine
 from tests.fake_tensorrt import Arrays, Compute
 from tests.short_bench import DOOR, SIZES, shorten, together
 from tests.test_runtime_tensorrt import bench, counting
-from tools import bench_gpu, bench_gpu_matrix, bench_gpu_parts, bench_gpu_times
-from tools.bench_gpu import shares
-from tools.bench_gpu_checks import Reference, contract, difference, make_picture, parity
-from tools.bench_gpu_child import in_child
-from tools.bench_gpu_matrix import flop, matrix_peak, product_rate
-from tools.bench_gpu_times import hidden, memory_growth, times
+from tools.benchmarks import gpu, gpu_matrix, gpu_parts, gpu_times
+from tools.benchmarks.gpu import shares
+from tools.benchmarks.gpu_checks import Reference, contract, difference, make_picture, parity
+from tools.benchmarks.gpu_child import in_child
+from tools.benchmarks.gpu_matrix import flop, matrix_peak, product_rate
+from tools.benchmarks.gpu_times import hidden, memory_growth, times
 
 ALONE = {"network_ms", "upload_ms", "download_ms", "door_ratio", "copies_hidden"}
 
@@ -141,7 +141,7 @@ def test_an_engine_that_fails_is_told_and_the_others_are_timed(monkeypatch: pyte
     with bench(monkeypatch) as b, TorchEngine(find_weights("field"), EngineOptions()) as other:
         b.library.without_memory = True
         engines = {"tensorrt": b.engine, "torch": other}
-        found = together(bench_gpu_parts.times_of_size(engines, (32, 32), (1,), lambda: 1.0))
+        found = together(gpu_parts.times_of_size(engines, (32, 32), (1,), lambda: 1.0))
     assert "too little GPU memory" in str(found["tensorrt_32x32_b1_failed"])
     assert isinstance(found["torch_32x32_b1_door_ms"], float)
 
@@ -174,10 +174,10 @@ def test_other_weights_are_timed_at_one_size(monkeypatch: pytest.MonkeyPatch, sh
         opened.append(options)
         return open_engine("openvino", weights, EngineOptions(cache=tmp_path, slots=options.slots))
 
-    monkeypatch.setattr(bench_gpu_parts, "open_engine", openvino)
+    monkeypatch.setattr(gpu_parts, "open_engine", openvino)
     found: dict[str, object] = {}
     for runtime in ("tensorrt", "torch"):
-        found |= together(bench_gpu_parts.times_of_others(runtime, "field", [1, 2], lambda: 1.0))
+        found |= together(gpu_parts.times_of_others(runtime, "field", [1, 2], lambda: 1.0))
     assert found.pop("times_tensorrt_field_failed") == "refused"
     assert found.keys() == {f"torch_field_32x32_b{count}_{name}" for count in (1, 2) for name in DOOR}
     assert [options.batch for options in opened] == [1, 2], "made ready for more than is timed"
@@ -189,14 +189,14 @@ def test_weights_that_cannot_be_opened_are_told(monkeypatch: pytest.MonkeyPatch,
     def refuse(*_: object) -> Door:
         raise EngineError("refused")
 
-    monkeypatch.setattr(bench_gpu_parts, "open_engine", refuse)
-    found = list(bench_gpu_parts.checks("torch", name, None, lambda: 1.0))
+    monkeypatch.setattr(gpu_parts, "open_engine", refuse)
+    found = list(gpu_parts.checks("torch", name, None, lambda: 1.0))
     assert found == [{f"checks_torch_{name}_failed": "refused"}]
 
 
 def test_parity_is_left_out_where_the_contract_took_all_time(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
-    monkeypatch.setattr(bench_gpu_parts, "open_engine", lambda *_: DoublingEngine())
-    found = together(bench_gpu_parts.checks("torch", "field", 1, lambda: 0.0))
+    monkeypatch.setattr(gpu_parts, "open_engine", lambda *_: DoublingEngine())
+    found = together(gpu_parts.checks("torch", "field", 1, lambda: 0.0))
     assert found.pop("parity_torch_uint8_field_left_out") == "no time was left"
     assert found["contract_torch_uint8_field_doubles"] is True
     assert found["contract_torch_uint8_field_sizes"] == "32x32"
@@ -204,10 +204,10 @@ def test_parity_is_left_out_where_the_contract_took_all_time(monkeypatch: pytest
 
 
 def test_other_weights_are_left_out_where_there_is_no_time_for_them() -> None:
-    assert list(bench_gpu_parts.times_of_others("torch", "field", [8], lambda: 0.0)) == [
+    assert list(gpu_parts.times_of_others("torch", "field", [8], lambda: 0.0)) == [
         {"times_torch_field_left_out": "no time was left"}
     ]
-    checks = bench_gpu.checks("torch", "field", "field", None)
+    checks = gpu.checks("torch", "field", "field", None)
     assert list(in_child(checks, 0.0)) == [{"checks_torch_field_left_out": "no time was left"}]
 
 
@@ -262,12 +262,12 @@ def test_the_memory_of_a_size_is_what_making_ready_for_it_takes(
 
 
 def test_the_memory_of_a_size_is_that_of_the_largest_batches(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
-    monkeypatch.setattr(bench_gpu_times, "BATCHES", ((1,), (2,)))
-    monkeypatch.setattr(bench_gpu_parts, "used_mb", lambda: 100.0)
+    monkeypatch.setattr(gpu_times, "BATCHES", ((1,), (2,)))
+    monkeypatch.setattr(gpu_parts, "used_mb", lambda: 100.0)
     with DoublingEngine() as engine:
         engine.allow(24, 1)
         found = {
-            count: together(bench_gpu_parts.times_of_size({"torch": engine}, (32, 32), [count], lambda: 1.0))
+            count: together(gpu_parts.times_of_size({"torch": engine}, (32, 32), [count], lambda: 1.0))
             for count in (1, 2)
         }
     assert "torch_32x32_gpu_memory_mb" not in found[1]
@@ -276,7 +276,7 @@ def test_the_memory_of_a_size_is_that_of_the_largest_batches(monkeypatch: pytest
 
 def test_batches_for_which_no_time_is_left_are_told() -> None:
     engines = {"torch": DoublingEngine()}
-    found = together(bench_gpu_parts.times_of_size(engines, (32, 32), (1, 2), lambda: -1.0))
+    found = together(gpu_parts.times_of_size(engines, (32, 32), (1, 2), lambda: -1.0))
     assert found == {f"times_torch_32x32_b{count}_left_out": "no time was left" for count in (1, 2)}
 
 
@@ -289,8 +289,8 @@ def test_a_size_that_is_timed_gives_its_memory_back(
         opened.append(open_engine("openvino", weights, EngineOptions(cache=tmp_path, slots=options.slots)))
         return opened[-1]
 
-    monkeypatch.setattr(bench_gpu_parts, "open_engine", openvino)
-    for figures in bench_gpu_parts.times("tensorrt", "field", 0, None, lambda: 1.0):
+    monkeypatch.setattr(gpu_parts, "open_engine", openvino)
+    for figures in gpu_parts.times("tensorrt", "field", 0, None, lambda: 1.0):
         if any("48x32_b" in key for key in figures):
             assert opened[-1].is_ready(48, 32)
             assert not any(engine.is_ready(32, 32) for engine in opened)
@@ -329,7 +329,7 @@ def test_operations_are_those_of_all_convolutions_and_of_the_way_back_to_planes(
 def test_the_peak_is_the_best_of_the_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert product_rate("cpu", torch.float32, 16) > 0
     rates = {16: 1e9, 64: 3e9, 128: 2e9}
-    monkeypatch.setattr(bench_gpu_matrix, "product_rate", lambda _device, _kind, side: rates[side])
+    monkeypatch.setattr(gpu_matrix, "product_rate", lambda _device, _kind, side: rates[side])
     assert matrix_peak("cpu", torch.float32, (16, 64, 128)) == (3e9, 64)
 
 
@@ -342,8 +342,8 @@ def test_weights_whose_numbers_are_missing_cost_the_peak_and_other_weights_nothi
             (tmp_path / name / file).symlink_to(SHIPPED / name / file)
     (tmp_path / "field-lite" / NUMBERS).unlink()
     monkeypatch.setattr(cards, "SHIPPED", tmp_path)
-    monkeypatch.setattr(bench_gpu_matrix, "matrix_peak", lambda: (800e12, 8192))
-    found = together(bench_gpu_parts.efficiency("field", lambda: 99.0))
+    monkeypatch.setattr(gpu_matrix, "matrix_peak", lambda: (800e12, 8192))
+    found = together(gpu_parts.efficiency("field", lambda: 99.0))
     assert NUMBERS in str(found.pop("efficiency_field-lite_failed"))
     assert (found.pop("matrix_peak_tflops"), found.pop("matrix_peak_side")) == (800.0, 8192)
     assert found.keys() == {"gflop_32x32", "gflop_48x32", "gflop_paper_32x32"}

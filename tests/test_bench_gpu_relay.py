@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 from engines.door import Door, Slot
-from engines.gpu import has_driver
+from engines.nvidia.gpu import has_driver
 from engines.runtime import EngineOptions
 from stream.settings import EngineSettings
-from stream.wire import Status
+from stream.wire.messages import Status
 from tests.doubling import DoublingEngine
 from tests.short_bench import shorten, together
-from tools import bench_gpu_parts, bench_gpu_relay, bench_stream
-from tools.bench_gpu_relay import Watched, relay_figures, step_figures, why_too_many
+from tools.benchmarks import gpu_parts, gpu_relay, stream
+from tools.benchmarks.gpu_relay import Watched, relay_figures, step_figures, why_too_many
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
     def listen(_viewer: object, _seen: Watched, _relay: object, seconds: float, **_: object) -> None:
         waited.append(seconds)
 
-    monkeypatch.setattr(bench_gpu_relay, "running_relay", lambda *_: nullcontext((None, f"ipc://{tmp_path}/wire")))
-    monkeypatch.setattr(bench_gpu_relay, "listen", listen)
+    monkeypatch.setattr(gpu_relay, "running_relay", lambda *_: nullcontext((None, f"ipc://{tmp_path}/wire")))
+    monkeypatch.setattr(gpu_relay, "listen", listen)
     return waited
 
 
@@ -85,11 +85,11 @@ def test_relays_are_tried_from_the_middle_up_or_down_and_a_slip_is_forgiven(
 ) -> None:
     begun: list[int] = []
 
-    def one_relay(_feed: Path, _folder: Path, count: int, *_: object) -> tuple[bench_gpu_relay.Figures, str]:
+    def one_relay(_feed: Path, _folder: Path, count: int, *_: object) -> tuple[gpu_relay.Figures, str]:
         begun.append(count)
         return {"fps": 1.0}, "" if count <= carries and len(begun) > slips else "too many"
 
-    monkeypatch.setattr(bench_gpu_relay, "one_relay", one_relay)
+    monkeypatch.setattr(gpu_relay, "one_relay", one_relay)
     *_, last = relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 99.0, lambda: None, (8, 16, 32, 48, 64, 80, 96, 128))
     assert begun == tried
     assert last == {"relay_feeds": max((count for count in tried if count <= carries), default=0), "relay_limit": limit}
@@ -105,11 +105,11 @@ def test_fewer_feeds_are_tried_only_where_the_first_relay_sends_pictures(
 ) -> None:
     begun: list[int] = []
 
-    def one_relay(_feed: Path, _folder: Path, count: int, *_: object) -> tuple[bench_gpu_relay.Figures, str]:
+    def one_relay(_feed: Path, _folder: Path, count: int, *_: object) -> tuple[gpu_relay.Figures, str]:
         begun.append(count)
         return ({"started": shown} if shown else {}), "not all had a picture"
 
-    monkeypatch.setattr(bench_gpu_relay, "one_relay", one_relay)
+    monkeypatch.setattr(gpu_relay, "one_relay", one_relay)
     *_, last = relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 99.0, lambda: None, (8, 16, 32), alone)
     assert begun == tried
     assert last == {"relay_feeds": 0, "relay_limit": f"{tried[-1]} feeds: not all had a picture"}
@@ -130,14 +130,14 @@ def test_of_a_relay_whose_feeds_do_not_all_begin_it_is_told_how_many_did(
         seen.first |= {"bench0": 1, "bench1": 1}
 
     relay = SimpleNamespace(poll=lambda: ended)
-    monkeypatch.setattr(bench_gpu_relay, "running_relay", lambda *_: nullcontext((relay, f"ipc://{tmp_path}/wire")))
-    monkeypatch.setattr(bench_gpu_relay, "listen", listen)
-    told = bench_gpu_relay.one_relay(tmp_path, tmp_path, 4, {}, 1.0, lambda: 300.0, lambda: None)
+    monkeypatch.setattr(gpu_relay, "running_relay", lambda *_: nullcontext((relay, f"ipc://{tmp_path}/wire")))
+    monkeypatch.setattr(gpu_relay, "listen", listen)
+    told = gpu_relay.one_relay(tmp_path, tmp_path, 4, {}, 1.0, lambda: 300.0, lambda: None)
     assert told == (figures, "2 of them had a picture within 120 s")
 
 
 def test_the_most_feeds_so_far_are_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench_gpu_relay, "one_relay", lambda *_: ({"fps": 1.0}, ""))
+    monkeypatch.setattr(gpu_relay, "one_relay", lambda *_: ({"fps": 1.0}, ""))
     found = relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 99.0, lambda: None, (64, 128))
     assert [part["relay_feeds"] for part in found if "relay_feeds" in part] == [64, 128, 128]
 
@@ -147,10 +147,10 @@ def test_a_runtime_whose_relay_sends_nothing_has_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fps: dict[str, float], told: list[str]
 ) -> None:
     last = {"relay_feeds": 0, "relay_limit": "32 feeds: none"}
-    monkeypatch.setattr(bench_gpu_relay, "relay_figures", lambda *_: iter([{"relay_32_feeds_tries": 1} | fps, last]))
-    monkeypatch.setattr(bench_gpu_parts, "night", lambda folder: folder)
-    monkeypatch.setattr(bench_stream, "repeated", lambda *_: tmp_path)
-    found = list(bench_gpu_parts.relay("torch", "field", str(tmp_path), None, False, lambda: 99.0))
+    monkeypatch.setattr(gpu_relay, "relay_figures", lambda *_: iter([{"relay_32_feeds_tries": 1} | fps, last]))
+    monkeypatch.setattr(gpu_parts, "night", lambda folder: folder)
+    monkeypatch.setattr(stream, "repeated", lambda *_: tmp_path)
+    found = list(gpu_parts.relay("torch", "field", str(tmp_path), None, False, lambda: 99.0))
     assert [part["relay_torch_failed"] for part in found if "relay_torch_failed" in part] == told
 
 
@@ -168,28 +168,28 @@ def test_before_the_relay_a_runtime_is_made_ready_for_it_with_the_relays_own_opt
             super().prepare(width, height)
 
         def submit(self, slots: Sequence[Slot]) -> None:
-            assert prepared == [bench_gpu_relay.SIZE]
+            assert prepared == [gpu_relay.SIZE]
             super().submit(slots)
 
     def open_prepared(_runtime: str, _weights: str, options: EngineOptions) -> Door:
         opened.append(options)
         return Prepared()
 
-    monkeypatch.setattr(bench_gpu_parts, "open_engine", open_prepared)
-    monkeypatch.setattr(bench_gpu_parts, "TAPE_SECONDS", 1)
+    monkeypatch.setattr(gpu_parts, "open_engine", open_prepared)
+    monkeypatch.setattr(gpu_parts, "TAPE_SECONDS", 1)
     if chosen:
         monkeypatch.setenv("NIGHTBRIDGE__ENGINE__BATCH", chosen)
-    found = together(bench_gpu_parts.codecs("torch", "field", str(tmp_path), lambda: 99.0))
+    found = together(gpu_parts.codecs("torch", "field", str(tmp_path), lambda: 99.0))
     assert found.keys() == {"relay_decode_ms", "relay_encode_ms"}
-    assert prepared == [bench_gpu_relay.SIZE]
+    assert prepared == [gpu_relay.SIZE]
     assert [options.batch for options in opened] == [batch]
 
 
 def test_the_recording_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench_stream, "make_feed", lambda _clip, feed, *_: feed.touch())
-    feed = bench_gpu_parts.night(tmp_path)
+    monkeypatch.setattr(stream, "make_feed", lambda _clip, feed, *_: feed.touch())
+    feed = gpu_parts.night(tmp_path)
     feed.write_text("kept")
-    assert bench_gpu_parts.night(tmp_path).read_text() == "kept"
+    assert gpu_parts.night(tmp_path).read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["night.ts"]
 
 
@@ -218,6 +218,6 @@ def test_figures_of_a_relay_are_of_the_time_in_which_it_was_watched() -> None:
         ({"fps": 97.0}, "of 100 pictures a second fewer came out"),
     ],
 )
-def test_what_is_too_much_for_a_relay_is_said(change: bench_gpu_relay.Figures, reason: str | None) -> None:
-    figures: bench_gpu_relay.Figures = {"dropped": 0, "lost": 0, "age_p95_ms": 149.0, "fps": 99.0}
+def test_what_is_too_much_for_a_relay_is_said(change: gpu_relay.Figures, reason: str | None) -> None:
+    figures: gpu_relay.Figures = {"dropped": 0, "lost": 0, "age_p95_ms": 149.0, "fps": 99.0}
     assert why_too_many(figures | change, 4) == reason

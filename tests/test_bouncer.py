@@ -17,11 +17,11 @@ from socket import SO_LINGER, SOL_SOCKET, create_connection, socket
 
 import pytest
 
-from stream import bouncer
 from stream.publish import Publisher
 from stream.settings import RelaySettings
 from stream.subscribe import Subscriber
-from stream.wire import Header
+from stream.wire import bouncer
+from stream.wire.messages import Header
 from tests.test_check import ROOT
 from tests.waiting import wait_until
 
@@ -108,7 +108,7 @@ RESET_WHILE_FULL = """
 import sys, time
 from stream.publish import Publisher
 from stream.settings import RelaySettings
-from stream.wire import Header
+from stream.wire.messages import Header
 with Publisher(RelaySettings(endpoint="tcp://127.0.0.1:*"), "run") as publisher:
     print(publisher.endpoint, flush=True)
     for line in sys.stdin:

@@ -14,7 +14,7 @@ from engines.door import Slot
 from stream.publish import Publisher
 from stream.relay import Relay
 from stream.settings import EngineSettings, FeedSettings, RelaySettings, Settings
-from stream.wire import decode_status
+from stream.wire.messages import decode_status
 from tests.clips import UdpSender, free_port, make_clip, read_number
 from tests.doubling import DoublingEngine
 from tests.test_pipeline import decoded, holds, luma, pictures, watched

@@ -23,12 +23,12 @@ from av.stream import Disposition
 from engines.colour import CENTRE, Colour, to_planes, to_rgb
 from engines.door import Slot
 from engines.errors import EngineError
+from stream.codecs.plain import colour_of, is_neutral
 from stream.errors import CodecError, SourceUnsupported
 from stream.files import part_writer
 from stream.files.convert import IN_FLIGHT, Conversion, Progress, convert, job_of, numbered_frames
 from stream.files.recolour import recoloured
 from stream.frame import plane_view
-from stream.plain import colour_of, is_neutral
 from stream.sources.recording import open_recording
 from tests.clips import joined, klv_packet, make_clip, read_number, read_patches, turned
 from tests.doubling import DoublingEngine

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from engines.cuda_graphs import CapturedGraph, import_bindings
 from engines.errors import EngineError
+from engines.nvidia.cuda_graphs import CapturedGraph, import_bindings
 from tests.fake_cuda import FakeBindings, FakeCuda, Operation
 
 

@@ -16,10 +16,10 @@ from av.video.frame import VideoFrame
 from msgspec.structs import replace
 
 from engines.colour import CENTRE, Colour
+from stream.codecs.plain import PlainPictures, colour_of
 from stream.decode import Decoder
 from stream.errors import SourceLost
 from stream.frame import AccessUnit, Frame, SourcePacket
-from stream.plain import PlainPictures, colour_of
 from stream.settings import FeedSettings
 from stream.source import open_source
 from tests.clips import (

@@ -19,10 +19,10 @@ from av.video.stream import VideoStream
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from stream.codecs.h264 import Bits, nal_units
 from stream.decode import Decoder, PictureTooLarge
 from stream.errors import StreamError
 from stream.frame import SourcePacket
-from stream.h264 import Bits, nal_units
 from stream.settings import FeedSettings
 from stream.source import open_source
 from tests.clips import make_clip, read_number

@@ -22,7 +22,7 @@ from stream.encode import Encoder
 from stream.errors import StreamError
 from stream.frame import plane_view
 from stream.settings import EncoderSettings
-from stream.wire import Kind, Message, Stamped
+from stream.wire.messages import Kind, Message, Stamped
 from tests.clips import make_clip
 from tests.waiting import wait_until
 from tools import demo_parts

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import zmq.auth
 
-from stream import doorkeeper
-from stream.doorkeeper import Guests
 from stream.errors import WireError
-from stream.keys import make_keys, read_keys
 from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
+from stream.wire import doorkeeper
+from stream.wire.doorkeeper import Guests
+from stream.wire.keys import make_keys, read_keys
 from tests.published import Camera
 from tests.waiting import DEADLINE, wait_until
 

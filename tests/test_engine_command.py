@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from engines import gpu, plans, runtime_tensorrt, tensorrt_library
-from engines.tensorrt_builder import Built
-from engines.tensorrt_library import Library, import_tensorrt
+from engines import runtime_tensorrt
+from engines.nvidia import gpu, plans, tensorrt_library
+from engines.nvidia.tensorrt_builder import Built
+from engines.nvidia.tensorrt_library import Library, import_tensorrt
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRt
 from tests.test_check import nightbridge

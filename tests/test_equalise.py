@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engines.data.lol import Picture
-from engines.equalise import channels_of, equalised, measure
+from engines.int8.equalise import channels_of, equalised, measure
 from engines.network.config import PARTS
 from engines.network.neid import Neid, initialise
 from tests.identity import SMALL

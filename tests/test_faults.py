@@ -14,13 +14,13 @@ from random import Random
 import pytest
 
 from engines.door import Slot
-from stream import backoff
 from stream.enhance import Gather
 from stream.feed import Feed
 from stream.frame import Frame
 from stream.publish import Publisher
 from stream.relay import Relay
 from stream.settings import FeedSettings, RelaySettings, Settings
+from stream.sources import backoff
 from tests.cameras import LiveCamera
 from tests.clips import UdpSender, free_port, make_clip
 from tests.doubling import DoublingEngine

@@ -5,7 +5,7 @@ import threading
 import pytest
 from av import logging as ffmpeg
 
-from stream.ffmpeg_log import overheard, tells
+from stream.codecs.ffmpeg_log import overheard, tells
 
 
 def test_what_ffmpeg_tells_in_a_thread_is_heard_there_and_nowhere_else(

@@ -7,9 +7,9 @@ import av
 import pytest
 from av.stream import Stream
 
+from stream.codecs.h264 import nal_units
 from stream.decode import Decoder
 from stream.frame import Frame, SourcePacket
-from stream.h264 import nal_units
 from stream.settings import FeedSettings
 from stream.source import open_source
 from stream.sources.fields import FieldPairs

@@ -12,9 +12,9 @@ import pytest
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from stream.codecs.h264 import Bits, ReferenceCheck, nal_units, recovery_count
 from stream.decode import Decoder
 from stream.frame import Frame, plane_view
-from stream.h264 import Bits, ReferenceCheck, nal_units, recovery_count
 from stream.settings import FeedSettings
 from stream.source import open_source
 from stream.sources.fields import rewritten

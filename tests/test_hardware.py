@@ -16,14 +16,15 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from engines.colour import Colour
-from engines.gpu import Gpu, has_driver
-from stream import decode, encode, hardware, outlet
+from engines.nvidia.gpu import Gpu, has_driver
+from stream import decode, encode, outlet
+from stream.codecs import hardware
+from stream.codecs.hardware import NVENC, informed, nvdec, nvenc_options
 from stream.decode import Decoder
 from stream.encode import EncodedPicture, Encoder, encoder_options
 from stream.errors import CodecError
 from stream.feed import CodecStage, Feed
 from stream.frame import Frame
-from stream.hardware import NVENC, informed, nvdec, nvenc_options
 from stream.outlet import Outlet
 from stream.publish import Publisher
 from stream.relay import Relay

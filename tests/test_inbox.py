@@ -4,8 +4,8 @@ from itertools import count, cycle, pairwise
 import msgspec
 import pytest
 
-from stream.inbox import Inbox, Lateness
-from stream.wire import Header, Kind, Message, Numbering
+from stream.wire.inbox import Inbox, Lateness
+from stream.wire.messages import Header, Kind, Message, Numbering
 
 SECOND = 1_000_000_000
 FRAME = 40_000_000

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import zmq.auth
 
-from stream.keys import make_keys
 from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
-from stream.wire import Header
+from stream.wire.keys import make_keys
+from stream.wire.messages import Header
 from tests.test_check import nightbridge
 from tests.waiting import wait_until
 

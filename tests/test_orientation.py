@@ -13,16 +13,16 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from stream.codecs.orientation import Orientation, orientation_of, swaps_sides, upright
 from stream.decode import Decoder
 from stream.files.convert import convert
 from stream.frame import Frame, plane_view
-from stream.orientation import Orientation, orientation_of, swaps_sides, upright
 from stream.settings import FeedSettings
 from stream.source import open_source
 from stream.sources.fields import rewritten
 from stream.sources.recording import open_recording
 from stream.view import PictureDecoder
-from stream.wire import Message
+from stream.wire.messages import Message
 from tests.clips import joined, make_clip, picture, read_number, turned
 from tests.doubling import DoublingEngine
 from tests.test_pipeline import recording, replayed

@@ -17,7 +17,7 @@ from stream.outlet import Outlet
 from stream.publish import Publisher
 from stream.settings import EncoderSettings, FeedSettings, RelaySettings
 from stream.subscribe import Subscriber
-from stream.wire import Header
+from stream.wire.messages import Header
 from tests.doubling import DoublingEngine
 from tests.published import relay
 from tests.waiting import DEADLINE

@@ -10,7 +10,7 @@ import av
 import pytest
 
 from stream.frame import SourcePacket
-from stream.pace import paced
+from stream.sources.pace import paced
 
 HOUR = 3_600_000
 
@@ -103,7 +103,7 @@ class Clock(threading.Event):
 def test_a_source_that_has_become_later_for_good_is_paced_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """As live HLS after a pause of its server: a segment a second, all of it at once."""
     clock = Clock()
-    monkeypatch.setattr("stream.pace.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("stream.sources.pace.time.monotonic", lambda: clock.now)
 
     def segments() -> Iterator[SourcePacket]:
         for number in range(500):
@@ -120,7 +120,7 @@ def test_a_source_that_has_become_later_for_good_is_paced_again(monkeypatch: pyt
 
 def test_a_machine_that_was_busy_for_a_while_catches_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("stream.pace.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("stream.sources.pace.time.monotonic", lambda: clock.now)
     for number, _ in enumerate(paced((packet(40 * number) for number in range(1000)), clock)):
         if number == 100:
             clock.now += 8

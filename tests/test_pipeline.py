@@ -20,18 +20,19 @@ from av.stream import Stream
 
 from engines.door import Door, Memory, Slot
 from engines.errors import EngineError
-from stream import backoff, outlet, pipeline
+from stream import outlet, pipeline
 from stream.errors import SourceLost
 from stream.frame import Frame, SourcePacket
 from stream.metrics import FeedFigures
 from stream.publish import Publisher
 from stream.relay import Relay
 from stream.settings import EncoderSettings, FeedSettings, RelaySettings, Settings
+from stream.sources import backoff
 from stream.sources.recording import RecordedSegment
 from stream.sources.segment import Segment
 from stream.subscribe import Subscriber
 from stream.view import PictureDecoder
-from stream.wire import Header, Kind, Message, decode_feeds, decode_status
+from stream.wire.messages import Header, Kind, Message, decode_feeds, decode_status
 from tests.cameras import LiveCamera
 from tests.clips import PATCHES, UdpSender, free_port, klv_packet, make_clip, read_number, read_patches
 from tests.doubling import DoublingEngine

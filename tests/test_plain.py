@@ -15,8 +15,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from engines.colour import CENTRE, Colour
+from stream.codecs.plain import PlainPictures, colour_of, is_hdr
 from stream.frame import Frame, plane_view
-from stream.plain import PlainPictures, colour_of, is_hdr
 from tests.clips import PATCHES, joined, make_clip, read_patches
 from tests.test_check import ROOT
 from tests.test_orientation import decoded
@@ -196,7 +196,7 @@ def test_usual_video_that_follows_hdr_and_tells_nothing_of_its_colours_is_not_ma
 
 ABORTING = """
 import av
-from stream.plain import PlainPictures
+from stream.codecs.plain import PlainPictures
 for interlaced in (False, True):
     pictures, picture = PlainPictures(), av.VideoFrame(64, 48, "{}")
     pictures.interlaced = interlaced

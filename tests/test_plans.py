@@ -18,13 +18,13 @@ import pytest
 from onnx import TensorProto, helper
 from packaging.requirements import Requirement
 
-from engines import gpu, plans, tensorrt_builder
 from engines.cards import NUMBERS, SHIPPED, Card, Weights, write_card
 from engines.errors import EngineError, EngineMismatch, EngineMissing
-from engines.gpu import NO_GPU, Gpu, find_gpu, has_driver, is_sound, prepare_primary_context
-from engines.plans import Machine, PlanKey, Plans
-from engines.tensorrt_builder import build_plan, make_profile
-from engines.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
+from engines.nvidia import gpu, plans, tensorrt_builder
+from engines.nvidia.gpu import NO_GPU, Gpu, find_gpu, has_driver, is_sound, prepare_primary_context
+from engines.nvidia.plans import Machine, PlanKey, Plans
+from engines.nvidia.tensorrt_builder import build_plan, make_profile
+from engines.nvidia.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
 from tests.test_check import ROOT
 
 REMEMBERS = 4
@@ -208,8 +208,8 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from engines.cards import Weights
-from engines.plans import Plans
-from engines.tensorrt_library import import_tensorrt
+from engines.nvidia.plans import Plans
+from engines.nvidia.tensorrt_library import import_tensorrt
 folder = Path(sys.argv[1])
 plans = Plans(import_tensorrt(), cache=folder / "cache")
 print("ready", flush=True)

@@ -20,7 +20,7 @@ from stream.errors import WireError
 from stream.publish import Joins, Publisher
 from stream.settings import RelaySettings
 from stream.subscribe import Subscriber
-from stream.wire import Header, Kind, Message, decode_message
+from stream.wire.messages import Header, Kind, Message, decode_message
 from tests.link import thin_link
 from tests.live import Viewer
 from tests.published import relay
@@ -606,7 +606,7 @@ PUBLISH_AND_END = """
 import sys, time
 from stream.publish import Publisher
 from stream.settings import RelaySettings
-from stream.wire import Header
+from stream.wire.messages import Header
 with Publisher(RelaySettings(endpoint="tcp://127.0.0.1:*"), "run", lossless=sys.argv[1] == "lossless") as publisher:
     print(publisher.endpoint, flush=True)
     publisher.wait_for_viewer("pier", 30)

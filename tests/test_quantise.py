@@ -18,9 +18,9 @@ from openvino import opset13 as ops
 
 from engines.data.lol import Picture
 from engines.export import export_onnx, quiet
+from engines.int8.quantise import export_int8, inputs_of, spell_out
+from engines.int8.unbias import biased, channel_means
 from engines.network.neid import Neid, initialise
-from engines.quantise import export_int8, inputs_of, spell_out
-from engines.unbias import biased, channel_means
 from tests.identity import SMALL
 
 ROOT = Path(__file__).parents[1]

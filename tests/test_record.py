@@ -28,7 +28,7 @@ from stream.frame import plane_view
 from stream.publish import Publisher
 from stream.record import Recorder
 from stream.settings import EncoderSettings
-from stream.wire import Header, Kind, Message, Numbering, encode_feeds
+from stream.wire.messages import Header, Kind, Message, Numbering, encode_feeds
 from tests.clips import make_clip
 from tests.doubling import DoublingEngine
 from tests.impostors import Impostor, hangs_up

@@ -22,7 +22,7 @@ from engines.cards import NUMBERS, Card, write_card
 from stream.files.replay import Bookmark, Playlist, Position
 from stream.settings import FeedSettings, load_settings
 from stream.subscribe import Subscriber
-from stream.wire import Message
+from stream.wire.messages import Message
 from tests.clips import klv_packet, make_clip, read_number
 from tests.link import thin_link
 from tests.replaying import Replay, finished, replay, result

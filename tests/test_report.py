@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from tests.test_check import ROOT
-from tools.report import print_values, write_json
+from tools.common.report import print_values, write_json
 
 VALUES = {
     "name": "[pier]",
@@ -81,7 +81,7 @@ def test_a_pipe_gets_the_object_and_stays_a_pipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("output", ["/dev/stdout", "/dev/stderr"])
 def test_a_file_that_the_output_goes_to_keeps_what_else_is_written(tmp_path: Path, output: str) -> None:
-    program = f"from tools.report import *; print('told'); write_json(Path({output!r}), {{'a': 1}})"
+    program = f"from tools.common.report import *; print('told'); write_json(Path({output!r}), {{'a': 1}})"
     log = tmp_path / "log"
     with log.open("w") as file:
         print("before", file=file, flush=True)

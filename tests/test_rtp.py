@@ -17,9 +17,9 @@ from av.packet import Packet
 from av.stream import Stream
 from numpy.typing import NDArray
 
+from stream.codecs.ffmpeg_log import Line
 from stream.decode import Decoder
 from stream.errors import SourceLost
-from stream.ffmpeg_log import Line
 from stream.frame import Frame
 from stream.settings import FeedSettings
 from stream.source import open_source

@@ -13,8 +13,8 @@ import pytest
 
 from engines.data.darken import Night
 from stream.errors import SourceLost
-from stream.rtsp_camera import UNSENT, RtspCamera
-from stream.simulate import Codec, NightCamera
+from stream.simulator.camera import Codec, NightCamera
+from stream.simulator.rtsp_camera import UNSENT, RtspCamera
 from stream.source import open_source
 from tests.clips import free_port, make_clip
 from tests.reading import feed, nothing_left, numbers, take, why_lost

@@ -26,7 +26,7 @@ from engines.cards import SHIPPED
 from engines.runtime import EngineOptions
 from stream.relay import Relay
 from stream.subscribe import Subscriber
-from stream.wire import Message, decode_status
+from stream.wire.messages import Message, decode_status
 from tests.clips import UdpSender, free_port, make_clip
 from tests.waiting import wait_until
 from tools.run import Watch, read_again, tables_of
@@ -419,7 +419,7 @@ def test_a_high_water_mark_that_is_too_low_for_so_many_feeds_is_told_at_the_star
 
 SIGNALS = """
 import os, signal, threading
-from tools.signals import stopped_by_signals
+from tools.common.signals import stopped_by_signals
 
 stop = threading.Event()
 interrupt = threading.Thread(target=lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(200)])

@@ -15,7 +15,7 @@ from engines.cards import Weights, find_weights
 from engines.door import Door
 from engines.errors import EngineMismatch, EngineMissing
 from engines.fallback import FallbackEngine
-from engines.plans import FILES as OF_TENSORRT
+from engines.nvidia.plans import FILES as OF_TENSORRT
 from engines.runtime import PRECISIONS, EngineOptions, open_engine, open_with_fallback
 from engines.runtime_openvino import FILES as OF_OPENVINO
 from tests.test_fallback import Fake
@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 
 WITHOUT_DRIVER = """
 import logging, sys
-import engines.gpu
-engines.gpu.DRIVER = "libno-such-driver.so"
+import engines.nvidia.gpu
+engines.nvidia.gpu.DRIVER = "libno-such-driver.so"
 from engines.runtime import open_with_fallback
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 with open_with_fallback() as engine:

@@ -15,15 +15,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engines import cuda_engine, ring, runtime_tensorrt, tensorrt_lanes
+from engines import ring, runtime_tensorrt
 from engines.cards import NUMBERS, find_weights
 from engines.checkpoint import load_network
 from engines.colour import Colour
-from engines.cuda_lanes import LANES, counts_to_see
 from engines.door import EngineInfo, Slot
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.fallback import is_left_behind
-from engines.gpu import NO_GPU, Gpu
+from engines.nvidia import cuda_engine, tensorrt_lanes
+from engines.nvidia.cuda_lanes import LANES, counts_to_see
+from engines.nvidia.gpu import NO_GPU, Gpu
 from engines.picture import PictureGraph
 from engines.ring import is_busy
 from engines.runtime import EngineOptions, open_engine
@@ -62,7 +63,7 @@ class Bench:
 
 
 class FakePlans:
-    """Stands for `engines.plans.Plans`."""
+    """Stands for `engines.nvidia.plans.Plans`."""
 
     stored: list[bytes]
     asked: list[object]

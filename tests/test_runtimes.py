@@ -15,15 +15,15 @@ import pytest
 
 from engines.cards import Weights, find_weights
 from engines.colour import Colour, to_planes, to_rgb
-from engines.cuda_engine import CudaEngine
 from engines.door import Door, Memory
 from engines.errors import EngineError, EngineMismatch, EngineMissing
 from engines.evaluation.scores import psnr
+from engines.nvidia.cuda_engine import CudaEngine
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_torch import TorchEngine
 from tests.identity import identity_network, store
 from tests.test_colour import colour_bars
-from tools.bench_gpu_checks import BATCH_DIFFERENCE, make_picture
+from tools.benchmarks.gpu_checks import BATCH_DIFFERENCE, make_picture
 
 ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("torch-fp16", "tensorrt-fp16")]
 RUNTIMES = ["torch-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8", "openvino-fp32-parallel", *ON_A_GPU]

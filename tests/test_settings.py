@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from engines.cards import SHIPPED as WEIGHTS_FOLDER
 from stream.errors import SettingsError
-from stream.keys import make_keys
 from stream.settings import EncoderSettings, EngineSettings, FeedSettings, Settings, load_settings, require_weights
+from stream.wire.keys import make_keys
 
 SHIPPED = Path(__file__).parents[1] / "config.toml"
 

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from engines.data.darken import Night
 from stream.errors import SourceLost, SourceUnsupported
-from stream.simulate import Codec, NightCamera, Sent, simulate_night
+from stream.simulator.camera import Codec, NightCamera, Sent, simulate_night
 from tests.clips import make_clip
 from tests.waiting import DEADLINE, wait_until
 from tools import simulate as command
@@ -79,7 +79,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("stream.simulate.time", clock)
+    monkeypatch.setattr("stream.simulator.camera.time", clock)
     return clock
 
 

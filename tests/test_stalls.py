@@ -10,7 +10,7 @@ import pytest
 
 from stream import publish
 from stream.subscribe import Subscriber
-from stream.wire import Header
+from stream.wire.messages import Header
 from tests.link import thin_link
 from tests.live import Live, Viewer, stall
 from tests.published import relay

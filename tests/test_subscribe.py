@@ -17,11 +17,11 @@ import zmq.auth
 
 from stream import subscribe
 from stream.errors import WireError
-from stream.keys import make_keys
 from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
-from stream.wire import ALL_FEEDS, Header, Message, Numbering, decode_message, encode_message
+from stream.wire.keys import make_keys
+from stream.wire.messages import ALL_FEEDS, Header, Message, Numbering, decode_message, encode_message
 from tests.impostors import Impostor, hangs_up, is_mute
 from tests.live import Live
 from tests.published import Camera, relay

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from engines.colour import Colour
 from stream.frame import Frame
 from stream.timeline import Timeline
-from stream.wire import LARGEST_TICKS
+from stream.wire.messages import LARGEST_TICKS
 
 MPEG_TS = Fraction(1, 90_000)
 STEP = 3600

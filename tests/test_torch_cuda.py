@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from engines import cuda_engine, torch_cuda
 from engines.cards import find_weights
 from engines.colour import Colour
-from engines.cuda_lanes import LANES
 from engines.errors import EngineError
+from engines.nvidia import cuda_engine, torch_cuda
+from engines.nvidia.cuda_lanes import LANES
+from engines.nvidia.torch_cuda import TorchCudaEngine
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions
 from engines.runtime_torch import TorchEngine
-from engines.torch_cuda import TorchCudaEngine
 from tests.test_check import ROOT
 from tests.test_runtimes import dusk
 
@@ -34,7 +34,7 @@ class Missing:
         if name.split(".")[0] in ("openvino", "nncf", "onnx", "onnxscript"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
-import engines.runtime_torch, engines.training.plan, tools.bench_gpu
+import engines.runtime_torch, engines.training.plan, tools.benchmarks.gpu
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_torch import TorchEngine
 from engines.cards import find_weights

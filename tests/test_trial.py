@@ -13,13 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines import plans, runtime, runtime_tensorrt, trial
+from engines import runtime, runtime_tensorrt
 from engines.cards import find_weights
 from engines.errors import EngineMissing
-from engines.gpu import Gpu, has_driver
-from engines.plans import Plans
+from engines.nvidia import plans, trial
+from engines.nvidia.gpu import Gpu, has_driver
+from engines.nvidia.plans import Plans
+from engines.nvidia.trial import capability_that_runs, refusal_of
 from engines.runtime import EngineOptions, open_engine, open_with_fallback
-from engines.trial import capability_that_runs, refusal_of
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRt
 from tests.test_check import ROOT
@@ -35,9 +36,10 @@ MUST_NOT_RUN = "raise SystemExit('it was tried once more')"
 ON_A_GPU = """
 import os, sys
 sys.path[:] = sys.argv[1].split(os.pathsep)
-from engines import plans, runtime_tensorrt, trial
-from engines.gpu import Gpu
-from engines.tensorrt_builder import Built
+from engines.nvidia import plans, trial
+from engines import runtime_tensorrt
+from engines.nvidia.gpu import Gpu
+from engines.nvidia.tensorrt_builder import Built
 from tests.fake_cuda import FakeCuda, OutOfMemory
 from tests.fake_tensorrt import FakeTensorRt
 
@@ -169,10 +171,10 @@ def test_where_there_can_be_no_process_nothing_is_tried(monkeypatch: pytest.Monk
 PARENT = """
 import sys
 from pathlib import Path
-from engines import trial
+from engines.nvidia import trial
 from engines.cards import find_weights
 from engines.runtime import EngineOptions
-from tools.signals import clearing_up_at_signals
+from tools.common.signals import clearing_up_at_signals
 trial.PROGRAM = sys.argv[1]
 with clearing_up_at_signals():
     trial.refusal_of(find_weights("field"), EngineOptions(cache=Path(sys.argv[2])), "")
@@ -188,7 +190,7 @@ threading.Event().wait()
 BOUND = """
 import os, sys
 sys.path[:] = sys.argv[1].split(os.pathsep)
-from engines.trial import end_with_parent
+from engines.nvidia.trial import end_with_parent
 end_with_parent({seconds})
 """
 
@@ -247,7 +249,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 class AnyPlan:
-    """Stands for `engines.plans.Plans`."""
+    """Stands for `engines.nvidia.plans.Plans`."""
 
     asked: list[object]
     """The capabilities of plans."""

@@ -7,7 +7,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from engines.unbias import biased, channel_means, unbias
+from engines.int8.unbias import biased, channel_means, unbias
 
 
 def graph(weight: float, bias: float, name: str = "only") -> openvino.Model:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from stream.values import Address, BitRate, Duration, HostPort, Memory, bits_from, read_from, redact
+from stream.settings.values import Address, BitRate, Duration, HostPort, Memory, bits_from, read_from, redact
 
 DURATION = TypeAdapter(Duration)
 BIT_RATE = TypeAdapter(BitRate)

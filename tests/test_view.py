@@ -32,7 +32,7 @@ from stream.publish import Publisher
 from stream.settings import EncoderSettings
 from stream.subscribe import Subscriber
 from stream.view import PictureDecoder
-from stream.wire import Header, Message, Numbering, Status, encode_feeds, encode_status
+from stream.wire.messages import Header, Message, Numbering, Status, encode_feeds, encode_status
 from tests.clips import make_clip
 from tests.doubling import DoublingEngine
 from tests.impostors import Impostor, hangs_up

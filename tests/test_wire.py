@@ -11,7 +11,7 @@ import pytest
 
 from stream.errors import WireError
 from stream.subscribe import Subscriber
-from stream.wire import (
+from stream.wire.messages import (
     KINDS,
     Header,
     Message,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engines.cards import find_weights
 from engines.evaluation.scores import psnr
-from engines.quantise import inputs_of
+from engines.int8.quantise import inputs_of
 
 HEIGHT, WIDTH = 96, 128
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}

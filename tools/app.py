@@ -19,6 +19,7 @@ from engines.errors import EngineError, UnknownName
 from stream.errors import SettingsError, StreamError
 from tools.bench import bench
 from tools.check import check
+from tools.common.signals import clearing_up_at_signals
 from tools.demo import demo
 from tools.engine import engine
 from tools.enhance import enhance
@@ -29,7 +30,6 @@ from tools.probe import probe
 from tools.record import record
 from tools.replay import replay
 from tools.run import run
-from tools.signals import clearing_up_at_signals
 from tools.simulate import simulate
 from tools.train import train
 from tools.view import view

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from engines.choices import Precision, Runtime
-from tools.report import JsonFile
+from tools.common.report import JsonFile
 from tools.simulate import as_size
 
 
@@ -30,7 +30,7 @@ def bench(
     Keep the machine free of other work meanwhile.
     """
     if gpu:
-        from tools.bench_gpu import bench_gpu
+        from tools.benchmarks.gpu import bench_gpu
 
         bench_gpu(weights, minutes, json, runtime)
         return
@@ -40,10 +40,10 @@ def bench(
     from rich.console import Console
 
     from engines.runtime import EngineOptions, open_engine
-    from stream.simulate import LARGEST, SMALLEST
-    from tools.bench_engine import engine_figures
-    from tools.bench_stream import decode, live_figures, make_feed, path_figures
-    from tools.report import print_values, write_json
+    from stream.simulator.camera import LARGEST, SMALLEST
+    from tools.benchmarks.engine import engine_figures
+    from tools.benchmarks.stream import decode, live_figures, make_feed, path_figures
+    from tools.common.report import print_values, write_json
 
     width, height = as_size(size)
     if any(not SMALLEST <= side <= LARGEST or side % 2 for side in (width, height)):

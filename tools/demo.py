@@ -17,12 +17,12 @@ import typer
 from rich.console import Console
 
 from stream.errors import StreamError
+from tools.common.report import JsonFile, write_json
+from tools.common.signals import answering
 from tools.demo_parts import Part, camera_and_relay
-from tools.report import JsonFile, write_json
-from tools.signals import answering
 
 if TYPE_CHECKING:
-    from stream.wire import Message
+    from stream.wire.messages import Message
 
 CLIP = Path(__file__).parent / "clip" / "day.mp4"
 CREDIT = (
@@ -68,7 +68,7 @@ class Viewing:
 
     def __init__(self, begin: float, seconds: float) -> None:
         """`begin` is when the demo began; it is watched for `seconds`."""
-        from stream.simulate import Clip
+        from stream.simulator.camera import Clip
         from tools.demo_pictures import Pairs
 
         with Clip(CLIP) as clip:

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from engines.evaluation.scores import psnr
-from stream.simulate import Clip
+from stream.simulator.camera import Clip
 from stream.view import PictureDecoder, RgbPicture
-from stream.wire import Kind, Message
+from stream.wire.messages import Kind, Message
 
 EVERY = 5
 """One picture in so many is compared."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tools.report import JsonFile
+from tools.common.report import JsonFile
 
 if TYPE_CHECKING:
     from engines.cards import Weights
-    from engines.plans import Plan, PlanFile, PlanKey, Plans
-    from engines.tensorrt_library import Library
+    from engines.nvidia.plans import Plan, PlanFile, PlanKey, Plans
+    from engines.nvidia.tensorrt_library import Library
 
 NOT_FOR_USE = (
     "no GPU here: this shows that plans can be built, but none of them will run; a machine with a GPU builds its own"
@@ -53,10 +53,10 @@ def build(
     from rich.console import Console
 
     from engines.errors import EngineMismatch
-    from engines.gpu import NO_GPU, find_gpu
-    from engines.plans import Plans, check_fits
-    from engines.tensorrt_library import import_tensorrt
-    from tools.report import write_json
+    from engines.nvidia.gpu import NO_GPU, find_gpu
+    from engines.nvidia.plans import Plans, check_fits
+    from engines.nvidia.tensorrt_library import import_tensorrt
+    from tools.common.report import write_json
     from tools.simulate import as_size
 
     sizes = [as_size(text) for text in size]
@@ -92,10 +92,10 @@ def build(
 def list_plans(cache: CACHE = None, json: JsonFile = None) -> None:
     """Show all plans, the newest first, and which of them this machine uses with the present weights."""
     from engines.errors import EngineMissing
-    from engines.gpu import find_gpu
-    from engines.plans import Plans
-    from engines.tensorrt_library import import_tensorrt
-    from tools.report import in_columns, write_json
+    from engines.nvidia.gpu import find_gpu
+    from engines.nvidia.plans import Plans
+    from engines.nvidia.tensorrt_library import import_tensorrt
+    from tools.common.report import in_columns, write_json
 
     try:
         library = import_tensorrt()
@@ -124,9 +124,9 @@ def plan_that_runs(
     plans: Plans, library: Library, weights: Weights, size: tuple[int, int], batch: int, cache: Path | None
 ) -> Plan:
     """The plan that a relay uses on this GPU. An engine finds it, and keeps what is compiled when it first runs."""
+    from engines.nvidia.tensorrt_builder import capabilities
     from engines.runtime import EngineOptions
     from engines.runtime_tensorrt import open_engine
-    from engines.tensorrt_builder import capabilities
 
     before = {file.path for file in plans.files()}
     with open_engine(weights, EngineOptions(cache=cache, slots=1, batch=batch)) as engine:
@@ -156,8 +156,8 @@ def about(key: PlanKey | None, path: Path | None, size: int) -> dict[str, object
 
 def texts(file: PlanFile) -> list[str]:
     """A plan as columns for people."""
-    from engines.gpu import NO_GPU
-    from engines.tensorrt_library import TITLES
+    from engines.nvidia.gpu import NO_GPU
+    from engines.nvidia.tensorrt_library import TITLES
 
     use = file.useless or "usable"
     parts = [file.path.name, *[""] * 5]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 import typer
 
 from engines.choices import Precision, Runtime
+from tools.common.report import JsonFile
 from tools.enhance import find_files
-from tools.report import JsonFile
 
 if TYPE_CHECKING:
     from engines.door import Door
@@ -105,7 +105,7 @@ def evaluate(
     from rich.console import Console
 
     from engines.errors import EngineError
-    from tools.report import print_values, write_json
+    from tools.common.report import print_values, write_json
 
     if (folder is None) != (contact_sheet is None):
         raise typer.BadParameter("--folder and --contact-sheet belong together")

@@ -29,7 +29,7 @@ def keys(
     Keys that are there are never replaced; the others are made all the same.
     """
     from stream.errors import StreamError
-    from stream.keys import make_keys
+    from stream.wire.keys import make_keys
 
     kept: list[str] = []
     for name in names:

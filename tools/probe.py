@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from tools.report import JsonFile, print_values, write_json
-from tools.signals import ended_by_signals
+from tools.common.report import JsonFile, print_values, write_json
+from tools.common.signals import ended_by_signals
 
 if TYPE_CHECKING:
     from stream.frame import Frame, SourcePacket
@@ -66,8 +66,9 @@ def feed_at(
     """A feed with all other settings at their defaults; raises `SettingsError` for what cannot be one."""
     from pydantic import ValidationError
 
+    from stream.address import redact
     from stream.errors import SettingsError
-    from stream.settings import FeedSettings, redact
+    from stream.settings import FeedSettings
 
     try:
         return FeedSettings(
@@ -85,8 +86,8 @@ def survey(feed: FeedSettings, seconds: float, stop: Event | None = None) -> dic
 
     `stop`, which any thread may set, ends it within a second; what it gives or raises then means nothing.
     """
+    from stream.address import redact
     from stream.errors import SourceUnsupported
-    from stream.settings import redact
     from stream.source import open_source
 
     with open_source(feed, stop) as source:
@@ -186,7 +187,7 @@ def unit_of(packet: SourcePacket, before: Unit | None, step: float) -> Unit:
 
 def video_values(segment: Segment, seen: Sight, picture: Frame) -> dict[str, object]:
     """The video stream: what it says of itself, and what was measured."""
-    from stream.plain import states_matrix
+    from stream.codecs.plain import states_matrix
 
     context = segment.video.codec_context
     keys = [unit.seconds for unit in seen.units if unit.key]

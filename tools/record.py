@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stream.errors import StreamError
-from tools.signals import stopped_by_signals
+from tools.common.signals import stopped_by_signals
+from tools.common.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
 from tools.view_feed import LISTING_SECONDS, Span, Wanted, listed_feeds, relay_says, why_silent
-from tools.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
 
 if TYPE_CHECKING:
     from stream.record import Recorder
     from stream.subscribe import Subscriber
-    from stream.wire import Status
+    from stream.wire.messages import Status
 
 
 SILENCE_SECONDS = 5.0
@@ -54,7 +54,7 @@ def record(
     """Record FEED into DIR as the relay sends it, with data such as KLV, until SIGINT, SIGTERM or SIGHUP."""
     from stream.record import Recorder
     from stream.subscribe import Subscriber
-    from stream.wire import Kind
+    from stream.wire.messages import Kind
 
     kind: Kind = "source" if source else "video"
     wanted = Wanted(endpoint, feed, kind, viewer_keys(relay_key, secret_key))

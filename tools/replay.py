@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tools.report import JsonFile, write_json
-from tools.wire_options import as_endpoint, as_feed_name
+from tools.common.report import JsonFile, write_json
+from tools.common.wire_options import as_endpoint, as_feed_name
 
 
 def as_speed(text: str) -> float:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from tools.common.progress import Meter
+from tools.common.signals import stopped_by_signals
 from tools.enhance import require_container, said_of_lost
-from tools.progress import Meter
-from tools.signals import stopped_by_signals
 
 if TYPE_CHECKING:
     from engines.door import Door

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.progress import Meter
-from tools.signals import stopped_by_signals
+from tools.common.progress import Meter
+from tools.common.signals import stopped_by_signals
 
 if TYPE_CHECKING:
     from stream.feed import Feed

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tools.limits import bound_arenas, raise_file_limit
-from tools.signals import answering
+from tools.common.limits import bound_arenas, raise_file_limit
+from tools.common.signals import answering
 
 if TYPE_CHECKING:
     from stream.relay import Relay

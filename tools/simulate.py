@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from tools.signals import stopped_by_signals
+from tools.common.signals import stopped_by_signals
 
 if TYPE_CHECKING:
-    from stream.simulate import NightCamera, Sent
+    from stream.simulator.camera import NightCamera, Sent
 
 LINE_SECONDS = 10
 """Seconds of video between two lines where the output is no terminal."""
@@ -41,8 +41,8 @@ def as_bit_rate(text: str) -> int:
     """Bits a second of a text such as 300k."""
     from pydantic import TypeAdapter, ValidationError
 
-    from stream.simulate import LOWEST_BIT_RATE
-    from stream.values import bits_from
+    from stream.settings.values import bits_from
+    from stream.simulator.camera import LOWEST_BIT_RATE
 
     try:
         return TypeAdapter[int](Annotated[int, bits_from(LOWEST_BIT_RATE)]).validate_python(text)
@@ -79,7 +79,7 @@ def simulate(
 ) -> None:
     """Be a night camera: darken CLIP, add sensor noise, halve its size, send it in real time to URL, or from there."""
     from engines.data.darken import Night
-    from stream.simulate import NightCamera
+    from stream.simulator.camera import NightCamera
 
     try:
         camera = NightCamera(

@@ -13,18 +13,18 @@ import typer
 from msgspec.structs import asdict
 from rich.console import Console
 
-from tools.report import JsonFile, in_a_folder, in_columns, print_values, write_json, write_whole
-from tools.signals import stopped_by_signals
+from tools.common.report import JsonFile, in_a_folder, in_columns, print_values, write_json, write_whole
+from tools.common.signals import stopped_by_signals
+from tools.common.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
 from tools.view_feed import Reception, Span, Wanted, first_feed, listed_feeds
 from tools.view_figures import Figures
-from tools.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
 
 if TYPE_CHECKING:
     import av
 
     from stream.subscribe import ViewerKeys
     from stream.view import PictureDecoder
-    from stream.wire import Kind, Stamped, Status
+    from stream.wire.messages import Kind, Stamped, Status
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from stream.errors import StreamError
 
 if TYPE_CHECKING:
     from stream.subscribe import Subscriber, ViewerKeys
-    from stream.wire import Kind, Message, Status
+    from stream.wire.messages import Kind, Message, Status
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Reception:
         Of all feeds it is asked until something of this one comes: the list of many takes room on a thin link.
         """
         from stream.subscribe import Subscriber
-        from stream.wire import decode_feeds, decode_status
+        from stream.wire.messages import decode_feeds, decode_status
 
         kinds: tuple[Kind, ...] = ("status",) if self.pictures.received else ("status", "feeds")
         if self._statuses is None or kinds != self._asked:
@@ -188,7 +188,7 @@ def listed_feeds(endpoint: str, keys: ViewerKeys | None, span: Span) -> dict[str
     """How the feeds of a relay do, by their names, as soon as it tells of them. Raises `StreamError` where it does
     not."""
     from stream.subscribe import Subscriber
-    from stream.wire import ALL_FEEDS, decode_feeds
+    from stream.wire.messages import ALL_FEEDS, decode_feeds
 
     with Subscriber(endpoint, ALL_FEEDS, ("feeds",), keys=keys) as subscriber:
         for messages in turns(subscriber, span, f"any feed at {endpoint}"):

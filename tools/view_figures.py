@@ -12,7 +12,7 @@ from tools.view_feed import words_of
 
 if TYPE_CHECKING:
     from stream.subscribe import Subscriber
-    from stream.wire import Message, Stamped, Status
+    from stream.wire.messages import Message, Stamped, Status
 
 AGES_KEPT = 10_000
 

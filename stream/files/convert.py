@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from engines.door import SCALE, Door
 from engines.errors import EngineError
+from stream.codecs.plain import display_matrix
 from stream.decode import Decoder
 from stream.enhance import enhance
 from stream.errors import CodecError, SourceUnsupported, StreamError
@@ -30,7 +31,6 @@ from stream.files.join import ENCODER, Companions, companions, join
 from stream.files.part_writer import PART_PICTURES, PartWriter, options_for
 from stream.files.parts import Job, Layout, Parts, as_text, parts_folder
 from stream.frame import Frame
-from stream.plain import display_matrix
 from stream.recall import Recall
 from stream.sources.recording import RecordedSegment, open_recording
 

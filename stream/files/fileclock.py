@@ -6,7 +6,7 @@ from fractions import Fraction
 from math import ceil
 
 from stream.files.parts import Part
-from stream.pace import LONGEST_GAP
+from stream.sources.pace import LONGEST_GAP
 
 LONGEST_STEP_BACK = 1
 """Seconds; more means that the recorder's clock was set, less that single stamps are wrong."""

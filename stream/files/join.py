@@ -27,7 +27,7 @@ from stream.encode import USUAL_RATE
 from stream.errors import CodecError
 from stream.files.fileclock import CopyClock, Jumps, Span
 from stream.files.parts import Parts
-from stream.pace import LONGEST_GAP
+from stream.sources.pace import LONGEST_GAP
 from stream.sources.recording import open_container, open_recording
 from stream.sources.segment import describe as source_info
 from stream.sources.segment import label, video_stream

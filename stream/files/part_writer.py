@@ -18,13 +18,13 @@ from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from engines.door import Slot
+from stream.codecs.plain import messages_of
 from stream.encode import COLOUR_CODES, USUAL_RATE, as_frame
 from stream.files.fileclock import FileClock
 from stream.files.join import ENCODER, IN_ORDER, SHIFT, container_of
 from stream.files.parts import Layout, Part, Parts
 from stream.files.recolour import recoloured
 from stream.frame import Frame
-from stream.plain import messages_of
 from stream.sources.recording import RecordedSegment
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from av.packet import Packet
 from av.stream import Stream
 from msgspec.structs import replace
 
+from stream.codecs.h264 import Headers, Slice
 from stream.frame import SourcePacket
-from stream.h264 import Headers, Slice
 
 
 class FieldPairs:

@@ -22,7 +22,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Stream
 
-from stream.ffmpeg_log import overheard
+from stream.codecs.ffmpeg_log import overheard
 from stream.sources.backlog import Arrival, Backlog
 from stream.sources.failures import (
     BROKEN_OFF,

@@ -21,8 +21,8 @@ from av.stream import Stream
 
 from stream.errors import SourceUnsupported
 from stream.frame import SourcePacket
-from stream.pace import LONGEST_GAP
 from stream.settings import FeedSettings
+from stream.sources.pace import LONGEST_GAP
 from stream.sources.segment import Segment, data_streams
 
 SUFFIXES = {".264", ".265", ".avi", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4"}

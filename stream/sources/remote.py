@@ -15,10 +15,10 @@ from pathlib import Path
 from av.packet import Packet
 from av.stream import Stream
 
-from stream.address import RemoteAddress
+from stream.address import RemoteAddress, redact
 from stream.errors import Reason, SettingsError, SourceLost, SourceUnsupported
 from stream.frame import CaptureClock
-from stream.settings import FeedSettings, redact
+from stream.settings import FeedSettings
 from stream.sources.camera_clock import CameraClock
 from stream.sources.failures import ENDED, NO_LOOKUP, NO_TRANSPORT, NOT_KNOWN, Failure
 from stream.sources.reader import POLL_SECONDS, Reader, Way

@@ -5,7 +5,7 @@ from __future__ import annotations
 from av.packet import Packet
 from av.stream import Stream
 
-from stream.ffmpeg_log import Line, tells
+from stream.codecs.ffmpeg_log import Line, tells
 from stream.sources.parameter_sets import START_CODE, kind
 
 MISSED = "RTP: missed"

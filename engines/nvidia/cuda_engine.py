@@ -1,0 +1,331 @@
+"""What all engines on an NVIDIA GPU share: page-locked slots, and copies that overlap with the network.
+
+One batch goes through three streams, each of which waits for the one before by events, never the host:
+
+    upload     slot planes ─► lane                        waits until the lane's last batch is computed
+    compute    memory ─► lane, network, lane ─► memory    waits for the upload, and for the lane's last download
+    download   lane ─► slot planes                        waits for the network
+
+So batch n + 1 is uploaded and batch n - 1 downloaded while batch n is computed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.door import SCALE, EngineInfo, Memory, Numbers, Slot
+from engines.errors import EngineError
+from engines.nvidia.cuda_lanes import Device, Event, Lane, Lanes, Stream, counts_to_see
+from engines.ring import EXIT_SECONDS, Engine
+
+Size = tuple[int, int]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class CudaSlot(Slot):
+    """Its planes are page-locked, so that the GPU copies them by itself."""
+
+    coefficients: Numbers = field(kw_only=True)
+    """(largest batch, 2, 3, 4), page-locked: of all pictures of a batch whose first this is."""
+    kept: Numbers = field(kw_only=True)
+    """(largest batch, 1), page-locked: as above."""
+    done: Event = field(kw_only=True)
+    """The output planes are written."""
+    left: list[Any] = field(kw_only=True, repr=False)
+    """Where all of these go when the slot ends, in whatever thread: pycuda frees them only while the device is
+    current, and else never."""
+
+    def __del__(self) -> None:
+        self.left.append((self.sent(), self.fetched(), self.coefficients, self.kept, self.done))
+
+    def sent(self) -> dict[str, NDArray[Any]]:
+        """What is uploaded for each picture alone, by the name of the graph's input."""
+        return {"y": self.y, "uv": self.uv}
+
+    def fetched(self) -> dict[str, NDArray[Any]]:
+        """What is downloaded, by the name of the graph's output."""
+        return {"y_out": self.y_out, "uv_out": self.uv_out}
+
+
+class Kept:
+    """A feed's memory on the device; when it ends, in whatever thread, that is left for the next feed.
+
+    Freeing it could wait for all that the GPU does, while no other thread of Python goes on (pycuda holds the GIL).
+    """
+
+    def __init__(self, numbers: Any, turns: int, spare: list[Any]) -> None:
+        self.numbers, self.turns, self._spare = numbers, turns, spare
+
+    def __del__(self) -> None:
+        self._spare.append(self.numbers)
+
+
+class CudaEngine(Engine):
+    """An engine on one GPU; a subclass opens the device and makes lanes."""
+
+    def __init__(self, info: EngineInfo, slots: int) -> None:
+        super().__init__(info, slots)
+        self._counts = counts_to_see(info.largest_batch)
+        self._device: Device | None = None
+        self._starting = threading.Lock()  # batches enter the streams one after another
+        self._warming = threading.Lock()
+        self._streams: list[Stream] = []
+        self._warm_up_stream: Any = None
+        self._lanes: dict[Size, Lanes] = {}
+        self._memories: WeakKeyDictionary[Memory, Kept] = WeakKeyDictionary()
+        self._spare: list[Any] = []  # device memory of feeds that ended
+        self._left: list[Any] = []  # what slots had that ended
+        self._nothing: Any = None
+        self._staging: Any = None
+
+    @abstractmethod
+    def _open_device(self) -> Device:
+        """Take the device, load what all sizes share, and set `_remembers`."""
+
+    @abstractmethod
+    def _make_lanes(self, device: Device, width: int, height: int) -> Lanes:
+        """Make ready for a size; the device is current."""
+
+    @abstractmethod
+    def _close_device(self) -> None:
+        """Give the device back; nothing of it is in use any more."""
+
+    @contextmanager
+    def _current(self) -> Iterator[Device]:
+        if self._device is None:
+            raise EngineError("the engine is closed: use it inside its `with` block")
+        with self._device.current():
+            yield self._device
+
+    def _open(self) -> None:
+        self._device = self._open_device()
+        with self._current() as device:
+            *self._streams, self._warm_up_stream = [device.stream() for _ in range(4)]
+            self._nothing = device.copy(np.zeros((1, self._remembers), np.float32))
+            self._staging = device.locked((1, self._remembers), np.float32)
+
+    def _forget_sizes(self) -> None:
+        with self._current():
+            super()._forget_sizes()
+            self._left.clear()
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """What fails, as on a device that was lost, is told in the log: all the same it must be given back."""
+        try:
+            yield
+        except Exception as error:
+            log.warning("%s at the end: %s", self.info.runtime, error)
+
+    def _settle(self) -> None:
+        """Wait for all that is under way."""
+        with self._ending():
+            for stream in self._streams:
+                stream.synchronize()
+
+    def _close(self) -> None:
+        """Free everything; nothing under a thread that makes a size ready, which nothing can interrupt."""
+        if not self._warming.acquire(timeout=EXIT_SECONDS):
+            log.warning("engine: %s is left behind, busy for more than %g s", self.info.runtime, EXIT_SECONDS)
+            return
+        try:
+            self._free_device()
+        finally:
+            self._warming.release()
+
+    def _free_device(self) -> None:
+        with self._current():
+            self._settle()
+            self._close_lanes()
+            self._memories.clear()
+            self._spare.clear()
+            self._left.clear()
+            self._nothing = self._staging = None
+            self._streams = []
+            self._warm_up_stream = None
+        self._device = None
+        with self._ending():
+            self._close_device()
+
+    def _close_lanes(self) -> None:
+        """In a frame of its own, which ends with the last reference to them: before the device is given back."""
+        with self._ending():
+            for lanes in self._lanes.values():
+                lanes.close()
+        self._lanes.clear()
+
+    def _make(self, width: int, height: int) -> CudaSlot:
+        with self._current() as device:
+            if (width, height) not in self._lanes:
+                self._make_ready(device, width, height)
+            return CudaSlot(
+                width=width,
+                height=height,
+                y=device.locked((height, width), np.uint8),
+                uv=device.locked((2, (height + 1) // 2, (width + 1) // 2), np.uint8),
+                y_out=device.locked((SCALE * height, SCALE * width), np.uint8),
+                uv_out=device.locked((2, height, width), np.uint8),
+                engine=self,
+                coefficients=device.locked((self.info.largest_batch, 2, 3, 4), np.float32),
+                kept=device.locked((self.info.largest_batch, 1), np.float32),
+                done=device.event(sleeps=True),
+                left=self._left,
+            )
+
+    def _make_ready(self, device: Device, width: int, height: int) -> None:
+        """One size after another: they share a stream, and a capture takes in whatever comes along its stream."""
+        with self._warming:
+            lanes: Lanes | None = None
+            self._check_open()
+            try:
+                lanes = self._make_lanes(device, width, height)
+                lanes.warm_up(self._counts, self._warm_up_stream)
+                self._check_open()  # closed meanwhile, nobody would free them
+            except Exception as error:
+                lanes = None
+                free_frames(error)
+                raise
+            self._lanes[width, height] = lanes
+
+    def _forget(self, width: int, height: int) -> None:
+        with self._current():
+            if (lanes := self._lanes.pop((width, height), None)) is not None:  # none where it was never ready
+                lanes.close()
+                del lanes  # while the device is current
+
+    def _start(self, slots: Sequence[Slot]) -> None:
+        ours = [slot for slot in slots if isinstance(slot, CudaSlot)]
+        with self._starting, self._current() as device:
+            lane = self._lanes[ours[0].width, ours[0].height].next()
+            upload, compute, download = self._streams
+            self._upload(lane, ours, upload)
+            self._compute(lane, ours, compute, device)
+            self._download(lane, ours, download)
+
+    def seconds_alone(self, slots: Sequence[Slot], times: int) -> dict[str, float]:
+        """What `upload`, `network` and `download` of this batch take alone, each the mean of so many, back to back.
+
+        For measuring: no other batch may be under way. The slots' output planes are written.
+        """
+        ours = [slot for slot in slots if isinstance(slot, CudaSlot)]
+        with self._inside_runtime(), self._starting, self._current() as device:
+            lane = self._lanes[ours[0].width, ours[0].height].next()
+            upload, compute, download = self._streams
+            self._upload(lane, ours, upload)
+            self._compute(lane, ours, compute, device)
+            self._download(lane, ours, download)
+            download.synchronize()
+            return {
+                "upload": mean_seconds(lambda: self._upload(lane, ours, upload), upload, times),
+                "network": mean_seconds(lambda: self._run(lane, len(ours), compute), compute, times),
+                "download": mean_seconds(lambda: self._download(lane, ours, download), download, times),
+            }
+
+    @staticmethod
+    def _upload(lane: Lane, slots: Sequence[CudaSlot], stream: Stream) -> None:
+        stream.wait_for_event(lane.computed)
+        first = slots[0]  # its numbers are read before it is done, and written by nobody else until then
+        for index, slot in enumerate(slots):
+            first.coefficients[index] = slot.colour.coefficients()
+            first.kept[index] = slot.keep if slot.memory else 0
+            for name, plane in slot.sent().items():
+                lane.send(plane, name, index, stream)
+        lane.send(first.coefficients[: len(slots)], "colour", 0, stream)
+        lane.send(first.kept[: len(slots)], "keep", 0, stream)
+        lane.filled.record(stream)
+
+    def _compute(self, lane: Lane, slots: Sequence[CudaSlot], stream: Stream, device: Device) -> None:
+        stream.wait_for_event(lane.filled)
+        stream.wait_for_event(lane.fetched)
+        memories = [self._memory_on(device, slot.memory, stream) for slot in slots]
+        for index, memory in enumerate(memories):
+            lane.recall(memory, index, stream)
+        self._run(lane, len(slots), stream)
+        for index, (slot, memory) in enumerate(zip(slots, memories, strict=True)):
+            if slot.memory is not None:
+                lane.retain(memory, index, stream)
+        lane.computed.record(stream)
+
+    def _run(self, lane: Lane, count: int, stream: Stream) -> None:
+        """As the next count that the lane has seen: others would be compiled or captured while all pictures wait.
+
+        Behind the pictures then stands what earlier ones left, or nobody wrote: each is computed by itself, and what
+        comes of those is neither fetched nor retained.
+        """
+        lane.run(min(seen for seen in self._counts if seen >= count), stream)
+
+    @staticmethod
+    def _download(lane: Lane, slots: Sequence[CudaSlot], stream: Stream) -> None:
+        stream.wait_for_event(lane.computed)
+        for index, slot in enumerate(slots):
+            for name, plane in slot.fetched().items():
+                lane.fetch(plane, name, index, stream)
+            slot.done.record(stream)
+        lane.fetched.record(stream)
+
+    def _memory_on(self, device: Device, memory: Memory | None, stream: Stream) -> Any:
+        """A feed's memory lives on the device, in the order of the compute stream; pictures alone read zeros."""
+        if memory is None:
+            return self._nothing
+        kept = self._memories.get(memory)
+        if kept is None or kept.turns != memory.turns:  # another engine had the feed
+            numbers = self._on_device(device, memory.turn()[0], stream)
+            kept = self._memories[memory] = Kept(numbers, memory.turns, self._spare)
+        return kept.numbers
+
+    def _on_device(self, device: Device, numbers: Numbers, stream: Stream) -> Any:
+        """Memory of the device with these numbers. What a feed left is written to behind all that still uses it."""
+        if not self._spare:
+            return device.copy(numbers)
+        memory = self._spare.pop()
+        self._staging[:] = numbers
+        device.write(memory, self._staging, stream)
+        stream.synchronize()
+        return memory
+
+    def recollect(self, memory: Memory) -> Numbers:
+        """See `Door.recollect`."""
+        with self._inside_runtime(), self._current() as device:
+            kept = self._memories.get(memory)
+            if kept is None or kept.turns != memory.turns:  # another engine had the feed
+                return memory.numbers()
+            numbers, (*_, download) = device.locked((1, self._remembers), np.float32), self._streams
+            device.read(kept.numbers, numbers, download)
+            download.synchronize()
+            return numbers.copy()
+
+    def _finish(self, slot: Slot) -> None:
+        assert isinstance(slot, CudaSlot)
+        with self._current():
+            if not slot.done.query():  # what is done is not waited for: that would let all other threads go first
+                slot.done.synchronize()
+
+
+def free_frames(error: BaseException) -> None:
+    """Let go of what the frames of an error hold, device memory above all, while the device is still current."""
+    for each in (error, error.__cause__, error.__context__):
+        if each is not None:
+            traceback.clear_frames(each.__traceback__)
+
+
+def mean_seconds(start: Callable[[], None], stream: Stream, times: int) -> float:
+    """Of one of so many that are started one after another, until the last of them is done."""
+    began = time.perf_counter()
+    for _ in range(times):
+        start()
+    stream.synchronize()
+    return (time.perf_counter() - began) / times

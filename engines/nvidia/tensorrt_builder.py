@@ -1,0 +1,104 @@
+"""From an ONNX file to a plan: what TensorRT builds for pictures of one size, in any batch up to the largest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engines.errors import EngineError, EngineMissing
+from engines.nvidia.cuda_lanes import USUAL_BATCH
+from engines.nvidia.gpu import has_driver
+from engines.nvidia.tensorrt_library import INSTALL, Library, collected_errors, message_log
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build leaves."""
+
+    plan: bytes
+    """Serialised; machine code, so to be kept where nobody else can write."""
+    timing: bytes
+    """What was learned about kernels, for the next build; empty for TensorRT-RTX, which times none."""
+
+
+def capabilities(library: Library) -> tuple[str, ...]:
+    """Names of compute capabilities to build for, one after the other, until the GPU takes a plan; "" is the usual.
+
+    TensorRT-RTX builds for the GPUs that it lists. What others take must be tried: the GPU's own, or the oldest code.
+    """
+    return ("",) if library.times_kernels else ("", "CURRENT", "SM80")
+
+
+def build_plan(
+    library: Library, onnx: bytes, width: int, height: int, batch: int, timing: bytes = b"", capability: str = ""
+) -> Built:
+    """A plan of the exported graph `onnx` for pictures of `width` x `height`, in batches of 1 to `batch`.
+
+    The file says in what precision everything is computed. TensorRT needs the GPU that it builds for, TensorRT-RTX
+    needs none. `timing` is what an earlier build on the same GPU left, `capability` one of `capabilities`. Raises
+    `EngineMissing`, and `EngineError` with the library's own words.
+    """
+    if library.times_kernels and not has_driver():
+        raise EngineMissing(f"{library} builds on a GPU only, and here is none; {INSTALL}, which builds without")
+    with collected_errors(library) as errors:
+        try:
+            return _build(library, onnx, (width, height), batch, timing, capability, errors)
+        except (RuntimeError, TypeError, ValueError) as error:  # so the library tells of calls that it cannot follow
+            raise EngineError(f"{library} cannot build a plan: {_joined([*errors, str(error)])}") from error
+
+
+def _build(
+    library: Library,
+    onnx: bytes,
+    size: tuple[int, int],
+    batch: int,
+    timing: bytes,
+    capability: str,
+    errors: Sequence[str],
+) -> Built:
+    trt, messages = library.module, message_log(library)
+    builder = trt.Builder(messages)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, messages)  # holds the numbers until the plan is built
+    if not parser.parse(onnx):
+        told = [str(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise EngineError(f"{library} cannot read the ONNX file: {_joined(told or errors)}")
+    config = builder.create_builder_config()
+    if hasattr(trt.BuilderFlag, "TF32"):
+        config.clear_flag(trt.BuilderFlag.TF32)  # colours are computed in fp32, which it would shorten to 10 bits
+    config.add_optimization_profile(make_profile(builder, network, size, batch))
+    if capability:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
+    if library.times_kernels:
+        config.set_timing_cache(config.create_timing_cache(timing), False)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise EngineError(f"{library} cannot build a plan: {_joined(errors)}")
+    times = config.get_timing_cache() if library.times_kernels else None
+    return Built(bytes(plan), bytes(times.serialize()) if times else b"")
+
+
+def make_profile(builder: Any, network: Any, size: tuple[int, int], batch: int) -> Any:
+    """The shapes of all inputs: of the smallest batch, the usual, which the plan is best at, and the largest.
+
+    The network's own inputs get their sides, too, so that a plan tells the shapes of all it takes and gives.
+    """
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        fixed = _fixed_sides(tensor.name, tuple(tensor.shape), *size)
+        tensor.shape = (-1, *fixed)
+        profile.set_shape(tensor.name, *((count, *fixed) for count in (1, min(USUAL_BATCH, batch), batch)))
+    return profile
+
+
+def _fixed_sides(name: str, shape: tuple[int, ...], width: int, height: int) -> tuple[int, ...]:
+    """An input's shape without its batch; only planes have sides that the file leaves open."""
+    sides = {"y": (height, width), "uv": ((height + 1) // 2, (width + 1) // 2)}
+    return (*shape[1:-2], *sides[name]) if name in sides else shape[1:]
+
+
+def _joined(messages: Sequence[str]) -> str:
+    return "; ".join(dict.fromkeys(messages)) or "it does not say why"

@@ -1,0 +1,198 @@
+"""What the batches of one picture size run in with TensorRT: a plan, and lanes that each have execution contexts.
+
+Batches are started as CUDA graphs: TensorRT-RTX captures its own, TensorRT is captured here. What is captured holds
+only as long as its context's shapes stay as they were, so each count of pictures has a context of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import EngineError
+from engines.nvidia.cuda_graphs import CapturedGraph, import_bindings
+from engines.nvidia.cuda_lanes import LANES, Lane, Lanes
+from engines.nvidia.plans import PlanKey, Plans
+from engines.nvidia.tensorrt_library import Library
+
+if TYPE_CHECKING:
+    from engines.runtime_tensorrt import PycudaDevice
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a plan."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of one picture."""
+    octets: int
+    """Of one picture."""
+    is_input: bool
+
+
+class PlanLanes(Lanes):
+    """The lanes of a plan. What TensorRT-RTX compiles when a plan is first run is kept for the next time.
+
+    All contexts of all lanes have the same scratch memory, in which TensorRT keeps nothing from run to run. No two of
+    them run at once: until the size is ready they do on the stream that warms it up, which is waited for before any
+    batch comes, and from then on all on the one compute stream, as graphs or not.
+    """
+
+    def __init__(
+        self, plan: Any, library: Library, device: PycudaDevice, largest_batch: int, kept: tuple[Plans, PlanKey]
+    ) -> None:
+        super().__init__([])  # first of all, since what comes first ends first where this fails
+        self._plan: Any = plan
+        self._kept, self._compiled, self._config = kept, None, None
+        user_managed = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if library.times_kernels:
+            bindings, how = import_bindings(), user_managed
+        else:
+            self._config = how = plan.create_runtime_config()
+            how.set_execution_context_allocation_strategy(user_managed)
+            self._compiled = self._compile_as_needed(how, library)
+            bindings = None
+        tensors = describe(plan, library)
+        self._scratch: Any = device.driver.mem_alloc(max(1, plan.device_memory_size_v2))
+        for _ in range(LANES):
+            self._lanes.append(PlanLane(plan, how, tensors, self._scratch, device, largest_batch, bindings))
+
+    def _compile_as_needed(self, config: Any, library: Library) -> Any:
+        """Let TensorRT-RTX compile before pictures come, capture its own graphs, and remember what it compiled."""
+        trt = library.module
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER  # the usual one compiles while pictures come
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        compiled = config.create_runtime_cache()
+        plans, key = self._kept
+        if before := plans.load_cache(key):
+            compiled.deserialize(before)  # one that does not fit is refused, and made anew
+        config.set_runtime_cache(compiled)
+        return compiled
+
+    def keep(self) -> None:
+        """See `Lanes`."""
+        if self._compiled is not None:
+            plans, key = self._kept
+            if (compiled := self._compiled.serialize()) is not None:
+                plans.store_cache(key, bytes(compiled))
+
+    def close(self) -> None:
+        """See `Lanes`. The contexts end before what they were made with, and the plan last."""
+        super().close()
+        self._scratch = None
+        self._config = self._compiled = None
+        self._plan = None
+
+
+class PlanLane(Lane):
+    """Execution contexts and the device memory of their inputs and outputs."""
+
+    def __init__(
+        self,
+        plan: Any,
+        how: Any,
+        tensors: Sequence[Tensor],
+        scratch: Any,
+        device: PycudaDevice,
+        largest_batch: int,
+        bindings: Any = None,
+    ) -> None:
+        """`how` contexts are made: a strategy, or a configuration of TensorRT-RTX; either leaves their memory to us,
+        and that is `scratch`, device memory as large as the plan wants, for one context at a time.
+
+        `bindings` capture a graph for each count of pictures; without them TensorRT is called each time.
+        """
+        super().__init__(device)
+        self._driver = device.driver
+        self._plan, self._how = plan, how
+        self._tensors = {tensor.name: tensor for tensor in tensors}
+        self._memory = {tensor.name: self._driver.mem_alloc(largest_batch * tensor.octets) for tensor in tensors}
+        self._scratch = scratch
+        self._contexts: dict[int, Any] = {}
+        """By the count of pictures that their shapes are for."""
+        self._context(largest_batch)
+        self._seen: set[int] = set()
+        """Counts that were run."""
+        self._bindings = bindings
+        self._graphs: dict[int, CapturedGraph] = {}
+
+    def send(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        self._driver.memcpy_htod_async(self._address(name, index), plane, stream)
+
+    def fetch(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        self._driver.memcpy_dtoh_async(plane, self._address(name, index), stream)
+
+    def recall(self, memory: Any, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        octets = self._tensors["memory"].octets
+        self._driver.memcpy_dtod_async(self._address("memory", index), int(memory), octets, stream)
+
+    def retain(self, memory: Any, index: int, stream: Any) -> None:
+        """See `Lane`."""
+        octets = self._tensors["memory"].octets
+        self._driver.memcpy_dtod_async(int(memory), self._address("memory_out", index), octets, stream)
+
+    def run(self, count: int, stream: Any) -> None:
+        """See `Lane`. A count is captured when it comes for the second time: what TensorRT does in the first run after
+        a change of shapes does not belong into a graph."""
+        if count in self._seen and count not in self._graphs and self._bindings is not None:
+            self._capture(count, stream)
+        if count in self._graphs:
+            self._graphs[count].launch(stream.handle)
+        else:
+            self._start(count, stream)
+
+    def _capture(self, count: int, stream: Any) -> None:
+        """Keep what a batch is started with as a graph; where that fails there are no graphs from now on."""
+        try:
+            self._graphs[count] = CapturedGraph(self._bindings, stream.handle, lambda: self._start(count, stream))
+        except EngineError as error:
+            log.warning("no CUDA graphs: %s", str(error))  # its frames hold what must be freed now
+            self._bindings = None
+
+    def _start(self, count: int, stream: Any) -> None:
+        if not self._context(count).execute_async_v3(stream.handle):
+            raise EngineError(f"TensorRT did not start a batch of {count}")
+        self._seen.add(count)
+
+    def _context(self, count: int) -> Any:
+        """The execution context for so many pictures; raises `EngineError` where there is none."""
+        if count not in self._contexts:
+            context = self._plan.create_execution_context(self._how)
+            if context is None:
+                raise EngineError("TensorRT makes no execution context: is there too little GPU memory?")
+            context.set_device_memory(int(self._scratch), self._plan.device_memory_size_v2)
+            for tensor in self._tensors.values():
+                context.set_tensor_address(tensor.name, int(self._memory[tensor.name]))
+                if tensor.is_input and not context.set_input_shape(tensor.name, (count, *tensor.shape)):
+                    raise EngineError(f"TensorRT takes no batch of {count}: {tensor.name} of {tensor.shape}")
+            self._contexts[count] = context
+        return self._contexts[count]
+
+    def _address(self, name: str, index: int) -> int:
+        return int(self._memory[name]) + index * self._tensors[name].octets
+
+
+def describe(plan: Any, library: Library) -> list[Tensor]:
+    """All inputs and outputs of a plan."""
+    trt, tensors = library.module, []
+    for number in range(plan.num_io_tensors):
+        name = plan.get_tensor_name(number)
+        shape = tuple(plan.get_tensor_shape(name))[1:]
+        if min(shape) < 1:
+            raise EngineError(f"the plan does not tell the size of {name}: {shape}")
+        octets = math.prod(shape) * np.dtype(trt.nptype(plan.get_tensor_dtype(name))).itemsize
+        tensors.append(Tensor(name, shape, octets, plan.get_tensor_mode(name) == trt.TensorIOMode.INPUT))
+    return tensors

@@ -1,0 +1,1 @@
+"""What decoding and encoding need of FFmpeg, of a GPU and of a stream's own bytes."""

@@ -1,0 +1,33 @@
+"""Typed settings: the tables of config.toml, which environment variables override.
+
+The JSON form of each model (`model_dump(mode="json")`) is fit to be shown: durations have units and URLs no
+credentials.
+"""
+
+from stream.settings.load import Settings, load_settings, low_mark, require_weights
+from stream.settings.tables import (
+    CurveSettings,
+    DecoderChoice,
+    EncoderSettings,
+    EngineSettings,
+    FeedDefaults,
+    FeedSettings,
+    RelaySettings,
+)
+from stream.settings.values import BitRate, Duration
+
+__all__ = [
+    "BitRate",
+    "CurveSettings",
+    "DecoderChoice",
+    "Duration",
+    "EncoderSettings",
+    "EngineSettings",
+    "FeedDefaults",
+    "FeedSettings",
+    "RelaySettings",
+    "Settings",
+    "load_settings",
+    "low_mark",
+    "require_weights",
+]

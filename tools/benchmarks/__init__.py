@@ -1,0 +1,1 @@
+"""What `nightbridge bench` measures."""
