@@ -1,5 +1,5 @@
-"""The network, its training and its runtimes. Knows no stream; `engines.runtime.open_engine` is the door."""
+"""The network, its training and its runtimes. Imports nothing of `stream`. Start at `engines.runtime.open_engine`."""
 
 import sys
 
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would tell Google of every start
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report every start to Google

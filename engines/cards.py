@@ -21,7 +21,7 @@ NUMBERS = "weights.safetensors"
 ONNX = ("fp32.onnx", "fp16.onnx")
 INT8 = ("int8.xml", "int8.bin")
 FILES = frozenset({NUMBERS, *ONNX, *INT8})
-"""What a card can vouch for; whatever else lies in the folder is somebody else's."""
+"""What a card can vouch for; other files in the folder are left alone."""
 
 
 class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -34,21 +34,21 @@ class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     data: str = ""
     recipe: dict[str, object] = {}
     commit: str = ""
-    """Of this project, which holds the recipe, of several stages the last one's; a stage has its own under this key.
-    Empty where none is known."""
+    """The commit of this project that holds the recipe; with several stages, that of the last, and each stage has its
+    own under this key. Empty if unknown."""
     scores: dict[str, object] = {}
     scored: str = ""
-    """SHA-256 of the stored numbers that the scores were measured with; those of others say nothing of these."""
+    """SHA-256 of the stored numbers that the scores were measured with; they do not apply to others."""
     precision_loss_db: dict[str, float] = {}
-    """By precision: how much raw PSNR it loses against fp32, on pictures of LOL that were not trained on."""
+    """By precision, the loss of raw PSNR against fp32, on pictures of LOL that were not trained on."""
     limits: list[str] = []
     licence: str = ""
     began_with_all: bool = False
-    """Whether the training began with numbers that had learned all scenes."""
+    """Whether training started from numbers that had learned all scenes."""
 
     def learned_all(self) -> bool:
-        """Whether a stage of the training, or of that of the numbers it began with, held no scenes out, as far as the
-        card tells."""
+        """Whether a stage of the training, or of the training of the numbers that it started from, held out no scenes,
+        as far as the card says."""
         stages = self.recipe.get("stages")
         told = stages if isinstance(stages, list) else [self.recipe]
         held_none = (isinstance(stage, dict) and stage.get("hold_out") is False for stage in told)
@@ -56,10 +56,10 @@ class Card(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class Weights:
-    """One set of weights, its card read and its files verified when they are asked for."""
+    """One set of weights: the card is read at once, the files are verified when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises `EngineMissing` where there is no card and `EngineMismatch` where it cannot be read."""
+        """Raises `EngineMissing` if there is no card and `EngineMismatch` if it cannot be read."""
         self.folder = folder
         try:
             self.card = msgspec.json.decode((folder / CARD).read_bytes(), type=Card)
@@ -70,7 +70,7 @@ class Weights:
 
     @property
     def id(self) -> str:
-        """SHA-256 of the stored numbers, in hex; what headers and metrics call the model. Raises `EngineMissing`."""
+        """SHA-256 of the stored numbers, in hex, the `model` of headers and metrics; raises `EngineMissing`."""
         if not self.has(NUMBERS):
             raise EngineMissing(f"{self.folder / CARD} tells of no {NUMBERS}")
         return self.card.files[NUMBERS]
@@ -80,7 +80,7 @@ class Weights:
         return name in self.card.files
 
     def file(self, name: str) -> Path:
-        """The path of a file whose bytes are those of the card; raises `UnknownName` or `EngineMismatch`."""
+        """The path of a file that matches the card's SHA-256; raises `UnknownName` or `EngineMismatch`."""
         self._expect(name)
         path = self.folder / name
         if (digest := sha256(path)) != self.card.files[name]:
@@ -88,7 +88,7 @@ class Weights:
         return path
 
     def require(self, runtime: str, precision: str) -> None:
-        """Raises `UnknownName` where a file is not there that the runtime, or `auto`, may open for a precision."""
+        """Raise `UnknownName` if a file is missing that the runtime, or `auto`, may open for a precision."""
         opened = []
         if runtime == "torch":
             opened = [NUMBERS]
@@ -102,7 +102,7 @@ class Weights:
             self._expect(name)
 
     def _expect(self, name: str) -> None:
-        """Raises `UnknownName` for a file that is not there; shipped weights come with all that they are to have."""
+        """Raise `UnknownName` for a missing file, with a remedy unless the weights are shipped: those are complete."""
         there = [each for each in self.card.files if (self.folder / each).is_file()]
         if name in there:
             return
@@ -116,7 +116,7 @@ class Weights:
         raise UnknownName(f"{lacking}; they have {', '.join(there) or 'nothing'}{remedy}")
 
     def is_sound(self, name: str) -> bool:
-        """Whether a file is there, and its bytes are those of the card."""
+        """Whether a file is there and matches the card's SHA-256."""
         try:
             return self.file(name).is_file()
         except EngineError:
@@ -124,7 +124,7 @@ class Weights:
 
 
 def find_weights(name: str) -> Weights:
-    """Shipped weights by name, or weights of one's own by the path of their folder; raises `UnknownName`."""
+    """Shipped weights by name, or other weights by the path of their folder; raises `UnknownName`."""
     if name in shipped():
         return Weights(SHIPPED / name)
     if Path(name).is_dir():
@@ -138,7 +138,7 @@ def shipped() -> list[str]:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write the card of a folder whose numbers and engine files are complete; the digests are taken from them."""
+    """Write the card of a folder with complete numbers and engine files; their digests are computed here."""
     card.files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name in FILES}
     part = folder / f"{CARD}.part"
     part.write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n")

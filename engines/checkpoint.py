@@ -1,4 +1,4 @@
-"""Networks to and from `weights.safetensors`, which carries the dimensions that build them."""
+"""Saves and loads networks as `weights.safetensors`, which carries the dimensions that build them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engines.network.neid import Neid
 
 
 def packed(network: Neid) -> bytes:
-    """What `weights.safetensors` holds: the numbers that inference needs. The detail branch's decoder stays behind."""
+    """The bytes of `weights.safetensors`: the numbers that inference needs, without the detail branch's decoder."""
     numbers = {
         name: value.contiguous()
         for name, value in network.state_dict().items()
@@ -25,7 +25,7 @@ def packed(network: Neid) -> bytes:
 
 
 def save_network(network: Neid, path: Path) -> None:
-    """Write what is `packed`, in one move; raises `EngineError` where it cannot be written."""
+    """Write the network atomically, as `packed`; raises `EngineError` if it cannot be written."""
     part = path.with_suffix(".part")
     try:
         part.write_bytes(packed(network))
@@ -37,9 +37,9 @@ def save_network(network: Neid, path: Path) -> None:
 
 
 def load_network(path: Path) -> Neid:
-    """The network of a file, built from the dimensions that it carries, ready for inference.
+    """Load a network, built from the dimensions in its file, ready for inference.
 
-    Raises `EngineMismatch` for a file that holds none.
+    Raises `EngineMismatch` if the file holds none.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -48,6 +48,6 @@ def load_network(path: Path) -> Neid:
                 raise EngineMismatch(f"{path} does not say which network it is for (no `config` in its metadata)")
             network = Neid(msgspec.json.decode(config, type=NetworkConfig))
             network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (SafetensorError, msgspec.MsgspecError, RuntimeError) as error:  # the last: other tensors than the network's
+    except (SafetensorError, msgspec.MsgspecError, RuntimeError) as error:  # RuntimeError: tensors do not fit
         raise EngineMismatch(f"{path} holds no network: {' '.join(str(error).split())[:200]}") from error
     return network.eval()

@@ -1,4 +1,4 @@
-"""What runtimes and number formats can be asked for, by the names that settings and commands use."""
+"""The names of runtimes and precisions that settings and commands take."""
 
 from __future__ import annotations
 

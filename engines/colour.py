@@ -1,4 +1,4 @@
-"""How code values mean colours: matrix and range, as the coefficients that the exported graph takes."""
+"""What code values mean, by matrix and range, as the coefficients that the exported graph takes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
 """Weights of red and blue in luma (ITU-R BT.601-7 section 2.5.1, BT.709-6 section 3.2)."""
 
 CENTRE = np.array((16, 128, 128))
-"""Taken from the code values of Y, U and V before they are decoded: small integers, which every precision holds."""
+"""Subtracted from the code values of Y, U and V before decoding: small integers, exact in every precision."""
 
 
 @dataclass(frozen=True)
 class Colour:
-    """What a feed's code values mean; pictures leave the relay with the meaning they came with."""
+    """Matrix and range of a feed's code values; pictures leave the relay with those they came with."""
 
     matrix: Matrix = "bt601"
     full_range: bool = False
@@ -31,8 +31,8 @@ class Colour:
     def coefficients(self) -> NDArray[np.float32]:
         """(2, 3, 4) float32: [0] takes code values to RGB in [0, 1], [1] takes (R, G, B, 1) back to code values.
 
-        [0] is multiplied with (Y - 16, U - 128, V - 128, 1), see `CENTRE`: without it half precisions lose dark colours
-        among large numbers that cancel. The array is the caller's.
+        [0] applies to (Y - 16, U - 128, V - 128, 1), see `CENTRE`: otherwise half precision would lose dark colours to
+        the cancellation of large numbers. The array is a copy.
         """
         return _coefficients(self).copy()
 
@@ -59,7 +59,7 @@ def _coefficients(colour: Colour) -> NDArray[np.float32]:
 
 
 def to_planes(picture: NDArray[np.uint8], colour: Colour) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """RGB (H, W, 3) to y (H, W) and uv (2, ceil(H/2), ceil(W/2)), all uint8; chroma is the mean of each square."""
+    """RGB (H, W, 3) to y (H, W) and uv (2, ceil(H/2), ceil(W/2)), all uint8; chroma is the mean of each 2x2 square."""
     height, width = picture.shape[:2]
     matrix = colour.coefficients()[1]
     code = (picture.astype(np.float32) / 255) @ matrix[:, :3].T + matrix[:, 3]  # (H, W, 3)
@@ -71,9 +71,9 @@ def to_planes(picture: NDArray[np.uint8], colour: Colour) -> tuple[NDArray[np.ui
 def to_rgb(
     y: NDArray[np.uint8], uv: NDArray[np.uint8], colour: Colour, *, interpolated: bool = True
 ) -> NDArray[np.uint8]:
-    """The way back: y (H, W) and uv (2, ceil(H/2), ceil(W/2)) to RGB (H, W, 3), all uint8.
+    """The inverse of `to_planes`: y (H, W) and uv (2, ceil(H/2), ceil(W/2)) to RGB (H, W, 3), all uint8.
 
-    Chroma is `interpolated`, or each sample stands for its whole square, as the picture graph takes it.
+    Chroma is `interpolated`, or else each sample is repeated over its 2x2 square, as in the picture graph.
     """
     height, width = y.shape
     chroma = uv.astype(np.float32)
@@ -86,7 +86,7 @@ def to_rgb(
 
 
 def _double(plane: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Twice as long along `axis`; samples sit in the middle between the two that they become."""
+    """Interpolate to twice the length along `axis`; a sample lies midway between the two that replace it."""
     padded = np.concatenate((plane.take([0], axis), plane, plane.take([-1], axis)), axis=axis)
     before, here, after = (padded.take(range(start, start + plane.shape[axis]), axis) for start in range(3))
     pairs = np.stack((0.75 * here + 0.25 * before, 0.75 * here + 0.25 * after), axis=axis + 1)

@@ -10,21 +10,23 @@ from pathlib import Path, PurePath
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
-"""Where Linux tells the groups of the process: one a line, NUMBER:CONTROLLERS:PATH, no controllers for version 2."""
+"""Where Linux lists the process's cgroups: one a line, NUMBER:CONTROLLERS:PATH, no controllers for version 2."""
 
 
 def available_cores(cgroup: Path = CGROUP, own_groups: Path = OWN_GROUPS) -> int:
-    """At least 1: what the kernel lets the process run on, and no more than its share of time (Linux), which a
-    container may limit, or systemd for a unit and for the slices it lies in."""
+    """The cores in the process's affinity mask, but no more than its CPU quota allows (Linux); at least 1.
+
+    A container may set a quota, and systemd for a unit and the slices that it lies in.
+    """
     quotas = [quota for group in _groups(cgroup, own_groups) if (quota := _quota(group)) is not None]
     return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, quotas)]))
 
 
 def _groups(cgroup: Path, own_groups: Path) -> Iterator[Path]:
-    """Folders of the groups that the process lies in, by cgroup version 2 and 1: its own, and all above that."""
+    """Folders of the process's own cgroup and all above it, for cgroup versions 2 and 1."""
     roots = {"": cgroup, "cpu": cgroup / "cpu"}
     yield from roots.values()
-    with suppress(OSError, ValueError):  # not Linux, or not told
+    with suppress(OSError, ValueError):  # not Linux, or not readable
         for line in os.fsdecode(own_groups.read_bytes()).splitlines():
             _, controllers, path = line.split(":", 2)
             group = PurePath(path.lstrip("/"))
@@ -33,7 +35,7 @@ def _groups(cgroup: Path, own_groups: Path) -> Iterator[Path]:
 
 
 def _quota(group: Path) -> float | None:
-    """Cores' worth of time in each period, by cgroup version 2 or 1; None where there is no limit."""
+    """A cgroup's CPU quota in cores, by cgroup version 2 or 1; None if there is no limit."""
     try:
         if (group / "cpu.max").exists():
             quota, period = (group / "cpu.max").read_text().split()

@@ -1,6 +1,6 @@
-"""The door of every engine: slots that are filled in place, submitted, waited for and read in place.
+"""The door, the interface of every engine: fill slots in place, submit them, wait, and read them in place.
 
-`Door` is what callers see. Behind it stands the ring of one runtime (`engines.ring`), or several (`engines.fallback`).
+Callers use `Door`. It is implemented for one runtime (`engines.ring`), and for several at once (`engines.fallback`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from engines.colour import Colour
 from engines.errors import EngineMismatch
 
 SCALE = 2
-"""Every network of this project doubles."""
+"""Output size over input size, for every network."""
 
 MEMORY_SECONDS = 0.4
-"""Time constant of what is remembered of a feed: shorter flickers more, longer follows changes late."""
+"""Time constant of a feed's memory: shorter flickers more, longer follows changes later."""
 
 Plane = NDArray[np.uint8]
 Numbers = NDArray[np.float32]
@@ -35,7 +35,7 @@ class EngineInfo:
     runtime: str
     """`openvino`, `tensorrt` or `torch`."""
     device: str
-    """As the runtime calls it, for people: "Intel(R) Xeon(R) Processor", "NVIDIA H200"."""
+    """The runtime's name for it, for people: "Intel(R) Xeon(R) Processor", "NVIDIA H200"."""
     precision: str
     """`fp32`, `bf16`, `fp16` or `int8`."""
     weights: str
@@ -48,53 +48,52 @@ class EngineInfo:
     largest: tuple[int, int] = (4096, 4096)
     largest_batch: int = 32
     batch: int = 32
-    """Pictures that it computes as one: more of a batch only wait in it for their turn."""
+    """Pictures computed together; the rest of a larger batch only waits inside the engine."""
     depth: int = 3
-    """Batches that keep it busy: with fewer in it, it stands idle between two; more only wait in it."""
+    """Submitted batches that keep it busy: with fewer it idles between two, and more only wait."""
 
     def __str__(self) -> str:
         return f"{self.runtime} {self.precision} on {self.device}, weights {self.weights}"
 
 
 def kept_after(seconds: float) -> float:
-    """The share of a feed's memory, 0 to 1, that is kept for a picture that comes so much later than the last one."""
+    """The share of a feed's memory, 0 to 1, to keep for a picture this long after the previous one."""
     return math.exp(-seconds / MEMORY_SECONDS)
 
 
 class Memory:
     """What an engine keeps of one feed from picture to picture, so that brightness does not flicker.
 
-    Belongs to whoever asked for it (`Engine.remember`), is lent to one slot after another, and is used for pictures of
-    one size only.
+    The caller of `Door.remember` owns it, sets it on one slot after another, and uses it for one picture size only.
     """
 
     def __init__(self, numbers: int) -> None:
-        """Empty: for a feed whose first picture is still to come."""
+        """An empty memory, for a feed that has had no picture yet."""
         self._both = np.zeros((2, 1, numbers), np.float32)
         self.turns = 0
-        """How often it was turned or cleared; an engine that keeps a copy elsewhere sees by it that another used it."""
+        """Calls of `turn` and `clear`: they tell an engine with a copy on its device that another used the memory."""
 
     @classmethod
     def of(cls, numbers: Numbers) -> Self:
-        """One that holds these numbers (1, C), as if a picture had left them."""
+        """A memory that holds these numbers (1, C), as if a picture had left them."""
         memory = cls(numbers.shape[1])
         memory._both[0] = numbers
         return memory
 
     def numbers(self) -> Numbers:
-        """(1, numbers) float32, the caller's: what it holds, unless an engine keeps that elsewhere meanwhile; see
+        """A copy of the contents, (1, numbers) float32; outdated if an engine keeps them on its device, see
         `Door.recollect`."""
         held: Numbers = self._both[0].copy()
         return held
 
     def turn(self) -> tuple[Numbers, Numbers]:
-        """(1, numbers) float32 each: what to read for the next picture, and where to write what it leaves."""
+        """What the next picture reads, and where to write what it leaves: (1, numbers) float32 each."""
         self._both = self._both[::-1]
         self.turns += 1
         return self._both[1], self._both[0]
 
     def clear(self) -> None:
-        """Become empty; whoever still writes what a picture leaves does not write it here."""
+        """Empty the memory; a picture still under way writes to the old array, not to the new one."""
         self._both = np.zeros_like(self._both)
         self.turns += 1
 
@@ -116,24 +115,24 @@ class Slot:
     engine: Door = field(repr=False)
     colour: Colour = field(default_factory=Colour)
     memory: Memory | None = None
-    """Of the feed that the picture belongs to; None for a picture that stands alone. No two of a batch share one."""
+    """The memory of the picture's feed; None for a picture on its own. No two slots of a batch share one."""
     keep: float = 0.0
-    """The share of the memory that is kept, 0 to 1; less across a cut, which the network sees by itself. Beyond 1 the
-    picture goes on past the memory, see `engines.tiles`."""
+    """The share of the memory to keep, 0 to 1; the network itself keeps less across a cut. Above 1 it extrapolates past
+    the memory, see `engines.tiles`."""
     under_way: bool = field(default=False, repr=False)
-    """Whether it was submitted, and nobody has waited for it yet; the engine's."""
+    """Whether it was submitted and not waited for yet; set by the engine only."""
 
     def wait(self) -> None:
-        """Block until the output planes hold the enhanced picture; raises `EngineError` where that failed.
+        """Block until the output planes hold the enhanced picture; raises `EngineError` if that failed.
 
-        Another call, from any thread, does the same.
+        May be called more than once, and from any thread.
         """
         self.engine.wait(self)
 
     def release(self) -> None:
-        """Give the slot back; its planes must not be touched any more.
+        """Give the slot back; its planes must not be touched after that.
 
-        Returns when the engine has done with it, too: at once, unless nobody waited for a slot that was submitted.
+        If the slot was submitted but never waited for, blocks until the engine is done with it.
         """
         self.engine.release(self)
 
@@ -142,13 +141,13 @@ class Door(ABC):
     """An opened network. A context manager; all methods may be called from any thread."""
 
     info: EngineInfo
-    """What enhances now; with `engines.fallback` that can change, but for the weights."""
+    """The engine in use; with `engines.fallback` all but its weights can change."""
     reason: str | None = None
-    """Why that is not the engine that should, for people; None where nothing went wrong."""
+    """Why a better engine is not in use, for people; None if nothing went wrong."""
 
     @property
     def failures(self) -> dict[str, int]:
-        """By runtime: how often its engine was given up for the next one, for one size or for all."""
+        """How often each runtime's engine was given up for the next one, for one size or for all."""
         return {self.info.runtime: 0}
 
     @abstractmethod
@@ -161,45 +160,45 @@ class Door(ABC):
 
     @abstractmethod
     def acquire(self, width: int, height: int, timeout: float | None = None) -> Slot:
-        """A free slot for pictures of this size; waits for one, `timeout` seconds at most (None: for ever).
+        """A free slot for pictures of this size; waits up to `timeout` seconds for one (None: without limit).
 
-        Raises `EngineMismatch` for a size outside `info`, `TimeoutError`, and `EngineError` after exit or where
-        there is no memory. The first call for a size prepares the engine for it, which can take seconds.
+        Raises `EngineMismatch` for a size outside `info`, `TimeoutError`, and `EngineError` after exit or if memory
+        runs out. The first call for a size prepares the engine for it, which can take seconds.
         """
 
     @abstractmethod
     def prepare(self, width: int, height: int) -> None:
-        """Return when the engine is ready for pictures of this size, so that `acquire` need not make it so.
+        """Make the engine ready for pictures of this size, so that `acquire` need not; blocks until it is.
 
         Raises what `acquire` raises.
         """
 
     @abstractmethod
     def is_ready(self, width: int, height: int) -> bool:
-        """Whether `acquire` need not prepare the engine for this size."""
+        """Whether the engine is prepared for pictures of this size."""
 
     @abstractmethod
     def allow(self, slots: int, sizes: int) -> None:
-        """From now on let so many pictures of one size be in the engine at once, and keep so many sizes.
+        """Set how many pictures of one size may be in the engine at once, and how many sizes it keeps.
 
-        What is beyond that and nobody uses is freed.
+        Unused slots and sizes beyond that are freed.
         """
 
     @abstractmethod
     def remember(self) -> Memory:
-        """An empty memory for a feed, to be set on the slots of its pictures in their order."""
+        """An empty memory for a feed; set it on the slots of the feed's pictures, in order."""
 
     def recollect(self, memory: Memory) -> Numbers:
-        """What a memory that this engine made holds after `wait`: (1, numbers) float32, the caller's.
+        """A copy of what a memory of this engine holds after `wait`: (1, numbers) float32.
 
-        Raises `EngineMismatch` where several engines share it.
+        Raises `EngineMismatch` if several engines share it.
         """
         del memory
         raise EngineMismatch(f"{self.info} does not tell what it remembers")
 
     @abstractmethod
     def submit(self, slots: Sequence[Slot]) -> None:
-        """Start enhancing filled slots, which may be one batch and must all have one size."""
+        """Start enhancing filled slots, all of one size; they may be computed as one batch."""
 
     @abstractmethod
     def wait(self, slot: Slot) -> None:
@@ -212,7 +211,7 @@ class Door(ABC):
     def enhance(
         self, y: Plane, uv: Plane, colour: Colour, memory: Memory | None = None, keep: float = 0.0
     ) -> tuple[Plane, Plane]:
-        """One picture through the engine, copied in and out: for pictures and tests, not for video."""
+        """Enhance one picture, copying planes in and out: for single pictures and tests, not for video."""
         height, width = y.shape
         slot = self.acquire(width, height)
         try:

@@ -1,8 +1,8 @@
-"""What can go wrong with an engine.
+"""The errors that engines raise.
 
 EngineError
- ├── EngineMissing    a runtime, a package or a device that is asked for is not here
- │    └── UnknownName there are no weights, or no recipe, of this name
+ ├── EngineMissing    a requested runtime, package or device is not available
+ │    └── UnknownName no weights, file or recipe of this name
  └── EngineMismatch   weights, a size, a precision or a call that does not fit the engine
 """
 
@@ -18,8 +18,8 @@ class EngineMissing(EngineError):
 
 
 class UnknownName(EngineMissing):
-    """Wrong use: nothing here has this name; the message names it, and those that there are."""
+    """Wrong use: the requested name is not available; the message gives those that are."""
 
 
 class EngineMismatch(EngineError, ValueError):
-    """The caller asks for what this engine cannot take; the message names the value and what is allowed."""
+    """The engine cannot take a value; the message gives the value and what is allowed."""

@@ -1,4 +1,4 @@
-"""From a trained network to the files that runtimes open: ONNX in fp32 and fp16, and int8 for OpenVINO."""
+"""Exports a trained network to the files that runtimes open: ONNX in fp32 and fp16, and int8 for OpenVINO."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from engines.picture import INPUTS, OUTPUTS, HalfNetwork, PictureGraph
 
 OPSET = 18
 CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "nncf")
-"""Loggers whose notes on every node of the graph are for those who make the exporters."""
+"""Loggers of the exporters, whose notes on every node of the graph are of no use here."""
 
 
 def export_onnx(network: Neid, path: Path, *, half: bool = False) -> None:
     """Write the picture graph for any size and batch; `half` computes the network in float16, for TensorRT.
 
-    Inputs, outputs and the colour arithmetic are the same in both. The file tells nothing of where it was made.
+    Inputs, outputs and the colour arithmetic are the same in both. The file does not reveal where it was made.
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -55,13 +55,13 @@ def export_onnx(network: Neid, path: Path, *, half: bool = False) -> None:
             dynamic_shapes=shapes,
         )
     assert program is not None
-    ClearMetadataAndDocStringPass()(program.model)  # every node holds the paths of the code that it came from
+    ClearMetadataAndDocStringPass()(program.model)  # every node holds the source paths that it came from
     program.save(path, external_data=False)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Of what the exporters tell, errors only."""
+    """Silence the exporters, except for errors."""
     loggers = [logging.getLogger(name) for name in CHATTY]
     levels = [logger.level for logger in loggers]
     try:
@@ -76,11 +76,11 @@ def quiet() -> Iterator[None]:
 
 
 def export_all(weights: Weights, calibration: Sequence[Path]) -> None:
-    """Write every file that is made from the numbers beside them, and the digests into the card.
+    """Write every engine file beside the stored numbers that it is made from, and the digests into the card.
 
-    `calibration` are picture files as cameras send them; without any no int8 is made, and what is there stays if the
-    card answers for it: `engines.training.train.store` leaves none of older numbers. Where a file cannot be made, all
-    stay as they are. What the card tells of int8 goes where int8 is another one now.
+    `calibration` are picture files as cameras send them. Without any, no int8 is made, and existing int8 files stay if
+    they match the card: `engines.training.train.store` leaves none of older numbers. If a file cannot be made, all stay
+    as they are. If int8 changes, what the card says about it is removed.
     """
     pictures = [read_picture(path) for path in calibration]
     folder = weights.folder

@@ -1,11 +1,11 @@
-"""Several engines as one: the best that is ready enhances, and where it fails the next one does.
+"""Several engines as one: the best one that is ready enhances, and if it fails, the next one does.
 
     better engines, best first ──► one at a time: opened, then made ready for size after size, in a thread of its own
     last engine ─────────────────► ready at once; takes each picture that no better one is ready for
 
-A better engine takes over a size as soon as it is ready for it. Refusing a size, or failing to get ready for it, costs
-it that size; failing on a picture, or keeping it for too long, costs it everything, and the next one is opened.
-Pictures of one feed stay in their order through all of that, since whoever submits them also waits for them in order.
+A better engine takes over a size as soon as it is ready for it. If it refuses a size or fails to prepare it, it loses
+that size; if it fails on a picture or takes too long, it is given up and the next one is opened. Pictures of one feed
+stay in order throughout, since whoever submits them also waits for them in order.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from engines.ring import EXIT_SECONDS, is_busy
 from engines.watch import WatchedEngine
 
 THREAD = "nightbridge-engine"
-"""Name of the thread that opens better engines and makes them ready."""
+"""Name of the thread that opens and prepares better engines."""
 
 SIZES_NOTED = 64
-"""Sizes that are wanted or refused, at most; a camera that makes up ever new ones fills no memory."""
+"""Sizes to remember as wanted, or as refused, at most: a camera that keeps changing its size cannot fill memory."""
 
 Size = tuple[int, int]
 
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 
 class FallbackEngine(Door):
-    """Enhances with the best engine that is ready, and goes on with the next one where that fails.
+    """Enhances with the best engine that is ready, and falls back to the next one if that fails.
 
-    Takes the sizes that the last engine takes, which is never given up.
+    Takes the sizes that the last engine takes; that one is never given up.
     """
 
     def __init__(self, last: Door, better: Mapping[str, Callable[[], Door]]) -> None:
@@ -46,13 +46,13 @@ class FallbackEngine(Door):
         self._last = last
         self._better = better
         self._failures = dict.fromkeys([*better, last.info.runtime], 0)
-        self._changed = threading.Condition()  # guards all below; held for moments, never while an engine works
+        self._changed = threading.Condition()  # guards all below; held briefly, never while an engine works
         self._opened = False
         self._preferred: Door | None = None  # the better engine that is open and has not failed
-        self._wanted: dict[Size, None] = {}  # sizes that the preferred engine is to be made ready for, in order
+        self._wanted: dict[Size, None] = {}  # sizes to prepare the preferred engine for, in order
         self._refused: dict[Size, None] = {}  # sizes that it will never be ready for
         self._loans = Loans(self._changed)
-        self._allowed: tuple[int, int] | None = None  # what `allow` said last
+        self._allowed: tuple[int, int] | None = None  # arguments of the last `allow`
         self._readying = threading.Thread(target=self._make_ready, name=THREAD, daemon=True)
 
     @property
@@ -96,7 +96,7 @@ class FallbackEngine(Door):
         return slot
 
     def prepare(self, width: int, height: int) -> None:
-        """See `Door.prepare`: the last engine is ready then, and a better one will take over."""
+        """See `Door.prepare`: prepares the last engine; a better one takes over later."""
         self._engine_for((width, height))
         self._last.prepare(width, height)
 
@@ -113,15 +113,15 @@ class FallbackEngine(Door):
         if preferred is not None:
             try:
                 preferred.allow(slots, sizes)
-            except Exception as error:  # what it frees may be lost already
+            except Exception as error:  # its device may be lost already
                 self._give_up(preferred, error)
 
     def remember(self) -> Memory:
-        """See `Door.remember`; every engine for the same weights can use it."""
+        """See `Door.remember`; any engine for the same weights can use it."""
         return self._last.remember()
 
     def submit(self, slots: Sequence[Slot]) -> None:
-        """See `Door.submit`; the slots may be of several engines. What fails is told by `wait`, picture by picture."""
+        """See `Door.submit`; the slots may come from several engines. `wait` raises what failed, for each picture."""
         with self._changed:
             self._check_open()
             batches = list(self._loans.batches(slots))
@@ -162,7 +162,7 @@ class FallbackEngine(Door):
         loan.engine.release(slot)
 
     def _engine_for(self, size: Size) -> Door:
-        """The engine for the next picture of a size; a better one is made ready where there can be one."""
+        """The engine for the next picture of a size; asks for a better one to be prepared if there can be one."""
         with self._changed:
             self._check_open()
             if size in self._refused:
@@ -189,7 +189,7 @@ class FallbackEngine(Door):
             return self._loans.of(slot)
 
     def _make_ready(self) -> None:
-        """Open the better engines, one after another, each when the one before is given up; for the own thread."""
+        """Open the better engines in turn, each once the one before is given up; runs in its own thread."""
         for runtime, opener in self._better.items():
             if not self._opened:
                 return
@@ -206,11 +206,11 @@ class FallbackEngine(Door):
             except Exception as error:
                 self._give_up(engine, error)
             finally:
-                with suppress(Exception):  # what has failed may not close well
+                with suppress(Exception):  # an engine that failed may not close cleanly
                     engine.__exit__(None, None, None)
 
     def _serve(self, engine: Door) -> None:
-        """Prefer an engine until it is given up, or the end, and its slots are back."""
+        """Prefer an engine until it is given up or at exit; returns once all its slots are back."""
         with self._changed:
             self._preferred = engine
             self._refused.clear()
@@ -227,7 +227,7 @@ class FallbackEngine(Door):
             self._changed.wait_for(lambda: not self._loans.any_of(engine))
 
     def _next_wanted(self, engine: Door) -> Size | None:
-        """The next size to prepare, which stays wanted meanwhile; None at the engine's end."""
+        """Wait for the next size to prepare, which stays wanted meanwhile; None if the engine is given up or closed."""
         with self._changed:
             self._changed.wait_for(lambda: not self._serves(engine) or self._wanted)
             return next(iter(self._wanted)) if self._serves(engine) else None
@@ -247,7 +247,7 @@ class FallbackEngine(Door):
         log.info("engine: %s takes over %dx%d from %s", engine.info, *size, self._last.info.runtime)
 
     def _give_up_size(self, engine: Door, size: Size, error: Exception) -> None:
-        """Enhance a size with the last engine from now on; refusing it is no failure."""
+        """Use the last engine for a size from here on; refusing a size does not count as a failure."""
         with self._changed:
             self._wanted.pop(size, None)
             if not self._serves(engine) or size in self._refused:
@@ -261,7 +261,7 @@ class FallbackEngine(Door):
             self._fail(runtime, error, where)
 
     def _give_up(self, engine: Door, error: Exception) -> None:
-        """Never use an engine again; the last one is always used."""
+        """Never use an engine again, unless it is the last one."""
         with self._changed:
             if not self._serves(engine):
                 return
@@ -271,7 +271,7 @@ class FallbackEngine(Door):
         self._fail(engine.info.runtime, error)
 
     def _fail(self, runtime: str, error: Exception, where: str = "") -> None:
-        """Tell a failure to the log, the metrics and the status."""
+        """Report a failure in the log, the metrics and the status."""
         with self._changed:
             self._failures[runtime] += 1
             self.reason = f"{runtime} failed{where}: {error}"
@@ -279,16 +279,15 @@ class FallbackEngine(Door):
 
 
 def is_left_behind() -> bool:
-    """Whether a thread goes on after the end of its engine, in a library that nothing can interrupt: one that opens
-    better engines, or whoever uses an engine.
+    """Whether a thread that opens or uses an engine is still inside a library, where nothing can interrupt it.
 
-    The interpreter would end it in there, and CUDA's libraries end the process with an error then.
+    If the interpreter exits meanwhile, CUDA's libraries end the process with an error.
     """
     return is_busy() or any(thread.name == THREAD for thread in threading.enumerate())
 
 
 def note(sizes: dict[Size, None], size: Size) -> None:
-    """Add a size; the oldest ones beyond `SIZES_NOTED` are forgotten."""
+    """Add a size, and forget the oldest ones beyond `SIZES_NOTED`."""
     sizes[size] = None
     while len(sizes) > SIZES_NOTED:
         del sizes[next(iter(sizes))]

@@ -1,4 +1,4 @@
-"""The slots that callers have of several engines, and which engine used the memory of a feed last."""
+"""Which engine each slot in use came from, and which engine used the memory of a feed last."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from engines.errors import EngineError
 
 @dataclass(eq=False)
 class Loan:
-    """A slot that a caller has, and the engine that it came from."""
+    """A slot in a caller's hands, and the engine that it came from."""
 
     slot: Slot
     engine: Door
     under_way: bool = False
-    """Whether it is submitted, and nobody has seen its picture yet."""
+    """Whether it was submitted and not waited for yet."""
     failure: EngineError | None = None
-    """Why it could not be submitted; who waits for it is told."""
+    """Why it could not be submitted; raised to whoever waits for it."""
 
 
 class Loans:
-    """All slots that are lent. All methods may be called from any thread."""
+    """The slots in callers' hands. All methods may be called from any thread."""
 
     def __init__(self, changed: threading.Condition) -> None:
-        """`changed` guards the loans, and is told when one ends."""
+        """`changed` guards the loans, and is notified when one ends."""
         self._changed = changed
         self._loans: dict[int, Loan] = {}  # by id of the slot
         self._users: WeakKeyDictionary[Memory, Door] = WeakKeyDictionary()  # the last engine that used a memory
@@ -40,12 +40,12 @@ class Loans:
             self._loans[id(slot)] = Loan(slot, engine)
 
     def of(self, slot: Slot) -> Loan:
-        """The loan of a slot; `KeyError` where there is none."""
+        """The loan of a slot; raises `KeyError` if there is none."""
         with self._changed:
             return self._loans[id(slot)]
 
     def end(self, slot: Slot) -> Loan | None:
-        """End a loan; None where there is none, as after `clear`."""
+        """End a loan and return it; None if there is none, as after `clear`."""
         with self._changed:
             self._changed.notify_all()
             return self._loans.pop(id(slot), None)
@@ -62,16 +62,16 @@ class Loans:
             return any(loan.engine is engine for loan in self._loans.values())
 
     def batches(self, slots: Sequence[Slot]) -> Iterator[tuple[Door, list[Loan]]]:
-        """Slots as batches of one engine each, none larger than it takes, in their order."""
+        """Split slots, in order, into batches of one engine each, none larger than that engine takes."""
         for engine, loans in groupby(map(self.of, slots), lambda loan: loan.engine):
             whole, limit = list(loans), engine.info.largest_batch
             for start in range(0, len(whole), limit):
                 yield engine, whole[start : start + limit]
 
     def pass_memories_on(self, engine: Door, batch: Sequence[Loan], last: Door) -> None:
-        """Let memories that the `last` engine used hold what its pictures left, before another one uses them.
+        """Bring the memories of a batch up to date before `engine` uses them.
 
-        What any other engine knows is lost on its device.
+        Waits for the `last` engine's pictures; clears what another engine used, since that is lost on its device.
         """
         for loan in batch:
             memory = loan.slot.memory
@@ -86,7 +86,7 @@ class Loans:
                 self._finish(before, memory)
 
     def _finish(self, engine: Door, memory: Memory) -> None:
-        """Return when no picture of a feed is under way in an engine; those that fail tell so themselves."""
+        """Wait until no picture of a feed is under way in an engine; their errors go to their own waiters."""
         with self._changed:
             loans = [loan for loan in self._loans.values() if loan.engine is engine and loan.slot.memory is memory]
         for loan in loans:

@@ -18,10 +18,10 @@ from engines.network.neid import SCALE, Neid
 
 INPUTS = ("y", "uv", "colour", "memory", "keep")
 OUTPUTS = ("y_out", "uv_out", "memory_out")
-"""Of the exported graph, by name."""
+"""Names in the exported graph."""
 
 MARGIN = 8
-"""Pixels by which every side is continued at least: a convolution's zeros would darken the border of the picture."""
+"""Least padding on every side, in pixels: a convolution's zeros would darken the border of the picture."""
 
 
 class Subpixels(Protocol):
@@ -56,8 +56,8 @@ class PictureGraph(nn.Module):
     """What is exported: decoder planes in, encoder planes out."""
 
     def __init__(self, network: Subpixels, *, bytes_last: bool = False) -> None:
-        """`bytes_last` makes bytes of code values in the last step, since TensorRT has none between its ends; else they
-        are bytes as soon as they are rounded, which leaves less memory to move."""
+        """`bytes_last` converts code values to uint8 in the last step, since TensorRT has no uint8 inside a graph;
+        otherwise they become uint8 once rounded, which moves less memory."""
         super().__init__()
         self.network = network
         self._rounded = torch.float32 if bytes_last else torch.uint8
@@ -106,8 +106,8 @@ class PictureGraph(nn.Module):
     def unfold(self, subpixels: Tensor, to_yuv: Tensor, fold: int) -> tuple[Tensor, Tensor]:
         """RGB sub-pixels (N, 3f^2, h, w) to code values: y (N, 1, fh, fw) and uv (N, 2, fh/2, fw/2).
 
-        Both colour conversion and the halving of chroma are linear, so one matrix product over the channels makes each.
-        What luma begins at, 0 or 16, is added to whole code values, so that a runtime can round where it multiplies.
+        Colour conversion and the halving of chroma are linear, so one matrix product over the channels makes each.
+        Luma's offset, 0 or 16, is added after rounding, so that a runtime can round where it multiplies.
         """
         (batch, _, height, width), half = subpixels.shape, fold // 2
         pixels = subpixels.permute(0, 2, 3, 1).flatten(1, 2)  # (N, hw, 3f^2)
@@ -123,12 +123,12 @@ class PictureGraph(nn.Module):
         )
 
     def codes(self, values: Tensor) -> Tensor:
-        """Rounded to code values from 0 to 255: (N, hw, C) to (N, hwC), long rows for what goes value by value."""
+        """Round to code values from 0 to 255: (N, hw, C) to (N, hwC), long rows for element-wise operations."""
         return values.clamp(0, 255).round().flatten(1).to(self._rounded)
 
 
 def unfolding(to_yuv: Tensor, fold: int) -> tuple[Tensor, Tensor]:
-    """(N, 3, 3) RGB to YUV as matrices from folded RGB to folded Y (N, 3f^2, f^2) and half-size UV (N, 3f^2, f^2/2)."""
+    """Expand RGB to YUV (N, 3, 3) to folded RGB to folded Y (N, 3f^2, f^2) and to half-size UV (N, 3f^2, f^2/2)."""
     squares = fold * fold
     position = torch.arange(squares, device=to_yuv.device)
     square = position // fold // 2 * (fold // 2) + position % fold // 2
@@ -149,12 +149,12 @@ def padding(height: int, width: int, multiple: int) -> tuple[int, int, int, int]
 
 
 def pad(picture: Tensor, multiple: int) -> Tensor:
-    """(N, C, H, W) with its border repeated as in the exported graph: training pads as use does."""
+    """Pad (N, C, H, W) by repeating its border, as the exported graph does: training pads like inference."""
     height, width = picture.shape[-2:]
     return functional.pad(picture, padding(height, width, multiple), mode="replicate")
 
 
 def cut(doubled: Tensor, height: int, width: int) -> Tensor:
-    """What belongs to the picture in the double of a padded one: (N, C, height, width)."""
+    """Cut the padding off the double of a padded picture: (N, C, height, width)."""
     edge = SCALE * MARGIN
     return doubled[..., edge : edge + height, edge : edge + width]

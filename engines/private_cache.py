@@ -1,8 +1,8 @@
-"""Files that only this user can have written, each under the key of what it was made from.
+"""A cache of files that only this user can have written, each under a key for what it was made from.
 
-What is kept here is executed later, so a file counts only if it is whole, under the right key, and nobody else can
-have touched it; anything else is made again. A file is a line that names the format, a line of JSON (the key, and the
-SHA-256 of the rest), and the bytes.
+Its files are executed later, so one is used only if it is complete, has the right key, and nobody else can have written
+it; otherwise it is made again. A file is a line that names the format, a line of JSON (the key, and the SHA-256 of the
+rest), and the bytes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from engines.errors import EngineError
 FORMAT = b"nightbridge cache 1"
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 ABANDONED_SECONDS = 3600
-"""Age from which a half-written file belongs to a process that was killed."""
+"""Age above which a half-written file was left by a process that was killed."""
 LARGEST_BYTES = 4 * 1024**3
-"""Of a folder: beyond that, what was not used for the longest time goes when something is
-added. After an update of a driver or of weights new files are made, and nobody asks for the old ones again."""
+"""Most bytes in a folder: when more is added, the least recently used files are removed. An update of a driver or of
+weights makes new files, and the old ones are never used again."""
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Unfit(Exception):
 
 
 class Header(msgspec.Struct, forbid_unknown_fields=True):
-    """What a file tells of its bytes."""
+    """What a file says about its bytes."""
 
     key: dict[str, object]
     sha256: str
@@ -47,11 +47,11 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes of the cache."""
+    """Bytes from the cache."""
 
     data: bytes
     path: Path | None
-    """None where they could not be kept."""
+    """None if they could not be stored."""
     made: bool
     """Whether they were made just now."""
 
@@ -65,30 +65,30 @@ class Entry:
     made: float
     """Seconds since 1970."""
     key: dict[str, object] | None
-    """None where the file is unfit for use."""
+    """None if the file is unfit for use."""
     unfit: str
-    """Why it is; empty where it is not."""
+    """Why the file is unfit; empty if it is fit."""
 
 
 class PrivateCache:
-    """A folder of such files. Any number of processes and threads may use it at once."""
+    """A folder of cached files. Any number of processes and threads may use it at once."""
 
     def __init__(self, folder: Path, largest: int | None = None) -> None:
-        """The folder is made when the first file is; nobody else may own it. Where there can be none nothing is kept,
-        and the log says so once. `largest` stands in for `LARGEST_BYTES`."""
+        """The folder is created with its first file, and must belong to this user. If it cannot be created, nothing is
+        kept, and the log says so once. `largest` replaces `LARGEST_BYTES`."""
         self.folder = folder
         self._largest = largest
         self._is_told = False
 
     def path(self, kind: str, key: msgspec.Struct) -> Path:
-        """Where the file of a key is; `kind` is the ending of its name."""
+        """The path of a key's file; `kind` is the ending of its name."""
         digest = hashlib.sha256(b"\n".join((FORMAT, kind.encode(), msgspec.json.encode(key))))
         return self.folder / f"{digest.hexdigest()}.{kind}"
 
     def get(self, kind: str, key: msgspec.Struct, make: Callable[[], bytes]) -> Kept:
-        """The bytes of a key, made by `make` where there are none: by one process, while the others wait.
+        """The bytes of a key, made by `make` if there are none: by one process, while the others wait.
 
-        Raises `EngineError` for a folder that belongs to somebody else, and what `make` raises.
+        Raises `EngineError` if the folder belongs to another user, and what `make` raises.
         """
         if not self._own_folder():
             return Kept(make(), None, made=True)
@@ -103,15 +103,15 @@ class PrivateCache:
             return Kept(data, path if self._store(path, key, data) else None, made=True)
 
     def load(self, kind: str, key: msgspec.Struct) -> bytes | None:
-        """The bytes of a key, or None. Raises as `get` does."""
+        """The bytes of a key, or None. Raises `EngineError` like `get`."""
         return self._load(self.path(kind, key), key) if self._own_folder() else None
 
     def store(self, kind: str, key: msgspec.Struct, data: bytes) -> bool:
-        """Keep bytes in the place of those that were there; False, with a line in the log, where it cannot be done."""
+        """Store bytes, replacing any that are there; returns False, and logs why, if that fails."""
         return self._own_folder() and self._store(self.path(kind, key), key, data)
 
     def entries(self, kind: str) -> list[Entry]:
-        """All files of a kind, the newest first."""
+        """All files of a kind, newest first."""
         if not self.folder.exists() or not self._own_folder():
             return []
         entries = []
@@ -121,8 +121,8 @@ class PrivateCache:
         return sorted(entries, key=lambda entry: entry.made, reverse=True)
 
     def _own_folder(self) -> bool:
-        """Make the folder, or see that it is fit: one that others may write to is closed to them. False where neither
-        can be done; raises `EngineError` where it belongs to somebody else."""
+        """Make sure that the folder exists and others cannot write to it. False if that fails; raises `EngineError` if
+        it belongs to another user."""
         try:
             self.folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
             status = self.folder.stat()
@@ -142,9 +142,10 @@ class PrivateCache:
 
     @contextmanager
     def _making(self) -> Iterator[None]:
-        """One process at a time: builds that time kernels would disturb each other. The end of a process frees it."""
+        """Let one process build at a time, since builds that time kernels would disturb each other. The lock is freed
+        when its process ends."""
         lock = None
-        with suppress(OSError):  # of a folder that cannot be written to: `_store` says so
+        with suppress(OSError):  # the folder cannot be written to: `_store` logs that
             lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         if lock is None:
             yield
@@ -189,10 +190,10 @@ class PrivateCache:
 
 
 def make_room(paths: Iterable[Path], largest: int) -> None:
-    """Remove files, the longest unused first, until those that are left have no more than `largest` bytes together.
+    """Remove files, least recently used first, until the rest has at most `largest` bytes together.
 
-    Any number of processes may do so at once, and who reads a file meanwhile goes on reading it. Last used is when it
-    was last read, by the day at least; or written, on a file system that is mounted not to tell.
+    Any number of processes may do so at once; a reader of a removed file can read on. A file's last use is its access
+    time, to the day or better, or its time of writing on a file system mounted without access times.
     """
     files = []
     for path in paths:
@@ -203,14 +204,14 @@ def make_room(paths: Iterable[Path], largest: int) -> None:
     for _, size, path in sorted(files):
         if held <= largest:
             return
-        with suppress(OSError):  # a folder in the place of a file, or another process was faster
+        with suppress(OSError):  # it is a folder, or another process removed it first
             path.unlink()
             log.debug("%s was removed: it was not used for the longest time", path)
             held -= size
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or as it was before, whatever happens meanwhile; for its owner only."""
+    """Replace a file atomically, even through a crash; only its owner can read it."""
     handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)  # 0600
     part = Path(name)
     try:
@@ -230,7 +231,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _verified(path: Path, key: msgspec.Struct) -> bytes:
-    """The bytes of a file that is fit and has this key; raises `Unfit` or `FileNotFoundError`."""
+    """The bytes of a file after all checks, its key included; raises `Unfit` or `FileNotFoundError`."""
     header, data = _read(path)
     if header.key != msgspec.to_builtins(key):
         raise Unfit("was made from something else")
@@ -239,13 +240,13 @@ def _verified(path: Path, key: msgspec.Struct) -> bytes:
 
 
 def _mark_used(path: Path) -> None:
-    """Set the time of the last use; most file systems are mounted not to do it by themselves."""
-    with suppress(OSError):  # such as on a file system that cannot be written to
+    """Set the access time to now; most file systems are mounted so that a read does not."""
+    with suppress(OSError):  # such as on a read-only file system
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns), follow_symlinks=False)
 
 
 def _read(path: Path) -> tuple[Header, bytes]:
-    """A file whose owner and digest are right; raises `Unfit` or `FileNotFoundError`."""
+    """Header and bytes of a file, with owner and digest checked; raises `Unfit` or `FileNotFoundError`."""
     content = _read_private(path)
     first, _, rest = content.partition(b"\n")
     head, _, data = rest.partition(b"\n")
@@ -261,7 +262,7 @@ def _read(path: Path) -> tuple[Header, bytes]:
 
 
 def _read_private(path: Path) -> bytes:
-    """What is in a file that only this user can have written; looks at the very file that it reads."""
+    """The content of a file that only this user can have written; checks the open file that it reads from."""
     try:
         with open(path, "rb", opener=_open_no_link) as file:
             _check_private(os.fstat(file.fileno()))
@@ -282,7 +283,7 @@ def _check_private(status: os.stat_result) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Opens neither what a link points to nor waits for the other end of a pipe."""
+    """Open a file without following a link or waiting for the other end of a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 

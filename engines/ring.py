@@ -1,7 +1,7 @@
-"""The ring of slots that every runtime has behind its door.
+"""The ring of slots behind the door of every runtime.
 
-`Engine` holds all that callers rely on (checks, the ring, use after exit) once; a runtime's subclass makes a slot's
-planes, starts a batch and finishes a slot.
+`Engine` does what all runtimes share (checks, the ring, errors after exit); a runtime's subclass makes a slot's planes,
+starts a batch and finishes a slot.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from engines.door import Door, EngineInfo, Memory, Numbers, Slot
 from engines.errors import EngineError, EngineMismatch
 
 EXIT_SECONDS = 5.0
-"""How long the end waits for an engine that is being opened, made ready or closed, which nothing can interrupt."""
+"""How long an exit waits for a thread that opens, prepares or closes an engine: nothing can interrupt it."""
 
 _inside: set[object] = set()
-"""One for each thread that is inside a runtime, of whatever engine."""
+"""One token for each thread that is inside a runtime, over all engines."""
 
 
 def is_busy() -> bool:
-    """Whether a thread makes a size ready, starts a batch or waits for a picture, in any engine of this process."""
+    """Whether a thread is preparing a size, starting a batch or waiting for a picture, in any engine."""
     return bool(_inside)
 
 
@@ -32,9 +32,9 @@ class Engine(Door):
     """One runtime: a ring of slots for each size."""
 
     def __init__(self, info: EngineInfo, slots: int) -> None:
-        """`slots` bounds the memory: no more pictures of one size than this are in the engine at once.
+        """`slots` bounds the memory: it is the most pictures of one size at once, and the most sizes kept.
 
-        So many sizes are kept, too; then the one that was not asked for for the longest time is forgotten. See `allow`.
+        Beyond that the least recently used size is forgotten. See `allow`.
         """
         self.info = info
         self._slots = self._sizes = slots
@@ -50,7 +50,7 @@ class Engine(Door):
         try:
             self._open()
         except BaseException as error:
-            with suppress(Exception):  # what was not taken cannot be given back
+            with suppress(Exception):  # what was not opened cannot be closed
                 self._close()
             if isinstance(error, EngineError) or not isinstance(error, Exception):
                 raise
@@ -82,13 +82,13 @@ class Engine(Door):
             if not self._free.wait_for(lambda: self._has_room(size), timeout):
                 raise TimeoutError(f"no free slot for {width}x{height} within {timeout} s")
             self._check_open()
-            ring = self._rings[size] = self._rings.pop(size, [])  # sizes stand in the order of their last use
+            ring = self._rings[size] = self._rings.pop(size, [])  # sizes are ordered by last use
             if ring:
                 slot = ring.pop()
                 slot.memory = None
                 return slot
             self._made[size] = self._made.get(size, 0) + 1
-            making = self._making.setdefault(size, threading.Lock())  # a size that takes long keeps no other waiting
+            making = self._making.setdefault(size, threading.Lock())  # a slow size delays no other
         try:
             with self._inside_runtime():
                 self._forget_sizes()
@@ -115,7 +115,7 @@ class Engine(Door):
 
     def allow(self, slots: int, sizes: int) -> None:
         """See `Door.allow`."""
-        surplus: list[Slot] = []  # whose memory is freed when nobody waits for the lock
+        surplus: list[Slot] = []  # freed outside the lock
         with self._free:
             self._slots, self._sizes = slots, sizes
             for size, ring in self._rings.items():
@@ -147,7 +147,7 @@ class Engine(Door):
             )
         with self._inside_runtime():
             for slot in slots:
-                slot.under_way = True  # also where starting the batch fails half-way
+                slot.under_way = True  # even if starting the batch fails half-way
             self._start(slots)
 
     def wait(self, slot: Slot) -> None:
@@ -161,7 +161,7 @@ class Engine(Door):
 
     def release(self, slot: Slot) -> None:
         """See `Slot.release`."""
-        if slot.under_way:  # the next one to have it would find it busy
+        if slot.under_way:  # its next user would find it busy
             with suppress(EngineError):
                 self.wait(slot)
         with self._free:
@@ -177,9 +177,9 @@ class Engine(Door):
         return not self._opened or self._made.get(size, 0) - len(self._rings.get(size, ())) < self._slots
 
     def _forget_sizes(self) -> None:
-        """Free the memory of sizes beyond those that are kept and that nobody uses, least recently used first.
+        """Free unused sizes beyond those to keep, least recently used first.
 
-        Freeing takes its time, and keeps nobody waiting but who asks for such a size again.
+        Freeing is slow, but delays only callers that ask for the same size again.
         """
         with self._free:
             idle = [size for size, ring in self._rings.items() if len(ring) == self._made[size]]
@@ -197,18 +197,18 @@ class Engine(Door):
                     making.release()
 
     def _forget_unless_wanted(self, size: tuple[int, int]) -> None:
-        """Forget a size that nobody has asked for again; its lock must be held."""
+        """Forget a size unless it was asked for again; its lock must be held."""
         with self._free:
             if size in self._rings:
                 return
         self._forget(*size)
         with self._free:
-            if size not in self._rings:  # who asks for it meanwhile waits for the lock
+            if size not in self._rings:  # a caller that asks for it meanwhile waits for the lock
                 self._making.pop(size, None)
 
     @contextmanager
     def _inside_runtime(self) -> Iterator[None]:
-        """What a runtime raises, as `EngineError`; meanwhile this thread counts for `is_busy`."""
+        """Turn what a runtime raises into `EngineError`, and count this thread for `is_busy`."""
         thread = object()
         _inside.add(thread)
         try:
@@ -222,7 +222,7 @@ class Engine(Door):
 
     @abstractmethod
     def _open(self) -> None:
-        """Take the device, and set `_remembers` to the numbers of a memory."""
+        """Take the device, and set `_remembers` to how many numbers a memory has."""
 
     @abstractmethod
     def _close(self) -> None:
@@ -233,7 +233,7 @@ class Engine(Door):
         """A slot with fresh planes."""
 
     def _forget(self, width: int, height: int) -> None:
-        """Free what was prepared for a size that has no slots any more."""
+        """Free what was prepared for a size that has no slots left."""
 
     @abstractmethod
     def _start(self, slots: Sequence[Slot]) -> None:

@@ -20,14 +20,14 @@ RUNTIMES = {
     "torch": "engines.runtime_torch",
     "openvino": "engines.runtime_openvino",
 }
-"""By the name that settings use, in the order of `auto`; a runtime's module is imported only when it is tried."""
+"""Modules by the name that settings use, in the order of `auto`; each is imported only when it is tried."""
 PRECISIONS = {"tensorrt": ("fp16",), "torch": ("fp32", "fp16"), "openvino": ("fp32", "bf16", "int8")}
-"""What each runtime can be asked for besides `auto`; torch has fp16 on CUDA alone."""
+"""What each runtime takes besides `auto`; torch has fp16 on CUDA only."""
 ON_CUDA = ("tensorrt", "torch")
-"""What `auto` tries only where there is an NVIDIA driver with a GPU: importing them costs seconds and memory."""
+"""Tried by `auto` only if there is an NVIDIA driver with a GPU: importing them costs seconds and memory."""
 
 TRIAL = (64, 48)
-"""Width and height of what a GPU must take."""
+"""Width and height that a GPU is tried with before it is used."""
 
 log = logging.getLogger(__name__)
 
@@ -45,26 +45,27 @@ class EngineOptions:
     slots: int = 8
     """Pictures of one size that may be in the engine at once."""
     batch: int = 8
-    """The largest batch that will come; a GPU keeps memory for it."""
+    """The largest batch; a GPU reserves memory for it."""
     cuda_only: bool = False
-    """Whether a runtime that could also compute on the processor counts as missing without CUDA."""
+    """Whether a runtime that also runs on the CPU counts as missing without CUDA."""
     tried: bool = False
-    """Whether TensorRT is opened only after it has run in a process of its own, see `engines.nvidia.trial`."""
+    """Whether TensorRT must run in a separate process before it is opened, see `engines.nvidia.trial`."""
     capability: str | None = None
-    """What TensorRT's plans are built for, see `engines.nvidia.tensorrt_builder.capabilities`; None: the GPU's own."""
+    """What TensorRT's plans are built for, one of `engines.nvidia.tensorrt_builder.capabilities`; None: the first one
+    that the GPU runs."""
     parallel: int = 1
-    """Pictures of different feeds that OpenVINO computes side by side, each on its share of the cores."""
+    """Pictures of different feeds that OpenVINO computes at once, each on its share of the cores."""
 
 
 class RuntimeModule(Protocol):
     """What each runtime's module offers."""
 
     def open_engine(self, weights: Weights, options: EngineOptions) -> Door:
-        """An engine to be entered; raises `EngineMissing` where this runtime cannot work on this machine."""
+        """An engine, not entered yet; raises `EngineMissing` if this runtime cannot work on this machine."""
 
 
 def open_engine(runtime: str = "auto", weights: str = "field", options: EngineOptions | None = None) -> Door:
-    """An engine for the weights of this name (or folder), to be used in a `with` block.
+    """An engine for weights given by name or folder; use it in a `with` block.
 
     `auto` is the first of `RUNTIMES` that works here. Raises `EngineMissing` or `EngineMismatch`, which name what is
     missing or wrong.
@@ -73,8 +74,11 @@ def open_engine(runtime: str = "auto", weights: str = "field", options: EngineOp
 
 
 def open_with_fallback(runtime: str = "auto", weights: str = "field", options: EngineOptions | None = None) -> Door:
-    """As `open_engine`, for a relay that must go on: with `auto` on a machine with an NVIDIA GPU the CPU enhances from
-    the start, and wherever the GPU is not ready or fails. The log says what is chosen, and why nothing better."""
+    """Like `open_engine`, for a relay that must keep running.
+
+    With `auto` and an NVIDIA GPU, the CPU enhances whenever the GPU is not ready or has failed. The log says which
+    engine was chosen, and why no better one.
+    """
     options = options or EngineOptions()
     *better, last = RUNTIMES
     if runtime != "auto" or not has_driver():
@@ -90,9 +94,11 @@ def open_with_fallback(runtime: str = "auto", weights: str = "field", options: E
 
 
 def open_as_auto(runtime: str, weights: Weights, options: EngineOptions) -> Door:
-    """The engine of one runtime as `auto` takes it: TensorRT and torch on CUDA or not at all, and only where the GPU
-    runs their code, which it may refuse as late as that. TensorRT, which may take a process along, is tried in another
-    one before."""
+    """The engine of one runtime, as `auto` opens it.
+
+    TensorRT and torch count only on CUDA, and only once the GPU has run their code. TensorRT can crash its process, so
+    it is tried in another one first.
+    """
     if runtime not in ON_CUDA:
         return _open_runtime(runtime, weights, options)
     if not has_driver():
@@ -106,7 +112,7 @@ def open_as_auto(runtime: str, weights: Weights, options: EngineOptions) -> Door
 
 
 def _choose(runtime: str, weights: str, options: EngineOptions, level: int) -> Door:
-    """The engine of a runtime, or of the first one that works; one line of the log says why."""
+    """The engine of a runtime, or with `auto` of the first one that works; the choice and its reasons are logged."""
     if runtime not in ("auto", *RUNTIMES):
         raise EngineMismatch(f"no runtime {runtime!r}: it must be one of auto, {', '.join(RUNTIMES)}")
     found, reasons = find_weights(weights), list[str]()
@@ -116,7 +122,7 @@ def _choose(runtime: str, weights: str, options: EngineOptions, level: int) -> D
 
 
 def _open_first(weights: Weights, options: EngineOptions, reasons: list[str]) -> Door:
-    """The first runtime's engine that works here; why those before it do not is added to `reasons`."""
+    """The engine of the first runtime that works; adds to `reasons` why those before it do not."""
     *better, last = RUNTIMES
     for runtime in better:
         try:
@@ -135,5 +141,5 @@ def _open_runtime(runtime: str, weights: Weights, options: EngineOptions) -> Doo
         return module.open_engine(weights, options)
     except (EngineError, OSError):
         raise
-    except Exception as error:  # whatever its library raises where it cannot have the device
+    except Exception as error:  # whatever its library raises if it cannot use the device
         raise EngineMissing(f"runtime {runtime} cannot be opened: {error}") from error

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the embedded default. One compiled model for each picture size, kept in its cache."""
+"""OpenVINO on the CPU: the embedded default. One compiled model for each picture size, kept in a cache."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ DEVICE = "CPU"
 ACCEPTABLE_LOSS_DB = 0.15
 """`auto` takes a faster precision only where the picture loses no more than this against fp32."""
 CPU_INFO = Path("/proc/cpuinfo")
-"""Where Linux tells of the processor."""
+"""Where Linux describes the processor."""
 CLOSED = "the engine was closed before the picture was done"
 LARGEST_CACHE = 1024**3
-"""Bytes of compiled models that are kept: some 80 sizes of pictures. Those of older weights, or of another OpenVINO,
-are asked for no more, and go first."""
+"""Most bytes of compiled models to keep: some 80 picture sizes. Models of older weights or another OpenVINO are not
+used again, so they are removed first."""
 BLOB = "blob"
 FILES = {"fp32": "fp32.onnx", "bf16": "fp32.onnx", "int8": "int8.xml"}
-"""The file that each precision reads; bf16 is a way of computing the fp32 file."""
+"""The file that each precision reads; bf16 only changes how the fp32 file is computed."""
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class CompiledKey(msgspec.Struct, frozen=True):
     """Its version."""
     device: str
     capabilities: list[str]
-    """Of the device."""
+    """Capabilities of the device."""
     model: list[str]
     """SHA-256 of its files."""
     width: int
@@ -59,31 +59,31 @@ class CompiledKey(msgspec.Struct, frozen=True):
 
 @dataclass
 class OpenVinoSlot(Slot):
-    """Its planes are the memory of its own inference request."""
+    """A slot whose planes are the tensors of its own inference request."""
 
     request: openvino.InferRequest = field(kw_only=True)
     coefficients: NDArray[np.float32] = field(kw_only=True)
     kept: NDArray[np.float32] = field(kw_only=True)
-    """(1, 1), `keep` as the request reads it."""
+    """(1, 1): `keep`, where the request reads it."""
     alone: Memory = field(kw_only=True)
-    """Of pictures that have no other."""
+    """The memory of pictures that have no other."""
     numbers: tuple[Numbers, Numbers] | None = field(default=None, repr=False)
-    """Of the memory, what the request reads and what it writes: a request does not keep what it was given alive."""
+    """What the request reads from the memory, and what it writes; referenced here, since a request does not keep its
+    tensors alive."""
     lent: Memory | None = None
-    """The memory of the picture that is under way, where its feed's next one must not begin before it has ended."""
+    """The memory of the picture under way, if the feed's next picture must not begin before this one has ended."""
     follows: OpenVinoSlot | None = field(default=None, repr=False)
-    """Whose end is waited for before this one begins: the picture before of the same feed."""
+    """The previous picture of the same feed, which must end before this one begins."""
     followed_by: OpenVinoSlot | None = field(default=None, repr=False)
     failure: EngineError | None = field(default=None, repr=False)
     """Why it was not started."""
 
 
 class OpenVinoEngine(Engine):
-    """Compiles a size when its first slot is asked for; requests run one after another on all threads, or `parallel` of
-    them side by side on a share of the threads each, but those of one feed in their order.
+    """Compiles a size when its first slot is asked for. Requests run one after another on all threads, or `parallel` at
+    once, each on a share of the threads; those of one feed always run in order.
 
-    So a picture may have to wait for the one before, which is waited for (`wait`) by then or soon will be: whoever does
-    that starts it.
+    So a picture may have to wait for the previous one of its feed. Whoever waits for that one (`wait`) starts it.
     """
 
     def __init__(self, weights: Weights, precision: str, core: openvino.Core, options: EngineOptions) -> None:
@@ -110,16 +110,16 @@ class OpenVinoEngine(Engine):
         self._threads, self._parallel = threads, parallel
         self._order = threading.Lock()
         self._latest: WeakKeyDictionary[Memory, OpenVinoSlot] = WeakKeyDictionary()
-        """Of each feed that has pictures under way, the slot of the last one."""
+        """The slot of the last picture under way, for each feed that has any."""
         self._computing: dict[int, OpenVinoSlot] = {}
-        """By their ids, the slots whose requests were started and not waited for yet."""
+        """By id, the slots whose requests were started and not waited for yet."""
 
     def _open(self) -> None:
         self._model = read_model(self._core, self._weights, self.info.precision)
         self._remembers = self._model.input("memory").get_partial_shape()[1].get_length()
 
     def _close(self) -> None:
-        """What is being computed is given up, and ends before the memory that it writes to is freed."""
+        """Cancel running requests, and wait for them before the memory that they write to is freed."""
         with self._order:
             computing = list(self._computing.values())
             self._computing.clear()
@@ -186,9 +186,9 @@ class OpenVinoEngine(Engine):
         return self._compiled[size]
 
     def _compile_by_cache(self, model: openvino.Model, width: int, height: int) -> openvino.CompiledModel:
-        """A compiled model that was kept, or a new one, which is kept then; without the cache where that fails.
+        """A compiled model from the cache, or a new one, which is then stored; works without the cache if that fails.
 
-        OpenVINO's own cache is not used: it takes a file with a hole in it for whole, and all pictures are wrong then.
+        OpenVINO's own cache is not used: it accepts a file with a hole in it, and then every picture is wrong.
         """
         made: openvino.CompiledModel | None = None
 
@@ -216,7 +216,7 @@ class OpenVinoEngine(Engine):
         )
 
     def _properties(self) -> dict[str, object]:
-        """bf16 also carries what int8 leaves in floating point, where the processor has it."""
+        """If the processor has bf16, it is also used for what int8 leaves in floating point."""
         floating = "bf16" if self.info.precision != "fp32" and has_bf16(self._core) else "f32"
         return {
             "PERFORMANCE_HINT": "LATENCY",
@@ -227,7 +227,7 @@ class OpenVinoEngine(Engine):
         }
 
     def _start(self, slots: Sequence[Slot]) -> None:
-        """Never waits: a picture whose feed has one under way begins when that ends, see `_finish`."""
+        """Never blocks: if the feed has a picture under way, this one begins when that ends, see `_finish`."""
         for slot in slots:
             assert isinstance(slot, OpenVinoSlot)
             slot.coefficients[:] = slot.colour.coefficients()
@@ -235,7 +235,7 @@ class OpenVinoEngine(Engine):
             slot.numbers = before, after = (slot.memory or slot.alone).turn()
             slot.request.set_tensor("memory", openvino.Tensor(before, shared_memory=True))
             slot.request.set_tensor("memory_out", openvino.Tensor(after, shared_memory=True))
-            slot.lent = slot.memory if self._parallel > 1 else None  # one after another they are in order anyway
+            slot.lent = slot.memory if self._parallel > 1 else None  # run one at a time, they are in order anyway
             slot.failure = None
             with self._order:
                 slot.follows = self._latest.get(slot.lent) if slot.lent else None
@@ -247,7 +247,7 @@ class OpenVinoEngine(Engine):
                     self._begin(slot)
 
     def _begin(self, slot: OpenVinoSlot) -> None:
-        """Start a request; where that fails its own picture is told, and the feed's memory stays as it was."""
+        """Start a request; if that fails, the error is left in the slot, and the feed's memory stays as it was."""
         if not self._opened:
             slot.failure = EngineError(CLOSED)
             return
@@ -266,7 +266,7 @@ class OpenVinoEngine(Engine):
         assert isinstance(slot, OpenVinoSlot)
         turn = slot.numbers
         if (before := slot.follows) is not None:
-            with suppress(EngineError):  # which is for whoever waits for that picture
+            with suppress(EngineError):  # it is raised to whoever waits for that picture
                 self._finish(before)
         try:
             if slot.failure is None:
@@ -282,9 +282,9 @@ class OpenVinoEngine(Engine):
             raise slot.failure
 
     def _pass_on(self, slot: OpenVinoSlot, turn: tuple[Numbers, Numbers] | None) -> None:
-        """What `slot` leaves is there, or never will be: the next picture of its feed begins.
+        """Begin the feed's next picture, once `slot` has written its memory or failed to.
 
-        Not where the slot has another picture by now, and `turn` is not its own: whoever waits last may wake that late.
+        Does nothing if the slot has another picture by now, so that `turn` is not its own: a waiter may wake that late.
         """
         with self._order:
             if slot.numbers is not turn:
@@ -306,12 +306,13 @@ def open_engine(weights: Weights, options: EngineOptions) -> OpenVinoEngine:
 
 
 def side_by_side(asked: int, threads: int) -> int:
-    """How many pictures at once, `asked` at most: what divides the threads, since OpenVINO gives all equally many."""
+    """How many pictures to compute at once: at most `asked`, and a divisor of `threads`, since OpenVINO gives each
+    picture equally many."""
     return max(count for count in range(1, threads + 1) if count <= max(1, asked) and threads % count == 0)
 
 
 def choose_precision(weights: Weights, core: openvino.Core, asked: str) -> str:
-    """The precision asked for, or for `auto` the fastest that keeps the picture."""
+    """The precision asked for, or with `auto` the fastest that loses at most `ACCEPTABLE_LOSS_DB`."""
     if asked == "bf16" and not has_bf16(core):
         raise UnknownName("precision bf16: this processor has no bfloat16; it must be one of auto, fp32, int8")
     if asked != "auto":
@@ -340,13 +341,13 @@ def has_matrix_unit(info: Path) -> bool:
 
 
 def read_model(core: openvino.Core, weights: Weights, precision: str) -> openvino.Model:
-    """The model of a precision. OpenVINO is given bytes, since it computes from files as they are then, for as long as
-    the model lives: whatever is written over them would reach pictures and cache."""
+    """The model of a precision. OpenVINO is given bytes, since it would go on reading files as long as the model lives:
+    whatever overwrote them would reach pictures and cache."""
     return core.read_model(*(verified_bytes(weights, name) for name in model_files(weights, precision)))
 
 
 def verified_bytes(weights: Weights, name: str) -> bytes:
-    """What is in a file, which is what its card says; raises `UnknownName` or `EngineMismatch`."""
+    """The bytes of a file, verified against the card; raises `UnknownName` or `EngineMismatch`."""
     data = weights.file(name).read_bytes()
     if hashlib.sha256(data).hexdigest() != weights.card.files[name]:
         raise EngineMismatch(f"{weights.folder / name} was changed while it was read")
@@ -354,7 +355,7 @@ def verified_bytes(weights: Weights, name: str) -> bytes:
 
 
 def model_files(weights: Weights, precision: str) -> list[str]:
-    """Which files hold the model of a precision; large weights may come as fp16.onnx alone."""
+    """The files that hold the model of a precision; large weights may come as fp16.onnx alone."""
     if precision == "int8":
         return ["int8.xml", "int8.bin"]
     return [FILES[precision] if weights.has("fp32.onnx") else "fp16.onnx"]

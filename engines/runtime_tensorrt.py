@@ -34,7 +34,7 @@ NON_BLOCKING = 1
 
 @dataclass(frozen=True)
 class Cuda:
-    """What the engine works with."""
+    """The libraries and the GPU that the engine uses."""
 
     driver: Any
     """The module `pycuda.driver`, initialised."""
@@ -43,9 +43,9 @@ class Cuda:
 
 
 class PycudaDevice:
-    """The first GPU, by its primary context, which torch and FFmpeg use too. See `engines.nvidia.cuda_lanes.Device`.
+    """The first GPU, through its primary context, which torch and FFmpeg share. See `engines.nvidia.cuda_lanes.Device`.
 
-    The context is current only while a call lasts: a thread that ends with one takes the process along.
+    The context is current only during a call: a thread that ends with a current one crashes the process.
     """
 
     def __init__(self, driver: Any) -> None:
@@ -79,7 +79,7 @@ class PycudaDevice:
         """See `Device`."""
         memory = self.driver.to_device(numbers)
         copied = self.driver.Event()
-        copied.record()  # in the default stream, as the copy, for which streams that do not block would not wait
+        copied.record()  # in the default stream, like the copy: non-blocking streams would not wait for it
         copied.synchronize()
         return memory
 
@@ -96,14 +96,14 @@ class PycudaDevice:
 def primary_context(driver: Any) -> Any:
     """The first GPU's primary context, held until the process ends, as torch holds it.
 
-    pycuda's `detach` would leave it on the thread's stack, and what is freed after it would be lost.
+    pycuda's `detach` would leave it on the thread's stack, and memory freed after it would leak.
     """
     prepare_primary_context()
     return driver.Device(0).retain_primary_context()
 
 
 class TensorRtEngine(CudaEngine):
-    """One plan for each picture size, built when it is first asked for."""
+    """One plan for each picture size, built on first use."""
 
     def __init__(self, weights: Weights, info: EngineInfo, cuda: Cuda, options: EngineOptions) -> None:
         super().__init__(info, options.slots)
@@ -130,7 +130,7 @@ class TensorRtEngine(CudaEngine):
             key = self._plans.key(
                 self._weights, width, height, self.info.largest_batch, self.info.precision, capability
             )
-            if refusal := self._plans.refusal(key):  # it may take this process along
+            if refusal := self._plans.refusal(key):  # it may crash this process
                 refusals.append(f"{capability or 'as usual'}: {refusal}")
                 continue
             try:
@@ -146,14 +146,14 @@ class TensorRtEngine(CudaEngine):
         raise EngineError(f"{library} runs no plan for {width}x{height} here: {'; '.join(refusals)}")
 
     def _lanes_for(self, capability: str, device: PycudaDevice, width: int, height: int) -> PlanLanes:
-        """Lanes of a plan that has run; raises `EngineError` in the library's own words where the GPU refuses it, and
-        pycuda's `MemoryError`."""
+        """Lanes of a plan that has run once; raises `EngineError` with the library's own words if the GPU refuses it,
+        and pycuda's `MemoryError`."""
         library, batch = self._cuda.library, self.info.largest_batch
         with collected_errors(library) as told:
             try:
                 kept = self._plans.get(self._weights, width, height, batch, self.info.precision, capability)
                 lanes = PlanLanes(self._load(kept), library, device, batch, (self._plans, kept.key))
-                lanes.warm_up([1], device.stream())  # a GPU may refuse its code as late as this
+                lanes.warm_up([1], device.stream())  # a GPU may refuse the plan's code as late as here
             except (EngineMissing, EngineMismatch, self._cuda.driver.MemoryError):
                 raise
             except Exception as error:  # pycuda and TensorRT have errors of their own
@@ -162,7 +162,7 @@ class TensorRtEngine(CudaEngine):
             return lanes
 
     def _load(self, plan: Plan) -> Any:
-        """TensorRT's engine of a plan; raises `EngineError` in the library's own words."""
+        """TensorRT's engine for a plan; raises `EngineError` with the library's own words."""
         with collected_errors(self._cuda.library) as errors:
             loaded = self._runtime.deserialize_cuda_engine(plan.data)
         if loaded is None:
@@ -177,7 +177,7 @@ class TensorRtEngine(CudaEngine):
 
 
 def open_engine(weights: Weights, options: EngineOptions) -> TensorRtEngine:
-    """See `engines.runtime.RuntimeModule`. fp16 alone."""
+    """See `engines.runtime.RuntimeModule`. fp16 only."""
     precision = "fp16" if options.precision == "auto" else options.precision
     if precision not in FILES:
         raise EngineMismatch(f"precision {precision!r}: TensorRT takes one of auto, {', '.join(FILES)}")
@@ -203,6 +203,6 @@ def import_driver() -> Any:
     try:
         driver = importlib.import_module("pycuda.driver")
         driver.init()
-    except Exception as error:  # pycuda raises ImportError, and errors of its own that cannot be named before
+    except Exception as error:  # ImportError, or pycuda's own errors, which cannot be named before the import
         raise EngineMissing(f"runtime tensorrt needs pycuda: pip install 'nightbridge[nvidia]' ({error})") from error
     return driver

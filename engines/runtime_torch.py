@@ -1,4 +1,4 @@
-"""torch: on the CPU the reference that the other runtimes are compared with; `engines.nvidia.torch_cuda` on a GPU."""
+"""torch: on the CPU, the reference for the other runtimes; on a GPU, `engines.nvidia.torch_cuda`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ except ImportError as error:
 
 
 class TorchEngine(Engine):
-    """On the CPU. Computes a batch within `submit`; `wait` returns at once."""
+    """torch on the CPU. Computes a batch within `submit`; `wait` returns at once."""
 
     def __init__(self, weights: Weights, options: EngineOptions) -> None:
         super().__init__(

@@ -1,8 +1,8 @@
-"""Pictures that are too large for one pass, tile by tile: in bounded memory, and without a seam.
+"""Enhances pictures that are too large for one pass, tile by tile: in bounded memory, and without seams.
 
-Tiles lie on the network's grid and overlap by what it sees around a pixel, so each makes its middle as the whole
-picture would; but for feature fusing's weights, which come from the mean over a picture (`engines.network.memory`). So
-every tile is first asked for its own, and then all are held to what these have in common.
+Tiles lie on the network's grid and overlap by its receptive field, so the middle of each comes out as in the whole
+picture. The exception is feature fusing's weights, which come from the mean over a picture (`engines.network.memory`):
+so a first pass reads each tile's own, and a second one makes all tiles use what these have in common.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from engines.door import SCALE, Door, Memory, Numbers
 from engines.errors import EngineMismatch
 
 LARGEST_PIXELS = 1 << 21
-"""Of a picture that is enhanced in one pass, which takes 550 bytes of memory for each."""
+"""The largest picture that is enhanced in one pass, which takes 550 bytes of memory a pixel."""
 LONGEST = 1024
-"""A tile's longest side in pixels, or a little more."""
+"""A tile's longest side in pixels, exceeded by less than `GRID`."""
 GRID = 16
-"""Pixels between the places where the poolings of all networks, and chroma, begin anew."""
+"""Pixels between positions where the pooling windows of all networks, and chroma samples, line up."""
 OVERLAP = 18
-"""Of two neighbours, in steps of `GRID`: twice what the networks see around a pixel, 137 pixels of `neid-live`."""
+"""Overlap of two tiles in steps of `GRID`: twice the networks' reach around a pixel, 137 pixels for `neid-live`."""
 NEAR = 0.01
-"""Mean distance from a picture's own weights at which a memory is kept whole, see `engines.network.memory`."""
+"""Mean distance from a picture's own weights at which a memory is kept in full, see `engines.network.memory`."""
 SURE = 1e-6
-"""Weights that are as near to 0 or 1 as this count as this near."""
+"""Weights are clamped to this distance from 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,27 @@ class Span:
     start: int
     stop: int
     first: int
-    """Where the part begins that is taken from this tile."""
+    """First pixel of the part that is taken from this tile."""
     end: int
-    """Behind the last pixel of that part."""
+    """One past the last pixel of that part."""
 
     def taken(self) -> slice:
-        """That part, in the tile's double."""
+        """That part, in the doubled tile."""
         return slice(SCALE * (self.first - self.start), SCALE * (self.end - self.start))
 
 
 def is_large(engine: Door, picture: Picture) -> bool:
-    """Whether a picture (H, W, 3) is for `enhance_tiles`."""
+    """Whether a picture (H, W, 3) needs `enhance_tiles`."""
     height, width = picture.shape[:2]
     widest, highest = engine.info.largest
     return bool(height * width > LARGEST_PIXELS or width > widest or height > highest)
 
 
 def enhance_tiles(engine: Door, picture: Picture, colour: Colour) -> Iterator[tuple[int, int, Picture]]:
-    """RGB (H, W, 3) uint8 to its enhanced double (2H, 2W, 3) in parts: row, column and RGB (h, w, 3) uint8 of each.
+    """Enhance RGB (H, W, 3) uint8 to its double in parts: yields the row, column and RGB (h, w, 3) uint8 of each.
 
-    The parts leave nothing out, overlap nowhere and are the caller's. All tiles have one size, and pass the engine
-    twice each. Raises `EngineError`, and `EngineMismatch` for a side that is too short.
+    The parts cover (2H, 2W, 3) without overlap and are the caller's. All tiles have one size, and each passes through
+    the engine twice. Raises `EngineError`, and `EngineMismatch` for a side that is too short.
     """
     height, width = picture.shape[:2]
     narrowest, lowest = engine.info.smallest
@@ -76,7 +76,7 @@ def enhance_tiles(engine: Door, picture: Picture, colour: Colour) -> Iterator[tu
 
 
 def cover(length: int) -> list[Span]:
-    """Tiles of one size along a side of so many pixels, each on the grid of the whole side, as few as there can be."""
+    """The fewest tiles of one size that cover a side of `length` pixels, each on the grid of the whole side."""
     steps, rest = divmod(length, GRID)
     count = max(1, math.ceil((steps - OVERLAP) / (LONGEST // GRID - OVERLAP)))
     size = math.ceil((steps + (count - 1) * OVERLAP) / count)
@@ -94,7 +94,7 @@ def own_weights(engine: Door, tile: Picture, colour: Colour) -> Numbers:
 
 
 def typical(own: Sequence[Numbers]) -> Numbers:
-    """What weights (1, C) have in common: the sigmoid of their mean before it, which is nearly linear in what a tile
+    """What weights (1, C) have in common: the sigmoid of their mean logit, which is nearly linear in what a tile
     shows."""
     sure = np.clip(np.stack(own).astype(np.float64), SURE, 1 - SURE)
     common: Numbers = (1 / (1 + np.exp(-np.log(sure / (1 - sure)).mean(0)))).astype(np.float32)
@@ -102,10 +102,10 @@ def typical(own: Sequence[Numbers]) -> Numbers:
 
 
 def holding(wanted: Numbers, own: Numbers) -> tuple[Memory, float]:
-    """The memory and the `keep` by which a picture uses the `wanted` weights (1, C) in place of its `own`.
+    """The memory and the `keep` that make a picture use the `wanted` weights (1, C) in place of its `own`.
 
-    A memory is kept whole only where it is near. So it lies on the way to what is wanted, near enough, and is kept as
-    many times as the way is longer.
+    A memory is kept in full only if it is near. So this one lies on the way to `wanted`, at most `NEAR` from `own`, and
+    `keep` is how many times longer the whole way is.
     """
     times = max(1.0, float(np.abs(wanted - own).mean()) / NEAR)
     return Memory.of(own + (wanted - own) / np.float32(times)), times

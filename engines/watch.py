@@ -1,7 +1,7 @@
-"""An engine whose pictures are waited for with a limit: a GPU that hangs must not take the relay along.
+"""An engine with a time limit on its pictures, so that a GPU that hangs does not hang the relay.
 
-Nothing can interrupt who waits inside a driver. So one thread waits there for all, picture by picture in their order,
-and whoever wants a picture waits for that thread, as long as is reasonable.
+A wait inside a driver cannot be interrupted. So one thread waits there for every picture in order, and callers wait for
+that thread, up to a limit.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from engines.door import Door, Memory, Numbers, Slot
 from engines.errors import EngineError
 
 PATIENCE_LOOKS, LOOK_SECONDS = 10, 1.0
-"""How often a picture that is waited for may be missing, one look after another, and the time between two looks: of a
-process that was stopped meanwhile one look is lost, and not the patience."""
+"""A picture that has not come after so many waits of so many seconds is given up. If the process was suspended
+meanwhile, it loses one wait, not the whole limit."""
 LONGEST_PREPARING = 300.0
-"""Seconds after which preparing a size is no reason any more for a picture to be missing."""
+"""Seconds after which the preparation of a size no longer excuses a missing picture."""
 
 
 @dataclass(eq=False)
@@ -44,10 +44,10 @@ class Preparation:
 
 
 class WatchedEngine(Door):
-    """Does what another engine does, and fails where a picture does not come. While a size is being prepared, which may
-    take the whole device, pictures may take as long as they like, up to `LONGEST_PREPARING`.
+    """Wraps another engine, and raises if a picture does not come in time.
 
-    A slot whose picture did not come stays with the engine until that lets go of it.
+    While a size is being prepared, which may occupy the whole device, there is no limit, for `LONGEST_PREPARING` at
+    most. A slot whose picture did not come stays with the engine until that is done with it.
     """
 
     def __init__(self, engine: Door) -> None:
@@ -106,13 +106,13 @@ class WatchedEngine(Door):
         """See `Door.submit`."""
         try:
             self._engine.submit(slots)
-        finally:  # what failed may be under way in part
+        finally:  # a failed batch may be partly under way
             for slot in slots:
                 watched = self._watched[id(slot)] = Watched(slot)
                 self._tasks.put(partial(self._await, watched))
 
     def wait(self, slot: Slot) -> None:
-        """See `Slot.wait`; raises `EngineError` also where the picture does not come."""
+        """See `Slot.wait`; raises `EngineError` also if the picture does not come in time."""
         watched = self._watched.get(id(slot))
         if watched is None:  # nothing is under way: it returns at once
             self._engine.wait(slot)
@@ -130,12 +130,12 @@ class WatchedEngine(Door):
                 self.wait(slot)
         self._watched.pop(id(slot), None)
         if slot.under_way:
-            self._tasks.put(partial(self._engine.release, slot))  # behind what it waits for
+            self._tasks.put(partial(self._engine.release, slot))  # after the wait for its picture
         else:
             self._engine.release(slot)
 
     def _comes(self, watched: Watched) -> bool:
-        """Wait for a picture; where one did not come nobody waits for the others."""
+        """Wait for a picture; returns whether it came. Once one did not, no other is waited for."""
         looks = PATIENCE_LOOKS
         while not self._hangs:
             if watched.done.wait(LOOK_SECONDS):

@@ -1,6 +1,6 @@
-"""Addresses of network sources: where they lead, and the credentials in them, however they are written.
+"""Parses addresses of network sources, and the credentials in them, however they are written.
 
-Whatever is no such address raises `SourceUnsupported`; its message names the address, redacted, and what is allowed.
+Anything else raises `SourceUnsupported`; its message names the address, redacted, and what is allowed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from stream.errors import SourceUnsupported
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
-"""Of each scheme, where the address names none."""
+"""Default port of each scheme."""
 LONGEST_CREDENTIALS = 127
-"""Characters, with escapes, that FFmpeg's RTSP client keeps of user name and password; it cuts off the rest."""
+"""Characters of user name and password, escapes included, that FFmpeg's RTSP client keeps; it cuts off the rest."""
 BYTES = "surrogateescape"
-"""How text keeps bytes that are no UTF-8, as in a password of Latin-1."""
+"""Error handler by which text keeps bytes that are not UTF-8, as in a Latin-1 password."""
 HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.~-]+)?\]|[^\s/?#@:\[\]]+)(?::(\d{1,5}))?(?=[/?#]|$)")
 INTERFACE_NAME = re.compile(r"[^\s/:]{1,15}")
-"""What Linux takes as the name of a network interface."""
+"""What Linux accepts as the name of a network interface."""
 
 _SECRET_PARAMETER = re.compile(
     r"((?:usr|user|login|pass|psw|pw|token|jwt|secret|key|auth|sig|credential|session)[^=&?/]*="
@@ -31,9 +31,9 @@ _SECRET_PARAMETER = re.compile(
 
 
 def redact(url: str) -> str:
-    """The URL without user name, password and secret parameters, fit to be shown.
+    """The URL without user name, password and secret parameters, safe to be shown.
 
-    Passwords may hold any character, so all in front of the last `@` is hidden: rather too much than too little.
+    A password may contain any character, so everything before the last `@` is hidden: rather too much than too little.
     """
     scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
     credentials, at, address = rest.rpartition("@")
@@ -56,13 +56,13 @@ def form_of(url: str) -> str:
 
 
 def malformed(url: str) -> SourceUnsupported:
-    """The error of an address that is not of its form."""
+    """The error for an address not in its scheme's form."""
     return SourceUnsupported(f"{redact(url)}: the address is malformed; must be {form_of(url)}", reason="address")
 
 
 @dataclass(frozen=True)
 class RemoteAddress:
-    """An address taken apart; its credentials are plain text, without escapes."""
+    """A parsed address; its credentials are plain text, without escapes."""
 
     scheme: str
     host: str
@@ -76,8 +76,8 @@ class RemoteAddress:
     def of(cls, url: str) -> Self:
         """The parts of `SCHEME://[USER[:PASSWORD]@]HOST[:PORT][/PATH]`; raises `SourceUnsupported`.
 
-        A user name and password may be escaped or raw. An address that has a meaning as it stands keeps it;
-        otherwise all in front of the last `@` that a host follows is user and password.
+        User name and password may be escaped or raw. An address that is valid as it stands is taken literally;
+        otherwise everything before the last `@` that a host follows is user name and password.
         """
         scheme, _, rest = url.partition("://")
         scheme = scheme.lower()
@@ -97,9 +97,9 @@ class RemoteAddress:
         )
 
     def with_credentials(self, username: str | None, password: str | None) -> str:
-        """The address for FFmpeg, secrets and all; what is None is taken from the address itself.
+        """The address for FFmpeg, with credentials; None takes them from the address itself.
 
-        Raises `SourceUnsupported` for what cannot be sent.
+        Raises `SourceUnsupported` for credentials that cannot be sent.
         """
         username = self.username if username is None else username
         password = self.password if password is None else password
@@ -127,24 +127,24 @@ class UdpAddress:
     interface: str = ""
     """Network interface that joins a multicast group, by address or for IPv6 by name; empty: the system's choice."""
     source: str = ""
-    """Address of the only sender to a multicast group that is listened to, IPv4; empty: all of them."""
+    """IPv4 address of the only sender to a multicast group that is listened to; empty: all senders."""
 
     @property
     def multicast(self) -> bool:
-        """Whether `host` is a group."""
+        """Whether `host` is a multicast group."""
         try:
             return ip_address(self.host.partition("%")[0]).is_multicast
         except ValueError:
             return False
 
     def excludes(self, other: UdpAddress) -> bool:
-        """Whether only one of both can be listened at."""
+        """Whether this address and `other` cannot both be listened on."""
         if self.port != other.port or (self.multicast and other.multicast):
             return False
         return self.host == other.host or self._covers(other) or other._covers(self)
 
     def _covers(self, other: UdpAddress) -> bool:
-        """Whether `host` is every address of this machine, and that of `other` one of them: of IPv4 or of all."""
+        """Whether `host` is a wildcard address, of IPv4 or of all, that includes the host of `other`."""
         try:
             everywhere = not self.host or ip_address(self.host).is_unspecified
         except ValueError:
@@ -172,7 +172,7 @@ class UdpAddress:
 
     @property
     def _may_be_joined(self) -> bool:
-        """Whether `interface` may be one: it has an address of the group's kind, or for IPv6 a name."""
+        """Whether `interface` is valid: an address of the group's IP version, or for IPv6 a name."""
         version = version_of(self.interface)
         if version:
             return version == version_of(self.host)
@@ -180,7 +180,7 @@ class UdpAddress:
 
 
 def version_of(text: str) -> int:
-    """4 or 6: that of IP which this is an address of; 0 for what is none."""
+    """The IP version of an address, 4 or 6; 0 if the text is not an address."""
     try:
         return ip_address(text).version
     except ValueError:
@@ -193,12 +193,12 @@ def address_of(url: str) -> RemoteAddress | UdpAddress:
 
 
 def is_udp(url: str) -> bool:
-    """Whether an address is one of UDP."""
+    """Whether a URL is a UDP address."""
     return url.lower().startswith("udp://")
 
 
 def split_credentials(rest: str) -> tuple[str, str]:
-    """What is in front of the `@`, empty where there is none, and what is behind it, of an address without scheme."""
+    """The credentials before the `@` (empty if there are none) and what follows it, of an address without scheme."""
     proper = re.split("[/?#]", rest, maxsplit=1)[0].rfind("@")
     marks = [place for place, letter in enumerate(rest) if letter == "@"]
     for at in (proper, *reversed(marks)):
@@ -208,7 +208,7 @@ def split_credentials(rest: str) -> tuple[str, str]:
 
 
 def escaped(text: str | None) -> str:
-    """The text with escapes for whatever has a meaning in front of a host; nothing for None."""
+    """The text, percent-encoded for use in front of a host; empty for None."""
     return quote(text or "", safe="!$&'()*+,;=:", errors=BYTES)
 
 

@@ -1,4 +1,4 @@
-"""Access units to frames, one for one: what gives no picture is counted, what is damaged is marked."""
+"""Decodes access units to frames, one for one; those without a picture are counted, damaged ones are marked."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ DAMAGE = {
     "h264": ("error while decoding MB",),
     "mjpeg": ("overread ", "error count: ", "error y=", "mjpeg_decode_dc: bad vlc"),
 }
-"""By codec: how FFmpeg's lines about damage inside a picture begin."""
+"""By codec: how FFmpeg's log lines about damage inside a picture begin."""
 LONGEST_DELAY = 32
-"""Access units after which a picture that has not come out never will: decoders reorder 16 at most."""
+"""A picture that has not come out after so many access units never will: decoders reorder 16 at most."""
 STEPS_KEPT = 9
-"""Steps between the arrivals of access units that are remembered; the usual one is the middle one."""
+"""Remembered intervals between arrivals of access units; their median is the usual one."""
 HELD_BACK = 3
-"""Usual steps by which a demuxer holds an access unit back: FFmpeg's of MPEG-TS two, and one for those that are large
-and come slowly."""
+"""Usual intervals for which a demuxer holds back an access unit: FFmpeg's MPEG-TS demuxer two, and one more for large
+access units that arrive slowly."""
 PADDING = 1 << 18
-"""Pixels that FFmpeg may count in a picture on top of twice those that it shows: it adds borders to it."""
+"""Pixels that FFmpeg may count beyond twice those shown, since it adds borders to a picture."""
 GPU_FAILURES = (av.ExternalError, av.MemoryError)
-"""What NVDEC raises when the GPU does not work any more, other than for damaged pictures."""
+"""What NVDEC raises when the GPU itself fails; damaged pictures raise other errors."""
 NO_MATRIX = 2
-"""Matrix coefficients of ITU-T H.273: unspecified."""
+"""Unspecified matrix coefficients (ITU-T H.273)."""
 
 
 class PictureTooLarge(CodecError):
-    """A picture larger than its feed may have; nothing of it was decoded."""
+    """A picture larger than its feed's memory allows; nothing of it was decoded."""
 
 
 class Decoder:
-    """Decodes one segment of a source, for one thread and on one core, or on a GPU.
+    """Decodes one segment of a source, on one CPU core or on a GPU; for one thread.
 
-    Decoding begins with the first intact key frame. A damaged picture is `concealed`, and those after it are
-    `tainted` until the picture is renewed. Every access unit comes out as a frame or, after `flush` at the latest,
-    is counted in `lost`. What a GPU cannot decode, or fails on, is decoded on the CPU.
+    Decoding begins with the first intact key frame. A damaged picture is `concealed`, and those after it are `tainted`
+    until the picture is refreshed. Every access unit comes out as a frame or is counted in `lost`, by `flush` at the
+    latest. What a GPU cannot decode, or fails on, is decoded on the CPU.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class Decoder:
         *,
         upright: bool = True,
     ) -> None:
-        """`video` must have no other decoder; `largest` is the size up to which it is decoded, in pixels.
+        """`video` must have no other decoder; pictures of more than `largest` pixels are refused.
 
-        Frames are turned and mirrored as the source tells, or with `upright` False as they were filmed. Raises
-        `CodecError` where its codec cannot be opened, and `PictureTooLarge`.
+        Frames are turned and mirrored upright as the source says, or left as filmed with `upright` False. Raises
+        `CodecError` if the codec cannot be opened, and `PictureTooLarge`.
         """
         self.lost = 0
-        """Access units that gave no picture, with those in front of the first key frame."""
+        """Access units that gave no picture, including those before the first key frame."""
         self.orientation = UPRIGHT
-        """How the source tells that its latest clean picture is to be turned and mirrored."""
+        """How to turn and mirror the latest clean picture upright, as the source says."""
         self._choice = choice
         self._trouble: str | None = None
         self._upright = upright
@@ -96,23 +96,20 @@ class Decoder:
         self._next_pts = 0
         self._grey = False
         self._steps_ns: deque[int] = deque(maxlen=STEPS_KEPT)
-        self._arrived_ns: int | None = None  # of the access unit that went in last, like the next one
+        self._arrived_ns: int | None = None  # of the latest access unit, like the next one
         self._received_ns = 0
-        self._usual = UPRIGHT  # where a key frame tells none; a new context forgets that of the container
+        self._usual = UPRIGHT  # if a key frame gives none; a new context forgets the container's
 
     @property
     def name(self) -> str:
-        """What decodes, as it is told: FFmpeg's name of the decoder, and `on NVDEC` where the GPU does the work.
-
-        That is known once a frame has come.
-        """
+        """FFmpeg's name of the decoder, and `on NVDEC` if the GPU does the work; known once a frame has come."""
         return f"{self._context.name} on NVDEC" if is_on_gpu(self._context) else self._context.name
 
     @property
     def trouble(self) -> str | None:
-        """Why the GPU does not decode although it was asked to, or does not any more, for people.
+        """Human-readable reason why the GPU has failed, or does not decode although the settings say `nvdec`.
 
-        `auto` asks for nothing. What NVDEC does not take is known once a frame has come.
+        Whether NVDEC supports the pictures is known once a frame has come.
         """
         if self._trouble is None and self._choice == "nvdec" and not is_on_gpu(self._context):
             return "NVDEC does not take pictures of this kind or size"
@@ -120,18 +117,18 @@ class Decoder:
 
     @property
     def filmed_size(self) -> tuple[int, int]:
-        """Width and height of the picture that went in last, as it was filmed; zeros where they are not known."""
+        """Width and height of the latest picture, as filmed; zeros if they are unknown."""
         return self._context.width, self._context.height
 
     @property
     def deinterlaces(self) -> bool:
-        """Whether an interlaced picture has come; from then on there is one more picture of delay."""
+        """Whether an interlaced picture has come; from then on the delay is one picture longer."""
         return self._pictures.interlaced
 
     def decode(self, source: SourcePacket) -> list[Frame]:
-        """The frames that this access unit completes, in the order in which they are shown.
+        """The frames that this access unit completes, in presentation order.
 
-        Damage raises nothing: it is seen in the frames' `state` and in `lost`. Raises `PictureTooLarge`.
+        Damage raises no error: it shows in the frames' `state` and in `lost`. Raises `PictureTooLarge`.
         """
         packet = source.packet
         self._note_arrival(source)
@@ -162,7 +159,7 @@ class Decoder:
         return frames
 
     def _chosen(self, video: VideoStream) -> VideoCodecContext:
-        """The decoder on the GPU where that is wanted and there is one, else the one on the CPU."""
+        """The GPU decoder if it is wanted and available, else the CPU decoder."""
         if self._choice == "software":
             return self._software
         try:
@@ -174,10 +171,10 @@ class Decoder:
     def _open(self, context: VideoCodecContext) -> VideoCodecContext:
         context.thread_count = 1  # with parallel slices FFmpeg hides damage
         context.copy_opaque = True
-        context.flags |= int(av.codec.context.Flags.unaligned)  # without, FFmpeg crops too little on the left
+        context.flags |= int(av.codec.context.Flags.unaligned)  # without this, FFmpeg crops too little on the left
         self._refuse_large(context)
         if self._largest is not None:
-            context.options["max_pixels"] = str(2 * self._largest + PADDING)  # looked at before memory is taken
+            context.options["max_pixels"] = str(2 * self._largest + PADDING)  # checked before memory is allocated
         try:
             context.open(strict=False)
         except av.FFmpegError as error:
@@ -185,7 +182,7 @@ class Decoder:
         return context
 
     def _leave_gpu(self, error: av.FFmpegError) -> None:
-        """Go on with the decoder on the CPU, from the next key frame; what the GPU still held is lost."""
+        """Continue on the CPU from the next key frame; what the GPU still held is lost."""
         self._trouble = trouble("NVDEC", error)
         self._context = self._open(self._software)
         self._started = False
@@ -198,25 +195,25 @@ class Decoder:
         self._arrived_ns, self._received_ns = source.arrived_ns, source.received_ns
 
     def _held_ns(self, unit: AccessUnit) -> int:
-        """See `Frame`; no longer than is usual with this feed: what its link or this machine held up is late."""
+        """`Frame.held_ns`, at most what is usual for this feed: any more, by its link or this machine, is lateness."""
         later = self._count - 1 - unit.number
         usual_ns = median_low(self._steps_ns) if self._steps_ns else 0
         return max(0, min(self._received_ns - unit.arrived_ns, (later + HELD_BACK) * usual_ns))
 
     def _begins_alone(self, packet: Packet[Stream]) -> bool:
-        """Whether a decoder that knows nothing can begin with this access unit."""
+        """Whether a fresh decoder can begin with this access unit."""
         return is_idr(bytes(packet)) if self._context.name == "h264" else packet.is_keyframe
 
     def _begin_anew(self) -> list[Frame]:
-        """The frames that FFmpeg still holds; it goes on as if nothing had been decoded before.
+        """Replace FFmpeg's decoder by a fresh one; returns the frames that the old one still held.
 
-        Of a damaged picture of H.264 with CAVLC it else adds coefficients to the next one, be that a key frame; and as
-        one of HEVC seems to be turned, all that follow are.
+        Otherwise FFmpeg adds coefficients of a damaged H.264 picture (CAVLC) to the next one, even to a key frame, and
+        applies a false orientation from a damaged HEVC picture to all that follow.
         """
         context = av.CodecContext.create(self._software.codec, "r")
         assert isinstance(context, VideoCodecContext)
         informed(context, self._software)
-        context.width = context.height = 0  # the key frame tells it
+        context.width = context.height = 0  # set by the key frame
         self._open(context)
         frames: list[Frame] = []
         with suppress(PictureTooLarge):
@@ -251,11 +248,11 @@ class Decoder:
         return unit
 
     def _misses_references(self, packet: Packet[Stream]) -> bool:
-        """Whether whole access units are missing in front of this one, as far as the codec tells."""
+        """Whether whole access units are missing before this one, as far as the codec reveals it."""
         if self._references is None:
             return False
         missing = self._references.is_missing(bytes(packet), self._count if packet.is_keyframe else None)
-        if self._references.sequence_changed:  # FFmpeg keeps the colour of the one before, if the new one says none
+        if self._references.sequence_changed:  # FFmpeg keeps the old colour if the new one gives none
             self._context.colorspace, self._context.color_range = NO_MATRIX, ColorRange.MPEG
         return missing
 
@@ -266,7 +263,7 @@ class Decoder:
             self.lost += 1
 
     def _decode(self, packet: Packet[Stream] | None) -> list[Frame]:
-        """Frames for a packet; for None, what FFmpeg still holds."""
+        """The frames for a packet; for None, those that FFmpeg still holds."""
         plain: list[VideoFrame] = []
         try:
             with overheard() as lines:
@@ -290,10 +287,10 @@ class Decoder:
         return self._leave(plain)
 
     def _refuse_large(self, context: VideoCodecContext, error: av.FFmpegError | None = None) -> None:
-        """Raise `PictureTooLarge` if that is what the codec has found, or why it failed."""
+        """Raise `PictureTooLarge` if the codec found too large a picture, or failed because of one."""
         width, height = context.width, context.height
         number = error.errno if error else None
-        unsaid = number == ERANGE or (number == EINVAL and not width)  # some codecs forget what was too large
+        unsaid = number == ERANGE or (number == EINVAL and not width)  # some codecs forget a size that was too large
         if self._largest is None or not (unsaid or width * height > self._largest):
             return
         if unsaid:
@@ -301,12 +298,12 @@ class Decoder:
         raise PictureTooLarge(f"its pictures are {width}x{height}; {memory_for(width, height)}")
 
     def _leave(self, pictures: list[VideoFrame]) -> list[Frame]:
-        """Frames of plain pictures: one for an access unit, none for what FFmpeg made up for a missing one."""
+        """Frames of plain pictures: one per access unit, none for what FFmpeg made up for a missing one."""
         units = ((picture, self._unit_of(picture)) for picture in pictures)
         return [self._frame(picture, unit) for picture, unit in units if unit]
 
     def _unit_of(self, picture: VideoFrame) -> AccessUnit | None:
-        """The access unit that a picture came from; None where that was lost, or has its frame."""
+        """The access unit that a picture came from; None if it is counted as lost or already has a frame."""
         unit = picture.opaque
         return unit if isinstance(unit, AccessUnit) and unit.number in self._inside else None
 
@@ -336,25 +333,25 @@ class Decoder:
         )
 
     def _aspect(self, picture: VideoFrame) -> Fraction:
-        """Width over height of a pixel: what the codec tells, unless the container set that right from the first on."""
+        """Pixel aspect ratio (width over height): the container's, unless the codec's has changed since the start."""
         told = self._context.sample_aspect_ratio
         if not told or told == self._first_aspect:
-            told = self._video.sample_aspect_ratio  # the container's, or where it tells none the codec's first one
+            told = self._video.sample_aspect_ratio  # the container's, or else the codec's first one
         aspect = told or Fraction(1)
-        return aspect / 2 if picture.interlaced_frame else aspect  # one field alone: all others are deinterlaced
+        return aspect / 2 if picture.interlaced_frame else aspect  # a field coded alone: all others are deinterlaced
 
     def _see_orientation(self, picture: VideoFrame, unit: AccessUnit, state: State) -> None:
-        """Only clean pictures are believed: the rest of a damaged one may read as a message that nobody sent."""
+        """Only clean pictures are trusted: remains of a damaged one may look like an orientation message."""
         matrix = display_matrix(picture)
         if state != "clean":
             false = bool(matrix) and orientation_of(matrix) != self.orientation
             self._spoilt |= false and self._context.name == "hevc" and not is_on_gpu(self._context)
         elif matrix:
             self.orientation = orientation_of(matrix)
-        elif unit.key:  # what a codec tells may come with key frames alone
+        elif unit.key:  # a codec may signal it in key frames only
             self.orientation = self._usual
 
     def _is_grey(self, picture: VideoFrame, unit: AccessUnit) -> bool:
-        """Whether there was no colour since the last key frame, as from a camera that sees by infrared."""
+        """Whether there has been no colour since the last key frame, as from an infrared camera."""
         self._grey = (unit.key or self._grey) and is_neutral(picture)
         return self._grey

@@ -1,4 +1,4 @@
-"""Planar pictures to access units, one out for every one in: no picture waits for the next."""
+"""Encodes planar pictures to access units, one out for each one in: no picture waits for the next."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ USUAL_RATE = Fraction(25)
 
 SLOWEST = Fraction(1, 1000)
 FASTEST = {"h264": Fraction(1000), "hevc": Fraction(1000), "av1": Fraction(240)}
-"""Frames a second that an encoder can plan with."""
+"""Limits of the frame rate, per second, that an encoder can plan with."""
 
 NEVER = 1 << 30
-"""Frames between key frames, for encoders that would count them: here time decides, not the count."""
+"""Frames between key frames, for encoders that count them: here time decides instead."""
 
 SVT_SPEEDS = {"ultrafast": 12, "superfast": 11, "veryfast": 10, "faster": 9, "fast": 8, "medium": 7}
 """SVT-AV1 numbers its presets."""
 SVT_FASTEST = 100_000_000
-"""Bits a second; it takes no bit rate above."""
+"""SVT-AV1's highest bit rate, in bits per second."""
 SVT_SMALLEST = 64
-"""Pixels on a side; it takes no smaller pictures."""
+"""SVT-AV1's smallest width and height, in pixels."""
 
 X265_UNCOUNTED = 40
-"""Bits a picture that x265 leaves out of its bit rate: the start codes, four bytes each, and more in key frames."""
+"""Bits per picture that x265 leaves out of its bit rate: start codes of four bytes each, more of them in key frames."""
 
 ROW = 9
-"""Pictures in a row that tell a rate."""
+"""Consecutive pictures that give a rate."""
 TICKS_KEPT = 2 * ROW
 """Pictures whose times are remembered."""
 CLEARLY, FAR = Fraction(10, 9), Fraction(4, 3)
-"""How much another rate must differ to be planned with: when a key frame is due, and at once."""
+"""Factors by which a new rate must differ to be adopted: when a key frame is due, and at once."""
 
 COLOUR_CODES: dict[Matrix, tuple[int, int, int]] = {"bt601": (6, 6, 6), "bt709": (1, 1, 1)}
 """Matrix, primaries and transfer as ITU-T H.273 numbers them; 6 is SMPTE 170M, which is BT.601."""
@@ -67,7 +67,7 @@ class EncodedPicture(msgspec.Struct, frozen=True):
     key: bool
     """Decoding can begin here."""
     pts: int
-    """In units of `time_base`: as it came in."""
+    """As given to `encode`, in units of `time_base`."""
     time_base: Fraction
     codec: str
     """`h264`, `hevc` or `av1`."""
@@ -78,13 +78,15 @@ class EncodedPicture(msgspec.Struct, frozen=True):
 class Encoder:
     """Encodes one feed's pictures, all of one size and colour. A context manager; for one thread at a time.
 
-    Quality is constant as long as that stays below the bit rate of the settings, which no stretch of video passes
-    by more than a quarter of a second's worth. AV1 holds that bit rate after its first key frame, which may pass it,
-    where it leaves a pixel a tenth of a bit or more; a lower one it may pass several times over.
-    `aspect` is width over height of a pixel, which H.264 and HEVC tell whoever shows it, and AV1 does not.
-    `rate` (frames a second) is what the encoder plans with. Pictures that come at another one are planned for from
-    the next key frame on, and after a few if they come far faster, which may pass the bit rate for a moment.
-    Where the settings ask for a GPU that cannot encode, the CPU does. Raises `CodecError`.
+    Quality is constant up to the settings' bit rate, which no stretch of video exceeds by more than a quarter of a
+    second's worth. AV1 may exceed it in its first key frame, and then keeps to it if it leaves at least a tenth of a
+    bit per pixel; it may exceed a lower one several times over.
+
+    `aspect` is the pixel aspect ratio (width over height), which H.264 and HEVC signal and AV1 does not. `rate` (frames
+    per second) is what the encoder plans with. If pictures come at another rate, it adapts at the next key frame, or
+    after a few pictures if they come far faster, which may exceed the bit rate for a moment.
+
+    If the settings ask for a GPU that cannot encode, the CPU does. Raises `CodecError`.
     """
 
     def __init__(
@@ -104,14 +106,14 @@ class Encoder:
         self.codec = settings.codec
         self.width, self.height, self.time_base = width, height, time_base
         self.name = ""
-        """What encodes: FFmpeg's name of the encoder."""
+        """FFmpeg's name of the encoder in use."""
         self.trouble: str | None = None
-        """Why the GPU does not encode although it was asked to, for people; `auto` asks for nothing."""
+        """Human-readable reason why the GPU does not encode although the settings say `nvenc`."""
         self._settings, self._colour, self._aspect = settings, colour, aspect
         self._try_gpu = settings.hardware != "none"
         self._clock = Clock(time_base, rate or USUAL_RATE, settings.key_interval)
         self._times: dict[int | None, int] = {}
-        """Times as they came in, by the encoder's own, of the pictures inside."""
+        """Original times by the encoder's own, of the pictures inside it."""
         self._context: av.VideoCodecContext | None = self._open()
 
     @property
@@ -132,13 +134,13 @@ class Encoder:
         context, self._context = self._context, None
         if context is not None:
             with suppress(av.FFmpegError):
-                context.encode(None)  # SVT-AV1 complains if nobody says that it is over
+                context.encode(None)  # SVT-AV1 complains unless it is flushed
 
     def encode(self, y: Plane, u: Plane, v: Plane, pts: int, key: bool = False) -> list[EncodedPicture]:
         """The access units that are ready, normally the one of this picture.
 
-        `y` is (H, W) uint8, `u` and `v` are (H/2, W/2) uint8; they are read in place where their lines are dense
-        and may change as soon as this returns. `key` asks for a key frame. `pts` that don't grow begin one, too.
+        `y` is (H, W) uint8, `u` and `v` are (H/2, W/2) uint8; they are read in place if their lines are contiguous, and
+        may change as soon as this returns. `key` asks for a key frame. A `pts` that does not increase also begins one.
         """
         picture = as_frame(y, u, v, self.width, self.height)
         tick, due = self._clock.tick(pts, key)
@@ -155,7 +157,7 @@ class Encoder:
         return pictures
 
     def _plan_anew(self) -> list[EncodedPicture]:
-        """What was still inside, while another encoder takes the place of this one: none learns another rate."""
+        """Replace the encoder, since none can change its rate; returns the access units that were still inside."""
         ready = self.flush()
         self._context = self._open()
         return ready
@@ -181,7 +183,7 @@ class Encoder:
         ]
 
     def _open(self) -> av.VideoCodecContext:
-        """An encoder on the GPU where that is wanted and works, else one on the CPU."""
+        """A GPU encoder if it is wanted and works, else a CPU encoder."""
         codec = self._settings.codec
         if self._try_gpu:
             try:
@@ -216,7 +218,7 @@ class Encoder:
 
 
 class Clock:
-    """The encoder's own time, which only grows, the rate that it plans with, and when a key frame is due. Pure."""
+    """The encoder's own strictly increasing time, the rate that it plans with, and when a key frame is due. Pure."""
 
     def __init__(self, time_base: Fraction, rate: Fraction, key_interval: float) -> None:
         self._base = time_base
@@ -240,9 +242,9 @@ class Clock:
         return self._last, key
 
     def plan(self) -> bool:
-        """Take on the rate at which pictures come; whether it is clearly another one than before.
+        """Adopt the rate at which pictures come; True if it clearly differs from the one before.
 
-        Of uneven pictures the closest in a row count: too high a rate costs quality, too low a rate bandwidth.
+        If pictures come unevenly, the densest run counts: too high a rate costs quality, too low a rate bandwidth.
         """
         ticks = list(self._ticks)
         rows = [last - first for first, last in zip(ticks, ticks[ROW:], strict=False)]
@@ -258,16 +260,16 @@ class Clock:
         self.rate = rate
         """Frames a second."""
         self._calm = ceil(ROW / (rate * FAR * self._base))
-        """Ticks that so many pictures take at least, unless they come far faster."""
+        """Ticks that `ROW` pictures take at least, unless they come far faster."""
 
     def _rush(self) -> Fraction | None:
-        """The rate of the last few pictures, if they came far faster than planned: too soon for the bit rate."""
+        """The rate of the last few pictures if they came far faster than planned, too fast for the bit rate."""
         if len(self._ticks) <= ROW or self._ticks[-1] - self._ticks[-ROW - 1] >= self._calm:
             return None
         ticks = list(self._ticks)[-ROW - 1 :]
         steps = sorted(later - earlier for earlier, later in pairwise(ticks))
         mean, most = (1 / (step * self._base) for step in (Fraction(sum(steps), ROW), steps[ROW * 3 // 4]))
-        return min(most, 2 * mean) if min(most, mean) > self.rate * FAR else None  # a heap alone is no rate
+        return min(most, 2 * mean) if min(most, mean) > self.rate * FAR else None  # a burst alone is no rate
 
 
 def encoder_options(settings: EncoderSettings, rate: Fraction) -> dict[str, str]:
@@ -296,10 +298,10 @@ def encoder_options(settings: EncoderSettings, rate: Fraction) -> dict[str, str]
 
 @contextmanager
 def usual_priority() -> Iterator[None]:
-    """Afterwards no thread of this process is a real-time one, unless the calling thread was before.
+    """On exit, take real-time priority from all threads of this process, unless the calling thread had it before.
 
-    SVT-AV1 run by root gives the thread that opens it the highest real-time priority, and with it all threads and
-    processes that this one begins later: they keep the whole machine waiting, up to a standstill.
+    Run by root, SVT-AV1 gives the thread that opens it the highest real-time priority, which all threads and processes
+    that it starts later inherit: they can starve the whole machine, up to a standstill.
     """
     before = os.sched_getscheduler(0)
     try:
@@ -314,7 +316,7 @@ def usual_priority() -> Iterator[None]:
 
 
 def as_frame(y: Plane, u: Plane, v: Plane, width: int, height: int) -> av.VideoFrame:
-    """A `yuv420p` frame over the memory of these planes, which must live and stay as they are as long as it does.
+    """A `yuv420p` frame over the memory of these planes, which must stay alive and unchanged as long as it does.
 
     Raises `ValueError` for planes of another size.
     """
@@ -322,5 +324,5 @@ def as_frame(y: Plane, u: Plane, v: Plane, width: int, height: int) -> av.VideoF
 
 
 def importable(plane: Plane) -> Plane:
-    """The plane itself where FFmpeg can read it in place: dense lines in memory that may be written."""
+    """The plane itself if FFmpeg can read it in place (contiguous lines, writeable memory), else a copy."""
     return plane if plane.strides[1] == 1 and plane.flags.writeable else np.array(plane)

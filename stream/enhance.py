@@ -1,4 +1,4 @@
-"""Frames of all feeds into the engine: the freshest of each feed, in batches, and never more than it can carry."""
+"""Passes frames of all feeds to the engine: the freshest of each feed, in batches, and only as many as keep it busy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stream.metrics import DropReason
 from stream.recall import Recall
 
 Key = TypeVar("Key", bound=Hashable)
-"""What stands for a feed."""
+"""Identifies a feed."""
 
 
 class Turn:
@@ -24,21 +24,21 @@ class Turn:
 
 @dataclass(eq=False)
 class Lane:
-    """One feed's place in front of the engine."""
+    """One feed's queue in front of the engine."""
 
     live: bool
-    """Whether a full lane drops its oldest frame; else whoever brings frames waits."""
+    """Whether a full lane drops its oldest frame; otherwise `put` waits."""
     age_budget_ns: int
     on_drop: Callable[[DropReason], None]
     waiting: deque[Frame] = field(default_factory=deque)
     in_flight: int = 0
-    """Frames taken, whose slots are not yet given back."""
+    """Frames taken whose slots are not yet given back."""
     in_engine: deque[Turn] = field(default_factory=deque)
-    """Of the frames taken that the engine has not done with, as far as is known."""
+    """The batches of frames taken that, as far as is known, the engine has not finished."""
     served: int = 0
-    """Pixels that the engine was given, counted so that lanes which were idle have no claim on the past."""
+    """Pixels given to the engine; adjusted after idle time, so that an idle lane earns no priority."""
     closed: bool = False
-    """Whether frames are dropped rather than taken in."""
+    """Whether new frames are dropped."""
 
 
 class Gather(Generic[Key]):
@@ -46,9 +46,9 @@ class Gather(Generic[Key]):
 
     A lane holds `LANE_LENGTH` frames, or the `BURST` latest of those that arrived within `BURST_NS`, and has at most
     `IN_FLIGHT` more in the engine and the encoder, which bounds the memory of a feed. A slow feed or encoder fills only
-    its own lane. The engine is given no more than keeps it busy: who waits, waits here, where the freshest frame is
-    taken. When all want more than the engine can do, the lane that was given the fewest pixels goes first, so that
-    large pictures cost the feed that sends them.
+    its own lane. The engine is given only as much as keeps it busy: frames wait here instead, where the freshest is
+    taken. When the engine is overloaded, the lane that was given the fewest pixels goes first, so that large pictures
+    cost the feed that sends them.
     """
 
     LANE_LENGTH = 2
@@ -58,21 +58,21 @@ class Gather(Generic[Key]):
     def __init__(self) -> None:
         self._lanes: dict[Key, Lane] = {}
         self._turns: set[Turn] = set()
-        """Of the batches of which no frame is known to have come out of the engine."""
+        """The batches of which no frame is known to have come out of the engine."""
         lock = threading.Lock()
         self._to_take = threading.Condition(lock)
-        """That `take` may find something; it is woken for nothing else, as by every picture that comes out."""
+        """Notified only if `take` may find something, not for every picture that comes out."""
         self._changed = threading.Condition(lock)
-        """Of what all others wait for."""
+        """Notified of what all other threads wait for."""
         self._closed = False
 
     def open_lane(self, feed: Key, lane: Lane) -> None:
-        """Make a place for a feed."""
+        """Add a feed's lane."""
         with self._changed:
             self._lanes[feed] = lane
 
     def close_lane(self, feed: Key) -> None:
-        """Take a feed's place away; see `drain`."""
+        """Remove a feed's lane; see `drain`."""
         with self._changed:
             lane = self._lanes.pop(feed)
             self._abandon(lane)
@@ -80,7 +80,7 @@ class Gather(Generic[Key]):
             self._tell()
 
     def put(self, feed: Key, frame: Frame) -> None:
-        """Add a frame. Live: never blocks, a full lane drops its oldest frames. Else: waits for room."""
+        """Add a frame. Live: never blocks; a full lane drops its oldest frames. Else: waits for room."""
         with self._changed:
             lane = self._lanes[feed]
             if not lane.live:
@@ -99,8 +99,8 @@ class Gather(Generic[Key]):
                 self._to_take.notify()
 
     def take(self, limit: int, depth: int, now_ns: Callable[[], int]) -> list[tuple[Key, Frame]]:
-        """Up to `limit` frames of one size, one of each feed; waits for the first, for no other, and while there are
-        `depth` batches in the engine.
+        """Up to `limit` frames of one size, one per feed; waits for the first frame only, and while the engine has
+        `depth` batches.
 
         Frames of live feeds past their age budget are dropped. Returns [] once closed and empty.
         """
@@ -116,14 +116,14 @@ class Gather(Generic[Key]):
             return []
 
     def came_out(self, feed: Key) -> None:
-        """The engine has done with the first of a feed's frames that are in it."""
+        """Note that the engine has finished the first of a feed's frames in it."""
         with self._changed:
             if feed in self._lanes:
                 self._come_out(self._lanes[feed])
                 self._tell()
 
     def done(self, feed: Key) -> None:
-        """A frame that was taken has left the encoder."""
+        """Note that a frame that was taken has left the encoder."""
         with self._changed:
             if feed in self._lanes:
                 lane = self._lanes[feed]
@@ -133,26 +133,26 @@ class Gather(Generic[Key]):
                 self._tell()
 
     def drain(self, feed: Key) -> None:
-        """Return when nothing of a feed waits here, or is in the engine or the encoder."""
+        """Wait until no frame of a feed is here, in the engine or in the encoder."""
         with self._changed:
             lane = self._lanes[feed]
             self._changed.wait_for(lambda: is_idle(lane))
 
     def close(self) -> None:
-        """No more frames; those that wait can still be taken."""
+        """Take no more frames; those that wait can still be taken out."""
         with self._changed:
             self._closed = True
             self._tell()
 
     def abandon(self, feed: Key | None = None) -> None:
-        """Drop what waits, and all that is still to come, of one feed or of all."""
+        """Drop all waiting and all further frames, of one feed or of all."""
         with self._changed:
             for lane in self._lanes.values() if feed is None else [self._lanes[feed]]:
                 self._abandon(lane)
             self._tell()
 
     def _tell(self) -> None:
-        """Wake whoever may find what it waits for."""
+        """Wake the threads that may find what they wait for."""
         self._changed.notify_all()
         if self._closed or any(lane.waiting for lane in self._lanes.values()):
             self._to_take.notify()
@@ -175,7 +175,7 @@ class Gather(Generic[Key]):
     def _has_room(self, depth: int) -> bool:
         """Whether fewer than `depth` batches are in the engine.
 
-        While a feed's encoder is busy nobody sees its next frame come out: that one does not count.
+        While a feed's encoder is busy, nobody notices that its next frame has come out, so that frame does not count.
         """
         if len(self._turns) < depth:
             return True
@@ -217,14 +217,15 @@ class Gather(Generic[Key]):
 
 
 def is_idle(lane: Lane) -> bool:
-    """Whether a lane wants nothing of the engine."""
+    """Whether a lane has no frame waiting or in flight."""
     return not (lane.waiting or lane.in_flight)
 
 
 def is_late(frame: Frame, age_budget_ns: int, now_ns: int) -> bool:
-    """Whether a frame is older than its feed allows, and than it may be since it could not be had sooner.
+    """Whether a frame is older than both its feed's age budget and its unavoidable delay (`held_ns`) allow.
 
-    Beyond that it has as long again, but no longer than the budget: a feed that holds little back has the budget alone.
+    Beyond that delay a frame may take as long again, but no longer than the budget; with a short delay the budget alone
+    counts.
     """
     age_ns = now_ns - frame.arrived_ns
     return age_ns > age_budget_ns and age_ns > frame.held_ns + min(frame.held_ns, age_budget_ns)
@@ -238,10 +239,10 @@ def size(frame: Frame) -> tuple[int, int]:
 def enhance(
     engine: Door, frames: Sequence[Frame], recalls: Sequence[Recall] = (), planes: Sequence[Planes] | None = None
 ) -> list[Slot]:
-    """Start one batch: a submitted slot for each frame, to be waited for, read and released by the caller.
+    """Submit one batch; returns a slot for each frame, which the caller waits for, reads and releases.
 
-    `recalls` are those of the frames' feeds; without any each picture stands alone. `planes` are those of the frames,
-    where the caller has them already.
+    `recalls` belong to the frames' feeds; without them each picture stands alone. `planes` are the frames' planes, if
+    the caller already has them.
     """
     slots: list[Slot] = []
     try:
@@ -262,6 +263,6 @@ def fill(slot: Slot, frame: Frame, planes: Planes) -> None:
     """Write a frame's planes into a slot: the only copy of a picture between decoder and engine."""
     y, *chroma = planes
     slot.y[:] = y
-    if chroma:  # of a picture that has none, the engine ignores what is there
+    if chroma:  # a grey picture has none, and the engine ignores what is there
         slot.uv[0], slot.uv[1] = chroma
     slot.colour = frame.colour

@@ -16,12 +16,12 @@ from typing import ClassVar, Literal
 Reason = Literal["refused", "unauthorised", "not found", "no video", "codec", "time-out", "lost", "address"]
 """Why a source gives no packets:
 
-- `refused`: nobody listens there, or who listens does not want to talk, not with TLS or not over this transport
+- `refused`: nothing listens there, or the peer refuses the connection, TLS or this transport
 - `unauthorised`: user name or password is missing or wrong
 - `not found`: no such host, path or file
-- `no video`: what comes holds no video, or is nothing that is known
+- `no video`: what comes holds no video, or has an unknown format
 - `codec`: its video has a codec that is not known here
-- `time-out`: nothing came for too long, or nobody tells addresses of hosts now
+- `time-out`: nothing came for too long, or host names cannot be looked up at the moment
 - `lost`: it was there and ended
 - `address`: the address itself is malformed
 """

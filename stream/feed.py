@@ -1,4 +1,4 @@
-"""One feed on its way through the relay: what it is, how it is doing, and what is told of its trouble."""
+"""One feed in the relay: what it is, how it is doing, and what is logged about its problems."""
 
 from __future__ import annotations
 
@@ -27,18 +27,17 @@ from stream.timeline import Timeline
 log = logging.getLogger(__name__)
 
 TELL_SECONDS = 10.0
-"""The shortest time between two lines about lost pictures of one feed: a line for each would flood the log."""
+"""Minimum time between two log lines about a feed's lost pictures: one for each would flood the log."""
 
 LOAD_SECONDS = 60.0
-"""How long pictures are counted before it is told whether the machine keeps up with them."""
+"""Period over which pictures are counted to judge whether the machine keeps up."""
 LOAD_SHARE = 0.05
-"""Of a feed's pictures: where more are dropped for want of time, the machine does not keep up."""
+"""Share of a feed's pictures: if more are dropped for lack of time, the machine does not keep up."""
 LOAD_FEWEST = 10
-"""So many dropped pictures tell nothing, however few came: the first ones of a source may be late when it is open."""
+"""Up to this many dropped pictures prove nothing, however few came: a source's first ones may be late when it opens."""
 
 LATELY_SECONDS = 10.0
-"""A live feed that has published no picture for so long gives none; where `read_timeout` lets its source be slower than
-two pictures in that time, for twice as long as that."""
+"""A live feed that has published no picture for this long, or for twice its `read_timeout` if longer, gives none."""
 
 FeedState = Literal["connecting", "live", "ended", "failed"]
 
@@ -54,38 +53,38 @@ LEVELS: dict[FeedState, int] = {
 
 @dataclass(eq=False)
 class Feed:
-    """One feed; its stages share it."""
+    """One feed, shared by its stages."""
 
     name: str
     settings: FeedSettings
     opener: Opener | None = None
-    """What opens the source, every time anew; None: what the address says."""
+    """Opens the source every time; None: chosen by the address."""
     meter: FeedMeter = field(default_factory=FeedMeter)
     state: FeedState = "connecting"
     rate: Fraction | None = None
     """Frames a second, as the source says."""
     stop: threading.Event = field(default_factory=threading.Event)
-    """Ask the feed to end: what is decoded is still enhanced, encoded, flushed and published."""
+    """Set to end the feed: what is decoded is still enhanced, encoded, flushed and published."""
     lane: Lane = field(init=False)
     recall: Recall = field(default_factory=Recall)
     timeline: Timeline = field(default_factory=Timeline)
     backoff: Backoff = field(default_factory=Backoff)
     codecs: dict[CodecStage, str] = field(default_factory=dict)
-    """What decodes and what encodes, once that is known."""
+    """Names of the decoder and the encoder, once known."""
     under_way: SimpleQueue[tuple[Frame, Slot] | None] = field(default_factory=SimpleQueue)
-    """Submitted pictures in order, no more than a feed may have in the engine; None ends the feed."""
+    """Submitted pictures in order, at most as many as a feed may have in the engine; None ends the feed."""
     _why: str | None = field(default=None, init=False, repr=False)
-    """Why it is in its state."""
+    """Reason for its state."""
     _trouble: str | None = field(default=None, init=False, repr=False)
-    """Why pictures are lost, since the last one that was published."""
+    """Why pictures have been lost since the last one that was published."""
     _published: tuple[int, float] = field(default=(0, -math.inf), init=False, repr=False)
-    """How many pictures, as last looked at, and when it was seen that there are more (seconds of `time.monotonic`)."""
+    """Count of published pictures, and when it was last seen to grow (seconds of `time.monotonic`)."""
     _told: float | None = field(default=None, init=False, repr=False)
-    """When lost pictures were last told; seconds of `time.monotonic`."""
+    """When lost pictures were last logged; seconds of `time.monotonic`."""
     _live_since: float | None = field(default=None, init=False, repr=False)
     """Seconds of `time.monotonic`."""
     _load_seen: tuple[float, int, int] = field(default=(0.0, 0, 0), init=False, repr=False)
-    """When the load was last looked at (seconds of `time.monotonic`); what had come until then, and been dropped."""
+    """When the load was last judged (seconds of `time.monotonic`), and what had come and been dropped by then."""
     _overloaded: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -98,16 +97,16 @@ class Feed:
 
     @property
     def speed(self) -> float | None:
-        """At which multiple of their own speed recordings are played; None: as fast as it goes."""
+        """Playback speed of recordings, as a multiple of their own; None: as fast as possible."""
         return self.settings.speed or (1.0 if self.settings.mode == "live" else None)
 
     def seconds_live(self) -> float:
-        """How long the source has been giving packets without an end."""
-        since = self._live_since  # which `turn` may change at any moment, in another thread
+        """Seconds since the source became live; 0 if it is not."""
+        since = self._live_since  # read once: `turn` may change it in another thread
         return 0.0 if since is None else time.monotonic() - since
 
     def figures(self) -> FeedFigures:
-        """All counts, at one moment; with a picture that has been published since the last look, trouble is over."""
+        """All counts at one moment; a picture published since the last call clears the reason for losses."""
         figures = self.meter.figures(len(self.lane.waiting), self.lane.in_flight, self.timeline.repairs)
         if figures.published > self._published[0]:
             self._published, self._trouble = (figures.published, time.monotonic()), None
@@ -115,12 +114,12 @@ class Feed:
 
     @property
     def gives_pictures(self) -> bool:
-        """Whether it is live and has published a picture lately, as far as its figures have been looked at."""
+        """Whether it is live and has published a picture recently, as of the last call of `figures`."""
         return self.state == "live" and time.monotonic() - self._published[1] < self._lately
 
     @property
     def reason(self) -> str | None:
-        """Why it is not live, or gives no pictures although it is, for people; holds no password."""
+        """Human-readable reason why it is not live, or gives no pictures although it is; holds no password."""
         known = self._why or self._trouble
         if known or self.gives_pictures or self.seconds_live() < self._lately:
             return known
@@ -131,18 +130,18 @@ class Feed:
         return max(LATELY_SECONDS, 2 * self.settings.read_timeout)
 
     def turn(self, state: FeedState, error: Exception | None = None) -> None:
-        """Take on a state, because of `error` if there is one; told unless both are as before."""
+        """Change to a state, because of `error` if there is one; logged unless both are unchanged."""
         why = None if error is None else reason_of(error)
         self._live_since = time.monotonic() if state == "live" else None
         if (state, why) != (self.state, self._why):
             words = state if why is None else f"{state}: {why}"
             log.log(LEVELS[state], "feed %s: %s%s", self.name, words, place_of(error))
         self.state, self._why = state, why
-        if state != "ended":  # where nothing came of the last pictures, that stays true
+        if state != "ended":  # an ended feed keeps the reason why its last pictures were lost
             self._trouble = None
 
     def work_with(self, stage: CodecStage, codec: str, trouble: str | None = None) -> None:
-        """Note what decodes or encodes; told when it is another than before, with the trouble that led to it."""
+        """Note which codec is in use; a change is logged, with the trouble that led to it."""
         if self.codecs.get(stage) == codec:
             return
         self.codecs[stage] = codec
@@ -150,16 +149,16 @@ class Feed:
         log.log(level, "feed %s: the %s is %s%s", self.name, stage, codec, why)
 
     def tell(self, error: Exception) -> None:
-        """Note why pictures are lost, and log it, unless that was done within `TELL_SECONDS`."""
+        """Note why pictures are lost; logged at most once every `TELL_SECONDS`."""
         now, self._trouble = time.monotonic(), reason_of(error)
         if self._told is None or now - self._told >= TELL_SECONDS:
             self._told = now
             log.error("feed %s: pictures are lost: %s%s", self.name, reason_of(error), place_of(error))
 
     def watch_load(self, figures: FeedFigures) -> None:
-        """Log when the machine no longer keeps up with this feed, and when it does again; to be called often.
+        """Log when the machine stops keeping up with this feed, and when it keeps up again; to be called often.
 
-        A minute in which nothing came tells neither.
+        A period in which nothing came changes neither.
         """
         now, came = time.monotonic(), figures.received
         dropped = sum(figures.dropped.get(reason, 0) for reason in ("overload", "late", "behind"))
@@ -180,17 +179,17 @@ class Feed:
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, for people; of an unexpected error its kind alone, since its words may hold anything."""
+    """What went wrong, for people; for an unexpected error only its type, since its message may contain anything."""
     return f"unexpected {type(error).__name__}" if is_unexpected(error) else str(error)
 
 
 def place_of(error: BaseException | None) -> str:
-    """Where in the program an unexpected error was raised, below the line that tells it; nothing for any other."""
+    """The traceback of an unexpected error, to follow its log line; empty for any other."""
     if error is None or not is_unexpected(error):
         return ""
     return "\n".join(["", *traceback.format_tb(error.__traceback__)]).rstrip()
 
 
 def is_unexpected(error: BaseException) -> bool:
-    """Whether nothing foresees an error."""
+    """Whether an error is not one of the project's own."""
     return not isinstance(error, StreamError | EngineError)

@@ -1,4 +1,4 @@
-"""What travels between the stages: packets from the source, frames to the engine, pictures to the wire."""
+"""What travels between the stages: packets from the source, frames to the engine."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ State = Literal["clean", "concealed", "tainted", "stale"]
 
 
 BYTES_PER_PIXEL = 175
-"""Memory that a feed takes for each pixel of its source's pictures: 160 in decoder, engine, slots and encoder, rounded
-up from what was measured with OpenVINO, and 15 where pictures wait that come in a burst."""
+"""Memory of a feed for each pixel of its source's pictures: 160 for decoder, engine, slots and encoder, rounded up from
+measurements with OpenVINO, and 15 for pictures of a burst that wait."""
 
 
 def memory_for(width: int, height: int) -> str:
-    """What the settings of a feed must say for pictures of this size."""
+    """In words, the `memory` that a feed needs for pictures of this size."""
     return f'the feed must have memory = "{math.ceil(BYTES_PER_PIXEL * width * height / 1e6)}MB" or more'
 
 
 def arrival(received_ns: int, capture_ns: int, clock: CaptureClock) -> int:
-    """When something was there to be read, as far as that is known: over UDP it may have waited in the kernel."""
+    """When something arrived, as far as known: over UDP it may have waited in the kernel before it was read."""
     return min(capture_ns, received_ns) if clock == "arrival" else received_ns
 
 
@@ -51,18 +51,18 @@ class SourcePacket(msgspec.Struct, frozen=True):
 
     @property
     def arrived_ns(self) -> int:
-        """See `arrival`; of UDP that of the first byte."""
+        """See `arrival`; over UDP, when the first byte arrived."""
         return arrival(self.received_ns, self.capture_ns, self.capture_clock)
 
 
 class AccessUnit(msgspec.Struct, frozen=True, eq=False):
-    """What a picture keeps of the access unit that it came from: FFmpeg carries it from packet to picture.
+    """What is known about the access unit that a picture came from; FFmpeg carries it from packet to picture.
 
-    It must not hold the packet, which holds it.
+    It must not refer to the packet, which refers to it.
     """
 
     number: int
-    """Counted in the order of decoding."""
+    """Counted in decoding order."""
     pts: int | None
     duration: int
     time_base: Fraction
@@ -72,13 +72,13 @@ class AccessUnit(msgspec.Struct, frozen=True, eq=False):
     capture_clock: CaptureClock
     sha256: bytes
     damaged: bool
-    """Whether bytes of it are missing, as the source says, or FFmpeg adds what a damaged picture left behind."""
+    """Whether the source reports missing bytes, or FFmpeg mixes in remains of a damaged picture."""
     tainted: bool
-    """Whether an access unit since the last key frame, in the order of decoding, was damaged."""
+    """Whether an earlier access unit since the last key frame, in decoding order, was damaged."""
     says_when: bool = False
-    """Whether it begins to renew the picture and says when that will be complete."""
+    """Whether it starts a gradual refresh of the picture and says when that will be complete."""
     completes: int | None = None
-    """Number of the access unit that began to renew the picture, where this one completes that."""
+    """Number of the access unit that started the refresh which this one completes."""
 
     @property
     def arrived_ns(self) -> int:
@@ -87,28 +87,28 @@ class AccessUnit(msgspec.Struct, frozen=True, eq=False):
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """A decoded picture, planar 8-bit 4:2:0, with everything that is known of it."""
+    """A decoded picture, planar 8-bit 4:2:0, with everything that is known about it."""
 
     picture: av.VideoFrame
-    """Of format `yuv420p`, `yuvj420p` or `gray`, as it was filmed; the planes are views into its memory."""
+    """Of format `yuv420p`, `yuvj420p` or `gray`, oriented as filmed; the planes are views into its memory."""
     colour: Colour
     pts: int
     source_pts: int | None
-    """The time stamp that its source gave it; None: it gave none, and `pts` is reckoned from the pictures before."""
+    """Time stamp from the source; None: it gave none, and `pts` is derived from the pictures before."""
     time_base: Fraction
     received_ns: int
     capture_ns: int
     capture_clock: CaptureClock
     state: State
     source_sha256: bytes
-    """32 bytes: of the access unit that this picture came from."""
+    """SHA-256 (32 bytes) of the access unit that this picture came from."""
     aspect: Fraction = Fraction(1)
-    """Width over height of a pixel as it is to be shown, upright: 1 unless the source says another, as of 720x576."""
+    """Pixel aspect ratio (width over height) when upright: 1 unless the source says otherwise, as for 720x576."""
     orientation: Orientation = UPRIGHT
-    """How `picture` is turned and mirrored to be upright, as width, height and planes of the frame are."""
+    """How `picture` must be turned and mirrored to be upright; the frame's width, height and planes already are."""
     held_ns: int = 0
-    """Nanoseconds from its arrival, by which no machine could have had it sooner: it takes later ones to tell where it
-    ends, to show it in its turn, and to deinterlace it."""
+    """Unavoidable delay after arrival, in nanoseconds: later pictures had to come to find its end, to reorder it and to
+    deinterlace it."""
 
     def __post_init__(self) -> None:
         if self.picture.format.name not in ("yuv420p", "yuvj420p", "gray"):
@@ -142,7 +142,7 @@ class Frame(msgspec.Struct, frozen=True):
 def plane_view(plane: av.video.plane.VideoPlane) -> Plane:
     """(H, W) uint8 view of a plane's pixels, without the padding at the end of each line.
 
-    Lines that go backwards in memory, as a decoder may leave them, begin with the last one.
+    With a negative line size, as a decoder may use, the last line comes first in memory.
     """
     height, line = plane.height, plane.line_size
     first = max(0, -line * (height - 1))

@@ -1,4 +1,4 @@
-"""The way of one segment's pictures from packets to the engine's door: decoded, counted, placed in time, handed on."""
+"""Decodes one segment's pictures, counts them, places them in time and hands them on to the gather."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from stream.frame import BYTES_PER_PIXEL, Frame, SourcePacket
 from stream.source import Segment
 
 RETRY_SECONDS = 10.0
-"""Between two attempts to make the engine ready for a size that it failed on."""
+"""Between two attempts to prepare the engine for a size that it failed on."""
 PICTURELESS_SECONDS = 60
-"""Of access units without a picture, after which that is told."""
+"""Access units without a picture for this long are reported."""
 
 
 class Intake:
-    """Takes in one segment of a feed; for one thread. Every access unit is handed on, or counted as gone."""
+    """Takes in one segment of a feed; for one thread. Every access unit is handed on, or counted as dropped or lost."""
 
     def __init__(self, feed: Feed, segment: Segment, engine: Door, gather: Gather[Feed]) -> None:
-        """May take seconds, where the engine has yet to be made ready for the segment's size."""
+        """May take seconds if the engine must still be prepared for the segment's size."""
         self._feed = feed
         self._segment = segment
         self._engine = engine
@@ -34,7 +34,7 @@ class Intake:
         self._size: tuple[int, int] | None = None
         self._fits = False
         self._try_again = math.inf
-        self._shown_ns: int | None = None  # when the access unit came with which there was a picture last
+        self._shown_ns: int | None = None  # arrival of the last access unit that gave a picture
         largest = feed.settings.memory // BYTES_PER_PIXEL
         width, height = segment.info.width or 0, segment.info.height or 0
         if 0 < width * height <= largest:
@@ -44,7 +44,7 @@ class Intake:
 
     @property
     def orientation(self) -> Orientation:
-        """How the segment tells that its latest picture is to be turned and mirrored."""
+        """See `Decoder.orientation`."""
         return self._decoder.orientation
 
     @property
@@ -65,13 +65,13 @@ class Intake:
         return frames
 
     def finish(self) -> None:
-        """Hand on the last frames, and count what came to nothing."""
+        """Hand on the last frames, and count what gave no picture."""
         self.hand_on(self._decoder.flush())
         self._feed.meter.receive(self._segment.unreadable)
         self._feed.meter.lose("undecodable", self._segment.unreadable)
 
     def hand_on(self, frames: list[Frame]) -> None:
-        """Give frames to the gather; those of a replay may wait there. What came to nothing so far is counted."""
+        """Put frames into the gather, which may block in a replay; what was dropped or lost so far is counted."""
         self._count()
         if frames:
             self._feed.work_with("decoder", self._decoder.name, self._decoder.trouble)
@@ -84,15 +84,17 @@ class Intake:
                 self._feed.meter.lose("engine")
 
     def _count(self) -> None:
-        behind, lost = self._segment.behind, self._decoder.lost  # another thread counts the first one
+        behind, lost = self._segment.behind, self._decoder.lost  # another thread counts `behind`
         self._feed.meter.receive(behind - self._behind)
         self._feed.meter.drop("behind", behind - self._behind)
         self._feed.meter.lose("undecodable", lost - self._lost)
         self._behind, self._lost = behind, lost
 
     def _prepare(self, width: int, height: int) -> None:
-        """Make the engine ready for a new size here, where only this feed waits for it; one that it does not take is
-        not tried again, one that it failed on is, after a while."""
+        """Prepare the engine for a new size here, where only this feed waits for it.
+
+        A size that the engine rejects is not tried again; one that it failed on is, after `RETRY_SECONDS`.
+        """
         self._size, self._fits, self._try_again = (width, height), True, math.inf
         try:
             self._engine.prepare(width, height)

@@ -1,4 +1,4 @@
-"""What a feed has done so far: every access unit that came in is published, dropped, lost or still on its way."""
+"""Counts of a feed: every access unit that came in is published, dropped, lost or still under way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STAGES: Mapping[DropReason | LossReason, Stage] = {
     "engine": "enhance",
     "encoder": "encode",
 }
-"""Where access units are dropped and lost for each reason.
+"""The stage at which access units are dropped or lost, by reason.
 
 `behind`: the decoder was slower than the camera; `undecodable`: they gave no picture; `overload`: newer pictures came
 before the engine was free; `late`: past the age budget; `stopped`: at the end of the feed; `engine` and `encoder`:
@@ -69,9 +69,9 @@ class FeedFigures:
     reconnects: dict[str, int]
     """How often the source was given up and opened again, by reason."""
     timestamp_repairs: int
-    """Pictures whose time stamps could not be believed."""
+    """Pictures whose time stamps were not credible."""
     waiting: int
-    """Pictures in front of the engine."""
+    """Pictures that wait for the engine."""
     in_engine: int
     """Pictures in the engine or the encoder."""
 
@@ -103,12 +103,12 @@ class FeedMeter:
         self._age_sum = 0.0
 
     def receive(self, count: int = 1) -> None:
-        """Access units came from the source."""
+        """Count access units that came from the source."""
         with self._lock:
             self._received += count
 
     def publish(self, age_ms: float) -> None:
-        """An enhanced picture left for the viewers; a camera whose clock is ahead makes no age below 0."""
+        """Count a published picture; an age below 0, from a camera whose clock is ahead, counts as 0."""
         age_ms = max(0.0, age_ms)
         with self._lock:
             self._published += 1
@@ -117,19 +117,19 @@ class FeedMeter:
             self._age_sum += age_ms / 1000
 
     def drop(self, reason: DropReason, count: int = 1) -> None:
-        """Access units, or frames of theirs, were thrown away on purpose."""
+        """Count access units, or their frames, that were dropped on purpose."""
         if count:
             with self._lock:
                 self._dropped[reason] += count
 
     def lose(self, reason: LossReason, count: int = 1) -> None:
-        """Access units gave no picture."""
+        """Count access units that gave no picture."""
         if count:
             with self._lock:
                 self._lost[reason] += count
 
     def reconnect(self, reason: str) -> None:
-        """The source was given up, to be opened again."""
+        """Count a source that was given up, to be reopened."""
         with self._lock:
             self._reconnects[reason] += 1
 

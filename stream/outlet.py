@@ -21,10 +21,10 @@ PAUSE_SECONDS = 1.0
 
 
 class Outlet:
-    """Encodes and publishes one feed's pictures; for one thread. Nothing is raised here.
+    """Encodes and publishes one feed's pictures; for one thread. Raises nothing.
 
-    An encoder that fails costs the pictures inside it and those of the next second: they are lost, the feed tells
-    why, and then a new encoder begins; on the CPU, if it was one on a GPU that failed.
+    If an encoder fails, the pictures inside it and those of the next second are lost, the reason is logged, and then a
+    new encoder begins, on the CPU if the one that failed was on a GPU.
     """
 
     def __init__(self, feed: Feed, publisher: Publisher, model: str) -> None:
@@ -42,11 +42,11 @@ class Outlet:
     def send(self, frame: Frame, slot: Slot) -> None:
         """Encode the slot's output, which is read before this returns, and publish what the encoder gives.
 
-        A new size, colour, time base or shape of pixels begins a new encoder with a key frame. A viewer who has joined
-        makes a key frame, too.
+        A new size, colour, time base or pixel aspect ratio starts a new encoder with a key frame. A new viewer also
+        causes a key frame.
         """
         height, width = slot.y_out.shape
-        colour = replace(frame.colour, grey=False) if frame.colour.grey else frame.colour  # a stream does not say it
+        colour = replace(frame.colour, grey=False) if frame.colour.grey else frame.colour  # a stream cannot say so
         wanted = (width, height, colour, frame.time_base, frame.aspect)
         if self._opened_for != wanted:
             self.finish()

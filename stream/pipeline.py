@@ -1,9 +1,9 @@
-"""The path of a picture, from a feed's source to the wire, stage by stage; `stream.relay` runs them for all feeds.
+"""The path of a picture, stage by stage, from source to wire; `stream.relay` runs the stages for all feeds.
 
     source ─► decode ─► gather ─► enhance ─► encode ─► publish
     └ bring_in, a thread a feed ┘ └ light_up ┘ └ send_out, a thread a feed ┘
 
-`light_up` is the one thread that all feeds share; it never waits for a feed.
+All feeds share only the thread of `light_up`, which never waits for a feed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from stream.wire.messages import Header, moment, ticks
 
 
 def bring_in(feed: Feed, engine: Door, gather: Gather[Feed], publisher: Publisher) -> None:
-    """Source to gather, for one feed, until the recording ends or the feed is stopped; a lost source is opened again,
-    after a pause that grows."""
+    """Relay one feed from its source to the gather, until the recording ends or the feed is stopped.
+
+    A lost source is reopened after a pause that grows with each failure.
+    """
     end: FeedState = "ended"
     while not feed.stop.is_set():
         try:
@@ -50,24 +52,25 @@ def bring_in(feed: Feed, engine: Door, gather: Gather[Feed], publisher: Publishe
 
 
 def worth_another_try(feed: Feed, error: Exception) -> bool:
-    """Whether opening the source again can help: always after a loss, as every trouble with a camera is told.
+    """Whether reopening the source can help: always after `SourceLost`, as which sources report any problem of a
+    camera.
 
-    A recording that cannot be read, or an address that is none, stays so; played live it would only begin again.
+    A recording that cannot be read, or an invalid address, stays so; a recording played live would only start over.
     """
     return isinstance(error, SourceLost) or (feed.settings.mode == "live" and not isinstance(error, SourceUnsupported))
 
 
 def kind_of(error: Exception) -> str:
-    """What ended a source, in one word of a closed list."""
+    """Why a source ended, as one word of a closed list."""
     if isinstance(error, SourceError):
         return error.reason
     return "codec" if isinstance(error, CodecError) else "unexpected"
 
 
 def relay_source(feed: Feed, engine: Door, gather: Gather[Feed], publisher: Publisher) -> None:
-    """Open a feed's source and relay it to its end; raises what ends it too early.
+    """Open a feed's source and relay it to its end; raises the error that ends it early.
 
-    A recording that cannot be decoded, or whose pictures are too large, counts as one that cannot be read.
+    A recording that cannot be decoded, or whose pictures are too large, counts as unreadable.
     """
     with open_source(feed.settings, feed.stop, feed.opener) as source:
         for segment in source.segments():
@@ -82,7 +85,7 @@ def relay_source(feed: Feed, engine: Door, gather: Gather[Feed], publisher: Publ
 
 
 def relay_segment(feed: Feed, segment: Segment, engine: Door, gather: Gather[Feed], publisher: Publisher) -> None:
-    """One continuous stretch of a source: its packets to the wire as they are, its pictures to the gather."""
+    """Relay one continuous stretch of a source: its packets to the wire unchanged, its pictures to the gather."""
     intake = Intake(feed, segment, engine, gather)
     publisher.begin_anew(feed.name, "source")
     packets = segment.packets()
@@ -92,7 +95,7 @@ def relay_segment(feed: Feed, segment: Segment, engine: Door, gather: Gather[Fee
         for packet in packets:
             frames = intake.decode(packet) if packet.kind == "video" else []
             try:
-                publish_untouched(feed, segment, packet, intake, publisher)  # its size is known by now
+                publish_untouched(feed, segment, packet, intake, publisher)  # after decoding, which tells its size
             finally:
                 intake.hand_on(frames)
     finally:
@@ -100,7 +103,7 @@ def relay_segment(feed: Feed, segment: Segment, engine: Door, gather: Gather[Fee
 
 
 def publish_untouched(feed: Feed, segment: Segment, packet: SourcePacket, intake: Intake, publisher: Publisher) -> None:
-    """The camera's own access unit or data packet, as it came, where the settings ask for it."""
+    """Publish the camera's own access unit or data packet unchanged, if the settings ask for it."""
     video = packet.kind == "video"
     if not (feed.settings.publish_source if video else feed.settings.publish_data):
         return
@@ -123,7 +126,7 @@ def publish_untouched(feed: Feed, segment: Segment, packet: SourcePacket, intake
 
 
 def light_up(engine: Door, gather: Gather[Feed], batch: int) -> None:
-    """Gather to engine, for all feeds: batches of the freshest frames, handed on while they are being computed."""
+    """Submit batches of the freshest frames of all feeds to the engine, and hand them on while it computes them."""
     while taken := gather.take(min(batch, engine.info.batch), engine.info.depth, time.time_ns):
         readable = [(feed, frame, planes) for feed, frame in taken if (planes := planes_of(feed, frame, gather))]
         if not readable:
@@ -144,7 +147,7 @@ def light_up(engine: Door, gather: Gather[Feed], batch: int) -> None:
 
 
 def planes_of(feed: Feed, frame: Frame, gather: Gather[Feed]) -> Planes | None:
-    """A frame's planes; None where they are not as they must be: that is its own feed's loss, and no other one's."""
+    """A frame's planes; None if they are malformed: only this frame's feed then loses a picture."""
     try:
         return frame.planes()
     except Exception as error:
@@ -155,7 +158,7 @@ def planes_of(feed: Feed, frame: Frame, gather: Gather[Feed]) -> Planes | None:
 
 
 def send_out(feed: Feed, gather: Gather[Feed], publisher: Publisher, model: str) -> None:
-    """Engine to wire, for one feed: wait for each picture, encode it, publish it; at the end flush the encoder."""
+    """Relay one feed from engine to wire: wait for, encode and publish each picture; at the end flush the encoder."""
     outlet = Outlet(feed, publisher, model)
     while (item := feed.under_way.get()) is not None:
         frame, slot = item
@@ -171,7 +174,7 @@ def send_out(feed: Feed, gather: Gather[Feed], publisher: Publisher, model: str)
 
 
 def is_enhanced(feed: Feed, slot: Slot, gather: Gather[Feed]) -> bool:
-    """Wait for one picture of the engine; False where it failed, and the feed has lost it."""
+    """Wait until the engine has finished one picture; False if it failed, which counts as a loss."""
     try:
         slot.wait()
     except Exception as error:  # whatever it is: the other feeds go on

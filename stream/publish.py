@@ -1,4 +1,4 @@
-"""The one socket that all feeds leave by."""
+"""The publisher: one socket for all feeds."""
 
 from __future__ import annotations
 
@@ -24,72 +24,72 @@ from stream.wire.doorkeeper import encrypt
 from stream.wire.messages import ALL_FEEDS, FEED_NAME, KINDS, Header, Kind, Numbering, Stamped, encode_message, topic
 
 LINGER_MS = 500
-"""How long a closed publisher's last messages may still be on their way."""
+"""How long a closed publisher's last messages have to be delivered."""
 
 VIEWER_LOST = 10.0
-"""Seconds: a viewer whose machine has not taken anything for this long is cut off, and what waits for it is freed."""
+"""Seconds after which a viewer whose machine has taken nothing is cut off, and what waits for it is freed."""
 
 PATIENCE = 30.0
 """Seconds that a lossless publisher waits for one viewer."""
 
 UNDER_WAY_MOST = 8
-"""Messages that wait for one viewer of a lossless publisher: it waits for room, so more would gain nothing."""
+"""Messages queued for each viewer of a lossless publisher: it waits for room, so more would gain nothing."""
 
 LONGEST_LINGER = UNDER_WAY_MOST * PATIENCE
-"""Seconds in which they all may leave as slowly as any message; over TCP who takes none is cut off much earlier."""
+"""Seconds in which all of them can leave, however slowly; over TCP a viewer that takes none is cut off much earlier."""
 
 HURRIED: tuple[Kind, ...] = ("status", "feeds")
-"""Kinds that no publisher waits for much: the next one tells more."""
+"""Kinds for which no publisher waits long: the next message supersedes them."""
 
 HURRIED_PATIENCE = 0.3
-"""Seconds that a lossless publisher waits for one viewer with those. Sent to whoever has room, they would have libzmq
-leave out the others for the next messages, too."""
+"""Seconds that a lossless publisher waits for one viewer with those. Sent only to viewers with room, they would make
+libzmq skip the other viewers for the next messages, too."""
 
 LEAST_BUFFER = 65_536
-"""Bytes in the kernel for each viewer of a lossless publisher: with little room libzmq may end a connection before all
-of the last message has left."""
+"""Smallest kernel send buffer for each viewer of a lossless publisher, in bytes: with less, libzmq may end a connection
+before all of the last message has left."""
 
 ROOM_INTERVAL = 0.002
 VIEWER_INTERVAL = 0.02
-"""Seconds between two looks whether there is room, or a viewer: ZeroMQ's XPUB tells of neither."""
+"""Seconds between two checks for room, and for a viewer: ZeroMQ's XPUB signals neither."""
 
 HANDSHAKE_MS = 5_000
-"""How long a connection may take to say who it is."""
+"""How long a connection's handshake may take."""
 
 LOOK_INTERVAL = 0.005
-"""Seconds between two looks for comings and goings of viewers, however many pictures are published meanwhile."""
+"""Seconds between two looks at new subscriptions, at least, however many pictures are published meanwhile."""
 
 AT_ONCE, MORE_TO_COME = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
-"""Flags as plain numbers: `send_multipart` puts two of an enumeration together for every part, which costs more than to
-send it."""
+"""Flags as plain integers: `send_multipart` combines enumeration members for every part, which costs more than sending.
+"""
 
 EVENTS_SECONDS = 0.002
-"""How long one call looks at comings and goings of viewers: a flood of them must not hold up the pictures."""
+"""How long one call reads subscriptions, at most: a flood of them must not hold up the pictures."""
 
 LONGEST_EVENT = 1024
-"""Bytes of what a viewer may send: it subscribes to topics and says nothing else."""
+"""Largest message from a viewer, in bytes: viewers send nothing but subscriptions."""
 
 SUBSCRIPTIONS_KEPT = 10_000
-"""Different prefixes that are remembered; further ones may be to anything."""
+"""Distinct prefixes that are remembered; beyond them a new one is assumed to match everything."""
 
 JOIN_INTERVAL = 1.0
-"""Seconds between key frames that a feed makes for new viewers, at least."""
+"""Minimum seconds between key frames that a feed makes for new viewers."""
 JOINS_AT_ONCE, LONG_RUN_INTERVAL = 3, 2.0
-"""Key frames after which they come so many seconds apart, until fewer are asked for again: each costs all viewers of
-the feed bits, and one who asks without an end is to cost no more than the usual `key_interval` does."""
+"""Key frames after which they come only every `LONG_RUN_INTERVAL` seconds, until fewer are requested: each costs all
+viewers of the feed bandwidth, and endless requests must not cost more than the usual `key_interval`."""
 
 
 class Publisher:
     """Publishes all feeds of one run of the relay, at one endpoint. A context manager; any thread may call it.
 
-    It never waits for a viewer: for each of them `high_water_mark` messages are kept, further ones are lost for that
-    viewer alone. They are to hold what all feeds publish at one moment: 64 are enough for pictures, source and data of
-    16 feeds, with fewer a healthy viewer of them all has holes. How old pictures get they don't decide: a viewer drops
-    the old ones itself.
+    It never waits for a viewer: up to `high_water_mark` messages are queued for each, and further ones are lost for
+    that viewer alone. The queue must hold what all feeds publish at one moment: 64 suffice for pictures, source and
+    data of 16 feeds; with fewer, even a healthy viewer of all of them sees gaps. It does not decide how old pictures
+    get: viewers drop old ones themselves.
 
-    With `lossless` it does wait: `publish` returns when every viewer has room, so that the slowest one sets the pace
-    of what it subscribed to. A viewer that takes nothing for `PATIENCE` seconds loses messages all the same, and so
-    does one that has not taken the last ones within `linger` seconds of the end.
+    With `lossless` it does wait: `publish` returns when every viewer has room, so the slowest viewer sets the pace of
+    what it subscribed to. A viewer that takes nothing for `PATIENCE` seconds still loses messages, as does one that has
+    not taken the last ones within `linger` seconds of the end.
 
     `relay_id` must differ from run to run. Raises `WireError`.
     """
@@ -100,7 +100,7 @@ class Publisher:
         """Id of this run."""
         self._lossless = lossless
         self._lock = threading.Lock()
-        """Held for moments only; the socket is used by whoever holds it."""
+        """Guards the socket; held for moments only."""
         self._context: zmq.SyncContext | None = None
         self._socket: zmq.SyncSocket | None = None
         self._doorkeeper: ThreadAuthenticator | None = None
@@ -108,14 +108,14 @@ class Publisher:
         self._lines: dict[bytes, Line] = {}
         self._joins = Joins(JOIN_INTERVAL)
         self._deaf_until = 0.0
-        """When to look for comings and goings of viewers again; seconds of `time.monotonic`."""
+        """When to read subscriptions again; seconds of `time.monotonic`."""
         self.endpoint = settings.endpoint
         """Where viewers connect; inside the `with` block with its real port."""
         self.linger = settings.stop_timeout if lossless else LINGER_MS / 1000
-        """Seconds that the last messages may still be on their way after the end; to be changed before it."""
+        """Seconds that the last messages have to be delivered after the end; to be changed before it."""
 
     def __enter__(self) -> Self:
-        self._context = zmq.Context()  # of its own: its end waits until the last messages have left
+        self._context = zmq.Context()  # its own: ending it waits until the last messages have left
         socket = self._context.socket(zmq.XPUB)
         try:
             self._set_options(socket)
@@ -138,8 +138,10 @@ class Publisher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End, from any thread: a `publish` that waits ends with `WireError`. The last messages still leave: they have
-        `linger` seconds, which are half a second, of a lossless publisher the settings' `stop_timeout`."""
+        """Close, from any thread; a `publish` that waits raises `WireError`.
+
+        The last messages have `linger` seconds to leave: half a second, or `stop_timeout` for a lossless publisher.
+        """
         with self._lock:
             socket, self._socket = self._socket, None
         if socket is None:
@@ -149,9 +151,9 @@ class Publisher:
         self._close(socket)
 
     def publish(self, feed: str, kind: Kind, header: Header, payload: bytes) -> int:
-        """Send one message and tell its `seq`; relay, feed, numbers and the time of publishing are added here.
+        """Send one message and return its `seq`; relay, feed, numbers and publishing time are added here.
 
-        A lossless publisher waits for room for it; those of `HURRIED` are lost for all where there is none soon.
+        A lossless publisher waits for room; messages of `HURRIED` kinds are lost for all viewers if there is none soon.
         """
         name = topic(feed, kind)
         line = self._line(name, kind)
@@ -164,7 +166,7 @@ class Publisher:
         return stamped.seq
 
     def begin_anew(self, feed: str, kind: Kind) -> None:
-        """Number what is published next as pictures that refer to none of those before them."""
+        """Number the next messages as pictures that refer to none of those before them."""
         line = self._line(topic(feed, kind), kind)
         with line.turn:
             line.numbers.begin_anew()
@@ -173,15 +175,15 @@ class Publisher:
         return self._lines.get(name) or self._lines.setdefault(name, Line(kind))
 
     def take_join(self, feed: str) -> bool:
-        """Whether the feed is to begin a key frame: True once after viewers have come, at most once a second, and once
-        in two seconds in the long run."""
+        """Whether the feed is to make a key frame: True once after viewers have joined, at most once a second, and in
+        the long run at most every two seconds."""
         if time.monotonic() >= self._deaf_until:
             with self._lock:
                 self._hear_viewers(self._open_socket())
         return self._joins.take(topic(feed, "video"), time.monotonic())
 
     def wait_for_viewer(self, feed: str, timeout: float) -> bool:
-        """Whether somebody subscribes to anything of the feed, at once or within `timeout` seconds."""
+        """Whether there is a subscriber to any topic of the feed, waiting up to `timeout` seconds for one."""
         end = time.monotonic() + timeout
         while not self._has_viewer(feed):
             if time.monotonic() >= end:
@@ -195,7 +197,7 @@ class Publisher:
             return self._joins.has_any(f"{feed}/".encode())
 
     def _send(self, name: bytes, stamped: Stamped, payload: bytes, lossy: bool) -> bool:
-        """Send a message to all viewers; False, and to none of them, where one has no room and must not lose it."""
+        """Send a message to all viewers; False, having sent it to none, if one that must not lose it has no room."""
         with self._lock:
             socket = self._open_socket()
             self._hear_viewers(socket)
@@ -213,9 +215,9 @@ class Publisher:
 
     def _set_options(self, socket: zmq.SyncSocket) -> None:
         socket.set(zmq.IPV6, "[" in self._settings.endpoint)
-        socket.set(zmq.XPUB_VERBOSE, 1)  # tells of every viewer, not only of a topic's first
+        socket.set(zmq.XPUB_VERBOSE, 1)  # reports every subscription, not only a topic's first
         socket.set(zmq.MAXMSGSIZE, LONGEST_EVENT)
-        socket.set(zmq.RCVHWM, 0)  # a full inlet and a reset connection end the process in libzmq 4.3.5; see `Bouncer`
+        socket.set(zmq.RCVHWM, 0)  # in libzmq 4.3.5 a full inlet and a reset connection end the process; see `Bouncer`
         socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         socket.set(zmq.SNDHWM, UNDER_WAY_MOST if self._lossless else self._settings.high_water_mark)
         least = LEAST_BUFFER if self._lossless else 0
@@ -240,8 +242,8 @@ class Publisher:
                     self._bouncer.hear(event)
 
     def _see_viewers_off(self, socket: zmq.SyncSocket) -> None:
-        """Give the viewers time to take what is in the kernel: when an ipc connection ends, libzmq throws that away
-        in a viewer that left its socket unread; over TCP it doesn't."""
+        """Give viewers time to read what is in the kernel: when an ipc connection ends, libzmq discards it in a viewer
+        that left its socket unread; over TCP it does not."""
         end = time.monotonic() + min(self.linger, PATIENCE)
         while self._joins.has_any(b"") and time.monotonic() < end:
             time.sleep(VIEWER_INTERVAL)
@@ -259,7 +261,7 @@ class Publisher:
 
 
 class Line:
-    """What a topic's messages queue up in."""
+    """One topic's numbering and sending order."""
 
     def __init__(self, kind: Kind) -> None:
         self.numbers = Numbering(kind)
@@ -268,9 +270,9 @@ class Line:
 
 
 class Joins:
-    """Which topics have had new subscriptions. Pure; knows as many prefixes as viewers hold at this moment.
+    """Which topics have had new subscriptions. Pure; holds only the prefixes that viewers subscribe to at this moment.
 
-    For one thread at a time, but for `take`: each topic may have a thread of its own for that.
+    For one thread at a time, except `take`, which each topic may call from a thread of its own.
     """
 
     def __init__(self, interval: float) -> None:
@@ -279,14 +281,13 @@ class Joins:
         self._subscribed: dict[bytes, int] = {}
         """Number of the latest subscription to each prefix."""
         self._taken: dict[bytes, tuple[int, float, float]] = {}
-        """Number of the latest subscription that was taken for a topic, when, and how many were beyond what is usual in
-        the long run."""
+        """By topic: number of the latest subscription taken, when, and how many key frames exceed the long-run rate."""
         self._unkept = 0
         """Number of the latest subscription that found no room."""
 
     def add(self, event: bytes) -> None:
-        """Take what XPUB received: a byte 1 (comes) or 0 (has left) and the prefix; all else is ignored, and so is a
-        prefix that no topic begins with."""
+        """Take an event from XPUB: a byte 1 (subscribe) or 0 (unsubscribe) and the prefix; all else is ignored, and so
+        is a prefix that no topic begins with."""
         prefix = event[1:]
         if event[:1] == b"\1" and begins_a_topic(prefix):
             self._count += 1
@@ -298,14 +299,14 @@ class Joins:
             self._subscribed.pop(prefix, None)
 
     def has_any(self, beginning: bytes) -> bool:
-        """Whether somebody subscribes, or may, to any of the topics that begin like this."""
+        """Whether any topic that begins like this has, or may have, a subscriber."""
         return len(self._subscribed) >= SUBSCRIPTIONS_KEPT or any(
             prefix.startswith(beginning) or beginning.startswith(prefix) for prefix in self._subscribed
         )
 
     def take(self, topic: bytes, now: float) -> bool:
-        """Whether somebody subscribed to the topic since this was last True; True once an interval at most, and in the
-        long run once in `LONG_RUN_INTERVAL`."""
+        """Whether the topic was subscribed to since this last returned True; limited to once an interval, and in the
+        long run to once in `LONG_RUN_INTERVAL`."""
         known = (self._subscribed.get(topic[:length], 0) for length in range(len(topic) + 1))
         latest = max(self._unkept, *known)
         taken, when, beyond = self._taken.get(topic, (0, -self._interval, 0.0))
@@ -317,14 +318,14 @@ class Joins:
 
 
 def begins_a_topic(prefix: bytes) -> bool:
-    """Whether a prefix matches any topic that there can be."""
+    """Whether a prefix matches any possible topic."""
     feed, _, kind = prefix.decode(errors="replace").partition("/")
     named = feed == ALL_FEEDS or FEED_NAME.fullmatch(feed) is not None
     return not prefix or (named and any(f"{each}/".startswith(kind) for each in KINDS))
 
 
 def refusal(endpoint: str) -> str | None:
-    """Why an ipc path must be left alone: ZeroMQ would remove what is there, be it a file, and say nothing."""
+    """Why an ipc path must be left alone, or None: ZeroMQ would silently remove what is there, even a file."""
     scheme, _, path = endpoint.partition("://")
     if scheme != "ipc":
         return None
@@ -335,17 +336,17 @@ def refusal(endpoint: str) -> str | None:
         try:
             asking.connect(path)
         except BlockingIOError:
-            pass  # another process listens, with viewers that it has not let in yet
+            pass  # another process listens, with viewers that it has not accepted yet
         except OSError:
             return None
     return os.strerror(EADDRINUSE)
 
 
 def notice_lost_viewers(socket: zmq.SyncSocket, seconds: float) -> None:
-    """Have a socket that is not bound yet cut off viewers whose machines have taken nothing for so long.
+    """Make a socket that is not bound yet cut off viewers whose machines have taken nothing for `seconds`.
 
-    TCP sees to it. ZeroMQ's heartbeats would not: while a connection is full they aren't sent, and a viewer that
-    leaves its socket unread is aborted by them (github.com/zeromq/libzmq/issues/3937).
+    TCP does this. ZeroMQ's heartbeats cannot: they are not sent while a connection is full, and they abort a viewer
+    that leaves its socket unread (github.com/zeromq/libzmq/issues/3937).
     """
     socket.set(zmq.TCP_MAXRT, round(seconds * 1000))
     socket.set(zmq.TCP_KEEPALIVE, 1)

@@ -11,8 +11,8 @@ from stream.frame import Frame
 class Recall:
     """Lends a feed's memory to the slots of its pictures, in their order; for one thread.
 
-    Begins anew when the size of the picture changes or time runs backwards. What came long ago counts little, and
-    nothing is kept across a cut, which the network sees by itself.
+    Starts afresh when the picture size changes or time runs backwards. The weight of old pictures decays, and nothing
+    is kept across a cut, which the network detects by itself.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""One feed's messages to files that play, without decoding, even where the process that writes them is killed."""
+"""Records one feed's messages, without decoding, to files that play even if the recording process is killed."""
 
 from __future__ import annotations
 
@@ -22,56 +22,56 @@ from stream.errors import StreamError
 from stream.wire.messages import Kind, Message, Stamped
 
 MPEG_TS = ("h264", "hevc", "mpeg2video", "mpeg4")
-"""Codecs that are kept as MPEG-TS, which can hold data beside them; others become MP4 in fragments."""
+"""Codecs that are recorded as MPEG-TS, which can hold data beside them; others as fragmented MP4."""
 
 MPEG_TS_DATA = ("klv", "timed_id3")
-"""Codecs of data that MPEG-TS keeps as they are."""
+"""Data codecs that MPEG-TS holds unchanged."""
 
 CLOCK = Fraction(1, 90_000)
-"""Seconds: the time base of data streams, as MPEG-TS has it."""
+"""Time base of data streams, in seconds, as in MPEG-TS."""
 
 LONGEST_GROUP = 1_000
-"""Messages of a group of pictures that are held back at once: a camera may make no key frame for hours."""
+"""Messages of a group of pictures that are held back at most: a camera may send no key frame for hours."""
 
 LONGEST_LEAD = 60
-"""Seconds by which data may be ahead of its pictures or behind them; a stamp that is further away says nothing."""
+"""Seconds by which data may be ahead of its pictures or behind them; a time stamp further away is ignored."""
 
 LONGEST_REORDERING = 2
-"""Seconds by which a camera's picture may be shown after one that is decoded later; more is a clock that was set, or a
-wild stamp where later pictures go on as if nothing had happened."""
+"""Seconds by which reordering may move a camera's time stamps; more means that a clock was set or, if later pictures go
+on as if nothing had happened, a wild stamp."""
 
 OPTIONS = {
-    "flush_packets": "1",  # what is written is in the kernel's hands, which outlives the process
+    "flush_packets": "1",  # what is written is in the kernel, which outlives the process
     "max_interleave_delta": "1",  # pictures don't wait for data that may never come
     "movflags": "frag_keyframe+empty_moov+default_base_moof",
 }
 
 Loss = Literal["no key frame", "no time", "time jumps back", "not recordable"]
-"""Why a message is in no file: what it refers to is missing; it has no time stamp, or one that is not later than
-the one before; its codec has no place in the file."""
+"""Why a message is in no file: the key frame that it needs is missing; it has no time stamp; its time stamp is not
+later than the one before; its codec has no place in the file."""
 
 
 class Recorder:
     """Writes one feed into `folder`, in segments of about `segment_seconds`. A context manager; for one thread.
 
-    A segment begins with a key frame and is called `FEED-20261122T153000.250Z.ts` by the capture time (UTC) of its
-    first picture, or `.mp4` for codecs that MPEG-TS cannot hold. Messages are written a group of pictures at a time:
-    a process that is killed loses the group that had not ended (MP4: and the one before it). `kind` says which
-    pictures to keep; data is kept beside those of its moment. Raises `StreamError` where nothing can be written.
+    A segment begins with a key frame and is named `FEED-20261122T153000.250Z.ts` by the capture time (UTC) of its first
+    picture, or `.mp4` for codecs that MPEG-TS cannot hold. Messages are written one group of pictures at a time: a
+    process that is killed loses the unfinished group (MP4: and the one before it). `kind` says which pictures to
+    record; data is placed beside the pictures of its time. Raises `StreamError` if nothing can be written.
     """
 
     def __init__(self, folder: Path, segment_seconds: float = 60.0, kind: Kind = "video") -> None:
         self.paths: list[Path] = []
-        """Of all segments, in order; the last one may still grow."""
+        """Paths of all segments, in order; the last one may still grow."""
         self.written: Counter[Kind] = Counter()
-        """Messages that are in a file."""
+        """Messages that are in a file, by kind."""
         self.lost: Counter[Loss] = Counter()
         self._folder = folder
         self._segment_seconds = segment_seconds
         self._kind = kind
         self._begun = False  # there was a key frame
         self._group: list[Message] = []
-        self._pictures: list[Stamped] = []  # that tell their source's stamps, of the latest group that has any
+        self._pictures: list[Stamped] = []  # headers with `source_pts`, of the latest group that has any
         self._segment: SegmentFile | None = None
 
     def __enter__(self) -> Self:
@@ -79,7 +79,7 @@ class Recorder:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StreamError(f"cannot record into {self._folder}: {error.strerror}") from None
-        if not os.access(self._folder, os.W_OK | os.X_OK):  # or it would be told when the first group has come
+        if not os.access(self._folder, os.W_OK | os.X_OK):  # else the error would only come with the first group
             raise StreamError(f"cannot record into {self._folder}: {os.strerror(errno.EACCES)}")
         return self
 
@@ -87,7 +87,7 @@ class Recorder:
         self.close()
 
     def write(self, message: Message) -> None:
-        """Take the feed's next message; it is in a file when its group of pictures has ended."""
+        """Add the feed's next message; it is in a file when its group of pictures has ended."""
         header = message.header
         if message.kind not in (self._kind, "data"):
             return
@@ -113,9 +113,9 @@ class Recorder:
             self._finish_segment()
 
     def _write_group(self, key: Message | None = None, goes_on: bool = False) -> list[Message]:
-        """Write the group but for data that overtook the `key` frame after it: that is given back, as it came.
+        """Write the group, except for data that overtook the `key` frame after it, which is returned as it came.
 
-        `goes_on` says that more of the group will come.
+        `goes_on`: more of the group will come.
         """
         came, self._group = self._group, []
         pictures = [message.header for message in (*came, key) if message and message.header.source_pts is not None]
@@ -147,7 +147,7 @@ class Recorder:
         return early
 
     def _segment_for(self, group: Sequence[Message]) -> SegmentFile:
-        """The file that a group belongs into; one that was too long to be held back at once goes on where it is."""
+        """The file for a group; the rest of a group that is too long to be held back goes into the current one."""
         first = group[0].header
         if self._segment is not None and not first.key:
             return self._segment
@@ -179,7 +179,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a segment holds from its first picture to its last."""
+    """What stays the same throughout a segment."""
 
     relay: str
     codec: str
@@ -215,7 +215,7 @@ class SegmentFile:
         self._layout = layout
         self._start = decode_time(first)
         self.latest = self._start - 1 / USUAL_RATE
-        """When the picture that was written last is to be decoded."""
+        """Decoding time of the last picture written."""
         try:
             self._container = av.open(str(self.path.absolute()), "w", format=container, container_options=OPTIONS)
             self._container.metadata.update({"title": first.feed, "creation_time": began.isoformat()})
@@ -228,7 +228,7 @@ class SegmentFile:
         self._latest_data = dict.fromkeys(self._data, self._start)
 
     def takes(self, layout: Layout, first: Stamped, segment_seconds: float) -> bool:
-        """Whether a group with this layout and first header belongs into this file, too."""
+        """Whether a group with this layout and first header also belongs in this file."""
         return (
             replace(layout, data=self._layout.data) == self._layout
             and layout.data <= self._layout.data
@@ -236,7 +236,7 @@ class SegmentFile:
         )
 
     def write(self, message: Message) -> Loss | None:
-        """Add one message; tells why where it cannot be added."""
+        """Add one message; returns the reason if it cannot be added."""
         return self._write_data(message) if message.kind == "data" else self._write_picture(message)
 
     def close(self) -> None:
@@ -251,7 +251,7 @@ class SegmentFile:
         packet = av.Packet(message.payload)
         packet.is_keyframe = header.key
         packet.time_base = self._layout.time_base
-        packet.duration = round((time - self.latest) / packet.time_base)  # counts where no picture follows
+        packet.duration = round((time - self.latest) / packet.time_base)  # matters if no picture follows
         self.latest = time
         packet.dts = round((time - self._start) / packet.time_base)
         packet.pts = packet.dts + (0 if header.dts is None else max(0, (header.pts or 0) - header.dts))
@@ -276,7 +276,7 @@ class SegmentFile:
 
 
 def decode_time(header: Stamped) -> Fraction:
-    """When to decode a message, in seconds on the clock of its feed."""
+    """Decoding time of a message, in seconds on the clock of its feed."""
     ticks = header.pts if header.dts is None else header.dts
     return (ticks or 0) * (header.time_base or CLOCK)
 
@@ -284,10 +284,10 @@ def decode_time(header: Stamped) -> Fraction:
 def without_wild_stamps(
     group: Sequence[Message], latest: Fraction | None, later: Sequence[Fraction], goes_on: bool
 ) -> list[Message]:
-    """The group with even steps in place of stamps that are far ahead both of the `latest` picture and of one that
-    follows: else all that follow would seem to jump back. A jump that lasts stays as it is.
+    """The group with stamps far ahead of both the `latest` picture and a following one replaced by even steps.
 
-    `later` are times of pictures after the group; where it `goes_on` none is known, and its last one may be wild, too.
+    Otherwise all that follow would seem to jump back. A lasting jump is kept. `later` are times of pictures after the
+    group; if it `goes_on` none is known, and its last picture may be wild, too.
     """
     times = [*(decode_time(message.header) for message in group if message.kind != "data"), *later]
     if latest is None and len(times) > 1:
@@ -306,7 +306,7 @@ def without_wild_stamps(
 
 
 def step_to(following: Sequence[Fraction], latest: Fraction, wild: Fraction) -> Fraction | None:
-    """The even step from the `latest` time, over `wild` ones, to the first that goes on from it; None without one."""
+    """The even step from the `latest` time, across `wild` ones, to the first that continues it; None if none does."""
     for number, time in enumerate(following, 2):
         if latest < time < wild - LONGEST_REORDERING:
             return (time - latest) / number
@@ -314,7 +314,7 @@ def step_to(following: Sequence[Fraction], latest: Fraction, wild: Fraction) -> 
 
 
 def moved(message: Message, seconds: Fraction) -> Message:
-    """A picture that is decoded and shown so much later, rounded down to its ticks."""
+    """The picture moved by `seconds`, rounded down to its ticks."""
     header = message.header
     ticks = floor(seconds / (header.time_base or CLOCK))
     pts, dts = ((None if stamp is None else stamp + ticks) for stamp in (header.pts, header.dts))
@@ -322,8 +322,11 @@ def moved(message: Message, seconds: Fraction) -> Message:
 
 
 def in_decoding_order(group: Sequence[Message]) -> list[Message]:
-    """The group with decoding times that grow: of a camera's picture that is shown after later ones they are often
-    unknown, and always over RTP. It is decoded just before the next one then."""
+    """The group with increasing decoding times.
+
+    Cameras often send none for a picture that is shown after later ones, and over RTP never do; it is then decoded just
+    before the next one.
+    """
     ordered: list[Message] = []
     following: Fraction | None = None
     for message in reversed(group):
@@ -339,8 +342,10 @@ def in_decoding_order(group: Sequence[Message]) -> list[Message]:
 
 
 def on_feed_clock(message: Message, pictures: Sequence[Stamped]) -> Message:
-    """Data as shifted from its source's clock as the nearest of these pictures is, and beside the one that came with it
-    where it has no stamp; any other message as it is."""
+    """Data moved from its source's clock to the feed's, as the nearest picture was; any other message unchanged.
+
+    Data without a time stamp is placed beside the picture that arrived with it.
+    """
     data = message.header
     if message.kind != "data" or not pictures or (data.pts is None and data.received_ns is None):
         return message
@@ -353,15 +358,15 @@ def on_feed_clock(message: Message, pictures: Sequence[Stamped]) -> Message:
 
 
 def apart(data: Stamped, picture: Stamped) -> float:
-    """Seconds between data and a picture by their stamps, where the data has one, and by their arrival: the same stamps
-    may come again."""
+    """Seconds between data and a picture: by time stamps, if the data has one, plus by arrival, since stamps may
+    repeat."""
     bases = float(data.time_base or CLOCK), float(picture.time_base or CLOCK)
     stamps = 0.0 if data.pts is None else data.pts * bases[0] - (picture.source_pts or 0) * bases[1]
     return abs(stamps) + abs((data.received_ns or 0) - (picture.received_ns or 0)) / 1e9
 
 
 def new_file(folder: Path, feed: str, began: datetime, suffix: str) -> Path:
-    """An empty file that was not there before. Raises `OSError`."""
+    """Create an empty file that did not exist before. Raises `OSError`."""
     name = f"{feed}-{began:%Y%m%dT%H%M%S}.{began.microsecond // 1000:03d}Z"
     path, number = folder / f"{name}{suffix}", 1
     while True:
@@ -374,5 +379,5 @@ def new_file(folder: Path, feed: str, began: datetime, suffix: str) -> Path:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, without its number."""
+    """The message of an error, without its number."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -26,8 +26,10 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Changes:
-    """What new settings have changed: names of feeds, and of tables that only a new start can change. Feeds that had
-    failed are opened again as they were."""
+    """What new settings have changed: names of feeds, and of tables that take effect only at the next start.
+
+    `reopened` feeds had failed and are opened again with the same settings.
+    """
 
     added: list[str]
     removed: list[str]
@@ -60,34 +62,34 @@ class Running:
         self.way_in.start()
 
     def join(self, until: float) -> bool:
-        """Wait for the feed's end until a time of `time.monotonic`; whether it has come."""
+        """Wait for the feed to end, until a time of `time.monotonic`; True if it has ended."""
         for thread in (self.way_in, self.way_out):
             thread.join(max(0.0, until - time.monotonic()))
         return not (self.way_in.is_alive() or self.way_out.is_alive())
 
 
 class Relay:
-    """All feeds, one engine, one publisher; runs inside its `with` block, whose end is a clean stop.
+    """Runs all feeds with one engine and one publisher, inside its `with` block; leaving it is a clean stop.
 
-    `engine` and `publisher` are already open, belong to the caller and outlive the relay. Feeds come and go without
-    touching each other; `add`, `remove` and `apply` are for one thread. What goes wrong with one feed costs that
-    feed alone; what goes wrong for all ends the relay (see `failure`).
+    `engine` and `publisher` are already open, belong to the caller and outlive the relay. Feeds come and go
+    independently; `add`, `remove` and `apply` must be called from one thread. An error of one feed affects that feed
+    alone; an error that affects all feeds ends the relay (see `failure`).
     """
 
     def __init__(self, settings: Settings, engine: Door, publisher: Publisher) -> None:
         self.failure: BaseException | None = None
-        """What ended the relay before it was asked to stop."""
+        """The error that ended the relay before `stop`."""
         self.refused: str | None = None
-        """What is wrong with the latest settings, for which whoever read them did not apply them."""
+        """Why the latest settings were refused, set by whoever read them; None if they were applied."""
         self.need_restart: list[str] = []
-        """Tables of the settings that were applied last whose changes take effect at the next start."""
+        """Tables of the last applied settings whose changes take effect only at the next start."""
         self._settings = settings
         self._engine = engine
         self._publisher = publisher
         self._gather: Gather[Feed] = Gather()
         self._running: dict[str, Running] = {}
         self._hanging: list[Running] = []
-        """Feeds that were removed and do not end; their pictures are still in the engine."""
+        """Removed feeds that have not ended yet; their pictures are still in the engine."""
         batch = min(settings.engine.batch, engine.info.largest_batch)
         self._shared = self._thread(light_up, engine, self._gather, batch)
         for name, feed in settings.feeds.items():
@@ -95,17 +97,17 @@ class Relay:
 
     @property
     def feeds(self) -> dict[str, Feed]:
-        """All feeds by name, those that have ended by themselves too."""
+        """All feeds by name, including those that have ended by themselves."""
         return {name: running.feed for name, running in list(self._running.items())}
 
     @property
     def id(self) -> str:
-        """Of this run, as it stands in every message."""
+        """Id of this run, as sent in every message."""
         return self._publisher.relay_id
 
     @property
     def engine(self) -> Door:
-        """What enhances the pictures, to be asked how it is doing."""
+        """The engine, to read its state from."""
         return self._engine
 
     def __enter__(self) -> Self:
@@ -122,13 +124,13 @@ class Relay:
         self._shared.join(self._settings.relay.stop_timeout)
 
     def add(self, name: str, settings: FeedSettings, opener: Opener | None = None) -> Feed:
-        """Begin to relay another feed; `opener` stands for what the address in its settings says."""
+        """Start relaying another feed; `opener` stands in for the address in its settings."""
         running = self._prepare(name, settings, opener)
         running.start()
         return running.feed
 
     def remove(self, *names: str) -> None:
-        """End feeds, which publish what they have decoded, within twice the relay's `stop_timeout`."""
+        """End feeds, which first publish what they have decoded; takes at most twice the relay's `stop_timeout`."""
         leaving = [self._running[name] for name in names]
         self._end(leaving)
         for running in leaving:
@@ -137,8 +139,7 @@ class Relay:
         self._share_engine()
 
     def apply(self, settings: Settings, reopen_failed: bool = False) -> Changes:
-        """Take on new settings: feeds whose own are as before are not touched, unless they have failed and are to be
-        opened again."""
+        """Apply new settings; feeds whose settings are unchanged go on, but `reopen_failed` reopens failed ones."""
         before = {name: running.feed.settings for name, running in self._running.items()}
         after = settings.feeds
         failed = [name for name, feed in self.feeds.items() if feed.state == "failed" and reopen_failed]
@@ -160,8 +161,11 @@ class Relay:
         return changes
 
     def publish_status(self) -> None:
-        """Tell the viewers of every feed how it is doing, and those who ask which feeds there are. For the thread of
-        `apply`: feeds that were removed and have ended since lose their place in the engine."""
+        """Publish the status of every feed, and the list of all feeds.
+
+        To be called from the thread of `apply`: it also frees the engine's places of removed feeds that have ended
+        since.
+        """
         if any(running.join(time.monotonic()) for running in self._hanging):
             self._share_engine()
         told = {name: self._publish_status(feed) for name, feed in self.feeds.items()}
@@ -173,7 +177,7 @@ class Relay:
             feed.stop.set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until every feed has ended, `timeout` seconds at most; True where they have."""
+        """Block until every feed has ended, at most `timeout` seconds; True if all have."""
         until = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
         return all(running.join(until) for running in self._running.values())
 
@@ -189,7 +193,7 @@ class Relay:
         return self._running[name]
 
     def _share_engine(self) -> None:
-        """Let the engine hold what all feeds can have in it at once, and their sizes and one more."""
+        """Allow the engine as many slots as all feeds can fill at once, and one picture size per feed plus one."""
         for running in [each for each in self._hanging if each.join(time.monotonic())]:
             self._gather.close_lane(running.feed)
             self._hanging.remove(running)
@@ -214,7 +218,7 @@ class Relay:
             running.join(until)
 
     def _publish_status(self, feed: Feed, state: FeedState | None = None) -> Status:
-        """`state` is told in place of the feed's own, as of one that is gone for its viewers and still hangs."""
+        """Publish a feed's status; `state` replaces its own, for a removed feed that may still hang."""
         figures = feed.figures()
         feed.watch_load(figures)
         status = Status(
@@ -230,7 +234,7 @@ class Relay:
         return status
 
     def _thread(self, stage: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> threading.Thread:
-        """A thread for one stage; what it raises stops the relay and is kept as its failure."""
+        """A thread for one stage; an error in it stops the relay and becomes its `failure`."""
 
         def run() -> None:
             try:

@@ -1,4 +1,4 @@
-"""The way in of a feed: packets from an address, a file or a folder, in continuous segments."""
+"""The source of a feed: packets from an address, a file or a folder, in continuous segments."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from stream.sources.udp import open_udp
 __all__ = ["Opener", "Segment", "Source", "SourceInfo", "open_source", "opener_of"]
 
 Opener = Callable[[FeedSettings, threading.Event], Generator[Segment]]
-"""Gives the segments of a feed, ends soon after the event is set, and raises `SourceError` for an early end."""
+"""Yields the segments of a feed, ends soon after the event is set, and raises `SourceError` if it ends early."""
 
 
 class Source:
-    """The way in of one feed: a context manager for one thread. Leaving it closes what is open."""
+    """The source of one feed: a context manager for one thread. Leaving it closes what is open."""
 
     def __init__(self, segments: Generator[Segment]) -> None:
         self._segments = segments
@@ -36,12 +36,11 @@ class Source:
         self._segments.close()
 
     def segments(self) -> Iterator[Segment]:
-        """One segment after another: for a file or a live feed one, and one more whenever a live feed's streams change;
-        for a folder one for each file.
+        """The segments in order: one for a file; one for a live feed, and another whenever its streams change; one for
+        each file of a folder.
 
-        Asking for a segment opens it and closes the one before it. A segment's packets simply end; asking for
-        the next one tells why, where that was too early: raises `SourceLost` where trying again can help, and
-        `SourceUnsupported` where it cannot.
+        Asking for a segment opens it and closes the one before it. A segment's packets simply end; if they ended early,
+        asking for the next segment raises `SourceLost` if trying again can help, and `SourceUnsupported` if it cannot.
         """
         return self._segments
 
@@ -49,15 +48,15 @@ class Source:
 def open_source(feed: FeedSettings, stop: threading.Event | None = None, opener: Opener | None = None) -> Source:
     """The source at `feed.url`; nothing is opened before its first segment is asked for.
 
-    `stop`, which any thread may set, makes packets and segments end without an error, within a second. `opener` is
-    what `opener_of` gave for this feed, if it was opened before. Raises `SourceUnsupported` for a kind of address that
-    is not known.
+    `stop`, which any thread may set, makes packets and segments end without an error, within a second. `opener` is what
+    `opener_of` gave for this feed, to be reused when the source is reopened. Raises `SourceUnsupported` for an unknown
+    kind of address.
     """
     return Source((opener or opener_of(feed))(feed, stop or threading.Event()))
 
 
 def opener_of(feed: FeedSettings) -> Opener:
-    """What opens a feed's address, again and again, and remembers what worked: one for each feed.
+    """The opener for a feed's address; it remembers what worked, so reuse it to reopen, but for this feed only.
 
     The one place that knows all kinds of addresses.
     """

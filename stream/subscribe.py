@@ -1,4 +1,4 @@
-"""What a viewer receives: messages without holes, never old ones, whatever the viewer or the network does."""
+"""Receives messages for a viewer: without gaps and never stale, whatever the viewer or the network does."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from stream.wire.keys import read_keys
 from stream.wire.messages import ALL_FEEDS, Kind, Message, decode_message, topic
 
 POLL_MS = 100
-"""How often a receiver that hears nothing looks whether it is to end."""
+"""How often an idle receiver checks whether it is to end."""
 
 RECEIVE_BUFFER = 65_536
-"""Bytes in the kernel: little, since what waits there is not fresh any more."""
+"""Kernel receive buffer, in bytes: small, since what waits there becomes stale."""
 
 RECONNECT_MS, LONGEST_RECONNECT_MS = 100, 500
-"""Between two attempts to reach a relay that is not there."""
+"""First and longest interval between attempts to reach a relay that is not there."""
 
 LAST_ONES_MS = 500
-"""How long, once it is closed, what was on its way to a reader who wants everything is read for at most."""
+"""How long a closed lossless subscriber reads, at most, what was still on its way."""
 
 LOOKUP_SECONDS = 1.0
-"""The longest that connecting waits to hear whether a name has an address of IPv4."""
+"""How long connecting waits, at most, to learn whether a name has an IPv4 address."""
 
 HEARTBEAT_MS, RELAY_LOST_MS = 1_000, 5_000
-"""A connection on which nothing came for this long, or that takes as long to begin, is made anew, without end."""
+"""Heartbeat interval, and the silence or connection time after which a connection is made anew, without end."""
 
 WAITING_MOST = 1_000
-"""Messages that wait for a reader who wants all of them, before the socket is left unread."""
+"""High-water mark of messages that wait for a lossless reader; beyond it the socket is left unread."""
 
 UNREAD_MOST = 8
-"""Messages in a socket that is left unread."""
+"""High-water mark, in messages, of a socket that is left unread."""
 
 REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-"""What ZeroMQ tells of a relay that does not want this viewer's key, or wants one; it does not try again then."""
+"""ZeroMQ's events for a relay that refuses this viewer's key, or requires one; ZeroMQ does not try again then."""
 
 HANDSHAKES = REFUSALS | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_SUCCEEDED
-"""What is listened for while a connection begins."""
+"""Events that are monitored while a connection begins."""
 
 BROKEN_MOST = 5
-"""Connections one after the other that end before they have begun; then it is told."""
+"""Consecutive failed handshakes after which a warning is logged."""
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +68,20 @@ class ViewerKeys:
 class Subscriber:
     """Receives from one relay; an iterator of messages and a context manager, for one reader.
 
-    A thread of its own drains the socket all the time. Messages that are, by the way or by waiting for the reader,
-    more than `max_age` seconds older than they could be are dropped, pictures up to the next key frame. One that takes
-    longer for its own length alone is read all the same, where it takes a second at most, with what is behind it. After
-    a hole, or what was dropped, the relay is asked for a key frame, once a second for each feed at most, and pictures
-    begin again with it; a relay that begins anew is no hole. Where everything is late for a second the connection is
-    made anew, so that what waits on a thin link is thrown away. What does not help for long is done ever more rarely.
+    A thread of its own drains the socket continuously. Messages delayed by more than `max_age` seconds, on the way or
+    by waiting for the reader, are dropped; pictures up to the next key frame. A key frame that is late only because of
+    its size, by a second at most, is still read, and so is what follows it. After a gap or a drop the relay is asked
+    for a key frame, at most once a second per feed, and pictures resume with it; a restarted relay is no gap. If
+    everything has been late for a second, the connection is made anew, which discards the backlog of a thin link.
+    Attempts that do not help for long are made ever more rarely.
 
-    With `max_age` None nothing is too old: at most `WAITING_MOST` messages wait for the reader, then the socket is
-    read no faster than by him; those that have come when it is closed he still gets. `feed` None means all feeds; those
-    of kind `feeds` tell of all in any case. Connections that end before they have begun are warned of once, but not
-    where it is only about how feeds do: who asks beside that for pictures has heard it.
-    Raises `WireError`, at the reader too: for an endpoint that cannot be used, for a relay that wants other keys, and
-    for messages that are none of wire version 1.
+    With `max_age` None nothing is too old: at most `WAITING_MOST` messages wait for the reader, then the socket is read
+    only as fast as the reader takes them; what has arrived when it is closed is still delivered. `feed` None means all
+    feeds; messages of kind `feeds` cover all feeds in any case. Repeated failed handshakes are warned of once, except
+    by a subscriber to `status` or `feeds` alone: the viewer's subscriber to pictures warns already.
+
+    Raises `WireError`, also from the reader's calls: for an endpoint that cannot be used, for a relay that wants other
+    keys, and for messages that are not of wire version 1.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Subscriber:
         """Whether nothing more will come to the inbox."""
         self._failure: Exception | None = None
         self._broken = 0
-        """Connections, one after the other, that ended before they had begun."""
+        """Consecutive failed handshakes."""
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -141,7 +142,7 @@ class Subscriber:
             yield message
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """The next message; None where none came within `timeout` seconds (None: no limit), or once closed."""
+        """The next message; None if none came within `timeout` seconds (None: no limit), or once closed."""
         end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while self._lossless or not self._closing.is_set():
@@ -165,7 +166,7 @@ class Subscriber:
 
     @property
     def lost(self) -> int:
-        """Messages that were published and didn't come, as the holes in `seq` tell."""
+        """Messages that were published but did not arrive, counted by gaps in `seq`."""
         return self._inbox.lost
 
     @property
@@ -182,7 +183,7 @@ class Subscriber:
 
     @property
     def trouble(self) -> str | None:
-        """What may be wrong where every connection ends before it has begun; None where that is not so."""
+        """What may be wrong if every handshake fails; None if connections succeed."""
         if self._broken < BROKEN_MOST:
             return None
         others = (
@@ -200,7 +201,7 @@ class Subscriber:
                 socket = context.socket(zmq.SUB)
                 opened.callback(shut, socket)
                 socket.set(zmq.LINGER, 0)
-                socket.set(zmq.IPV6, has_ipv6_alone(self.endpoint))  # else a name of both is looked up as IPv6 alone
+                socket.set(zmq.IPV6, has_ipv6_alone(self.endpoint))  # else a name with both is looked up as IPv6 alone
                 socket.set(zmq.RCVBUF, RECEIVE_BUFFER)
                 socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
                 socket.set(zmq.RECONNECT_IVL_MAX, LONGEST_RECONNECT_MS)
@@ -239,9 +240,9 @@ class Subscriber:
                 self._changed.notify_all()
 
     def _listen(self, socket: zmq.SyncSocket, handshakes: zmq.SyncSocket) -> None:
-        """Receive until the subscriber is closed, or this connection gives nothing but what is too old.
+        """Receive until the subscriber is closed, or this connection delivers only messages that are too old.
 
-        Raises `WireError` where the relay refuses.
+        Raises `WireError` if the relay refuses.
         """
         subscribed = set(self._prefixes)
         while not self._closing.is_set() or self._has_last_ones(socket):
@@ -251,7 +252,7 @@ class Subscriber:
                     self._judge(recv_monitor_message(handshakes)["event"])
                 continue
             parts = socket.recv_multipart()
-            if not parts[0].endswith(self._endings):  # a kind nobody asked for, or that version 1 got later
+            if not parts[0].endswith(self._endings):  # a kind not asked for, or a later addition to version 1
                 continue
             message, now_ns = decode_message(parts), time.monotonic_ns()
             with self._changed:
@@ -264,7 +265,7 @@ class Subscriber:
                 ask_for_key_frame(socket, parts[0], subscribed)
 
     def _judge(self, handshake: int) -> None:
-        """What the end of a handshake means for this viewer. Raises `WireError` for a refusal."""
+        """Act on the result of a handshake. Raises `WireError` for a refusal."""
         if handshake & REFUSALS:
             raise self._refused(handshake)
         if handshake == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -282,9 +283,9 @@ class Subscriber:
         return WireError(f"{self.endpoint} refuses: a relay that is not encrypted takes no keys")
 
     def _has_last_ones(self, socket: zmq.SyncSocket) -> bool:
-        """Whether, once it is closed, something has come in that a reader who wants all is still to get.
+        """Whether a closed lossless subscriber still has messages to read.
 
-        What waits in the kernel is behind what waits in the socket, and takes a moment to move up.
+        Messages in the kernel are behind those in the socket, and take a moment to move up.
         """
         remaining_ms = min(POLL_MS, int((self._last_ones_end - time.monotonic()) * 1_000))
         has_room = self._lossless and len(self._inbox) < WAITING_MOST
@@ -302,7 +303,7 @@ class Subscriber:
 
 
 def has_ipv6_alone(endpoint: str) -> bool:
-    """Whether the host of an endpoint has addresses of IPv6 and none of IPv4; False where it is not known soon."""
+    """Whether the host of an endpoint has IPv6 addresses and none of IPv4; False if that is not known soon."""
     scheme, _, rest = endpoint.partition("://")
     host = rest.rpartition(":")[0]
     if scheme != "tcp" or "[" in host:
@@ -313,15 +314,15 @@ def has_ipv6_alone(endpoint: str) -> bool:
         with suppress(OSError, ValueError):
             found.update([family for family, *_ in getaddrinfo(host, None, type=SOCK_STREAM)])
 
-    thread = threading.Thread(target=look_up, name="nightbridge-lookup", daemon=True)  # nothing ends it early
+    thread = threading.Thread(target=look_up, name="nightbridge-lookup", daemon=True)  # it cannot be cancelled
     thread.start()
     thread.join(LOOKUP_SECONDS)
     return found == {AF_INET6}
 
 
 def shut(socket: zmq.SyncSocket) -> None:
-    """Close a socket and the one that tells of its handshakes."""
-    with suppress(zmq.ZMQError):  # there may be none yet, and no descriptors for it
+    """Close a socket and its monitor."""
+    with suppress(zmq.ZMQError):  # there may be no monitor yet, and no descriptors for one
         handshakes = socket.get_monitor_socket(HANDSHAKES)
         socket.disable_monitor()
         handshakes.close()
@@ -329,21 +330,21 @@ def shut(socket: zmq.SyncSocket) -> None:
 
 
 def ask_for_key_frame(socket: zmq.SyncSocket, topic: bytes, subscribed: set[bytes]) -> None:
-    """Subscribe to a topic once more, which is what makes the relay begin a key frame; nothing is missed meanwhile."""
+    """Ask for a key frame by subscribing to a topic once more; nothing is missed meanwhile."""
     socket.subscribe(topic)
     if topic in subscribed:
-        socket.unsubscribe(topic)  # ZeroMQ counts: the first subscription stays
+        socket.unsubscribe(topic)  # ZeroMQ counts subscriptions: the first one stays
     subscribed.add(topic)
 
 
 def notice_lost_relay(socket: zmq.SyncSocket, lossless: bool) -> None:
-    """Have a socket that is not connected yet find out when its relay is gone.
+    """Make a socket that is not connected yet notice when its relay is gone.
 
-    libzmq up to 4.3.5 takes a socket that is left unread for a dead connection, and its heartbeats then abort the
-    whole process (github.com/zeromq/libzmq/issues/3937). So only a socket that is never left unread, and has room for
-    all that comes, has heartbeats; for the other one the kernel asks.
+    libzmq up to 4.3.5 takes an unread socket for a dead connection, and its heartbeats then abort the whole process
+    (github.com/zeromq/libzmq/issues/3937). So heartbeats are used only for a socket that is always read and has no
+    high-water mark; a lossless one uses TCP keep-alive.
     """
-    socket.set(zmq.CONNECT_TIMEOUT, RELAY_LOST_MS)  # the kernel tries ever more rarely: it would find a link late again
+    socket.set(zmq.CONNECT_TIMEOUT, RELAY_LOST_MS)  # the kernel retries ever more rarely: slow on a restored link
     socket.set(zmq.HANDSHAKE_IVL, RELAY_LOST_MS)
     if lossless:
         socket.set(zmq.RCVHWM, UNREAD_MOST)

@@ -1,4 +1,4 @@
-"""One clock for a feed's whole life: times of pictures that only grow, whatever stamps its source gives."""
+"""One clock for a feed's whole life: strictly increasing times of pictures, whatever time stamps its source gives."""
 
 from __future__ import annotations
 
@@ -12,60 +12,59 @@ from msgspec.structs import replace
 from stream.frame import Frame
 
 JUMP = Fraction(5)
-"""Seconds, like all times here. A live stamp that is further ahead than this of the time that really passed is a jump.
-"""
+"""Seconds, like all times here: a live time stamp that is further ahead of the elapsed time than this is a jump."""
 LONGEST_GAP = Fraction(60)
-"""Between two pictures of a recording, which says nothing of the time that really passed; more is a jump."""
+"""Between two pictures of a recording, whose arrivals tell nothing about elapsed time; more is a jump."""
 JITTER = Fraction(1, 2)
-"""By which pictures come early or late on a thin link: a key frame alone takes that long."""
+"""By how much pictures arrive early or late on a thin link: a key frame alone takes that long."""
 PERSISTS = 3
-"""Pictures in a row on a new line of stamps after which it is believed: one wild stamp alone moves nothing."""
+"""Consecutive pictures on a new line of time stamps after which it is trusted: one wild stamp alone changes nothing."""
 USUAL_STEP = Fraction(1, 25)
 """Between pictures, until the feed has shown its own."""
 STEPS_KEPT = 9
-"""Steps between pictures that are remembered; the usual one is the middle one."""
+"""Remembered steps between pictures; their median is the usual one."""
 SECOND_NS = 1_000_000_000
 CLOCK_SET_BACK = 5_000_000_000
-"""Nanoseconds: no reordering of pictures makes arrivals go back so far; the machine's own clock was set."""
+"""Nanoseconds: if arrivals go back further, it is not reordering of pictures; the machine's own clock was set."""
 WRAPS = (1 << 32, 1 << 33)
-"""Ticks after which the stamps of RTP and of MPEG-TS begin again at 0."""
+"""Ticks after which the time stamps of RTP and of MPEG-TS wrap around to 0."""
 LARGEST_STAMP = 1 << 61
-"""Ticks; a feed that begins beyond has no room to go on: the wire ends at twice as many."""
+"""Ticks; a feed that begins beyond this lacks room to go on: the wire's limit is twice as many."""
 
 
 class Timeline:
-    """Places the pictures of one feed on a clock that only grows, over all its segments. Pure; for one thread.
+    """Places the pictures of one feed on a strictly increasing clock, across all its segments. Pure; for one thread.
 
-    A good stamp stays as it is, apart from a shift that is 0 until a repair was lasting. What is no good (a jump, a
-    step back, a stand-still, a wrap, a missing stamp) is replaced: a picture comes one usual step after the one
-    before it, or later where the arrival of pictures says that more time has passed.
+    A good time stamp is kept, apart from a shift that is 0 until a lasting repair. A bad one (a jump, a step back, a
+    standstill, a wrap, a missing stamp) is replaced: the picture is placed one usual step after the one before it, or
+    later if the arrival of pictures shows that more time has passed.
     """
 
     def __init__(self) -> None:
         self.repairs = 0
-        """Stamps that were replaced: each one that is missing, stands still or is wild, and of a jump, a step back or
-        a wrap the first one. A segment that begins with a time of its own is no fault and no repair."""
+        """Time stamps that were replaced: each that is missing, stands still or is wild; of a jump, a step back or a
+        wrap only the first. A segment that begins at a time of its own is not counted."""
         self._recorded = False
         self._begins = True
         self._last: Fraction | None = None  # the picture before, as placed; seconds, like all that follows
-        self._shift = Fraction(0)  # from stamps that are believed to the clock
-        self._other = Fraction(0)  # the same for stamps that are not believed yet
-        self._others = 0  # pictures in a row that were on that line; 0: there is no such line
+        self._shift = Fraction(0)  # from trusted stamps to the clock
+        self._other = Fraction(0)  # the same for stamps that are not trusted yet
+        self._others = 0  # consecutive pictures on that line; 0: there is no such line
         self._arrivals = Arrivals()
         self._passed_ns = 0  # between the arrivals of the latest two pictures
-        self._behind_ns = 0  # what the arrivals of pictures are ahead of the clock, where they are
-        self._anchor = (Fraction(0), 0)  # where a picture belongs, and its arrival in nanoseconds
+        self._behind_ns = 0  # by how much arrivals are ahead of the clock, if they are
+        self._anchor = (Fraction(0), 0)  # where some picture belongs, and its arrival in nanoseconds
         self._since = 0  # pictures since the anchor
         self._steps: deque[Fraction] = deque(maxlen=STEPS_KEPT)
 
     def begin(self, recorded: bool) -> None:
-        """A new segment begins: its stamps may go on or begin anew. `recorded`: its pictures come at any speed."""
+        """Begin a new segment, whose stamps may go on or start anew. `recorded`: its pictures come at any speed."""
         self._recorded = recorded
         self._begins = True
         self._others = 0
 
     def place(self, frame: Frame) -> Frame:
-        """The next picture of the feed, in the order of showing, with `pts` after that of every picture before."""
+        """The next picture of the feed, in presentation order, with a `pts` after that of every earlier one."""
         self._passed_ns = self._arrivals.add(frame.received_ns)
         self._behind_ns += self._passed_ns
         self._since += 1
@@ -90,7 +89,7 @@ class Timeline:
         return placed
 
     def _next(self, frame: Frame, last: Fraction) -> int:
-        """Where a picture belongs, in ticks, that follows one placed at `last`."""
+        """Where a picture after one placed at `last` belongs, in ticks."""
         if not (frame.stamped or self._recorded):
             return self._reckoned(last, frame.time_base)
         base = frame.time_base
@@ -113,7 +112,7 @@ class Timeline:
         return placed
 
     def _can_follow(self, step: Fraction) -> bool:
-        """Whether a picture so much after the one before it may be no jump."""
+        """Whether a picture so long after the one before it is plausible, rather than a jump."""
         if step <= 0:
             return False
         if self._recorded:
@@ -121,16 +120,16 @@ class Timeline:
         return step <= JUMP or step <= JUMP + Fraction(self._behind_ns, SECOND_NS)
 
     def _believe(self, shift: Fraction, placed: Fraction) -> None:
-        """Stamps are good with this shift; the picture that shows it belongs at `placed`."""
+        """Trust stamps with this shift; the picture that confirms it belongs at `placed`."""
         self._shift, self._others = shift, 0
         if not self._begins:
             self._measure(placed - self._anchor[0])
         self._anchor, self._since, self._begins = (placed, self._arrivals.now_ns), 0, False
 
     def _reckoned(self, last: Fraction, base: Fraction) -> int:
-        """Where a picture belongs, in ticks, by the usual step and by its arrival alone; after `last` anyway.
+        """Where a picture belongs, in ticks, by the usual step and its arrival alone; always after `last`.
 
-        Arrivals jitter: they decide only where they say otherwise by more than `JITTER`.
+        Arrivals jitter: they count only if they differ by more than `JITTER`.
         """
         step = median_low(self._steps) if self._steps else USUAL_STEP
         placed, arrived_ns = self._anchor
@@ -140,7 +139,7 @@ class Timeline:
             step = step + late if late > 0 else step / 2
             paused = self._passed_ns > nanoseconds(
                 JUMP
-            )  # or the machine's clock was set ahead; either tells nothing of the usual step
+            )  # or the machine's clock was set ahead; neither tells the usual step
             if self._since >= STEPS_KEPT and not paused:
                 self._measure(passed)
             if self._since >= STEPS_KEPT or paused:
@@ -153,7 +152,7 @@ class Timeline:
 
 
 class Arrivals:
-    """A clock that only grows, read off the arrival of pictures, which are not in the order of showing."""
+    """A clock that never goes back, driven by arrivals of pictures, which are not in presentation order."""
 
     def __init__(self) -> None:
         self.now_ns = 0
@@ -161,7 +160,7 @@ class Arrivals:
         self._latest_ns: int | None = None
 
     def add(self, received_ns: int) -> int:
-        """The nanoseconds by which the clock goes on because of a picture's arrival (UTC, nanoseconds since 1970)."""
+        """Advance the clock by a picture's arrival (UTC, nanoseconds since 1970); returns by how many nanoseconds."""
         if self._latest_ns is None or received_ns < self._latest_ns - CLOCK_SET_BACK:
             self._latest_ns = received_ns
         passed_ns = max(0, received_ns - self._latest_ns)
@@ -171,5 +170,5 @@ class Arrivals:
 
 
 def nanoseconds(seconds: Fraction) -> int:
-    """Rounded down."""
+    """Seconds as nanoseconds, rounded down."""
     return seconds.numerator * SECOND_NS // seconds.denominator

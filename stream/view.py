@@ -1,4 +1,4 @@
-"""Messages to pictures for the eye: decoded, and in RGB as the stream says its code values are meant."""
+"""Decodes messages to pictures for display, in RGB by the matrix and range that the stream names."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ RgbPicture = NDArray[np.uint8]
 """(H, W, 3), 0..255."""
 
 DECODERS = {"av1": "libdav1d"}
-"""FFmpeg's decoder where its name is not the codec's."""
+"""FFmpeg's decoder, if its name is not the codec's."""
 
 AT_ONCE = ("h264", "hevc", "av1")
-"""Codecs whose decoders, told not to wait, still give pictures in their order; that of MPEG-2 would not."""
+"""Codecs whose low-delay decoders still give pictures in order; MPEG-2's would not."""
 
 WIDEST = Fraction(4)
-"""Pixels that should be wider are a mistake; those of cameras are 2 at most."""
+"""Largest credible pixel aspect ratio; those of cameras are 2 at most."""
 
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 """Without the last two, libswscale is quicker and off by three code values."""
 
 WIDENED = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
-"""Luma of limited range at full range: libswscale takes grey pictures for full range whatever they say."""
+"""Maps limited-range luma to full range: libswscale takes grey pictures for full range whatever they say."""
 
 
 class PictureDecoder:
@@ -43,7 +43,7 @@ class PictureDecoder:
         self._context: av.VideoCodecContext | None = None
         self._opened_for: tuple[str, str | None] | None = None
         self._expected = 0
-        """Number of the message that has nothing missing before it."""
+        """`seq` of the next message if none is missing."""
         self._orientation = UPRIGHT
         self._reformatter = VideoReformatter()
 
@@ -56,10 +56,10 @@ class PictureDecoder:
         if self._context is None or self._opened_for != (header.relay, header.codec):
             self._context = open_decoder(header.codec or "unknown")
             self._opened_for = (header.relay, header.codec)
-        elif header.key and header.seq > self._expected:  # what comes behind may refer to pictures before it
+        elif header.key and header.seq > self._expected:  # what follows may refer to pictures before it
             self._context.flush_buffers()
         self._expected = header.seq + 1
-        if not message.payload:  # FFmpeg would take it as the end of everything
+        if not message.payload:  # FFmpeg would take it as the end of the stream
             self.undecodable += 1
             return []
         self._orientation = header.orientation
@@ -73,8 +73,10 @@ class PictureDecoder:
             return []
 
     def rgb(self, picture: av.VideoFrame) -> RgbPicture:
-        """A decoded picture in RGB, by the matrix and range that the stream names, upright, and as wide as it is to be
-        shown. Raises `CodecError` for one at which libswscale would end the process."""
+        """A decoded picture in RGB by the stream's matrix and range, upright and at its display width.
+
+        Raises `CodecError` for a format at which libswscale would abort the process.
+        """
         if picture.format.name in FATAL:
             raise CodecError(f"pictures of {picture.format.name} cannot be shown")
         colour = colour_of(picture)

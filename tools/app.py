@@ -1,4 +1,4 @@
-"""`nightbridge`: the commands under one name, and what becomes of their errors.
+"""The `nightbridge` program: registers the commands, and turns their errors into messages and exit codes.
 
 Exit codes: 0 done, 1 failed while running, 2 wrong use or wrong settings.
 """
@@ -35,7 +35,7 @@ from tools.train import train
 from tools.view import view
 
 COMMANDS = (run, check, probe, view, record, replay, enhance, simulate, demo, keys, train, evaluate, export, bench)
-"""In the order of the help; a command is called as its function is."""
+"""In the order of `--help`; each command has the name of its function."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,12 +49,12 @@ app.add_typer(engine, name="engine")
 
 
 class OnStderr(logging.StreamHandler[TextIO]):
-    """Writes where `sys.stderr` leads at the moment: on a terminal into what keeps a progress bar below the lines."""
+    """Writes to the current `sys.stderr`; on a terminal through Rich, which keeps a progress bar below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
-        file = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a bar on stdout stands in for it as well
-        if file is None or file.closed:  # as daemons are started
+        file = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a progress bar on stdout replaces sys.stderr too
+        if file is None or file.closed:  # daemons may start like this
             return
         self.stream = sys.stderr if file.isatty() else file
         super().emit(record)
@@ -74,13 +74,13 @@ def _show_version(wanted: bool) -> None:
 def options(
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"] | None,
-        typer.Option(help="What is told on stderr; stronger than the settings. At debug, errors show where."),
+        typer.Option(help="Least severe messages on stderr; overrides the settings. debug also shows tracebacks."),
     ] = None,
     version: Annotated[  # noqa: ARG001 - typer calls it
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Light up and double dark, low-bandwidth video on its way from field to command."""
+    """Brighten dark, low-bandwidth video and double its size on its way from field to command."""
     if log_level:
         os.environ["NIGHTBRIDGE__RELAY__LOG_LEVEL"] = log_level
     logging.basicConfig(
@@ -91,11 +91,11 @@ def options(
 
 
 def main() -> None:
-    """Run one command and end the process; an error is one line, or one for each mistake in the settings."""
+    """Run one command and end the process. An error prints one line, wrong settings one line per mistake."""
     try:
         _run()
     except SystemExit as ended:
-        if "engines.fallback" in sys.modules:  # only then there can be such a thread
+        if "engines.fallback" in sys.modules:  # else no thread can be left behind
             from engines.fallback import is_left_behind
 
             if is_left_behind() and isinstance(ended.code, int | None):
@@ -107,7 +107,7 @@ def main() -> None:
 
 def _run() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files come out as they are, though they be no UTF-8
+        sys.stdout.reconfigure(errors="surrogateescape")  # prints file names unchanged, even if not UTF-8
     try:
         with clearing_up_at_signals():
             app()

@@ -1,4 +1,4 @@
-"""`nightbridge bench`: how fast it is here, one figure a line."""
+"""`nightbridge bench`: measures how fast it is on this machine, one figure a line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tools.simulate import as_size
 
 
 def bench(
-    size: Annotated[str, typer.Option(metavar="WxH", help="Of the camera's pictures.")] = "352x288",
-    seconds: Annotated[float, typer.Option(min=2, max=3600, help="Of the recording and of the live feed.")] = 20,
-    weights: Annotated[str, typer.Option(help="Shipped weights, or a folder made by `export`.")] = "field",
+    size: Annotated[str, typer.Option(metavar="WxH", help="Size of the camera's pictures.")] = "352x288",
+    seconds: Annotated[float, typer.Option(min=2, max=3600, help="Length of the recording and of the live feed.")] = 20,
+    weights: Annotated[str, typer.Option(help="Shipped weights, or a folder with exported ones.")] = "field",
     runtime: Annotated[
-        Runtime, typer.Option(help="Library that runs the network; with --gpu, auto measures all that work.")
+        Runtime, typer.Option(help="Library that runs the network; with --gpu, auto measures each that works.")
     ] = "auto",
     precision: Annotated[Precision, typer.Option(help="Number format of the network.")] = "auto",
     gpu: Annotated[bool, typer.Option("--gpu", help="Measure an NVIDIA GPU: all sizes and runtimes.")] = False,

@@ -11,7 +11,7 @@ import typer
 
 
 def check(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The settings, as TOML.")] = Path("config.toml"),
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings file.")] = Path("config.toml"),
 ) -> None:
     """Validate the settings and print the effective ones: defaults, file and environment, secrets hidden."""
     from stream.settings import load_settings, low_mark, require_weights
@@ -31,7 +31,7 @@ def check(
 
 
 def is_missing(path: Path) -> bool:
-    """Whether nothing is at a path; False where that is not to be seen."""
+    """Whether nothing is at a path; False if that cannot be told."""
     try:
         return not path.exists()
     except OSError:
@@ -39,7 +39,7 @@ def is_missing(path: Path) -> bool:
 
 
 def as_toml(table: dict[str, Any], name: str = "") -> Iterator[str]:
-    """The lines of a table and the tables inside it; what is not set is a comment, for TOML has no null."""
+    """The lines of a table and the tables inside it; what is not set is a comment, since TOML has no null."""
     inner = {key: value for key, value in table.items() if isinstance(value, dict)}
     if len(inner) < len(table):
         yield f"\n[{name}]"

@@ -1,4 +1,4 @@
-"""`nightbridge demo`: a night camera, the relay and a viewer on this machine, and what they make of a clip.
+"""`nightbridge demo`: runs a night camera, the relay and a viewer on this machine, and shows what they make of a clip.
 
 camera, a process ═ UDP ═► relay, a process ═ ZeroMQ ═► viewer, here
 """
@@ -33,16 +33,16 @@ PICTURE = Path("demo.png")
 FEED = "demo"
 BIT_RATE = 300_000
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What ends the demo; the last one comes when its terminal is closed, and the relay takes it for another wish."""
+"""Signals that end the demo. SIGHUP comes when its terminal is closed; to the relay it means to reload its settings."""
 FIRST_PICTURE_SECONDS = 60.0
-"""The longest that a machine may take to show the first picture."""
+"""The longest wait for the first picture."""
 
 
 def demo(
     seconds: Annotated[float, typer.Option(min=1, help="How long to watch, from the first picture on.")] = 10,
     json: JsonFile = None,
 ) -> None:
-    """See it work on this machine: a night camera, the relay and a viewer; writes demo.png, before and after."""
+    """Run a night camera, the relay and a viewer on this machine; writes demo.png, before and after."""
     if not os.access(PICTURE.absolute().parent, os.W_OK):
         raise StreamError(f"{PICTURE} cannot be written into {Path.cwd()}")
     begin = time.monotonic()
@@ -74,7 +74,7 @@ class Viewing:
         with Clip(CLIP) as clip:
             self.pairs = Pairs(clip.rate)
         self.until = begin + FIRST_PICTURE_SECONDS
-        """When to stop watching; known once the first enhanced picture is there."""
+        """When to stop watching; without any enhanced picture, when to give up."""
         self._begin, self._seconds = begin, seconds
         self._published = 0
         self._times: list[float] = []
@@ -82,7 +82,7 @@ class Viewing:
         self._view_ages: list[float] = []
 
     def add(self, message: Message) -> bool:
-        """Take in what was received just now; whether it is the first enhanced picture."""
+        """Add a message that has just come; returns whether it is the first enhanced picture."""
         now, now_ns = time.monotonic(), time.time_ns()
         self.pairs.add(message)
         if message.kind != "video":
@@ -97,7 +97,7 @@ class Viewing:
 
     @property
     def first_picture_s(self) -> float:
-        """From the beginning of the demo to the first enhanced picture, which must have come."""
+        """Seconds from the start of the demo to the first enhanced picture, which must have come."""
         return self._times[0] - self._begin
 
     @property
@@ -106,7 +106,7 @@ class Viewing:
         return (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-9)
 
     def figures(self) -> dict[str, object]:
-        """How fast it was, by the keys of `--json`; at least one enhanced picture must have come."""
+        """Figures of speed, by the keys of `--json`; at least one enhanced picture must have come."""
         import numpy as np
 
         figures: dict[str, object] = {
@@ -126,7 +126,7 @@ class Viewing:
 
 
 def watch(endpoint: str, parts: Sequence[Part], viewing: Viewing, stop: Event, console: Console) -> Viewing:
-    """What was seen until the time was over or `stop` was set. Raises `StreamError` where it is too little."""
+    """Watch until the time is over or `stop` is set. Raises `StreamError` if there is nothing to compare."""
     from stream.subscribe import Subscriber
 
     with Subscriber(endpoint, FEED, ("video", "source")) as subscriber, console.status(str(viewing)) as status:
@@ -146,7 +146,7 @@ def watch(endpoint: str, parts: Sequence[Part], viewing: Viewing, stop: Event, c
 
 
 def compared(viewing: Viewing) -> dict[str, object]:
-    """How good it was, by the keys of `--json`; a moment from the middle becomes `PICTURE`."""
+    """Figures of quality, by the keys of `--json`; a moment from the middle is written to `PICTURE`."""
     from tools.demo_pictures import compare, save_png, side_by_side
 
     pairs = viewing.pairs.found
@@ -162,7 +162,7 @@ def compared(viewing: Viewing) -> dict[str, object]:
 
 
 def print_figures(console: Console, figures: Mapping[str, object]) -> None:
-    """What a newcomer wants to know, a line each."""
+    """Print what a newcomer wants to know, a line each."""
     for name, text in (
         ("rate", "{rate_fps:.1f} enhanced pictures a second, {frames_published} in all"),
         ("age", "{age_p50_ms:.0f} ms from the camera to the wire, 95 % below {age_p95_ms:.0f} ms"),
@@ -173,5 +173,5 @@ def print_figures(console: Console, figures: Mapping[str, object]) -> None:
 
 
 def tell(console: Console, name: str, text: str) -> None:
-    """Print a line; its names are one column."""
+    """Print a line, with its name in the first column."""
     console.print(f"[cyan]{name:<8}[/] {text}", soft_wrap=True)

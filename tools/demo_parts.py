@@ -1,4 +1,4 @@
-"""The demo's processes: a camera and a relay that are fed, watched and stopped by whoever shows them."""
+"""The demo's processes: a camera and a relay, which the caller watches and stops."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ url = "{url}"
 publish_source = true
 """
 OVERRIDES = ("NIGHTBRIDGE__RELAY__", "NIGHTBRIDGE__DEFAULTS__", "NIGHTBRIDGE__FEEDS__")
-"""Environment variables that are meant for another relay; those of the engine hold here too."""
+"""Prefixes of environment variables that are meant for another relay; those of the engine apply here, too."""
 
 STOP_SECONDS = 5.0
 """The longest that a process may take to stop when asked to."""
 LAST_LINES = 6
-"""Of what a process said, shown where it failed."""
+"""Of a process's output, shown if it fails."""
 
 
 def without_overrides() -> dict[str, str]:
-    """The environment variables of a process that runs a relay of this command's own; see `OVERRIDES`."""
+    """The environment of a relay process that belongs to this command: without `OVERRIDES`."""
     return {name: text for name, text in os.environ.items() if not name.upper().startswith(OVERRIDES)}
 
 
 class Part:
-    """`python -m tools WORDS` in a process of its own, from the beginning of its `with` block to the end."""
+    """`python -m tools WORDS` in a process of its own, which lives as long as the `with` block."""
 
     def __init__(self, name: str, folder: Path, *words: str) -> None:
-        """What it says goes into a file in `folder`."""
+        """Its output goes into a file in `folder`."""
         self._name = name
         self._said = folder / f"{name}.log"
         self._words = words
@@ -71,22 +71,22 @@ class Part:
             self._process.wait()
 
     def check(self) -> None:
-        """Raise `StreamError`, with its last words, where it has ended."""
+        """Raise `StreamError`, with its last lines, if it has ended."""
         code = self._process.poll()
         if code is not None:
             raise StreamError(f"the {self._name} ended by itself with code {code}{self.last_words()}")
 
     def last_words(self) -> str:
-        """The last lines that it said, each after a line break and its name: the end of an error."""
+        """The last lines of its output, each after a line break and its name: the end of an error message."""
         lines = self._said.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
         return "".join(f"\n  {self._name}: {line.removeprefix('nightbridge: ')}" for line in lines)
 
 
 @contextmanager
 def camera_and_relay(feed: str, clip: Path, bit_rate: int, seconds: float) -> Iterator[tuple[str, list[Part]]]:
-    """Where to subscribe to a night camera's feed, and the two processes behind it, which are still starting.
+    """Run a night camera and a relay; yields the endpoint for viewers, and both processes, which are still starting.
 
-    After `seconds` of video the camera ends by itself, even where nobody is left to stop it.
+    After `seconds` of video the camera ends by itself, even if nobody is left to stop it.
     """
     endpoint = f"tcp://127.0.0.1:{free_port(socket.SOCK_STREAM)}"
     url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
@@ -100,7 +100,7 @@ def camera_and_relay(feed: str, clip: Path, bit_rate: int, seconds: float) -> It
 
 
 def free_port(kind: socket.SocketKind) -> int:
-    """A port of the loopback address that nobody uses at this moment."""
+    """A port of the loopback address that is free at the moment."""
     with socket.socket(socket.AF_INET, kind) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -21,25 +21,25 @@ from stream.view import PictureDecoder, RgbPicture
 from stream.wire.messages import Kind, Message
 
 EVERY = 5
-"""One picture in so many is compared."""
+"""One of this many pictures is compared."""
 MOST = 50
-"""Pairs that are kept, some 30 MB at the size of the demo; ten seconds of video."""
+"""Most pairs that are kept: ten seconds of video, about 30 MB at the size of the demo."""
 BAR = 32
 """Height of the line of text above the pictures, in pixels."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same moment twice."""
+    """The same moment from camera and relay."""
 
     number: int
-    """Of the picture: a camera counts from 0, on and on through all rounds of its clip."""
+    """Of the picture, from 0; counting goes on when the clip repeats."""
     camera: VideoFrame
     relay: VideoFrame
 
 
 class Pairs:
-    """Finds the pictures of camera and relay that belong together, among messages of kind `source` and `video`."""
+    """Pairs pictures of camera and relay of the same moment, from messages of kind `source` and `video`."""
 
     def __init__(self, rate: Fraction) -> None:
         """`rate` is the camera's, in pictures a second; its times begin at 0."""
@@ -47,10 +47,10 @@ class Pairs:
         self._rate = rate
         self._decoders: defaultdict[Kind, PictureDecoder] = defaultdict(PictureDecoder)
         self._waiting: dict[int, VideoFrame] = {}
-        """The camera's pictures, by number, that may still come from the relay."""
+        """The camera's pictures, by number, that the relay may still send enhanced."""
 
     def add(self, message: Message) -> None:
-        """Decode a picture; most are only needed for those that come after them."""
+        """Decode a picture; most are only needed to decode later ones."""
         for picture in self._decoders[message.kind].decode(message):
             number = round((picture.pts or 0) * (message.header.time_base or 0) * self._rate)
             if number % EVERY or len(self.found) == MOST:
@@ -98,7 +98,7 @@ def side_by_side(pair: Pair, before: str, after: str) -> Image.Image:
 
 
 def save_png(picture: Image.Image, path: Path, credit: str) -> None:
-    """Write the picture, with a line inside the file on whose work it shows. Raises `OSError`."""
+    """Write the picture, with `credit` in the file's metadata. Raises `OSError`."""
     note = PngInfo()
     note.add_text("Copyright", credit)
     picture.save(path, format="PNG", pnginfo=note)

@@ -1,4 +1,4 @@
-"""`nightbridge engine`: the plans that TensorRT runs, built before a relay needs them, and what is there."""
+"""`nightbridge engine`: builds the plans that TensorRT runs before a relay needs them, and lists them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CACHE = Annotated[
     typer.Option(
         envvar="NIGHTBRIDGE__ENGINE__CACHE",
         file_okay=False,
-        help="As `cache` in the table `engine` of the settings.",
+        help="Folder of plans, as `cache` in the table `engine` of the settings.",
         show_default="nightbridge in the user's cache folder",
     ),
 ]
@@ -37,17 +37,19 @@ engine = typer.Typer(no_args_is_help=True, help="Plans of TensorRT: build them b
 @engine.command()
 def build(
     size: Annotated[
-        list[str], typer.Option(metavar="WxH", help="Of the camera's pictures, such as 640x360; may be repeated.")
+        list[str], typer.Option(metavar="WxH", help="Size of the camera's pictures, such as 640x360; may be repeated.")
     ],
     weights: Annotated[
-        str, typer.Option(help="Shipped weights, a folder made by `export`, or all: every shipped one.")
+        str, typer.Option(help="Shipped weights, a folder with exported ones, or all (every shipped one).")
     ] = "field",
-    batch: Annotated[int, typer.Option(help="The largest; must be that of the table `engine` of the settings.")] = 8,
-    runtime: Annotated[Literal["tensorrt"], typer.Option(help="OpenVINO needs no building.")] = "tensorrt",  # noqa: ARG001
+    batch: Annotated[
+        int, typer.Option(help="Largest batch; must be `batch` in the table `engine` of the settings.")
+    ] = 8,
+    runtime: Annotated[Literal["tensorrt"], typer.Option(help="OpenVINO needs no plans.")] = "tensorrt",  # noqa: ARG001
     cache: CACHE = None,
     json: JsonFile = None,
 ) -> None:
-    """Build plans for pictures of these sizes, or see that they are there; on a GPU those that it runs."""
+    """Build plans for pictures of these sizes, unless they exist; on a GPU, those that a relay uses on it."""
     import time
 
     from rich.console import Console
@@ -90,7 +92,7 @@ def build(
 
 @engine.command("list")
 def list_plans(cache: CACHE = None, json: JsonFile = None) -> None:
-    """Show all plans, the newest first, and which of them this machine uses with the present weights."""
+    """List all plans, newest first, and which of them this machine uses with its weights."""
     from engines.errors import EngineMissing
     from engines.nvidia.gpu import find_gpu
     from engines.nvidia.plans import Plans
@@ -123,7 +125,7 @@ def choose(weights: str) -> list[Weights]:
 def plan_that_runs(
     plans: Plans, library: Library, weights: Weights, size: tuple[int, int], batch: int, cache: Path | None
 ) -> Plan:
-    """The plan that a relay uses on this GPU. An engine finds it, and keeps what is compiled when it first runs."""
+    """The plan that a relay uses on this GPU. An engine finds it, and caches what is compiled at its first run."""
     from engines.nvidia.tensorrt_builder import capabilities
     from engines.runtime import EngineOptions
     from engines.runtime_tensorrt import open_engine
@@ -139,8 +141,8 @@ def plan_that_runs(
 
 
 def why_useless(plans: Plans, library: Library | None, file: PlanFile) -> str:
-    """Why a plan is not used here; also one that fits is not if TensorRT-RTX has never compiled for it, as it does for
-    each that the GPU runs."""
+    """Why a plan is not used here; empty if it is. TensorRT-RTX compiles for each plan that the GPU runs: a plan that
+    fits, but has nothing compiled, never ran."""
     if file.useless or file.key is None or library is None or library.times_kernels:
         return file.useless
     return NEVER_RAN if plans.load_cache(file.key) is None else ""

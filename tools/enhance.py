@@ -1,4 +1,4 @@
-"""`nightbridge enhance`: a picture, a folder of pictures or a video file, without a network."""
+"""`nightbridge enhance`: enhances a picture, a folder of pictures or a video file, without the wire."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ log = logging.getLogger(__name__)
 
 KNOWN = ", ".join(sorted(PICTURES))
 QUALITY = 95
-"""Of JPEG, WebP and AVIF, of 100: what the network has made is not to be lost again."""
+"""Of JPEG, WebP and AVIF, of 100: high, to keep what the network has made."""
 
 
 def enhance(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", exists=True, help="A picture, a folder of pictures, a video.")
+        Path, typer.Argument(metavar="IN", exists=True, help="A picture, a folder of pictures or a video.")
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="A file, or a folder for a folder.")],
-    weights: Annotated[str, typer.Option(help="Shipped weights, or a folder made by `export`.")] = "field",
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A file; a folder if IN is one.")],
+    weights: Annotated[str, typer.Option(help="Shipped weights, or a folder with exported ones.")] = "field",
     runtime: Annotated[Runtime, typer.Option(help="Library that runs the network.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Number format of the network.")] = "auto",
 ) -> None:
-    """Light up and double IN, and write it to OUT; a folder's pictures become PNG files of the same names."""
+    """Brighten IN, double its size and write it to OUT; a folder's pictures become PNG files of the same names."""
     from engines.runtime import EngineOptions, open_engine
 
     if target.exists() and target.samefile(source):
@@ -50,7 +50,7 @@ def enhance(
 
 
 def picture_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """Each picture with the file that it becomes; none where `source` is a video."""
+    """Each picture with its output file; empty if `source` is a video."""
     if source.is_dir():
         if target.exists() and not target.is_dir():
             raise typer.BadParameter(f"{target} is no folder; for a folder OUT must be one")
@@ -66,7 +66,7 @@ def picture_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 
 def require_container(target: Path) -> None:
-    """Raise `typer.BadParameter` where a video file cannot end so."""
+    """Raise `typer.BadParameter` if a video file cannot have this suffix."""
     from stream.errors import CodecError
     from stream.files.join import container_of
 
@@ -77,7 +77,7 @@ def require_container(target: Path) -> None:
 
 
 def folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """The pictures of a folder with a PNG file for each."""
+    """The pictures of a folder, each with its PNG file."""
     sources: dict[Path, Path] = {}
     for path in find_files(source, PICTURES):
         file = target / f"{path.stem}.png"
@@ -91,9 +91,9 @@ def folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 
 def find_files(folder: Path, kinds: Collection[str]) -> list[Path]:
-    """The files of these kinds in a folder, in the order of their names; there must be one at least.
+    """The files with these suffixes in a folder, sorted by name. Raises `typer.BadParameter` if there is none.
 
-    What is hidden is left alone, such as a Mac's `._a.jpg`.
+    Hidden files, such as `._a.jpg` from a Mac, are left out.
     """
     files = [path for path in folder.iterdir() if path.suffix.lower() in kinds and not path.name.startswith(".")]
     if not (found := sorted(path for path in files if path.is_file())):
@@ -102,9 +102,9 @@ def find_files(folder: Path, kinds: Collection[str]) -> list[Path]:
 
 
 def enhance_pictures(engine: Door, jobs: list[tuple[Path, Path]]) -> None:
-    """Every picture to its file; a file is there when it is complete.
+    """Enhance every picture into its file, which appears when it is complete.
 
-    Of several a bad one is told and left out. Raises `EngineError` at the end.
+    If one of several fails, that is logged, and `EngineError` is raised at the end.
     """
     from rich.console import Console
     from rich.progress import track
@@ -129,7 +129,7 @@ def enhance_pictures(engine: Door, jobs: list[tuple[Path, Path]]) -> None:
 
 
 def enhance_file(engine: Door, source: Path, target: Path) -> None:
-    """One picture to its file; raises `OSError` or `EngineError`, which name it."""
+    """Enhance one picture into its file; raises `OSError` or `EngineError`, which name it."""
     from engines.data.lol import read_picture
     from engines.errors import EngineError
 
@@ -141,15 +141,15 @@ def enhance_file(engine: Door, source: Path, target: Path) -> None:
 
 
 def save(image: Image.Image, target: Path) -> None:
-    """Write a picture file, which is there when it is complete, and its folder; raises `OSError` or `ValueError`."""
+    """Write a picture file, which appears when it is complete, and its folder. Raises `OSError` or `ValueError`."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    short = zlib.crc32(os.fsencode(target.name))  # a name may be as long as can be already
+    short = zlib.crc32(os.fsencode(target.name))  # the name may already be as long as possible
     part = target.with_name(f".part-{short:08x}.{os.getpid()}{target.suffix}")
     try:
         image.save(part, quality=QUALITY)
         part.replace(target)
     except OSError as error:
-        if error.filename is not None:  # the file that it would be, in place of the one that nobody has heard of
+        if error.filename is not None:  # name the target, not the temporary file
             error.filename = str(target)
         raise
     finally:
@@ -157,15 +157,17 @@ def save(image: Image.Image, target: Path) -> None:
 
 
 def enhance_image(engine: Door, picture: Picture) -> Image.Image:
-    """RGB (H, W, 3) uint8 to its enhanced double, as a picture of Pillow's: a large one is put together there, since
-    it would need as much memory again to become one. Raises `EngineError`."""
+    """Enhance RGB (H, W, 3) uint8 to a Pillow image of twice the size. Raises `EngineError`.
+
+    A large one is assembled in the image itself: converting it from an array would take as much memory again.
+    """
     from PIL import Image
 
     from engines.door import SCALE
     from engines.evaluation.evaluate import enhance_picture, picture_colour
     from engines.tiles import enhance_tiles, is_large
 
-    engine.allow(1, 1)  # the memory of one size at a time
+    engine.allow(1, 1)  # keeps memory for one size at a time
     if not is_large(engine, picture):
         return Image.fromarray(enhance_picture(engine, picture))
     height, width = picture.shape[:2]
@@ -176,7 +178,7 @@ def enhance_image(engine: Door, picture: Picture) -> Image.Image:
 
 
 def enhance_video(engine: Door, source: Path, target: Path) -> None:
-    """One video file, with its sound."""
+    """Enhance one video file, and keep its sound."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -190,5 +192,5 @@ def enhance_video(engine: Door, source: Path, target: Path) -> None:
 
 
 def said_of_lost(lost: int) -> str:
-    """What people are told behind the number of pictures."""
+    """The end of a message with a number of pictures."""
     return f"; {lost} access units gave no picture" if lost else ""

@@ -1,4 +1,4 @@
-"""`nightbridge evaluate`: how good an engine's pictures are, by day and by night, still and moving."""
+"""`nightbridge evaluate`: measures how good an engine's pictures are, by day and by night, still and moving."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from engines.door import Door
 
 CLIP = Path(__file__).parent / "clip" / "day.mp4"
-"""The scene of `--steady`."""
+"""The clip that `--steady` measures on."""
 Split = Literal["eval15", "held-out", "our485"]
 Row = TypeVar("Row")
 Figures = Mapping[str, Any]
-"""What was measured, by name: numbers, texts, rows, or further figures."""
+"""Measured values by name: numbers, texts, lists of rows, or nested figures."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """What could not be measured, in place of its row."""
+    """Takes the place of a row that could not be measured."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One kind of measurement, row by row, so that its progress can be seen."""
+    """One kind of measurement; it yields rows one by one, so that progress can be shown."""
 
     name: str
     total: int
     rows: Callable[[Door], Iterable[Any]]
     summary: Callable[[list[Any]], dict[str, Any]]
-    """The figures of all rows that could be measured; at "failed" a list of what went wrong, if anything did."""
+    """Turns the measured rows into figures; "failed" lists what went wrong, if anything did."""
 
 
 def each_of(choices: object) -> Callable[[list[str] | None], list[str] | None]:
-    """That every value of an option is one of a `Literal`'s; typer looks at single ones alone."""
+    """A callback that checks each value of a repeatable option against a `Literal`, which typer does not."""
 
     def check(values: list[str] | None) -> list[str] | None:
         for value in values or ():
@@ -57,34 +57,40 @@ def each_of(choices: object) -> Callable[[list[str] | None], list[str] | None]:
 
 def evaluate(
     lol: Annotated[
-        Path | None, typer.Option(help="Folder of LOL v1: scores against bright pictures.", exists=True)
+        Path | None, typer.Option(help="Folder of LOL v1: score against its bright pictures.", exists=True)
     ] = None,
-    split: Annotated[Split, typer.Option(help="Of LOL: eval15, held-out (our485, 660 to 697) or our485.")] = "eval15",
-    full_size: Annotated[bool, typer.Option("--full-size", help="LOL's whole pictures in, the output halved.")] = False,
+    split: Annotated[
+        Split, typer.Option(help="Part of LOL: eval15, held-out (660 to 697 of our485) or our485.")
+    ] = "eval15",
+    full_size: Annotated[
+        bool, typer.Option("--full-size", help="Enhance LOL's pictures at full size, and halve the output.")
+    ] = False,
     daylight: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of pictures and videos by day, which should only be doubled.", exists=True, file_okay=False
+            help="Folder of daylight pictures and videos, which should only be doubled.", exists=True, file_okay=False
         ),
     ] = None,
     crf: Annotated[
-        int | None, typer.Option(help="Damage --daylight by libx264 at this rate factor.", min=0, max=51)
+        int | None, typer.Option(help="Compress --daylight by libx264 at this CRF first.", min=0, max=51)
     ] = None,
-    steady: Annotated[bool, typer.Option("--steady", help="Flicker on the shipped clip, darkened.")] = False,
+    steady: Annotated[bool, typer.Option("--steady", help="Measure flicker on the shipped clip, darkened.")] = False,
     clips: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A video by day, to be darkened and sent at 300 kbit/s; may be repeated.", exists=True, dir_okay=False
+            help="Daylight video, to be darkened and sent at 300 kbit/s; may be repeated.", exists=True, dir_okay=False
         ),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Folder of pictures without reference.", exists=True, file_okay=False)
+        Path | None, typer.Option(help="Folder of pictures without a reference.", exists=True, file_okay=False)
     ] = None,
     contact_sheet: Annotated[
-        Path | None, typer.Option(help="Picture file: input, bicubic double and output of --folder.", dir_okay=False)
+        Path | None,
+        typer.Option(help="Picture file to write: input, bicubic double and output of --folder.", dir_okay=False),
     ] = None,
     weights: Annotated[
-        list[str] | None, typer.Option(help="Shipped weights (field), or a folder made by `export`; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Shipped weights (default: field), or a folder with exported ones; may be repeated."),
     ] = None,
     runtime: Annotated[
         list[str] | None,
@@ -94,13 +100,13 @@ def evaluate(
         list[str] | None,
         typer.Option(callback=each_of(Precision), help="auto, fp32, bf16, fp16 or int8; may be repeated."),
     ] = None,
-    frames: Annotated[int, typer.Option(help="Pictures of each scene of --steady and --clips.", min=2)] = 100,
+    frames: Annotated[int, typer.Option(help="Pictures per scene of --steady and --clips.", min=2)] = 100,
     json: JsonFile = None,
 ) -> None:
-    """Measure engines on LOL, by day, over time and on thin video; several are compared with one another.
+    """Measure engines on LOL, by day, over time and on low-bit-rate video; compare several with one another.
 
-    Every picture passes the engine's door, as in the relay. Several --weights are taken as seeds of one recipe: their
-    mean and spread are told. For several runtimes or precisions the difference from the first is told.
+    Pictures pass through the engine as in the relay. Several --weights count as seeds of one recipe: their mean and
+    spread are printed. For several runtimes or precisions, the difference from the first is printed.
     """
     from rich.console import Console
 
@@ -140,7 +146,7 @@ def evaluate(
 
 
 def shown_first(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The first engine and its scores on LOL, as keys of the whole: most calls ask for nothing else."""
+    """The first engine and its LOL scores as top-level keys of the JSON: most calls ask for nothing else."""
     about = {key: value for key, value in result.items() if not isinstance(value, dict)}
     return {**about, **result.get("lol", {})}
 
@@ -158,7 +164,7 @@ def lol_measure(folder: Path, split: Split, full_size: bool) -> Measure:
 
 
 def daylight_measure(folder: Path, crf: int | None) -> Measure:
-    """Bright pictures, which should only be doubled; what is too dark is passed over."""
+    """Scores on daylight pictures, which should only be doubled; pictures that are too dark are skipped."""
     from engines.data.kinds import PICTURES, VIDEOS
     from engines.evaluation.daylight import BRIGHT, DayScore, day_score, read_bright, summary
 
@@ -180,7 +186,7 @@ def daylight_measure(folder: Path, crf: int | None) -> Measure:
 
 
 def steady_measure(frames: int) -> Measure:
-    """A still and a moving scene in the dark."""
+    """Flicker on a still and on a moving dark scene."""
     from engines.data.clips import read_clip
     from engines.evaluation.steady import NOISE, moving_scene, still_scene
 
@@ -194,7 +200,7 @@ def steady_measure(frames: int) -> Measure:
 
 
 def clips_measure(paths: Sequence[Path], frames: int) -> Measure:
-    """Videos darkened and sent thinly."""
+    """Scores on daylight videos, darkened and encoded at a low bit rate."""
     from engines.evaluation.clips import score_clip, summary
 
     return Measure(
@@ -203,7 +209,7 @@ def clips_measure(paths: Sequence[Path], frames: int) -> Measure:
 
 
 def folder_measure(folder: Path, target: Path) -> Measure:
-    """Pictures without reference, for the eye."""
+    """A contact sheet of pictures without a reference, to judge by eye."""
     from engines.data.kinds import PICTURES
     from engines.data.lol import read_picture
     from engines.evaluation.sheet import SheetRow, contact_sheet, sheet_row
@@ -218,7 +224,7 @@ def folder_measure(folder: Path, target: Path) -> Measure:
         told: dict[str, object] = {"contact_sheet": str(target)}
         try:
             save(contact_sheet(f"{folder.name}: {len(rows)} pictures", rows), target)
-        except (OSError, ValueError) as error:  # such as for more pictures than a WebP file has room for
+        except (OSError, ValueError) as error:  # such as more pictures than fit into a WebP file
             told = {"contact_sheet": None, "failed": [f"{target} cannot be written: {error}"]}
         pictures = [{"name": row.name, "mean_in": row.mean_in, "mean_out": row.mean_out} for row in rows]
         return told | {"pictures": pictures}
@@ -232,7 +238,7 @@ def folder_measure(folder: Path, target: Path) -> Measure:
 
 
 def each(paths: Iterable[Path], rows_of: Callable[[Path], Iterable[Row]]) -> Iterator[Row | Failed]:
-    """The rows of file after file; one that cannot be read or enhanced is told, and costs no other."""
+    """The rows of file after file. One that cannot be read or enhanced yields `Failed`, and the next one follows."""
     from engines.errors import EngineError
 
     for path in paths:
@@ -243,7 +249,7 @@ def each(paths: Iterable[Path], rows_of: Callable[[Path], Iterable[Row]]) -> Ite
 
 
 def measured(weights: str, runtime: str, precision: str, measures: Sequence[Measure]) -> dict[str, Any]:
-    """One engine's figures by the measures' names, with what the engine is."""
+    """A description of one engine, and its figures by the names of the measures."""
     from engines.cards import find_weights
     from engines.evaluation.evaluate import learned_before
     from engines.runtime import EngineOptions, open_engine
@@ -263,7 +269,7 @@ def measured(weights: str, runtime: str, precision: str, measures: Sequence[Meas
 
 
 def figures_of(measure: Measure, engine: Door) -> dict[str, Any]:
-    """Of what could be measured, and what could not."""
+    """The figures of one measure; "failed" lists what could not be measured."""
     rows = list(watched(measure.rows(engine), measure.name, measure.total))
     failed = [row.reason for row in rows if isinstance(row, Failed)]
     figures = measure.summary([row for row in rows if not isinstance(row, Failed)]) if len(failed) < len(rows) else {}
@@ -272,7 +278,7 @@ def figures_of(measure: Measure, engine: Door) -> dict[str, Any]:
 
 
 def compared(results: Sequence[Figures]) -> dict[str, object]:
-    """Mean and spread over weights where there are several, differences where runtimes or precisions are."""
+    """Mean and spread over several weights, differences between several runtimes or precisions; else empty."""
     from engines.evaluation.compare import difference, largest_difference, mean_and_spread
 
     def kind(result: Figures) -> str:
@@ -295,7 +301,7 @@ def compared(results: Sequence[Figures]) -> dict[str, object]:
 
 
 def without_rows(figures: Figures) -> dict[str, object]:
-    """The figures for people: no row for each picture."""
+    """The figures to print: without a row for each picture."""
     return {
         key: without_rows(value) if isinstance(value, Mapping) else value
         for key, value in figures.items()

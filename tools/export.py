@@ -1,4 +1,4 @@
-"""`nightbridge export`: the files that runtimes open, from trained weights."""
+"""`nightbridge export`: writes the files that runtimes open, from trained weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def export(
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of pictures as the cameras send them, for int8; without them that stays as it is.",
+            help="Folder of pictures as the cameras send them, to calibrate int8; without it, int8 stays as it is.",
             exists=True,
             file_okay=False,
         ),

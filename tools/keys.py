@@ -1,4 +1,4 @@
-"""`nightbridge keys`: key pairs for an encrypted wire."""
+"""`nightbridge keys`: makes key pairs for an encrypted wire."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 def as_name(text: str) -> str:
-    """The name of a relay or a viewer, fit for a file."""
+    """The name of a relay or a viewer, fit for a file name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
         raise typer.BadParameter(f"{text!r}; must be 1 to 64 of A-Z, a-z, 0-9, '.', _ and -, with no sign in front")
     return text
@@ -18,7 +18,7 @@ def as_name(text: str) -> str:
 
 def keys(
     names: Annotated[
-        list[str], typer.Argument(parser=as_name, metavar="NAME...", help="Of the relay, and of each viewer.")
+        list[str], typer.Argument(parser=as_name, metavar="NAME...", help="Names of the relay and of each viewer.")
     ],
     out: Annotated[
         Path, typer.Option(exists=True, file_okay=False, metavar="DIR", help="Folder for the files.")
@@ -26,7 +26,7 @@ def keys(
 ) -> None:
     """Make a CURVE key pair for each NAME: NAME.key, which is public, and NAME.key_secret, for its owner alone.
 
-    Keys that are there are never replaced; the others are made all the same.
+    Existing keys are never replaced; the others are made all the same.
     """
     from stream.errors import StreamError
     from stream.wire.keys import make_keys

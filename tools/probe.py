@@ -21,23 +21,25 @@ if TYPE_CHECKING:
     from stream.sources.segment import Segment
 
 REORDERED, LONGEST_GAP = 2.0, 60.0
-"""Seconds: stamps that go further back, or further ahead, from one access unit to the next have jumped."""
+"""Seconds: a time stamp further back, or further ahead, from the one before it counts as a jump."""
 
 
 def probe(
     url: Annotated[
         str,
         typer.Argument(
-            metavar="URL", help="rtsp://, rtsps://, udp://, http:// or https:// address, an SDP file, or recordings."
+            metavar="URL", help="rtsp://, rtsps://, udp://, http:// or https:// address, an SDP file or recordings."
         ),
     ],
     json: JsonFile = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Of video to look at.")] = 5,
-    username: Annotated[str | None, typer.Option(help="For the source; any characters.")] = None,
-    password_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Whose text is the password.")] = None,
-    transport: Annotated[Literal["auto", "udp", "tcp"], typer.Option(help="Of RTSP; auto: UDP, else TCP.")] = "auto",
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds of video to look at.")] = 5,
+    username: Annotated[str | None, typer.Option(help="User name for the source; any characters.")] = None,
+    password_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File that holds the password.")] = None,
+    transport: Annotated[
+        Literal["auto", "udp", "tcp"], typer.Option(help="RTSP transport; auto: UDP, else TCP.")
+    ] = "auto",
     tls_ca_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Of certificates that must vouch for the source's.")
+        Path | None, typer.Option(metavar="FILE", help="CA certificates that verify the source's.")
     ] = None,
 ) -> None:
     """Say what the source at URL holds and what the relay would do with it, or what is wrong with it."""
@@ -49,7 +51,7 @@ def probe(
             values = survey(feed_at(url, username, password_file, transport, tls_ca_file), seconds, stop)
     except SourceError as error:
         write_json(json, {"error": str(error), "reason": error.reason})
-        if error.reason == "address":  # wrong use, like wrong settings
+        if error.reason == "address":  # wrong use, exit code 2
             raise SettingsError(str(error)) from None
         raise
     print_values(Console(), values)
@@ -63,7 +65,7 @@ def feed_at(
     transport: Literal["auto", "udp", "tcp"] = "auto",
     tls_ca_file: Path | None = None,
 ) -> FeedSettings:
-    """A feed with all other settings at their defaults; raises `SettingsError` for what cannot be one."""
+    """A feed with all other settings at their defaults; raises `SettingsError` for values that are not allowed."""
     from pydantic import ValidationError
 
     from stream.address import redact
@@ -82,9 +84,9 @@ def feed_at(
 
 
 def survey(feed: FeedSettings, seconds: float, stop: Event | None = None) -> dict[str, object]:
-    """What `seconds` of the first segment tell; raises `SourceError` for a source that cannot be relayed.
+    """What `seconds` of the first segment show; raises `SourceError` for a source that cannot be relayed.
 
-    `stop`, which any thread may set, ends it within a second; what it gives or raises then means nothing.
+    Setting `stop`, from any thread, ends this within a second; what it returns or raises then means nothing.
     """
     from stream.address import redact
     from stream.errors import SourceUnsupported
@@ -94,7 +96,7 @@ def survey(feed: FeedSettings, seconds: float, stop: Event | None = None) -> dic
         segment = next(source.segments())
         seen = look(segment, seconds)
         if seen.ended:
-            next(source.segments(), None)  # raises where it should not have ended
+            next(source.segments(), None)  # raises if it should not have ended
         if seen.picture is None:
             keys = sum(unit.key for unit in seen.units)
             raise SourceUnsupported(
@@ -116,9 +118,9 @@ class Unit:
     """An access unit that was seen."""
 
     seconds: float
-    """Since the first one, by the stamps of the source; by its rate where they are missing or jump."""
+    """Since the first one, by the source's time stamps, or by its frame rate where they are missing or jump."""
     stamp: float | None
-    """Seconds, as the source says."""
+    """The source's own time stamp, in seconds."""
     size: int
     """Bytes."""
     key: bool
@@ -132,18 +134,18 @@ class Sight:
     """Packets of the data streams, by codec."""
     units: list[Unit] = field(default_factory=list)
     picture: Frame | None = None
-    """The first one."""
+    """The first decoded one."""
     clock: str = "arrival"
-    """Whose clock tells when pictures are captured, in the end."""
+    """Capture clock of the latest picture."""
     states: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     interlaced: bool = False
     ended: bool = False
-    """Whether the segment was over before the time was."""
+    """Whether the segment ended before the time was up."""
 
 
 def look(segment: Segment, seconds: float) -> Sight:
-    """Read and decode `seconds` of a segment: of a recording's own time, or of time on the clock."""
+    """Read and decode `seconds` of a segment: of a recording's own time, else of real time."""
     from stream.decode import Decoder
 
     seen = Sight(dict.fromkeys(segment.info.data, 0), ended=True)
@@ -155,7 +157,7 @@ def look(segment: Segment, seconds: float) -> Sight:
             continue
         step = float(1 / segment.rate) if segment.rate else 0.0
         seen.units.append(unit_of(packet, seen.units[-1] if seen.units else None, step))
-        seen.lost -= packet.packet.is_discard  # an edit list cuts it off: it is to give no picture
+        seen.lost -= packet.packet.is_discard  # not lost: an edit list cuts it off
         note(seen, decoder.decode(packet))
         elapsed = seen.units[-1].seconds if segment.recorded else time.monotonic() - began
         if elapsed >= seconds:
@@ -176,7 +178,7 @@ def note(seen: Sight, frames: list[Frame]) -> None:
 
 
 def unit_of(packet: SourcePacket, before: Unit | None, step: float) -> Unit:
-    """What is worth noting of an access unit, which comes a `step` after the one `before` where no stamp can tell."""
+    """The `Unit` of a packet; without a usable time stamp it comes `step` seconds after the one `before`."""
     ticks = packet.packet.dts if packet.packet.dts is not None else packet.packet.pts
     stamp = None if ticks is None else float(ticks * packet.packet.time_base)
     if before and before.stamp is not None and stamp is not None:
@@ -186,7 +188,7 @@ def unit_of(packet: SourcePacket, before: Unit | None, step: float) -> Unit:
 
 
 def video_values(segment: Segment, seen: Sight, picture: Frame) -> dict[str, object]:
-    """The video stream: what it says of itself, and what was measured."""
+    """The video stream: what it declares, and what was measured."""
     from stream.codecs.plain import states_matrix
 
     context = segment.video.codec_context
@@ -215,7 +217,7 @@ def video_values(segment: Segment, seen: Sight, picture: Frame) -> dict[str, obj
 
 
 def refusal(feed: FeedSettings, picture: Frame) -> str | None:
-    """Why the relay would make nothing of pictures of this size with the default settings; None where it would."""
+    """Why the relay would refuse pictures of this size with the default settings; None if it would not."""
     from engines.door import EngineInfo
     from stream.frame import BYTES_PER_PIXEL, memory_for
 
@@ -230,7 +232,7 @@ def refusal(feed: FeedSettings, picture: Frame) -> str | None:
 
 
 def relay_values(feed: FeedSettings, picture: Frame, clock: str) -> dict[str, object]:
-    """What the relay would make of it with the default settings."""
+    """What the relay would publish with the default settings."""
     from engines.door import SCALE
 
     return {

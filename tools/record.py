@@ -1,4 +1,4 @@
-"""`nightbridge record`: a feed into files, without decoding."""
+"""`nightbridge record`: writes a feed to files, without decoding."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 SILENCE_SECONDS = 5.0
-"""After which it is told that no picture comes."""
+"""Time without a picture after which this is reported."""
 
 RARE_GAPS = 3
-"""A feed that is well may be silent for so many times as long as it was between its latest two pictures."""
+"""A healthy feed may be silent for this many times the interval between its latest two pictures."""
 
 
 def as_seconds(text: str) -> float:
@@ -44,10 +44,10 @@ def as_seconds(text: str) -> float:
 
 def record(
     endpoint: Endpoint,
-    feed: Annotated[str, typer.Argument(parser=as_feed_name, metavar="FEED", help="Its name.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False, help="Where the files go.")],
+    feed: Annotated[str, typer.Argument(parser=as_feed_name, metavar="FEED", help="Name of the feed.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False, help="Folder for the files.")],
     segment: Annotated[str, typer.Option(metavar="DURATION", help="Length of a file, such as 90s or 5m.")] = "5m",
-    source: Annotated[bool, typer.Option("--source", help="The camera's own pictures, not the enhanced.")] = False,
+    source: Annotated[bool, typer.Option("--source", help="The camera's own pictures, not the enhanced ones.")] = False,
     relay_key: RelayKey = None,
     secret_key: SecretKey = None,
 ) -> None:
@@ -75,22 +75,22 @@ def record(
 
 
 def tell(text: str, err: bool = False) -> None:
-    """Print a line, if it can be: a reader that has gone, or a log on a full disk, must not end a recording."""
+    """Print a line if possible: a reader that has gone, or a log on a full disk, must not end a recording."""
     with suppress(OSError):
         typer.echo(text, err=err)
 
 
 class Silence:
-    """For how long no picture has come, by a clock that its caller reads, in seconds."""
+    """Measures how long no picture has come. Times are seconds of any clock, which the caller reads."""
 
     def __init__(self, now: float) -> None:
         self.has_come = False
         """Whether there was any picture."""
         self.due = now + SILENCE_SECONDS
-        """When to look into it; infinite once it was told."""
+        """When to look into the silence; infinite once it was reported."""
         self._since = now
         self._gap = SILENCE_SECONDS
-        """Between the latest two pictures; taken to be this before there are two."""
+        """Seconds between the latest two pictures, or this before there are two."""
 
     def end(self, now: float) -> None:
         """A picture has come."""
@@ -99,8 +99,8 @@ class Silence:
         self.has_come, self._since, self.due = True, now, now + SILENCE_SECONDS
 
     def tell(self, is_well: bool) -> str | None:
-        """Since when there is no picture, once it is due; None where that is not to be told yet, as of a feed that is
-        well and has few pictures."""
+        """The end of a message: how long no picture has come. Call it when due. None if it is too early to report the
+        silence of a healthy feed with few pictures."""
         silent, usual = self.due - self._since, RARE_GAPS * self._gap
         if self.has_come and is_well and silent < usual:
             self.due = self._since + usual
@@ -110,7 +110,7 @@ class Silence:
 
 
 def keep(subscriber: Subscriber, recorder: Recorder, wanted: Wanted, stop: Event) -> None:
-    """Record until the subscriber is closed, and name every file as it begins; every silence is told once."""
+    """Record until the subscriber is closed. Print each file's name as it begins, and report each silence once."""
     silence = Silence(time.monotonic())
     while True:
         message = subscriber.receive(None if silence.due == math.inf else silence.due - time.monotonic())
@@ -127,10 +127,10 @@ def keep(subscriber: Subscriber, recorder: Recorder, wanted: Wanted, stop: Event
 
 
 def look_into(silence: Silence, subscriber: Subscriber, wanted: Wanted, stop: Event) -> None:
-    """Tell that no picture comes, and what the relay says to that; it is asked until `stop` is set at most."""
+    """Report that no picture comes, with what the relay says about it. Setting `stop` ends the query."""
     feeds: dict[str, Status] | None = None
     if not subscriber.trouble:
-        with suppress(StreamError, OSError, RuntimeError):  # it is the recording that counts
+        with suppress(StreamError, OSError, RuntimeError):  # the recording must go on
             feeds = listed_feeds(wanted.endpoint, wanted.keys, Span(stop, LISTING_SECONDS))
     if stop.is_set():
         return
@@ -143,7 +143,7 @@ def look_into(silence: Silence, subscriber: Subscriber, wanted: Wanted, stop: Ev
 
 @contextmanager
 def naming(recorder: Recorder) -> Iterator[None]:
-    """Name the files that begin inside the block, however it ends."""
+    """Print the names of files that begin inside the block, however it ends."""
     known = len(recorder.paths)
     try:
         yield
@@ -154,7 +154,7 @@ def naming(recorder: Recorder) -> Iterator[None]:
 
 @contextmanager
 def summed_up(recorder: Recorder, subscriber: Subscriber) -> Iterator[None]:
-    """After the block, however it ends, write what is left and tell what became of the messages."""
+    """After the block, however it ends, finish the recording and print what became of the messages."""
     try:
         yield
     finally:

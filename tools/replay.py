@@ -25,17 +25,17 @@ def as_speed(text: str) -> float:
 
 
 def replay(
-    paths: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, help="Recordings, folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, help="Recordings or folders of them.")],
     to: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Make files there, and publish nothing; for one recording also a file."),
+        typer.Option(metavar="FOLDER", help="Write files there, and publish nothing; for one recording also a file."),
     ] = None,
     speed: Annotated[
         float | None,
         typer.Option(
             parser=as_speed,
             metavar="NUMBER|max",
-            help="1 is as live, 4 four times as fast, max as fast as it goes.",
+            help="1 is real time, 4 four times as fast, max as fast as possible.",
             show_default="1; for files max",
         ),
     ] = None,
@@ -46,8 +46,8 @@ def replay(
             parser=as_endpoint, metavar="ADDRESS", help="Where viewers connect.", show_default="that of the settings"
         ),
     ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="At max, begin before somebody views the feed.")] = False,
-    from_start: Annotated[bool, typer.Option("--from-start", help="Forget what an earlier call has done.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="At max, begin without a viewer.")] = False,
+    from_start: Annotated[bool, typer.Option("--from-start", help="Start over; forget earlier calls.")] = False,
     config: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Settings of relay, engine and encoder.", show_default="none"),
@@ -59,7 +59,7 @@ def replay(
 ) -> None:
     """Play recorded missions through the engine, one after another: to viewers, as a relay does, or to files.
 
-    Nothing is dropped. What was stopped or killed is gone on with by the same command.
+    Nothing is dropped. After a stop or a kill, the same command resumes where it was.
     """
     from stream.errors import SourceUnsupported
     from stream.settings import load_settings, require_weights

@@ -1,4 +1,4 @@
-"""The half of `replay` that makes files."""
+"""The half of `replay` that writes files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("nightbridge")
 
 KEPT = {".mkv": ".mkv", ".mov": ".mov", ".mp4": ".mp4", ".m4v": ".mp4", ".ts": ".ts", ".m2ts": ".m2ts", ".mts": ".m2ts"}
-"""What a recording's file becomes, by its suffix; others become Matroska, which holds nearly everything."""
+"""Suffix of the file by that of the recording; others become Matroska, which holds nearly everything."""
 
 GRAINS = 1, 100, 10_000_000, 1_000_000_000, 2_000_000_000
-"""Nanoseconds: what file systems round the time of a file down to (NTFS 100 ns, exFAT 10 ms, HFS+ 1 s, FAT 2 s)."""
+"""Nanoseconds: file systems round file times down to these (NTFS 100 ns, exFAT 10 ms, HFS+ 1 s, FAT 2 s)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the file is there, has the time of the recording, and nobody has begun it anew."""
+        """Whether the file exists, has the recording's modification time, and has not been begun anew."""
         from stream.files.parts import parts_folder
 
         if not self.target.is_file() or parts_folder(self.target).exists():
@@ -65,7 +65,7 @@ class Outcome:
 
 
 def file_jobs(files: Sequence[Path], to: Path) -> list[Job]:
-    """The file that each recording becomes: in the folder `to`, or `to` itself."""
+    """Each recording with its file: in the folder `to`, or `to` itself."""
     from stream.files.join import ENDINGS
     from stream.sources.recording import SUFFIXES
 
@@ -90,7 +90,7 @@ def file_jobs(files: Sequence[Path], to: Path) -> list[Job]:
 
 
 def to_files(settings: Settings, jobs: Sequence[Job], from_start: bool) -> dict[str, object]:
-    """Make all files, and tell what became of them; one that fails leaves the others alone."""
+    """Write all files and return the summary; one that fails leaves the others alone."""
     from engines.runtime import EngineOptions, open_engine
 
     stop = threading.Event()
@@ -111,7 +111,7 @@ def to_files(settings: Settings, jobs: Sequence[Job], from_start: bool) -> dict[
 
 
 class Work:
-    """One recording after another."""
+    """Converts one recording after another."""
 
     def __init__(self, engine: Door, stop: threading.Event, meter: Meter, from_start: bool) -> None:
         self._engine = engine
@@ -121,7 +121,7 @@ class Work:
         self._bytes = self._pictures = 0
 
     def do(self, job: Job) -> Outcome:
-        """Make one file, unless it is there."""
+        """Write one file, unless it is there."""
         from engines.errors import EngineError
         from stream.errors import StreamError
 
@@ -166,7 +166,7 @@ class Work:
 
 
 def summary(outcomes: Sequence[Outcome], jobs: int) -> dict[str, object]:
-    """What became of all recordings, told to people and given back for programs."""
+    """Print what became of all recordings, and return it as values for programs."""
     states = [outcome.state for outcome in outcomes]
     pictures = sum(outcome.pictures for outcome in outcomes)
     complete = len(outcomes) == jobs and not {"stopped", "failed"} & set(states)

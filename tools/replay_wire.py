@@ -1,4 +1,4 @@
-"""The half of `replay` that plays to viewers."""
+"""The half of `replay` that publishes to viewers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("nightbridge")
 
 REMEMBER_SECONDS = 1.0
-"""Between two notes of the position, and between two messages of kind `status`."""
+"""Interval at which the bookmark is written, and a message of kind `status` is sent."""
 
 LOOK_SECONDS = 0.2
-"""Between two looks whether to stop waiting: for the first viewer, or for all to have the last pictures."""
+"""Interval of checks while waiting for the first viewer, or for all viewers to have the last pictures."""
 
 UNSENT = 32
-"""Published pictures that may be lost with a process that is killed: they wait for a viewer, here or in the kernel."""
+"""Published pictures that may be lost if the process is killed: they wait for a viewer, here or in the kernel."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Show:
     files: Sequence[Path]
     feed: str
     speed: float | None
-    """A multiple of the recordings' own; None: as fast as it goes."""
+    """A multiple of the recordings' own; None: as fast as possible."""
 
 
 def feed_settings(settings: Settings, show: Show) -> FeedSettings:
-    """The settings of the feed that is played: the defaults, but for what a replay is."""
+    """The settings of the replayed feed: the defaults, but with the URL, mode and speed of a replay."""
     from stream.settings import FeedSettings
 
     table = {"url": show.files[0].absolute().as_uri(), "mode": "replay", "speed": show.speed}
@@ -53,7 +53,7 @@ def feed_settings(settings: Settings, show: Show) -> FeedSettings:
 
 
 def to_wire(settings: Settings, show: Show, *, wait: bool, from_start: bool) -> dict[str, object]:
-    """Play to viewers, and tell what became of it. At full speed the first viewer is waited for, if `wait`."""
+    """Play to viewers and return the summary. At full speed, playing begins with the first viewer, if `wait`."""
     from engines.runtime import EngineOptions, open_engine
     from stream.files.replay import Bookmark, Playlist
     from stream.publish import Publisher
@@ -101,11 +101,11 @@ def wait_for_viewer(publisher: Publisher, feed: str, stop: threading.Event) -> N
 
 
 def see_off(publisher: Publisher, stop: threading.Event) -> bool:
-    """Close the publisher as soon as the viewers have its last messages; False where `stop` is set before they do."""
+    """Close the publisher as soon as the viewers have its last messages; False if `stop` is set before that."""
     from stream.publish import LONGEST_LINGER
 
     usual, publisher.linger = publisher.linger, LONGEST_LINGER
-    # in another thread: a signal ends pyzmq's own wait, which does not say so, or comes just before it and is missed
+    # in another thread: a signal would end pyzmq's own wait unnoticed, or be missed if it came just before it
     closing = threading.Thread(target=publisher.__exit__, args=(None, None, None), daemon=True)
     closing.start()
     closing.join(LOOK_SECONDS)
@@ -118,7 +118,7 @@ def see_off(publisher: Publisher, stop: threading.Event) -> bool:
 
 
 def play(relay: Relay, feed: Feed, playlist: Playlist, bookmark: Bookmark, stop: threading.Event) -> bool:
-    """Wait for the end, and remember where the replay is; whether it has come to its own end."""
+    """Wait for the end, and write the bookmark meanwhile; returns whether the replay came to its own end."""
 
     def remember() -> None:
         figures = feed.figures()
@@ -136,7 +136,7 @@ def play(relay: Relay, feed: Feed, playlist: Playlist, bookmark: Bookmark, stop:
 
 
 def summary(show: Show, feed: Feed, playlist: Playlist, complete: bool, *, kept: bool) -> dict[str, object]:
-    """What became of the replay, told to people and given back for programs; `kept`: the position is remembered."""
+    """Print what became of the replay, and return it as values for programs. `kept`: the bookmark is stored."""
     figures = feed.figures()
     print(f"feed {feed.name}: {figures}")
     if feed.reason:

@@ -1,4 +1,4 @@
-"""`nightbridge run`: the relay, until a signal."""
+"""`nightbridge run`: runs the relay until a signal."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("nightbridge")
 
 STATUS_SECONDS = 1.0
-"""Between two messages of kind `status` of a feed, and between two looks at the settings' file."""
+"""Interval of each feed's `status` messages, and of checks whether the settings file has changed."""
 LOOKS, LOOKS_AT_NOTHING = 2, 5
-"""In a row that must show the same before the file counts as changed; the second where it is empty or away, which is
-how writing begins."""
+"""Checks in a row that must find the same before the file counts as changed; the second number if it is empty or
+missing, as it is when writing begins."""
 
 
-def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.")] = Path("config.toml")) -> None:
+def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings file.")] = Path("config.toml")) -> None:
     """Relay every feed of CONFIG until SIGTERM or SIGINT; a clean stop flushes every encoder.
 
-    Cameras are added, removed and changed while it runs: CONFIG is read again when it changes, and on SIGHUP, which
-    also opens feeds again that have failed, and lets all be removed.
+    Feeds can be added, removed and changed while it runs: CONFIG is reloaded when it changes, and on SIGHUP, which also
+    reopens failed feeds, and accepts a file without feeds.
     """
     from engines.runtime import EngineOptions, open_with_fallback
     from stream.errors import StreamError
@@ -95,26 +95,26 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings.
 
 
 def pictures_at_once(feeds: int) -> int:
-    """Two where there are four feeds or more: one whose neighbours are away still has half of the processor."""
+    """2 for four feeds or more, else 1: a feed still has half of the processor when the others are idle."""
     return 2 if feeds >= 4 else 1
 
 
 class Watch:
-    """Tells that a file has become another one, or has been written to, until that one is taken."""
+    """Tells whether a file was replaced, or written to, since it was last taken."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.seen = self._look()
-        """What stands for the file as it was seen last."""
+        """Fingerprint of the file at the latest check."""
         self._known: tuple[int, ...] | None = self.seen
-        """The same as it was at the start, or taken; None after one was refused."""
+        """Fingerprint of the file at the start, or as taken; None after a refusal."""
         self._looks = 1
-        """In a row that have shown the same."""
+        """Checks in a row that have found the same fingerprint."""
 
     def changed(self) -> bool:
-        """Whether the file is another than the one that is known, and has been for some looks, of which this is one.
+        """Check whether the file differs from the known one, and was the same in the last checks, this one included.
 
-        So one that is being written is left alone.
+        So a file that is being written is left alone.
         """
         before, self.seen = self.seen, self._look()
         self._looks = self._looks + 1 if self.seen == before else 1
@@ -122,15 +122,15 @@ class Watch:
         return self.seen != self._known and self._looks >= enough
 
     def take(self) -> None:
-        """Let the file as it was last seen be the known one, which at first is that of the start."""
+        """Make the file as last seen the known one."""
         self._known = self.seen
 
     def refuse(self) -> None:
-        """Let none be known, so that the one that was is told of too, when it comes back."""
+        """Forget the known file, so that going back to it counts as a change, too."""
         self._known = None
 
     def _look(self) -> tuple[int, ...]:
-        """Size, number and time of the file; (0,) where it is empty, () where it is away."""
+        """Size, inode and modification time of the file; (0,) if it is empty, () if it is missing."""
         try:
             found = self._path.stat()
         except OSError:
@@ -139,11 +139,11 @@ class Watch:
 
 
 def read_again(config: Path, relay: Relay, asked: bool) -> str | None:
-    """Apply what the file says now; where that is wrong the old settings stay, and what is wrong is told in one line.
+    """Reload the settings file; returns None, or in one line what is wrong: then the old settings stay.
 
-    So they do where feeds would go since the file says nothing, which is how writing begins, or has none any more,
-    which may be its beginning alone. `asked` says that somebody asked for it: then it may have none, and feeds that
-    have failed are opened again.
+    They also stay if feeds would be removed because the file says nothing, as when writing begins, or has no feeds, in
+    which case it may be cut off. `asked`: the reload was requested; then the file may have no feeds, and failed feeds
+    are reopened.
     """
     from stream.errors import SettingsError
     from stream.settings import load_settings, require_weights
@@ -154,7 +154,7 @@ def read_again(config: Path, relay: Relay, asked: bool) -> str | None:
     except SettingsError as error:
         return "; ".join(str(error).splitlines())
     tables = tables_of(config)
-    named = settings.feeds and tables.get("feeds")  # without the latter all are of the environment
+    named = settings.feeds and tables.get("feeds")  # without the second, all come from the environment
     if relay.feeds.keys() - settings.feeds.keys() and not named:
         if not tables:
             return f"{config} says nothing"
@@ -168,8 +168,8 @@ def read_again(config: Path, relay: Relay, asked: bool) -> str | None:
 
 
 def tables_of(config: Path) -> dict[str, Any]:
-    """What a file says; nothing where it is empty, or holds comments alone."""
+    """The tables of a file; none if it is empty, holds only comments, or cannot be read."""
     try:
         return tomllib.loads(config.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):  # it went away meanwhile, or is being written
+    except (OSError, ValueError):  # removed meanwhile, or being written
         return {}

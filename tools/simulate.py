@@ -1,4 +1,4 @@
-"""`nightbridge simulate`: a night camera made from a clip by day."""
+"""`nightbridge simulate`: makes a night camera of a daylight clip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stream.simulator.camera import NightCamera, Sent
 
 LINE_SECONDS = 10
-"""Seconds of video between two lines where the output is no terminal."""
+"""Seconds of video between two lines if the output is no terminal."""
 FINEST_RATE = 100_000
 """The largest denominator of a rate: FFmpeg's fractions have 32 bits."""
 
@@ -30,7 +30,7 @@ def as_size(text: str) -> tuple[int, int]:
 
 
 def as_rate(text: str) -> Fraction:
-    """Pictures a second of a text such as 25, 12.5 or 30000/1001; 29.97002997 is the last one, too."""
+    """Pictures per second of a text such as 25, 12.5 or 30000/1001; 29.97002997 means the last one, too."""
     try:
         return Fraction(text).limit_denominator(FINEST_RATE)
     except (ValueError, ZeroDivisionError):
@@ -38,7 +38,7 @@ def as_rate(text: str) -> Fraction:
 
 
 def as_bit_rate(text: str) -> int:
-    """Bits a second of a text such as 300k."""
+    """Bits per second of a text such as 300k."""
     from pydantic import TypeAdapter, ValidationError
 
     from stream.settings.values import bits_from
@@ -51,33 +51,33 @@ def as_bit_rate(text: str) -> int:
 
 
 def simulate(
-    clip: Annotated[Path, typer.Argument(metavar="CLIP", exists=True, dir_okay=False, help="A video by day.")],
+    clip: Annotated[Path, typer.Argument(metavar="CLIP", exists=True, dir_okay=False, help="A daylight video.")],
     url: Annotated[
-        str, typer.Argument(metavar="URL", help="udp://HOST:PORT to send to, or rtsp://HOST:PORT/PATH to be asked at.")
+        str, typer.Argument(metavar="URL", help="udp://HOST:PORT to send to, or rtsp://HOST:PORT/PATH to serve.")
     ],
     exposure: Annotated[float, typer.Option(min=0, max=1, help="Share of the light that is left; 1 is day.")] = 0.02,
-    photons: Annotated[float, typer.Option(min=1, help="Of a white pixel by day; fewer are noisier.")] = 4000,
+    photons: Annotated[float, typer.Option(min=1, help="Photons of a white daylight pixel; fewer are noisier.")] = 4000,
     read_noise: Annotated[float, typer.Option(min=0, max=1, help="Standard deviation; white is 1.")] = 0.0005,
     bit_rate: Annotated[
         int,
         typer.Option(
-            parser=as_bit_rate, metavar="RATE", help="Of the video, bit/s, such as 300k or 1M.", show_default="300k"
+            parser=as_bit_rate, metavar="RATE", help="Bit rate of the video, such as 300k or 1M.", show_default="300k"
         ),
     ] = 300_000,
     size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Of the sent pictures.", show_default="half of the clip's")
+        str | None, typer.Option(metavar="WxH", help="Size of the sent pictures.", show_default="half of the clip's")
     ] = None,
     rate: Annotated[
         Fraction | None,
-        typer.Option(parser=as_rate, metavar="NUMBER", help="Pictures a second.", show_default="the clip's"),
+        typer.Option(parser=as_rate, metavar="NUMBER", help="Pictures per second.", show_default="the clip's"),
     ] = None,
-    codec: Annotated[Literal["h264", "hevc", "mpeg4"], typer.Option(help="Of the sent video.")] = "h264",
+    codec: Annotated[Literal["h264", "hevc", "mpeg4"], typer.Option(help="Codec of the sent video.")] = "h264",
     loop: Annotated[bool, typer.Option("--loop", help="Begin again when the clip is over.")] = False,
-    seconds: Annotated[float | None, typer.Option(help="Of video, then end.", show_default="no limit")] = None,
-    loss: Annotated[float, typer.Option(min=0, max=100, help="Datagrams that get lost, in percent.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Of noise and loss; the same seed sends the same bytes.")] = 0,
+    seconds: Annotated[float | None, typer.Option(help="Seconds of video to send.", show_default="no limit")] = None,
+    loss: Annotated[float, typer.Option(min=0, max=100, help="Percentage of datagrams to lose.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of noise and loss; the same seed sends the same bytes.")] = 0,
 ) -> None:
-    """Be a night camera: darken CLIP, add sensor noise, halve its size, send it in real time to URL, or from there."""
+    """Be a night camera: darken CLIP, add sensor noise, halve its size, send it to or serve it at URL in real time."""
     from engines.data.darken import Night
     from stream.simulator.camera import NightCamera
 
@@ -102,7 +102,7 @@ def simulate(
 
 
 def run_camera(camera: NightCamera, console: Console) -> None:
-    """Run the camera and tell how it goes: one line that changes on a terminal, a line now and then elsewhere."""
+    """Run the camera and show progress: one line that changes on a terminal, a line now and then elsewhere."""
     console.print(f"{camera.clip} to {camera.url} at {camera.bit_rate / 1000:g} kbit/s", markup=False, highlight=False)
     if console.is_terminal:
         with console.status("starting") as status:
@@ -113,7 +113,7 @@ def run_camera(camera: NightCamera, console: Console) -> None:
 
 
 def now_and_then(console: Console) -> Callable[[Sent], None]:
-    """A report that prints a line when another `LINE_SECONDS` of video are over."""
+    """A callback that prints a line after every `LINE_SECONDS` of video."""
     due = LINE_SECONDS
 
     def report(sent: Sent) -> None:

@@ -1,4 +1,4 @@
-"""`nightbridge train`: from pairs of pictures to weights of one's own."""
+"""`nightbridge train`: trains weights on pairs of pictures."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ def train(
     lol: Annotated[Path, typer.Option(help="Folder of LOL v1: `our485/`, or its tar shards.", exists=True)],
     photos: Annotated[
         Path | None,
-        typer.Option(help="Folder of sharp photos and clips by day, to be darkened.", exists=True, file_okay=False),
+        typer.Option(help="Folder of sharp daylight photos and clips, to be darkened.", exists=True, file_okay=False),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the weights and the checkpoint; an old run there goes on.", show_default="runs/RECIPE"
+            help="Folder for the weights and the checkpoint; a run found there resumes.", show_default="runs/RECIPE"
         ),
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="weights.safetensors to begin with, also of a wider network.", exists=True)
+        Path | None, typer.Option(help="weights.safetensors to start from, also of a wider network.", exists=True)
     ] = None,
     teacher: Annotated[
         Path | None,
-        typer.Option(help="weights.safetensors of the teacher of a recipe with lessons (`taught`).", exists=True),
+        typer.Option(help="weights.safetensors of the teacher, for a recipe with lessons (`taught`).", exists=True),
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Budget, over all sittings.", show_default="120 where no steps are set"),
+        typer.Option(min=0.01, help="Time budget, resumed runs included.", show_default="120 where no steps are set"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="The same in steps; a recipe can have its own.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="In place of the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Step budget, likewise; a recipe can have its own.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed in place of the recipe's.")] = None,
 ) -> None:
     """Train a network by a recipe within a budget, score it on held-out scenes, and store its weights."""
     from contextlib import ExitStack

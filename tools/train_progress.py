@@ -1,4 +1,4 @@
-"""What is seen of a training run: a bar on a terminal, lines elsewhere, and a TensorBoard log."""
+"""Progress of a training run: a bar on a terminal, lines elsewhere, and a TensorBoard log."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class TrainProgress:
     """Shows steps, parts of the loss, held-out score and speed. A context manager."""
 
     def __init__(self, console: Console, batch: int, log: Log | None = None) -> None:
-        """`batch` is in pictures; `log` takes every figure as well."""
+        """`batch` is in pictures; `log` receives every figure, too."""
         self.steps = 0
-        """Taken so far in this sitting."""
+        """Taken so far by this process."""
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("training", total=1.0)
@@ -46,7 +46,7 @@ class TrainProgress:
         self._bar.stop()
 
     def report(self, step: int, share: float, parts: Mapping[str, float]) -> None:
-        """After every step; see `engines.training.train.Report`."""
+        """To be called after every step; see `engines.training.train.Report`."""
         now = time.monotonic()
         self.steps += 1
         if self._mark is None:
@@ -61,7 +61,7 @@ class TrainProgress:
                 self._log(name, value, step)
 
     def told(self, step: int, score: float) -> None:
-        """After every score on held-out pairs, in dB; its time is none of a step's."""
+        """To be called after every score on held-out pairs, in dB; its time does not count as step time."""
         self._score = f", {score:.2f} dB held out at step {step}"
         self._console.print(f"step {step}: raw PSNR {score:.3f} dB on held-out scenes", highlight=False)
         if self._log is not None:
@@ -93,7 +93,7 @@ class TrainProgress:
 
 
 def open_log(folder: Path, console: Console) -> tuple[Log, Callable[[], None]] | None:
-    """A TensorBoard log in this folder and what closes it; None, and a line that says so, without TensorBoard."""
+    """A TensorBoard log in this folder, and a call that closes it; without TensorBoard, prints so and returns None."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,4 +1,4 @@
-"""`nightbridge view`: what a relay publishes, in a window, as one picture or as figures."""
+"""`nightbridge view`: shows what a relay publishes, in a window, as one picture or as figures."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ SNAPSHOT_SECONDS = 10.0
 """The longest that `--snapshot` waits for a picture."""
 
 FEEDS_SECONDS = 10.0
-"""The longest that `--feeds` listens: a relay tells of its feeds about once a second."""
+"""The longest that `--feeds` listens: a relay lists its feeds about once a second."""
 
 AMBER, RED = (255, 176, 0), (230, 30, 30)
-"""Frames around pictures that are damaged, and around old ones."""
+"""RGB of the frames around damaged pictures, and around old ones."""
 
 
 def as_png(path: Path | None) -> Path | None:
@@ -49,7 +49,7 @@ def view(
     endpoint: Endpoint,
     feed: Annotated[
         str | None,
-        typer.Argument(parser=as_feed_name, metavar="FEED", help="Its name.", show_default="the first"),
+        typer.Argument(parser=as_feed_name, metavar="FEED", help="Name of the feed.", show_default="the first"),
     ] = None,
     snapshot: Annotated[
         Path | None,
@@ -58,14 +58,14 @@ def view(
         ),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print age, loss and rate; no window.")] = False,
-    feeds: Annotated[bool, typer.Option("--feeds", help="Print which feeds there are, and how they do.")] = False,
-    seconds: Annotated[float | None, typer.Option(min=0, help="How long.", show_default="no limit")] = None,
+    feeds: Annotated[bool, typer.Option("--feeds", help="List the feeds and their states.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=0, help="How long to run.", show_default="no limit")] = None,
     json: JsonFile = None,
-    source: Annotated[bool, typer.Option("--source", help="The camera's own pictures, not the enhanced.")] = False,
+    source: Annotated[bool, typer.Option("--source", help="The camera's own pictures, not the enhanced ones.")] = False,
     relay_key: RelayKey = None,
     secret_key: SecretKey = None,
 ) -> None:
-    """Show FEED in a window until that is closed; q and Escape close it, too."""
+    """Show FEED in a window until it is closed; q and Escape close it, too."""
     if (snapshot is not None) + stats + feeds > 1:
         raise typer.BadParameter("--snapshot, --stats and --feeds do not go together")
     if feeds and (feed or source):
@@ -96,7 +96,7 @@ def view(
 
 
 def list_feeds(endpoint: str, keys: ViewerKeys | None, json: Path | None, span: Span) -> None:
-    """Print a line for each feed of a relay, as soon as that tells of them. Raises `StreamError` where it does not."""
+    """Print a line per feed as soon as the relay lists its feeds. Raises `StreamError` if it does not."""
     feeds = listed_feeds(endpoint, keys, span)
     for line in in_columns([about_feed(name, feeds[name]) for name in sorted(feeds)]):
         print(line)
@@ -104,15 +104,14 @@ def list_feeds(endpoint: str, keys: ViewerKeys | None, json: Path | None, span: 
 
 
 def about_feed(name: str, status: Status) -> tuple[str, ...]:
-    """What stands in the columns of `--feeds`."""
+    """One row of `--feeds`, column by column."""
     dropped, lost = sum(status.dropped.values()), sum(status.lost.values())
     counts = (f"{status.received} received", f"{status.published} published", f"{dropped} dropped", f"{lost} lost")
     return (name, status.state, *counts, status.reason or "")
 
 
 def take_snapshot(wanted: Wanted, path: Path, span: Span) -> None:
-    """Write a picture as PNG, and tell where it is not to be trusted. Raises `StreamError` where none comes, and
-    `OSError`."""
+    """Write a picture as PNG; log a warning if it is not clean. Raises `StreamError` if none comes, and `OSError`."""
     from PIL import Image
 
     from stream.view import PictureDecoder
@@ -131,7 +130,7 @@ def take_snapshot(wanted: Wanted, path: Path, span: Span) -> None:
 
 
 def best_picture(reception: Reception, decoder: PictureDecoder, span: Span) -> tuple[av.VideoFrame, Stamped] | None:
-    """The first clean picture and its header; where none comes in time the latest, None where there is none at all."""
+    """The first clean picture and its header; if none comes in time, the latest one, or None without any."""
     best = None
     for messages in reception.turns(span):
         for message in messages:
@@ -143,7 +142,7 @@ def best_picture(reception: Reception, decoder: PictureDecoder, span: Span) -> t
 
 
 def print_stats(wanted: Wanted, json: Path | None, span: Span, console: Console) -> None:
-    """Print a line a second and all figures at the end. Raises `StreamError` where no picture came."""
+    """Print a line per second, and all figures at the end. Raises `StreamError` if no picture came."""
     figures, due = Figures(), time.monotonic() + 1
     with Reception(wanted) as reception:
         for messages in reception.turns(span):
@@ -161,8 +160,7 @@ def print_stats(wanted: Wanted, json: Path | None, span: Span, console: Console)
 
 
 def show_window(wanted: Wanted, span: Span) -> None:
-    """Show the newest picture, and tell by a coloured frame and the caption where it is damaged or old, and why none
-    comes."""
+    """Show the newest picture. A coloured frame and the caption tell if it is damaged or old, and why none comes."""
     from stream.view import PictureDecoder
     from tools.window import Window
 
@@ -171,7 +169,7 @@ def show_window(wanted: Wanted, span: Span) -> None:
     with Window(f"nightbridge {wanted.feed}  {wanted.endpoint}") as window, Reception(wanted) as reception:
         for messages in reception.turns(span):
             pictures = []
-            for message in messages:  # pictures need the ones before them: all are decoded, the newest is shown
+            for message in messages:  # pictures refer to earlier ones: decode all, show the newest
                 decoded = decoder.decode(message)
                 figures.add(message, bool(decoded))
                 pictures += decoded
@@ -192,12 +190,12 @@ def show_window(wanted: Wanted, span: Span) -> None:
 
 
 def warning(header: Stamped | None, is_stale: bool) -> tuple[int, int, int] | None:
-    """The colour (RGB) of the frame around a picture; None around one that can be trusted."""
+    """The colour (RGB) of the frame around a picture; None for a picture that can be trusted."""
     if is_stale:
         return RED
     return None if header is None or is_clean(header) else AMBER
 
 
 def is_clean(header: Stamped) -> bool:
-    """Whether nothing is known to be missing in a picture."""
+    """Whether a picture has no known damage."""
     return header.state in ("clean", None)

@@ -1,4 +1,4 @@
-"""What a viewer hears of one feed: its pictures, and what the relay says of it."""
+"""What a viewer receives of one feed: its pictures, and its status as reported by the relay."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TURN_SECONDS = 0.05
-"""The longest that a message is waited for before the window and the clock are looked at."""
+"""The longest wait for a message before the window and the clock are checked."""
 
 QUIET_SECONDS = 5.0
-"""After which it is told that nothing has come yet."""
+"""Time without any message, at the start, after which a warning is logged."""
 
 MOST_A_TURN = 8
-"""Messages between two looks at the window, on a machine that cannot keep up."""
+"""Most messages between two checks of the window, on a machine that cannot keep up."""
 
 LISTING_SECONDS = 2.5
-"""The longest that a list of the feeds is waited for before any feed is taken: relays send one about once a second."""
+"""The longest wait for the list of feeds before any feed is taken: relays send it about once a second."""
 
 UNHEARD = ": is the relay running there, and does it have that feed?"
-"""What goes on a sentence where nothing at all is heard."""
+"""The end of a message if nothing at all is received."""
 
 STATUS_SECONDS = 1.0
-"""Without a picture, after which the relay is asked how the feed is doing."""
+"""Time without a picture after which the relay is asked for the feed's status."""
 
 
 class Span:
@@ -55,7 +55,7 @@ class Span:
         return self.stop.is_set() or time.monotonic() >= self._end
 
     def beginning(self, seconds: float) -> Span:
-        """The next `seconds` of it, but no more than half of what is left."""
+        """A span of the next `seconds`, but of half of what is left at most."""
         return Span(self.stop, min(seconds, (self._end - time.monotonic()) / 2))
 
 
@@ -73,11 +73,11 @@ class Wanted:
 
 
 class Reception:
-    """The pictures of a feed, and what its relay says of it. A context manager, for one thread.
+    """The pictures of a feed, and its status. A context manager, for one thread.
 
-    Both have a connection of their own: beside messages as small as these, pictures would look late on a thin link. The
-    second one begins when a picture has come, or does not come: a replay that waits for a viewer begins with whoever
-    wants anything of its feed, and by then the pictures must have been asked for.
+    Each has a connection of its own: beside such small messages, pictures would seem late on a thin link. The status
+    connection opens when the first picture has come, or has not come for `STATUS_SECONDS`: a replay that waits for a
+    viewer starts at any subscription to its feed, and by then the pictures must be subscribed to.
     """
 
     def __init__(self, wanted: Wanted) -> None:
@@ -86,12 +86,12 @@ class Reception:
         self.wanted = wanted
         self.pictures = Subscriber(wanted.endpoint, wanted.feed, (wanted.kind,), keys=wanted.keys)
         self.status: Status | None = None
-        """What the relay said last; None where it has said nothing."""
+        """The latest status from the relay; None before the first."""
         self._feeds: dict[str, Status] | None = None
-        """The same of all its feeds."""
+        """The latest list of all feeds, likewise."""
         self._statuses: Subscriber | None = None
         self._asked: tuple[Kind, ...] = ()
-        """What the second connection asks for."""
+        """Kinds that the status connection subscribes to."""
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
@@ -104,7 +104,7 @@ class Reception:
         self._opened.close()
 
     def turns(self, span: Span) -> Iterator[list[Message]]:
-        """The pictures that have come, see `turns`; between two turns `status` is brought up to date."""
+        """The pictures that have come, see the function `turns`; `status` is updated in between."""
         ask_at = time.monotonic() + STATUS_SECONDS
         for messages in turns(self.pictures, span, str(self.wanted), self._says):
             yield messages
@@ -112,7 +112,7 @@ class Reception:
                 self._hear()
 
     def missing(self, span: Span, undecodable: int = 0) -> StreamError:
-        """That no picture came, or none that could be decoded, and what the relay says to that."""
+        """The error that no picture came, or none that can be decoded, with what the relay says about it."""
         came = f"{undecodable} came that cannot be decoded" if undecodable else None
         words = (f"no picture of {self.wanted}{span}", came, self._says(), self.pictures.trouble)
         return StreamError("; ".join(filter(None, words)))
@@ -121,9 +121,9 @@ class Reception:
         return relay_says(self.wanted, self.status, self._feeds, has_come=self.pictures.received > 0)
 
     def _hear(self) -> None:
-        """Take in what the relay has said, however long ago: what it said last holds.
+        """Read the relay's statuses, of any age: the latest one holds.
 
-        Of all feeds it is asked until something of this one comes: the list of many takes room on a thin link.
+        The list of all feeds is subscribed to only until this feed's first picture: it can be long for a thin link.
         """
         from stream.subscribe import Subscriber
         from stream.wire.messages import decode_feeds, decode_status
@@ -143,13 +143,13 @@ class Reception:
 
 
 def words_of(status: Status) -> str:
-    """How a feed is doing, for people."""
+    """The state of a feed and its reason, for people."""
     return status.state if status.reason is None else f"{status.state}: {status.reason}"
 
 
 def relay_says(wanted: Wanted, status: Status | None, feeds: Mapping[str, Status] | None, has_come: bool) -> str | None:
-    """What the relay says of a feed of which nothing comes, by its status, or else by the list of all feeds; None where
-    there is neither. `has_come`: something of it has come before."""
+    """What the relay says about a feed of which nothing comes, from its status, else from the list of all feeds; None
+    without either. `has_come`: whether anything came before."""
     status = status or (feeds or {}).get(wanted.feed)
     if status is not None:
         is_published = has_come or wanted.kind != "source" or status.state != "live"
@@ -161,15 +161,15 @@ def relay_says(wanted: Wanted, status: Status | None, feeds: Mapping[str, Status
 
 
 def why_silent(why: str | None) -> str:
-    """Why nothing comes, to go on a sentence; None where nobody has told."""
+    """Why nothing comes, as the end of a message; `why` is None if that is not known."""
     return f"; {why}" if why else UNHEARD
 
 
 def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -> str:
-    """The first feed of a relay, a live one if there is any. Raises `StreamError` where there is none.
+    """The first feed of a relay, a live one if there is any. Raises `StreamError` if there is none.
 
-    Where the relay does not tell of its feeds it is the first that is heard; so it is of the cameras' own pictures,
-    which not every feed has. Listening to all of them costs the relay a key frame of each, and the link all they send.
+    If the relay does not list its feeds, this is the first feed of which a picture comes; so it is for the cameras' own
+    pictures, which not every feed has. Subscribing to all costs the relay a key frame each, and the link all they send.
     """
     from stream.subscribe import Subscriber
 
@@ -185,8 +185,7 @@ def first_feed(endpoint: str, kind: Kind, keys: ViewerKeys | None, span: Span) -
 
 
 def listed_feeds(endpoint: str, keys: ViewerKeys | None, span: Span) -> dict[str, Status]:
-    """How the feeds of a relay do, by their names, as soon as it tells of them. Raises `StreamError` where it does
-    not."""
+    """The statuses of a relay's feeds by name, as soon as it lists them. Raises `StreamError` if it does not."""
     from stream.subscribe import Subscriber
     from stream.wire.messages import ALL_FEEDS, decode_feeds
 
@@ -201,10 +200,10 @@ def listed_feeds(endpoint: str, keys: ViewerKeys | None, span: Span) -> dict[str
 def turns(
     subscriber: Subscriber, span: Span, what: str, says: Callable[[], str | None] = lambda: None
 ) -> Iterator[list[Message]]:
-    """What has come, a few messages at a time, and nothing as often as nothing comes, until the span is over.
+    """The messages that have come, a few at a time, or none after `TURN_SECONDS` without any, until the span is over.
 
-    Where nothing of `what` has come for a while at the beginning, that is told, with what the relay `says`: ZeroMQ goes
-    on trying to connect for ever, and does not say why it fails.
+    If nothing of `what` comes within `QUIET_SECONDS`, a warning says so, with what the relay `says` about it: ZeroMQ
+    tries to connect for ever, and does not say why it fails.
     """
     quiet_until = time.monotonic() + QUIET_SECONDS
     while not span.is_over():

@@ -1,4 +1,4 @@
-"""Age, loss and rate of a feed, as a viewer finds them."""
+"""Age, loss and rate of a feed, measured at a viewer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 AGES_KEPT = 10_000
 
 STALE_SECONDS = 2.0
-"""A picture that has stood this long is not live any more."""
+"""A picture that has been shown for longer than this is not live."""
 
 RECENT_SECONDS = 10.0
-"""What the line is about: on a watch of hours nobody would see by its average that the last minute is bad."""
+"""Period that the line covers: an average over hours would hide that the last minute is bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +31,17 @@ class Arrival:
     """Seconds of the monotonic clock."""
     octets: int
     age_ms: float | None
-    """Capture to arrival; None where no clock told."""
+    """Capture to arrival; None without a capture time."""
 
 
 class Growth:
-    """What was added to counts within `RECENT_SECONDS`."""
+    """How much counters grew within `RECENT_SECONDS`."""
 
     def __init__(self) -> None:
         self._noted: deque[tuple[float, Counter[str]]] = deque()
 
     def note(self, counts: Mapping[str, int]) -> None:
-        """Take in the counts of this moment; those that have become less have begun anew."""
+        """Record the current counts; if any has become less, they were reset, and recording starts over."""
         noted = Counter(counts)
         if self._noted and not self._noted[-1][1] <= noted:
             self._noted.clear()
@@ -49,7 +49,7 @@ class Growth:
         self._forget()
 
     def recent(self) -> Counter[str]:
-        """What was added, and where; nothing before the second note."""
+        """The growth of each counter; empty before the second note."""
         self._forget()
         return self._noted[-1][1] - self._noted[0][1] if self._noted else Counter()
 
@@ -67,18 +67,18 @@ class Figures:
     octets: int = 0
     began: float = 0.0
     latest: float = 0.0
-    """Of the first and the latest picture, in seconds of the monotonic clock."""
+    """Arrival of the first and the latest picture, in seconds of the monotonic clock."""
     seen: float | None = None
-    """The same of the latest that could be seen."""
+    """The same of the latest picture that could be shown."""
     header: Stamped | None = None
-    """Of the latest that could be seen."""
+    """Header of the latest picture that could be shown."""
     ages_ms: deque[float] = field(default_factory=lambda: deque(maxlen=AGES_KEPT))
-    """Capture to now, of the latest pictures."""
+    """Capture to arrival, of the latest pictures."""
     status: Status | None = None
-    """What the relay said last; None where it has said nothing."""
+    """The latest status from the relay; None before the first."""
     _recent: deque[Arrival] = field(default_factory=deque, init=False, repr=False)
     _lost: Growth = field(default_factory=Growth, init=False, repr=False)
-    """On the way from the relay."""
+    """Between the relay and this viewer."""
     _undecodable: Growth = field(default_factory=Growth, init=False, repr=False)
     _dropped_there: Growth = field(default_factory=Growth, init=False, repr=False)
     _lost_there: Growth = field(default_factory=Growth, init=False, repr=False)
@@ -89,7 +89,7 @@ class Figures:
         self.fail(0)
 
     def add(self, message: Message, is_seen: bool = True) -> None:
-        """Count a picture that has just come; `is_seen`: it could be decoded, where anybody tries."""
+        """Count a picture that has just come; `is_seen` is False if it could not be decoded."""
         self.latest = time.monotonic()
         if not self.pictures:
             self.began = self.latest
@@ -105,7 +105,7 @@ class Figures:
         self._forget()
 
     def hear(self, status: Status | None) -> None:
-        """Take in what the relay has said last, if it is new."""
+        """Record the latest status from the relay, if it is new."""
         if status is None or status is self.status:
             return
         self.status = status
@@ -113,19 +113,19 @@ class Figures:
         self._lost_there.note(status.lost)
 
     def fail(self, undecodable: int) -> None:
-        """Take in how many pictures could not be decoded so far."""
+        """Record how many pictures could not be decoded so far."""
         self._undecodable.note({"undecodable": undecodable})
 
     def silence(self) -> float:
-        """Seconds since the latest picture that could be seen; 0 before the first."""
+        """Seconds since the latest picture that could be shown; 0 before the first."""
         return 0.0 if self.seen is None else time.monotonic() - self.seen
 
     def is_stale(self) -> bool:
-        """Whether the latest picture has stood too long to be taken for live."""
+        """Whether the latest picture came too long ago to count as live."""
         return self.silence() > STALE_SECONDS
 
     def values(self, subscriber: Subscriber) -> dict[str, object]:
-        """All figures; ages are None where no clock told, rates where there was one picture only."""
+        """All figures; ages are None without capture times, rates with fewer than two pictures."""
         seconds, lost = self.latest - self.began, subscriber.lost
         return {
             "feed": self.header.feed if self.header else None,
@@ -143,7 +143,7 @@ class Figures:
         }
 
     def line(self, subscriber: Subscriber) -> str:
-        """The main figures of the latest `RECENT_SECONDS` on one line, or for how long there was no picture."""
+        """The main figures of the latest `RECENT_SECONDS` on one line, or for how long no picture has come."""
         self._lost.note({"lost": subscriber.lost})
         lost = f"lost {self._lost.recent().total()}"
         if self.seen is None:
@@ -157,13 +157,13 @@ class Figures:
         return "; ".join([*parts, *self._drops(), *([trouble] if (trouble := self.trouble()) else [])])
 
     def trouble(self) -> str | None:
-        """Why the feed is not live, or gives nothing although it is, as the relay said last; None where all is well, or
-        nothing was said."""
+        """Why the feed is not live, or sends nothing although it is, by the latest status; None if all is well, or
+        without a status."""
         status = self.status
         return None if status is None or (status.state == "live" and status.reason is None) else words_of(status)
 
     def _pace(self) -> Iterator[str]:
-        """Age, rate and bit rate; there is at least one picture. Less than a second makes no rate."""
+        """Age, rate and bit rate; needs a picture. Rates are taken over at least one second."""
         self._forget()
         ages = [each.age_ms for each in self._recent if each.age_ms is not None]
         if ages:
@@ -174,7 +174,7 @@ class Figures:
         yield f"{8e-3 * sum(each.octets for each in self._recent) / seconds:.0f} kbit/s"
 
     def _drops(self) -> Iterator[str]:
-        """What the relay dropped and lost, with the reasons, most of them first."""
+        """What the relay dropped and lost, with the reasons, the most frequent first."""
         for verb, growth in (("dropped", self._dropped_there), ("lost", self._lost_there)):
             if recent := growth.recent():
                 reasons = ", ".join(reason for reason, _ in recent.most_common())
@@ -187,7 +187,7 @@ class Figures:
 
 
 def percentile(values: Iterable[float], percent: float) -> float | None:
-    """The value that so many percent lie below; None of no values."""
+    """The value that `percent` of the values lie below; None without values."""
     import numpy as np
 
     known = list(values)

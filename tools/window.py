@@ -1,4 +1,4 @@
-"""A window for pictures, by pygame."""
+"""A window that shows pictures, with pygame."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FRAME_WIDTH = 6
 
 
 UNSEEN = ("offscreen", "dummy")
-"""What SDL draws on where it finds no display: nobody sees that, unless it was asked for by name."""
+"""SDL's fallback drivers without a display: nobody would see the window, unless they were chosen by name."""
 
 
 class Window:
-    """A window that shows pictures as large as it is. A context manager, for one thread.
+    """A window that scales pictures to its own size. A context manager, for one thread.
 
     Raises `StreamError` where pygame is missing or no window can be opened.
     """

@@ -1,1 +1,1 @@
-"""What networks learn from and are measured on: pictures, dark ones made from bright ones, pairs, packs."""
+"""Data to train and measure networks with: pictures, dark ones made from bright ones, pairs, packs."""

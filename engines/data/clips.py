@@ -1,4 +1,4 @@
-"""Videos from disk, picture by picture."""
+"""Reads videos from disk, picture by picture."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from engines.data.lol import Picture, trimmed
 
 
 def read_clip(path: Path) -> Iterator[Picture]:
-    """A video's pictures as (H, W, 3) uint8 RGB, sides cut to multiples of 4, so that their halves are even.
+    """A video's pictures as (H, W, 3) uint8 RGB, with sides cut to multiples of 4, so that their halves are even.
 
-    Raises `OSError` by name where the file has no video, or none that can be decoded.
+    Raises `OSError`, which names the file, if it has no video that can be decoded.
     """
     empty = True
     try:
@@ -30,7 +30,7 @@ def read_clip(path: Path) -> Iterator[Picture]:
 
 
 def clip_rate(path: Path) -> Fraction:
-    """Pictures a second; 25 where the file does not say."""
+    """Pictures a second; 25 if the file does not say."""
     try:
         with av.open(path) as container:
             return Fraction(container.streams.video[0].average_rate or 25)

@@ -18,7 +18,7 @@ from engines.colour import Colour, to_planes, to_rgb
 from engines.data.lol import Picture
 
 CODED_COLOUR = Colour(matrix="bt601", full_range=False)
-"""As small cameras encode."""
+"""The usual colour of small cameras."""
 PIXELS = "yuv420p"
 KEY_SECONDS = 2
 
@@ -34,37 +34,37 @@ ENCODERS: dict[Codec, tuple[str, dict[str, str]]] = {
         },
     ),
 }
-"""Names and options: one thread, no delay, key frames by the clock alone, nothing printed."""
+"""Names and options: one thread, no delay, key frames at fixed intervals only, nothing printed."""
 
 
 @dataclass(frozen=True)
 class Coded:
-    """One decoded picture and what it cost."""
+    """A decoded picture and its encoded size."""
 
     y: NDArray[np.uint8]
     """(H, W)."""
     uv: NDArray[np.uint8]
     """(2, H/2, W/2)."""
     octets: int
-    """Of its encoded form."""
+    """Size of the encoded picture."""
 
     def rgb(self) -> Picture:
         """(H, W, 3) uint8."""
         return to_rgb(self.y, self.uv, CODED_COLOUR)
 
     def as_taken(self) -> Picture:
-        """(H, W, 3) uint8 as an engine takes it, whose chroma is not interpolated."""
+        """(H, W, 3) uint8 as an engine reads it, without interpolation of chroma."""
         return to_rgb(self.y, self.uv, CODED_COLOUR, interpolated=False)
 
 
 def at_bit_rate(pictures: Iterable[Picture], bit_rate: int, rate: Fraction, codec: Codec = "h264") -> Iterator[Coded]:
-    """Each picture of a video as it arrives: `rate` a second, `bit_rate` bit/s at most over half a second."""
+    """Each picture of a video as it arrives: `rate` a second, at most `bit_rate` bit/s over half a second."""
     limits = {"maxrate": str(bit_rate), "bufsize": str(bit_rate // 2)}
     return _through(pictures, rate, limits, codec, bit_rate)
 
 
 def at_rate_factor(picture: Picture, crf: int, codec: Codec = "h264") -> Picture:
-    """One picture as a key frame of this constant rate factor leaves it; larger factors damage more."""
+    """One picture, encoded as a key frame with this constant rate factor; larger factors damage more."""
     (coded,) = _through([picture], Fraction(25), {"crf": str(crf)}, codec)
     return coded.rgb()
 
@@ -72,7 +72,7 @@ def at_rate_factor(picture: Picture, crf: int, codec: Codec = "h264") -> Picture
 def _through(
     pictures: Iterable[Picture], rate: Fraction, options: dict[str, str], codec: Codec, bit_rate: int | None = None
 ) -> Iterator[Coded]:
-    """(H, W, 3) uint8 RGB with even sides, one by one through an encoder and a decoder without delay."""
+    """Pass (H, W, 3) uint8 RGB pictures with even sides through an encoder and a decoder, one by one, without delay."""
     encoder: VideoCodecContext | None = None
     decoder = av.CodecContext.create(codec, "r")
     assert isinstance(decoder, VideoCodecContext)

@@ -1,4 +1,4 @@
-"""A night camera's picture from a day picture: less light, photon and read noise, a colour cast.
+"""Makes a night camera's picture from a day picture: less light, photon and read noise, a colour cast.
 
 The model is the usual one (Wei et al., "A Physics-based Noise Formation Model for Extreme Low-light Raw
 Denoising", CVPR 2020), reduced to what survives an 8-bit video encoder.
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 GAMMA = 2.2
-"""Between code values and linear light."""
+"""Exponent from code values to linear light."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,17 @@ class Night:
     """How dark and how noisy."""
 
     exposure: float = 0.02
-    """Share of the light that is left, in linear light."""
+    """Share of the linear light that is left."""
     photons: float = 4000.0
-    """Photons that a white pixel of the *day* picture would bring; fewer are noisier."""
+    """Photons for a white pixel of the *day* picture; fewer are noisier."""
     read_noise: float = 0.0005
-    """Standard deviation added in linear light, where white is 1."""
+    """Standard deviation in linear light, where white is 1."""
     cast: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Factors of red, green and blue in linear light."""
     crushed: float = 0.0
-    """Code values, of 255, below which the camera keeps nothing; what is above is lowered by as many."""
+    """Code value, of 255, below which the camera keeps nothing; it is subtracted from those above."""
     pedestal: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Code values, of 255, of red, green and blue that it sends as black."""
+    """Code values, of 255, of red, green and blue that the camera sends as black."""
 
     def __post_init__(self) -> None:
         if self.exposure < 0 or self.photons <= 0 or self.read_noise < 0:
@@ -49,14 +49,14 @@ def darken(picture: NDArray[np.uint8], night: Night, random: np.random.Generator
 
 
 def gather(picture: NDArray[np.uint8], night: Night) -> NDArray[np.float32]:
-    """The light that reaches the camera from (H, W, 3) uint8 RGB: float32, linear, the sensor is full at 1."""
+    """The light that reaches the camera from (H, W, 3) uint8 RGB: linear float32, the sensor saturates at 1."""
     light = DECODE.take(picture)
     light *= np.asarray(night.cast, np.float32) * np.float32(night.exposure)
     return light
 
 
 def record(light: NDArray[np.float32], night: Night, random: np.random.Generator) -> NDArray[np.uint8]:
-    """What the camera makes of the light (H, W, 3): code values with its noise, uint8; `light` is left as it is."""
+    """The camera's code values for the light (H, W, 3), with its noise: uint8; `light` is not changed."""
     noisy = random.standard_normal(light.shape, np.float32)
     noisy *= np.sqrt(light / np.float32(night.photons) + np.float32(night.read_noise**2))
     noisy += light
@@ -64,18 +64,18 @@ def record(light: NDArray[np.float32], night: Night, random: np.random.Generator
 
 
 def encode(light: NDArray[np.float32], night: Night = CLEAR) -> NDArray[np.uint8]:
-    """Linear light (H, W, 3) float32 as the camera's code values, uint8, without noise; `light` is left as it is."""
+    """The camera's code values for the light (H, W, 3) float32, without noise: uint8; `light` is not changed."""
     return _codes(light.copy(), night)
 
 
 def visible(light: NDArray[np.float32], night: Night) -> NDArray[np.float32]:
-    """How much the camera keeps of the light (H, W, 3) at each place: (H, W) float32 from 0, nothing, to 1."""
+    """How much of the light (H, W, 3) the camera keeps at each place: (H, W) float32 from 0, nothing, to 1, all."""
     brightest = encode(light).max(axis=2).astype(np.float32)
     return np.clip((brightest - np.float32(night.crushed)) / ENOUGH, 0, 1) if night.crushed else np.ones_like(brightest)
 
 
 def _codes(light: NDArray[np.float32], night: Night) -> NDArray[np.uint8]:
-    """Overwrites `light`."""
+    """Encode in place: overwrites `light`."""
     np.clip(light, BLACK, 1, out=light)
     light **= np.float32(1 / GAMMA)
     light *= 255
@@ -89,11 +89,11 @@ def _codes(light: NDArray[np.float32], night: Night) -> NDArray[np.uint8]:
 
 
 ENOUGH = 6
-"""Code values above what is crushed from which a place is seen as well as any other."""
+"""Code values above the crushed ones from which a place counts as fully seen."""
 
 
 BLACK = 1e-9
-"""Linear light that still rounds to code value 0; powers of zero itself are several times slower."""
+"""Least linear light, which rounds to code value 0: powers of zero itself are several times slower."""
 
 DECODE: NDArray[np.float32] = ((np.arange(256, dtype=np.float32) / 255) ** GAMMA).astype(np.float32)
 """Code value to linear light."""

@@ -1,4 +1,4 @@
-"""Endings of the files that are taken for pictures and videos where a folder may hold others."""
+"""The file name endings of pictures and videos in folders that may hold other files."""
 
 PICTURES = frozenset({".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 VIDEOS = frozenset({".avi", ".mkv", ".mov", ".mp4", ".ts", ".webm"})

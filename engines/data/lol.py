@@ -1,4 +1,4 @@
-"""LOL v1 (Wei et al., BMVC 2018) from disk: tar shards or the folders of the original release."""
+"""Reads LOL v1 (Wei et al., BMVC 2018) from tar shards or the folders of the original release."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Picture = NDArray[np.uint8]
 """(H, W, 3) uint8 RGB."""
 
 HELD_OUT = range(660, 698)
-"""Numbers of `our485` kept for choosing; neighbours are one scene, so whole runs of numbers are held out."""
+"""Numbers of `our485` held out for making choices; neighbours show one scene, so a whole run is held out."""
 OUTLIERS = frozenset({141, 142, 183, 237, 648})
 """Training pairs that are nearly pure noise or misaligned."""
 
@@ -37,8 +37,8 @@ def read_lol(folder: Path, part: str) -> list[Pair]:
     """The pairs of `part` (`our485` or `eval15`), ordered by number.
 
     `folder` holds `our485/` and `eval15/` with `low/` and `high/` in each, or the tar shards `train-*.tar` and
-    `eval15.tar` with the same two folders inside, or both: then a picture of a folder stands for one of its number in a
-    shard. Raises `OSError`, which names the file, where a picture is missing or broken.
+    `eval15.tar` with the same two folders inside, or both: then a picture in a folder replaces the one of the same
+    number in a shard. Raises `OSError`, which names the file, if a picture is missing or broken.
     """
     pictures: dict[tuple[str, int], Picture] = {}
     for name, data in _files(folder, part):
@@ -59,23 +59,23 @@ def _pair(pictures: dict[tuple[str, int], Picture], number: int, where: str) -> 
 
 
 def read_picture(path: Path) -> Picture:
-    """One picture file, see `decode_picture`."""
+    """Read a picture file, see `decode_picture`."""
     return decode_picture(path.read_bytes(), str(path))
 
 
 def decode_picture(data: bytes, name: str) -> Picture:
-    """The bytes of a picture file as (H, W, 3) uint8 RGB, upright; raises `OSError` by `name` where they are none."""
+    """Decode a picture file to (H, W, 3) uint8 RGB, upright; raises `OSError` with `name` if that fails."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:  # Pillow's name no file
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:  # they name no file
             return np.asarray(_eight_bit(ImageOps.exif_transpose(image)).convert("RGB"))
     except UnidentifiedImageError:
         raise OSError(f"{name}: not a picture of a known kind") from None
-    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+    except Exception as error:  # a broken file can make Pillow's readers raise anything
         raise OSError(f"{name}: {error}") from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, as infrared cameras write it, scaled to 8; Pillow itself would clip it to white."""
+    """Scale 16-bit grey, as infrared cameras write it, to 8 bits; Pillow itself would clip it to white."""
     if image.mode in ("I", "F"):
         raise ValueError("a picture of 32 bits a pixel has no known white; it must have 8 or 16")
     if not image.mode.startswith("I;16"):
@@ -84,13 +84,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def trimmed(picture: Picture, multiple: int) -> Picture:
-    """(H, W, 3) without its last rows and columns, so that both sides are multiples: halves fit even sides alone."""
+    """(H, W, 3) cut at the bottom and right so that both sides are multiples; only even sides can be halved exactly."""
     height, width = (side - side % multiple for side in picture.shape[:2])
     return picture[:height, :width]
 
 
 def halve(picture: Picture) -> Picture:
-    """Half the size by antialiased bicubic, rounded to uint8: the input of the half-size protocol."""
+    """Half the size by antialiased bicubic interpolation, rounded to uint8: the input of the half-size protocol."""
     height, width = picture.shape[:2]
     half = Image.fromarray(picture).resize((width // 2, height // 2), Image.Resampling.BICUBIC)
     return np.asarray(half)
@@ -103,14 +103,14 @@ def double(picture: Picture) -> Picture:
 
 
 def _files(folder: Path, part: str) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of all files of a part, those of its folder last."""
+    """Names and contents of all files of a part, those of its folder after the shards."""
     for shard in sorted(folder.glob("train-*.tar" if part == "our485" else f"{part}.tar")):
         try:
             with tarfile.open(shard) as tar:
                 for member in tar:
                     if (file := tar.extractfile(member)) is not None:
                         yield f"{shard}/{member.name}", file.read()
-        except (tarfile.TarError, EOFError, KeyError) as error:  # the last: a link to what the shard does not hold
+        except (tarfile.TarError, EOFError, KeyError) as error:  # KeyError: a link to a file outside the shard
             raise OSError(f"{shard}: {' '.join(str(error).split())}") from error
     for path in sorted((folder / part).rglob("*")):
         if path.is_file():

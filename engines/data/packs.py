@@ -1,8 +1,8 @@
-"""Training pairs as a few files of bounded size, for a machine that gets its data in small loads and has no codec.
+"""Stores training pairs in a few files of bounded size, for a machine that gets data in small loads and has no codec.
 
-`pack-1of3.tar` and so on hold picture files, and `index.json` in the first says what they make up. What the network
-sees is stored without loss; what it is compared with is AVIF, some 40 dB from the original. Equal pictures are
-stored once. Needs Pillow alone.
+`pack-1of3.tar` and so on hold picture files; `index.json` in the first says how they form samples. The network's input
+is stored without loss; its targets are AVIF, some 40 dB from the original. Equal pictures are stored once. Needs only
+Pillow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Options = dict[str, str | int | bool]
 EXACT: Options = {"format": "webp", "lossless": True, "method": 2}
 CLOSE: Options = {"format": "avif", "subsampling": "4:4:4", "speed": 8}
 QUALITY = 90
-"""AVIF's, of the bright pictures; the dark ones of full size have 10 less."""
+"""AVIF quality of the bright pictures; the full-size dark ones have 10 less."""
 KINDS = ("small", "large", "dark")
 
 
@@ -39,7 +39,7 @@ def write_packs(
     quality: int = QUALITY,
     exact: Sequence[str] = (),
 ) -> list[Path]:
-    """Write named lists of samples; returns the files, none larger than `limit` bytes (a picture is never split).
+    """Write named lists of samples; returns the files, each at most `limit` bytes, except that no picture is split.
 
     The small pictures, and the bright ones of the lists named in `exact`, are stored without loss.
     """
@@ -74,7 +74,7 @@ def _store(sample: Sample, stored: dict[str, bytes], how: Sequence[Options]) -> 
         digest = hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()
         name = f"{digest[:20]}-{kind}.{options['format']}"
         same = name.replace("-dark", "-large")
-        if same in stored:  # a day picture's target is also what its detail branch should make
+        if same in stored:  # a day picture's target is also that of its detail branch
             name = same
         elif name not in stored:
             buffer = io.BytesIO()
@@ -85,7 +85,7 @@ def _store(sample: Sample, stored: dict[str, bytes], how: Sequence[Options]) -> 
 
 
 def _room(data: bytes) -> int:
-    """Bytes that a file takes in a tar: a header, and whole blocks."""
+    """Bytes that a file takes in a tar: a header block, and whole data blocks."""
     return tarfile.BLOCKSIZE * (1 + -(-len(data) // tarfile.BLOCKSIZE))
 
 
@@ -99,7 +99,7 @@ def _write(path: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def read_packs(folder: Path) -> dict[str, list[Sample]]:
-    """The lists of samples by name; raises `FileNotFoundError` where a file of the set is missing."""
+    """The lists of samples by name; raises `FileNotFoundError` if a file of the set is missing."""
     paths = sorted(folder.glob("pack-*of*.tar"))
     count = int(paths[0].stem.rpartition("of")[2]) if paths else 1
     missing = {f"pack-{number}of{count}.tar" for number in range(1, count + 1)} - {path.name for path in paths}

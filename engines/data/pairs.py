@@ -1,7 +1,7 @@
 """Training pairs: small dark pictures and the bright ones of twice the size that they should become.
 
-Every random choice is made on the CPU (`draw`), so that all devices cut the same batch from the same seed. Noise alone
-is made on the device, from a seed that is drawn here.
+Random choices are made on the CPU (`draw`), so that all devices cut the same batch from the same seed. Only noise is
+made on the device, from a seed that is drawn here.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ ALIGN = 16
 """Crops are multiples of this, so that they need no padding."""
 
 PHOTO_CROP = (144, 224)
-"""Height and width of the small crops of photos that every photo has room for."""
+"""Height and width of small crops that fit into every photo."""
 
 NEARBY = 4
-"""Pairs of LOL before and after one that count as its place, in the order in which they are learned: by number, and
-scenes that could be held out but are not at the end."""
+"""Pairs of LOL before and after one that count as the same place. Pairs are ordered by number, with the scenes for
+holding out, if they are trained on, at the end."""
 
 MIXUP = 1.2
-"""Both parameters of the beta distribution that a neighbour's share is drawn from."""
+"""Both parameters of the beta distribution from which a neighbour's share is drawn."""
 
 SHIFT = 7
-"""Pixels of the small picture that the second of two twins is moved by at most, down and to the right."""
+"""Largest shift of the second of two twins, down and to the right, in pixels of the small picture."""
 
 SCALES = (1, 2, 2)
-"""Of a sample's three pictures against the small one."""
+"""Sizes of a sample's three pictures relative to the small one."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Sample:
     dark: Picture
     """(2h, 2w, 3) uint8 RGB: the dark picture at full size, for the detail branch."""
     mean: float | None = None
-    """Mean code value of the scene by day, where `large` leaves a part of it dark; otherwise that of `large`."""
+    """Mean code value of the scene by day, if `large` leaves a part of it dark; None stands for that of `large`."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Draw:
     """The random choices of one batch of N pictures."""
 
     places: Tensor
-    """(N, 5) int64: number of the sample, first row and column of the small crop, whether rows and columns go back."""
+    """(N, 5) int64: sample number, first row and column of the small crop, whether rows and columns are flipped."""
     light: Tensor
-    """(N, 3) float32: factor on the small picture, the share of the neighbour that is blended in, and the deviation of
-    the noise that is added to the small picture, where white is 1."""
+    """(N, 3) float32: factor on the small picture, share of the neighbour to blend in, and standard deviation of the
+    noise to add to the small picture, where white is 1."""
     size: tuple[int, int]
     """Height and width of the small crops, before the turn."""
     turned: bool
@@ -68,9 +68,9 @@ class Draw:
     noisy: bool
     """Whether any noise is added."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
     twins: bool = False
-    """Whether picture n + N/2 is picture n again: a little moved, as it is flipped and exposed, with its own noise."""
+    """Whether picture n + N/2 is picture n again: slightly moved, same flips and exposure, with its own noise."""
 
 
 def lol_samples(folder: Path) -> tuple[list[Sample], list[Sample]]:
@@ -87,17 +87,17 @@ def eval15_samples(folder: Path) -> list[Sample]:
 
 
 def _from_lol(pair: Pair) -> Sample:
-    low, high = trimmed(pair.low, 4), trimmed(pair.high, 4)  # the small picture's sides are even, as 4:2:0 wants them
+    low, high = trimmed(pair.low, 4), trimmed(pair.high, 4)  # the small picture's sides are even, as 4:2:0 needs
     return Sample(small=halve(low), large=high, dark=low)
 
 
 def even_out(samples: Sequence[Sample], share: float, reach: int | None = None) -> list[Sample]:
-    """The same pairs, their bright pictures drawn to one mean brightness by this share of the way (0: none, 1: all).
+    """The same pairs, their bright pictures moved by `share` to one mean brightness (0: not at all, 1: all the way).
 
-    How bright the bright picture was made can hardly be told from the dark one, so that a network learns it scene by
-    scene, and guesses wildly at scenes that it has not seen. Pictures are scaled as a longer or shorter exposure would
-    do it, up to white; the brightness in common is the geometric mean of all pictures' means, or with `reach` of those
-    that stand so many places before and after: LOL's neighbours were mostly taken at one place.
+    The brightness of the bright picture can hardly be inferred from the dark one, so a network memorises it scene by
+    scene, and guesses wildly at scenes that it has not seen. Pictures are scaled as by a longer or shorter exposure, up
+    to white. The common brightness is the geometric mean of all pictures' means, or with `reach` that of the pictures
+    up to so many places before and after: LOL's neighbours mostly show the same place.
     """
     if not samples or not share:
         return list(samples)
@@ -111,9 +111,9 @@ def even_out(samples: Sequence[Sample], share: float, reach: int | None = None) 
 
 
 def in_phases(samples: Sequence[Sample]) -> list[Sample]:
-    """Each four times: as it is, and without its first row, its first column, or both.
+    """Each pair four times: as it is, and without its first row, its first column, or both.
 
-    Halving mixes other pixels then, so that what was remembered of one small picture does not fit the others.
+    Halving then mixes other pixels, so that what was memorised of one small picture does not fit the others.
     """
     return [_from(sample, down, right) for sample in samples for down in (0, 1) for right in (0, 1)]
 
@@ -144,14 +144,14 @@ def draw(
     twin_noise: float | None = None,
     below: tuple[int, int] | None = None,
 ) -> Draw:
-    """What to cut from pictures of these sizes: `count` crops with flips, of `size` and from those that are as large;
-    where none is, of the size that all that were drawn have room for.
+    """Draw `count` crops of `size` with random flips from pictures of these `sizes`.
 
-    `turn` is the share of batches that are turned by a quarter, as whole batches, since all pictures of a batch need
+    They come from pictures that are large enough; if there are none, they have the largest size that fits into all
+    pictures drawn. `turn` is the share of batches that are transposed, as a whole, since all pictures of a batch need
     one shape; `gain` the largest factor of exposure, either way; `mixup` the share of batches with blended neighbours;
-    `noise` the largest deviation of noise, in code values of 255; `twins` the share of batches that show every place
-    twice, for which `count` must be even, in crops that are smaller by the shift and blend no neighbours; `twin_noise`
-    the noise in those, where it is another. Pictures as large as `below` are left out, where there are smaller ones.
+    `noise` the largest deviation of noise, in code values of 255. `twins` is the share of batches that show every place
+    twice, in crops that are smaller by the shift and not blended; `count` must be even for them, and `twin_noise`
+    replaces their `noise`. Pictures as large as `below` are left out if there are smaller ones.
     """
     if twins > 0 and random.random() < twins:
         noise = noise if twin_noise is None else twin_noise
@@ -185,9 +185,9 @@ def draw(
 
 
 def _twice(chosen: Draw, random: np.random.Generator) -> Draw:
-    """Every picture of the draw two times, the second one moved, in what is left of the crop."""
+    """Every picture of the draw twice, the second one shifted, in crops that are smaller by the shift."""
     shift = torch.from_numpy(random.integers(SHIFT + 1, size=(len(chosen.places), 2)))
-    height, width = (side - SHIFT - SHIFT % 2 for side in chosen.size)  # as even as before
+    height, width = (side - SHIFT - SHIFT % 2 for side in chosen.size)  # still even
     return replace(
         chosen,
         places=torch.cat((chosen.places, chosen.places + functional.pad(shift, (1, 2)))),
@@ -198,13 +198,13 @@ def _twice(chosen: Draw, random: np.random.Generator) -> Draw:
 
 
 def spans(first: Tensor, back: Tensor, length: int) -> Tensor:
-    """(N, length) numbers of rows or columns from `first` (N,) on; the last comes first where `back` (N,) is not 0."""
+    """(N, length) indices of rows or columns from `first` (N,) on, reversed where `back` (N,) is not 0."""
     forth = torch.arange(length, device=first.device)
     return first[:, None] + torch.where(back[:, None] != 0, forth.flip(0), forth)
 
 
 def rows_and_columns(places: Tensor, size: tuple[int, int], scale: int) -> tuple[Tensor, Tensor]:
-    """Which rows (N, scale h) and columns (N, scale w) of a picture of this scale the crops are made of."""
+    """The rows (N, scale h) and columns (N, scale w) of the crops in pictures of this scale."""
     _, top, left, back_rows, back_columns = places.unbind(1)
     return (
         spans(scale * top, back_rows, scale * size[0]),
@@ -213,9 +213,9 @@ def rows_and_columns(places: Tensor, size: tuple[int, int], scale: int) -> tuple
 
 
 def shared_region(places: Tensor, chosen: Draw) -> tuple[Tensor, Tensor]:
-    """Rows (N, h) and columns (N, w) of twins' large pictures that both show; `places` may be on a device.
+    """Rows (N, h) and columns (N, w) of the region that both twins' large pictures show; `places` may be on a device.
 
-    h and w are the same for every shift, `SHIFT` small pixels less than the picture has.
+    h and w are the same for every shift: those of the picture less `SHIFT` small pixels.
     """
     first, second = places.chunk(2)
     shift, back = (second - first)[:, 1:3], first[:, 3:5]
@@ -228,7 +228,7 @@ def shared_region(places: Tensor, chosen: Draw) -> tuple[Tensor, Tensor]:
 
 
 def batch(samples: Sequence[Sample], chosen: Draw) -> list[Tensor]:
-    """[small, large, dark] of the draw, float32 (N, 3, h or 2h, w or 2w) in [0, 1], on the CPU."""
+    """Cut [small, large, dark] of a draw: float32 (N, 3, h or 2h, w or 2w) in [0, 1], on the CPU."""
     stacks = []
     for name, scale in zip(("small", "large", "dark"), SCALES, strict=True):
         rows, columns = (span.numpy() for span in rows_and_columns(chosen.places, chosen.size, scale))
@@ -241,10 +241,10 @@ def batch(samples: Sequence[Sample], chosen: Draw) -> list[Tensor]:
 
 
 def light_up(stacks: Sequence[Tensor], light: Tensor, chosen: Draw, generator: torch.Generator) -> list[Tensor]:
-    """Crops [small, large, dark], or without dark, uint8 (N, h, w, 3), as the network takes them, in [0, 1].
+    """Crops [small, large, dark] or [small, large], uint8 (N, h, w, 3), as the network takes them, in [0, 1].
 
-    Turned, exposed, made noisy, blended. `light` is that of `chosen`, on the device of the crops, and so is
-    `generator`, which the noise comes from.
+    Transposes, exposes, adds noise and blends. `light` is that of `chosen`; it and `generator`, which makes the noise,
+    are on the device of the crops.
     """
     order = (0, 3, 2, 1) if chosen.turned else (0, 3, 1, 2)
     small, *others = (stack.permute(order).contiguous().float() / 255 for stack in stacks)

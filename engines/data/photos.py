@@ -1,4 +1,4 @@
-"""Scenes by day made into night and day pairs, as a field camera would send them; and all pairs that training mixes."""
+"""Makes night and day pairs, as a field camera would send them, from scenes by day; reads all pairs for training."""
 
 from __future__ import annotations
 
@@ -23,65 +23,66 @@ from engines.data.lol import HELD_OUT, Picture, double, halve, read_picture
 from engines.data.pairs import ALIGN, PHOTO_CROP, Sample, lol_samples
 
 EXPOSURE = (0.004, 0.15)
-"""Share of the light of a day that a night has."""
+"""A night's light, as a share of a day's."""
 GREY = 0.15
-"""Share of the pairs that an infrared camera sends: without colour."""
+"""Share of the pairs from an infrared camera, without colour."""
 LIT = 0.4
 """Share of the night pairs with lamps."""
 CRUSHED = 0.4
-"""Share of the nights whose camera loses what is darkest: as black, and for ever."""
+"""Share of the nights whose camera crushes the darkest parts to black, beyond recovery."""
 CRUSHED_BELOW = (2.0, 20.0)
-"""Code values that such a camera loses."""
+"""How many of the lowest code values such a camera crushes."""
 PEDESTAL, PEDESTAL_COLOUR = 4.0, 2.5
-"""Code values: what it sends as black at most, and how far red, green and blue are from that at most."""
+"""Code values: the highest that it sends as black, and the largest deviation of red, green and blue from that."""
 SMOOTHED = 0.4
-"""Deviation of its noise at most, as a share of the least light that it keeps: of shot noise and of read noise each."""
+"""Largest deviation of its shot noise, and of its read noise, as a share of the least light that it keeps."""
 LEFT, SOFTENED = 0.12, 3.0
-"""Share of the day's code values that is learned where it is lost, and the deviation of the border's blur in pixels."""
+"""Target where a camera crushed the picture, as a share of the day's code values, and deviation of the border's blur in
+pixels."""
 SHADED = 0.4
 """Share of the days with a wide shadow."""
 SHADE, SHADE_BORDER = (0.08, 0.6), (0.02, 0.3)
-"""Share of the light that is left in it, and how wide its border is, as a share of the picture's height."""
+"""Share of the light left in the shadow, and the width of its border as a share of the picture's height."""
 UNDAMAGED = 0.3
-"""Share of the day pairs without noise and damage, which nothing but their doubling is asked of."""
+"""Share of the day pairs without noise and damage, which need only be doubled."""
 HEVC = 0.25
 """Share of the links that send H.265; the others send H.264."""
 
 BIT_RATES = (100_000, 800_000)
-"""Of a link, bit/s, if its pictures had `CIF` pixels; smaller pictures have less in proportion."""
+"""Bit rates of a link in bit/s for pictures of `CIF` pixels; proportional to the number of pixels."""
 CIF = 352 * 288
 RATE = Fraction(25)
 CLIP = (5, 8)
-"""Fewest and most pictures that a link sends; the last one is kept, and carries the damage of the others along."""
+"""Fewest and most pictures that a link sends; the last one is kept, with the accumulated damage of the others."""
 PAN, SHAKE = 2.0, 1.0
-"""Pixels of the small picture from one to the next: the steady part at most, and the deviation of the rest."""
+"""Motion between pictures in pixels of the small picture: the largest steady part, and the deviation of the rest."""
 
 AS_IT_IS = 0.3
-"""Share of the pairs that show their scene at its own size."""
+"""Share of the pairs that show their scene at its original size."""
 ENLARGED = (1.0, 5.0)
-"""Of the others, the factor on height and width: a camera's pictures are larger and softer than photos that were made
-small, and a network that never saw such takes a wall or a road by day for something in the dark."""
+"""Factor on height and width of the others: a camera's pictures are larger and softer than photos that were scaled
+down, and a network that never saw such pictures takes a wall or a road by day for something in the dark."""
 LEAST = (2 * PHOTO_CROP[0], 2 * PHOTO_CROP[1])
-"""Height and width of a scene, at least."""
+"""Least height and width of a scene."""
 VIEW = (384, 608)
-"""Height and width of what a pair shows of its scene, at most."""
+"""Largest height and width of the part of a scene that a pair shows."""
 WIDE_VIEW = (768, 1216)
-"""The same of wide pairs, which show their scene so much enlarged that it fills this: a wall or a road that is wider
-than the network looks, and the daylight elsewhere that tells that it is no night."""
+"""The same for wide pairs, whose scene is enlarged until it fills this: a wall or a road wider than the network's
+receptive field, and the daylight elsewhere that shows that it is not night."""
 LARGEST_PHOTO = 1024
-"""Pixels of a photo's longer side; larger ones are made as small when they are read."""
+"""Pixels of a photo's longer side; larger photos are scaled down to it when read."""
 
 PART_SECONDS, PARTS = 4.0, 20
-"""Between two parts of a video, at least, and how many are taken of one at most."""
+"""Least time between two parts of a video, and the most parts taken from one."""
 PART = (384, 576)
-"""Height and width of a part: what is seen of larger videos, somewhere in the picture."""
+"""Largest height and width of a part, cut from a random place of larger videos."""
 
 DAY_MEAN = 80
-"""Mean code value, of 255, that a day has at least: what is darker could be a night as well."""
+"""Least mean code value, of 255, of a day: anything darker could be night as well."""
 INFRARED = Colour(full_range=True, grey=True)
 
 Scene = NDArray[np.uint8]
-"""(T, H, W, 3) uint8 RGB: one photo, or `CLIP[1]` pictures of a video, one after another."""
+"""(T, H, W, 3) uint8 RGB: one photo, or `CLIP[1]` consecutive pictures of a video."""
 
 
 def read_samples(
@@ -89,8 +90,8 @@ def read_samples(
 ) -> tuple[tuple[list[Sample], ...], list[Sample]]:
     """LOL, night and day samples for training, and LOL's held-out ones; without `hold_out` those are in both.
 
-    Without `photos` there are no nights and no days; `wide` adds wide ones to both, one for every two scenes. Raises
-    `OSError` by name for what cannot be read, or where scenes are to be held out and there are none.
+    Without `photos` there are no nights or days; `wide` adds wide ones to both, one for every two scenes. Raises
+    `OSError`, which names the file, if something cannot be read, or if there are no scenes to hold out.
     """
     train, held_out = lol_samples(lol)
     if not hold_out:
@@ -108,21 +109,21 @@ def read_samples(
 
 
 def night_samples(scenes: Sequence[Scene], count: int, seed: int, wide: bool = False) -> list[Sample]:
-    """Scenes as field cameras would send them at night; sample n depends on its scene, `seed` and n alone."""
+    """Scenes as field cameras would send them at night; sample n depends only on its scene, `seed` and n."""
     return [night_sample(scenes[n % len(scenes)], np.random.default_rng((seed, n)), wide) for n in range(count)]
 
 
 def day_samples(scenes: Sequence[Scene], count: int, seed: int, wide: bool = False) -> list[Sample]:
-    """Scenes as field cameras would send them by day; sample n depends on its scene, `seed` and n alone."""
+    """Scenes as field cameras would send them by day; sample n depends only on its scene, `seed` and n."""
     return [day_sample(scenes[n % len(scenes)], np.random.default_rng((seed, n)), wide) for n in range(count)]
 
 
 def night_sample(scene: Scene, random: np.random.Generator, wide: bool = False) -> Sample:
     """A scene halved, darkened, noisy and damaged; some have lamps, some no colour.
 
-    The target is the scene's last picture, and its lamps are in it as bright as the night camera sees them, no
-    brighter: the dark beside them is to become as visible as everything else. What a camera crushed to black stays
-    dark: nobody knows what was there, and a bright grey would claim to.
+    The target is the scene's last picture, with lamps as bright as the night camera sees them and no brighter: the dark
+    beside them is to become as visible as everything else. What a camera crushed to black stays dark: what was there is
+    unknown, and a bright grey would pretend otherwise.
     """
     night = Night(
         exposure=between(EXPOSURE, random),
@@ -146,8 +147,8 @@ def night_sample(scene: Scene, random: np.random.Generator, wide: bool = False) 
 
 
 def crush(night: Night, random: np.random.Generator) -> Night:
-    """The same night by a camera that loses its darkest code values. It smooths before it does: noise must not lift
-    above them what is below, or the picture would still tell of it."""
+    """The same night with a camera that crushes its darkest code values. It smooths first: otherwise noise would lift
+    dark parts above the limit, and the picture would still show them."""
     crushed = between(CRUSHED_BELOW, random)
     black = random.uniform(0, PEDESTAL) + random.uniform(-PEDESTAL_COLOUR, PEDESTAL_COLOUR, 3)
     red, green, blue = np.maximum(black, 0).tolist()
@@ -162,18 +163,18 @@ def crush(night: Night, random: np.random.Generator) -> Night:
 
 
 def _without_the_lost(large: Picture, kept: NDArray[np.float32]) -> Picture:
-    """The picture (H, W, 3), dark where the camera kept nothing: `kept` (H, W) is 0 there, and 1 where it saw well."""
+    """The picture (H, W, 3), darkened where the camera kept nothing: `kept` (H, W) is 0 there, 1 where it saw well."""
     mask = Image.fromarray(np.rint(255 * kept).astype(np.uint8)).filter(ImageFilter.GaussianBlur(SOFTENED))
     share = LEFT + (1 - LEFT) / 255 * np.asarray(mask, np.float32)
     return np.rint(large * share[..., None]).astype(np.uint8)
 
 
 def day_sample(scene: Scene, random: np.random.Generator, wide: bool = False) -> Sample:
-    """A scene halved, exposed as some weather would, noisy and damaged; some are neither, some have no colour.
+    """A scene halved, exposed as in some weather, noisy and damaged; some are neither, some have no colour.
 
-    The target is the bicubic double of the clean small picture, and not the sharp photo: daylight is to be left alone,
-    and a network that sharpened it would change it. It is what `engines.evaluation.daylight` compares with, where the
-    input is clean; noise and damage are not part of the target.
+    The target is the bicubic double of the clean small picture, not the sharp photo: daylight is to be left alone, and
+    sharpening would change it. `engines.evaluation.daylight` compares with the same where the input is clean; noise and
+    damage are not part of the target.
     """
     pictures = np.stack([halve(picture) for picture in view(scene, random, wide)])
     if random.random() < SHADED:
@@ -188,9 +189,9 @@ def day_sample(scene: Scene, random: np.random.Generator, wide: bool = False) ->
 
 
 def view(scene: Scene, random: np.random.Generator, wide: bool = False) -> Scene:
-    """Somewhere in a scene, enlarged or not: (T, h, w, 3), `VIEW` at most, with sides that training can halve.
+    """A random part of a scene, enlarged or not: (T, h, w, 3), `VIEW` at most, with sides that training can halve.
 
-    A `wide` one is enlarged, and is `WIDE_VIEW` unless the scene is smaller than `LEAST`.
+    A `wide` one is enlarged, and has the size `WIDE_VIEW` unless the scene is smaller than `LEAST`.
     """
     sides, limits = scene.shape[1:3], WIDE_VIEW if wide else VIEW
     if wide:
@@ -215,8 +216,8 @@ def view(scene: Scene, random: np.random.Generator, wide: bool = False) -> Scene
 
 
 def shade(pictures: Scene, random: np.random.Generator) -> Scene:
-    """(T, H, W, 3) with a wide shadow at one side of all pictures, as of a house or of trees: a part of the day that is
-    as dark as a night, and no night."""
+    """(T, H, W, 3) with a wide shadow, as of a house or trees, on one side of all pictures: as dark as a night, but by
+    day."""
     height, width = pictures.shape[1:3]
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     angle, border = random.uniform(0, 2 * np.pi), between(SHADE_BORDER, random) * height
@@ -228,7 +229,7 @@ def shade(pictures: Scene, random: np.random.Generator) -> Scene:
 
 
 def weather(picture: Picture, random: np.random.Generator) -> Picture:
-    """Pictures by day under other light: overcast, glaring, against the sun; their mean is `DAY_MEAN` or above."""
+    """Pictures by day under other light (overcast, glaring, against the sun), with a mean of at least `DAY_MEAN`."""
     curve = np.linspace(0, 1, 256) ** between((0.8, 1.25), random)
     gain = max(between((0.75, 1.3), random), DAY_MEAN / 255 / max(curve[picture].mean(), 1e-3))
     codes: Picture = np.rint(255 * np.minimum(gain * curve, 1)).astype(np.uint8)
@@ -236,10 +237,10 @@ def weather(picture: Picture, random: np.random.Generator) -> Picture:
 
 
 def send(lights: Sequence[Light], camera: Night, random: np.random.Generator) -> Picture:
-    """What arrives of the light of a scene, each (H, W, 3) with even sides: its last picture after a thin link.
+    """Send the light of a scene, (H, W, 3) arrays with even sides, over a thin link; returns the last picture, uint8.
 
-    The camera's noise is new in every picture, and a photo's camera pans and shakes, so that the last one, (H, W, 3)
-    uint8 and in place, is predicted from others and carries their damage.
+    The camera's noise is new in every picture, and for a photo the camera pans and shakes. So the last picture, which
+    is in place, is predicted from others and carries their damage.
     """
     height, width = lights[-1].shape[:2]
     moving = _panned(lights[-1], random) if len(lights) == 1 else iter(lights)
@@ -250,7 +251,7 @@ def send(lights: Sequence[Light], camera: Night, random: np.random.Generator) ->
 
 
 def _panned(light: Light, random: np.random.Generator) -> Iterator[Light]:
-    """A short clip, moved by whole pixels, whose last picture is in place."""
+    """A short clip of one picture moved by whole pixels, ending in its original place."""
     height, width = light.shape[:2]
     moves = random.uniform(-PAN, PAN, 2) + random.normal(0, SHAKE, (random.integers(CLIP[0], CLIP[1] + 1), 2))
     places = np.rint(moves.cumsum(0) - moves.sum(0)).astype(int)
@@ -260,14 +261,14 @@ def _panned(light: Light, random: np.random.Generator) -> Iterator[Light]:
 
 
 def _halve_light(light: Light) -> Light:
-    """(H, W, 3) to (H/2, W/2, 3): each pixel gathers what four did."""
+    """(H, W, 3) to (H/2, W/2, 3): each pixel is the mean of four."""
     height, width = light.shape[:2]
     squares: Light = light.reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3))
     return squares
 
 
 def _some_grey(sample: Sample, random: np.random.Generator) -> Sample:
-    """The sample, or by a chance of `GREY` what an infrared camera would make of it."""
+    """The sample, or with a probability of `GREY` what an infrared camera would make of it."""
     if random.random() >= GREY:
         return sample
     small, large, dark = (grey(picture) for picture in (sample.small, sample.large, sample.dark))
@@ -280,11 +281,11 @@ def grey(picture: Picture) -> Picture:
 
 
 def read_scenes(folder: Path) -> list[Scene]:
-    """Every photo and parts of every video in a folder; other files are passed over, and what is hidden.
+    """Every photo, and parts of every video, in a folder; ignores hidden and other files.
 
-    Photos are laid on their side, and their sides cut to multiples of twice `ALIGN`; what is too small to train on is
-    left out, and so is what is dark in videos. Raises `FileNotFoundError` where nothing is left, and `OSError` by name
-    for a photo or a video that cannot be read.
+    Upright photos are turned to landscape, and all sides cut to multiples of twice `ALIGN`; what is too small to train
+    on is left out, and so are dark parts of videos. Raises `FileNotFoundError` if nothing is left, and `OSError`, which
+    names the file, for a photo or video that cannot be read.
     """
     scenes: list[Scene] = []
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
@@ -300,7 +301,7 @@ def read_scenes(folder: Path) -> list[Scene]:
 
 
 def _no_larger(photo: Picture) -> Picture:
-    """The photo, its longer side `LARGEST_PHOTO` at most."""
+    """The photo, scaled down so that its longer side is at most `LARGEST_PHOTO`."""
     if max(photo.shape) <= LARGEST_PHOTO:
         return photo
     small = Image.fromarray(photo)
@@ -309,27 +310,27 @@ def _no_larger(photo: Picture) -> Picture:
 
 
 def _bright_parts(path: Path) -> Iterator[Scene]:
-    """Short parts of a video by day, evenly over its first `PARTS` times `PART_SECONDS`."""
+    """Short bright parts of a video, evenly spaced over its first `PARTS` times `PART_SECONDS`."""
     every, part = max(CLIP[1], round(PART_SECONDS * clip_rate(path))), []
     for number, picture in enumerate(islice(read_clip(path), PARTS * every)):
         if number % every < CLIP[1]:
             part.append(picture)
         if len(part) == CLIP[1]:
             if part[-1].mean() >= DAY_MEAN:
-                seed = (*os.fsencode(path.name), number)  # each video is looked at in places of its own
+                seed = (*os.fsencode(path.name), number)  # other places for each video
                 yield from _fit(_somewhere(np.stack(part), np.random.default_rng(seed)))
             part = []
 
 
 def _somewhere(scene: Scene, random: np.random.Generator) -> Scene:
-    """A part of it no larger than `PART`."""
+    """A random part of a scene, no larger than `PART`."""
     height, width = np.minimum(PART, scene.shape[1:3])
     top, left = random.integers(scene.shape[1] - height + 1), random.integers(scene.shape[2] - width + 1)
     return scene[:, top : top + height, left : left + width]
 
 
 def _fit(scene: Scene) -> list[Scene]:
-    """The scene with sides that training can halve and cut; nothing where it is too small."""
+    """The scene with its sides cut so that training can halve and crop them; empty if it is too small."""
     height, width = (side - side % (2 * ALIGN) for side in scene.shape[1:3])
     if height < LEAST[0] or width < LEAST[1]:
         return []

@@ -1,1 +1,1 @@
-"""What an engine is worth: the LOL protocol, daylight, steadiness, thin links."""
+"""Measures the quality of an engine: the LOL protocol, daylight, steadiness, thin links."""

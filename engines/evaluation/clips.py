@@ -1,4 +1,4 @@
-"""Scores on videos by day that were darkened, halved and sent thinly: an engine against gamma and bicubic."""
+"""Scores on day videos, darkened, halved and sent at a low bit rate: an engine against gamma and bicubic doubling."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from engines.evaluation.scores import mean_ratio, psnr, psnr_gt_mean
 BIT_RATE = 300_000
 FRAMES = 100
 GAMMA = 0.4
-"""What a viewer without an engine would do to a dark picture, before doubling it by bicubic."""
+"""How a viewer without an engine would brighten a dark picture, before bicubic doubling."""
 BRIGHTENED = np.rint(255 * (np.arange(256) / 255) ** GAMMA).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class ClipScore:
-    """Means over one video's pictures, against the clean video at full size."""
+    """Mean scores over a video's pictures, against the clean video at full size."""
 
     name: str
     frames: int
     bit_rate: float
-    """Of what was sent, bit/s."""
+    """Actual bit rate of the link, bit/s."""
     psnr_db: float
     psnr_gt_mean_db: float
     mean_ratio: float
     gamma_psnr_db: float
-    """Of gamma and bicubic, like the next two."""
+    """For gamma and bicubic doubling, like the next two."""
     gamma_psnr_gt_mean_db: float
     gamma_mean_ratio: float
     gain_db: float
-    """`psnr_db` above `gamma_psnr_db`."""
+    """`psnr_db` minus `gamma_psnr_db`."""
     gain_gt_mean_db: float
-    """The same after scaling both to the truth's mean: what is left of the gain where exposure does not count."""
+    """The same after scaling both to the truth's mean: the gain without the effect of exposure."""
 
 
 def score_clip(engine: Door, path: Path, bit_rate: int = BIT_RATE, frames: int = FRAMES, seed: int = 0) -> ClipScore:
-    """The first `frames` pictures of a video by day; raises `OSError` by name where it cannot be read, and
-    `EngineMismatch` by name where its pictures are too small."""
+    """Score the first `frames` pictures of a day video; raises `OSError` if it cannot be read, and `EngineMismatch` if
+    its pictures are too small; both name the file."""
     rate = clip_rate(path)
     random = np.random.default_rng(seed)
     clean, source = tee(islice(read_clip(path), frames))
@@ -79,7 +79,7 @@ def score_clip(engine: Door, path: Path, bit_rate: int = BIT_RATE, frames: int =
 
 
 def summary(scores: list[ClipScore]) -> dict[str, object]:
-    """Means over all videos, each counting the same, and a row for each."""
+    """Means over all videos, equally weighted, and a row for each."""
     keys = [key for key in asdict(scores[0]) if key not in ("name", "frames")]
     means = {key: float(np.mean([getattr(score, key) for score in scores])) for key in keys}
     return {**means, "gain_db_lowest": min(score.gain_db for score in scores), "clips": [asdict(s) for s in scores]}

@@ -1,4 +1,4 @@
-"""What several engines' figures say together: mean and spread over seeds, differences between runtimes."""
+"""Compares the figures of several engines: mean and spread over seeds, differences between runtimes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Figures = Mapping[str, object]
 
 
 def numbers(figures: Figures, name: str = "") -> dict[str, float]:
-    """The numbers of some figures by dotted names; texts and rows are left out."""
+    """The numbers among the figures, by dotted names; texts and rows are left out."""
     found: dict[str, float] = {}
     for key, value in figures.items():
         here = f"{name}.{key}" if name else key
@@ -23,7 +23,7 @@ def numbers(figures: Figures, name: str = "") -> dict[str, float]:
 
 
 def mean_and_spread(runs: Sequence[Figures]) -> dict[str, dict[str, float]]:
-    """Of each number over two or more runs: its mean, and its standard deviation (of a sample, n - 1)."""
+    """Mean and sample standard deviation (n - 1) of each number over two or more runs."""
     table = [numbers(run) for run in runs]
     return {
         key: {
@@ -36,13 +36,13 @@ def mean_and_spread(runs: Sequence[Figures]) -> dict[str, dict[str, float]]:
 
 
 def difference(run: Figures, reference: Figures) -> dict[str, float]:
-    """Each number of a run less the reference's."""
+    """Each number of a run minus the reference's."""
     here, there = numbers(run), numbers(reference)
     return {key: here[key] - there[key] for key in here if key in there}
 
 
 def largest_difference(rows: Sequence[Figures], references: Sequence[Figures], key: str) -> float:
-    """The largest difference, either way, of one number over the rows of the same pictures in the same order."""
+    """The largest absolute difference of one number over rows for the same pictures in the same order."""
     return max(
         abs(numbers(row)[key] - numbers(reference)[key]) for row, reference in zip(rows, references, strict=True)
     )

@@ -1,4 +1,4 @@
-"""What an engine does to pictures by day, which it should only double."""
+"""Measures what an engine does to pictures by day, which it should only double."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from engines.evaluation.scores import mean_ratio, psnr
 BRIGHT = 80
 """Mean code value, of 255, from which a picture counts as one by day."""
 EVERY_SECONDS, MOST = 2.0, 10
-"""Of a video: the time between two pictures that are looked at, and how many of them at most."""
+"""Time between two pictures taken from a video, and the most pictures taken."""
 
 
 @dataclass(frozen=True)
 class DayScore:
-    """One picture, enhanced, against the bicubic double of what the engine was given: its half, which is sharp, and the
-    picture as it is, which is larger and softer. A network can take the one for a day and not the other."""
+    """An enhanced picture against the bicubic double of the input, for two inputs: the halved picture, which is sharp,
+    and the full-size one, which is larger and softer. A network can take one for day and not the other."""
 
     name: str
     psnr_db: float
@@ -36,8 +36,10 @@ class DayScore:
 
 
 def read_bright(path: Path) -> Iterator[tuple[str, Picture]]:
-    """Names and pictures that are bright enough (see `BRIGHT`) of a picture file, or of a video every
-    `EVERY_SECONDS`; raises `OSError` by name for what cannot be read."""
+    """Names and pictures that are bright enough (see `BRIGHT`): of a picture file, or of a video every `EVERY_SECONDS`.
+
+    Raises `OSError`, which names the file, if it cannot be read.
+    """
     film = path.suffix.lower() in VIDEOS
     for name, picture in _pictures_of_video(path) if film else [(path.name, read_picture(path))]:
         if picture.mean() >= BRIGHT:
@@ -51,8 +53,8 @@ def _pictures_of_video(path: Path) -> Iterator[tuple[str, Picture]]:
 
 
 def day_score(engine: Door, name: str, picture: Picture, crf: int | None = None) -> DayScore:
-    """With `crf` the engine is given what libx264 leaves of it. Raises `EngineMismatch` by name for a picture that is
-    too small."""
+    """Score a picture; with `crf` it passes through libx264 first. Raises `EngineMismatch`, which names the picture, if
+    it is too small."""
     with by_name(name):
         figures: list[float] = []
         for given in (halve(picture), picture):

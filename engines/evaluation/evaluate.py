@@ -1,4 +1,4 @@
-"""Scores on LOL: the dark picture, halved or at full size, is enhanced and compared with the bright one."""
+"""Scores on LOL: enhances the dark picture, halved or at full size, and compares it with the bright one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engines.tiles import enhance_tiles, is_large
 
 Split = Literal["eval15", "held-out", "our485"]
 PICTURE_COLOUR = Colour(matrix="bt601", full_range=True)
-"""How picture files pass the engine's door: as JPEG does it (JFIF); see `picture_colour`."""
+"""Matrix and range in which picture files pass through the engine, as in JPEG (JFIF); see `picture_colour`."""
 HALF_SIZE = "half-size input (antialiased bicubic), output compared at full size"
 FULL_SIZE = "full-size input, output halved (antialiased bicubic) and compared"
 
@@ -37,7 +37,7 @@ class Score:
 
 
 def read_split(folder: Path, split: Split) -> list[Pair]:
-    """LOL's test pairs, the scenes of `our485` that are held out for choosing, or all of `our485`; see `read_lol`."""
+    """LOL's test pairs, the held-out scenes of `our485`, or all of `our485`; see `read_lol`."""
     if split != "held-out":
         return read_lol(folder, split)
     pairs = [pair for pair in read_lol(folder, "our485") if int(pair.name) in HELD_OUT]
@@ -47,12 +47,12 @@ def read_split(folder: Path, split: Split) -> list[Pair]:
 
 
 def learned_before(card: Card, split: Split) -> bool:
-    """Whether weights have learned the pairs of a split, as far as their card tells; those of `our485` always."""
+    """Whether weights were trained on the pairs of a split, as far as their card says; on `our485` always."""
     return split == "our485" or (split == "held-out" and card.learned_all())
 
 
 def enhance_picture(engine: Door, picture: Picture, memory: Memory | None = None, keep: float = 0.0) -> Picture:
-    """RGB (H, W, 3) uint8 to its enhanced double, RGB (2H, 2W, 3) uint8, through the engine's door.
+    """Enhance RGB (H, W, 3) uint8 to RGB (2H, 2W, 3) uint8.
 
     `memory` and `keep` are for pictures of one video, see `Slot`.
     """
@@ -62,7 +62,7 @@ def enhance_picture(engine: Door, picture: Picture, memory: Memory | None = None
 
 
 def enhance_whole(engine: Door, picture: Picture) -> Picture:
-    """As `enhance_picture` without a past, for a picture of any size: a large one tile by tile."""
+    """Like `enhance_picture`, for a single picture of any size: a large one is enhanced tile by tile."""
     if not is_large(engine, picture):
         return enhance_picture(engine, picture)
     height, width = picture.shape[:2]
@@ -73,13 +73,13 @@ def enhance_whole(engine: Door, picture: Picture) -> Picture:
 
 
 def picture_colour(picture: Picture) -> Colour:
-    """`PICTURE_COLOUR`, for a picture (H, W, 3) without colour, as infrared cameras make, its grey kind."""
+    """`PICTURE_COLOUR`, with `grey` set for a picture (H, W, 3) without colour, as from an infrared camera."""
     return replace(PICTURE_COLOUR, grey=bool((picture == picture[..., :1]).all()))
 
 
 @contextmanager
 def by_name(name: str) -> Iterator[None]:
-    """Of a picture that cannot be halved or enhanced, as one that is too small, its name: raises `EngineMismatch`."""
+    """Turn `ValueError`, as for a picture that is too small, into `EngineMismatch` with the picture's name."""
     try:
         yield
     except ValueError as error:
@@ -87,10 +87,10 @@ def by_name(name: str) -> Iterator[None]:
 
 
 def evaluate(engine: Door, pairs: Iterable[Pair], full_size: bool = False) -> Iterator[Score]:
-    """A score for each pair, as it is measured.
+    """Yield the score of each pair as it is measured.
 
-    Without `full_size` the engine is given the halved dark picture, and its output is compared as it is. With it, the
-    engine is given the whole dark picture, and its output is halved before it is compared.
+    By default the engine is given the halved dark picture, and its output is compared as it is. With `full_size` it is
+    given the full dark picture, and its output is halved before the comparison.
     """
     for pair in pairs:
         with by_name(pair.name):

@@ -1,4 +1,4 @@
-"""Where the parts of a picture are in the next one: blocks compared with blocks, then moved by gradients."""
+"""Optical flow between two pictures: block matching, refined by gradients (Lucas and Kanade)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Luma = NDArray[np.float32]
 BLOCK = 16
 """Pixels of a block's side; all pixels of a block move alike."""
 REACH = 5
-"""Pixels on the halved picture: the farthest motion that is found, to each side."""
+"""The largest motion that is found, to each side, in pixels of the halved picture."""
 REFINEMENTS = 3
-"""Steps of Lucas and Kanade after the blocks were compared; each moves a block by a pixel at most."""
+"""Steps of Lucas and Kanade after block matching; each moves a block by at most a pixel."""
 FLATNESS = 16.0
-"""Keeps blocks without texture where they are: code values squared, added to the sums over a block."""
+"""Regularisation that keeps blocks without texture in place: squared code values, added to the sums over a block."""
 
 
 def find_flow(before: Picture, after: Picture) -> Flow:
-    """Flow between two (H, W, 3) uint8 pictures; sides of `BLOCK` or more."""
+    """Flow between two (H, W, 3) uint8 pictures with sides of at least `BLOCK`."""
     here, there = _luma(before), _luma(after)
     blocks = 2 * _best_offsets(_halved(here), _halved(there))  # (2, rows, columns)
     for _ in range(REFINEMENTS):
@@ -35,7 +35,7 @@ def find_flow(before: Picture, after: Picture) -> Flow:
 
 
 def warp(after: NDArray[Any], flow: Flow) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The next picture laid over the one before it, (H, W, C) float32, and (H, W) where it has a pixel for that."""
+    """The next picture warped onto the one before, (H, W, C) float32, and a mask (H, W) of where it has a pixel."""
     height, width = after.shape[:2]
     rows = np.arange(height, dtype=np.float32)[:, None] + flow[0]
     columns = np.arange(width, dtype=np.float32) + flow[1]
@@ -50,7 +50,7 @@ def warp(after: NDArray[Any], flow: Flow) -> tuple[NDArray[np.float32], NDArray[
 
 
 def _luma(picture: Picture) -> Luma:
-    """(H, W) float32, cut to whole blocks."""
+    """Luma (H, W) float32, cut to whole blocks."""
     height, width = (side - side % BLOCK for side in picture.shape[:2])
     return np.asarray(picture[:height, :width] @ np.array([0.299, 0.587, 0.114], np.float32))
 
@@ -61,7 +61,7 @@ def _halved(luma: Luma) -> Luma:
 
 
 def _best_offsets(before: Luma, after: Luma) -> NDArray[np.float32]:
-    """(2, rows, columns): the whole pixels by which each block of half of `BLOCK` has moved."""
+    """(2, rows, columns): the motion of each block, of half of `BLOCK`, in whole pixels."""
     height, width = before.shape
     padded = np.pad(after, REACH, mode="edge")
     side = 2 * REACH + 1
@@ -76,7 +76,7 @@ def _best_offsets(before: Luma, after: Luma) -> NDArray[np.float32]:
 
 
 def _refinement(before: Luma, after: Luma, blocks: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(2, rows, columns) in pixels: least squares of what is still different, by the picture's own slopes."""
+    """(2, rows, columns) in pixels: the least-squares motion that explains the remaining difference by gradients."""
     warped = warp(after[..., None], _of_pixels(blocks))[0][..., 0]
     down, right = np.asarray(np.gradient(warped))
     left_over = before - warped
@@ -96,5 +96,5 @@ def _block_sums(values: Luma, block: int) -> Luma:
 
 
 def _of_pixels(blocks: NDArray[np.float32]) -> Flow:
-    """(2, H, W) from (2, rows, columns)."""
+    """Expand (2, rows, columns) to (2, H, W)."""
     return blocks.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)

@@ -1,4 +1,4 @@
-"""How close a picture is to the true one: (H, W, 3) uint8 RGB against the same."""
+"""Scores of a picture against the true one, both (H, W, 3) uint8 RGB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def psnr(picture: Picture, truth: Picture) -> float:
 
 
 def psnr_gt_mean(picture: Picture, truth: Picture) -> float:
-    """PSNR in dB after scaling the picture to the truth's mean: it hides errors of exposure."""
+    """PSNR in dB after scaling the picture to the truth's mean, which hides errors of exposure."""
     return _psnr(np.clip(picture / mean_ratio(picture, truth), 0, 255), truth)
 
 
@@ -27,7 +27,7 @@ def mean_ratio(picture: Picture, truth: Picture) -> float:
 
 
 def ssim(picture: Picture, truth: Picture) -> float:
-    """Structural similarity (Wang et al., 2004): each channel, Gaussian 11x11 of sigma 1.5, valid region."""
+    """Structural similarity (Wang et al., 2004), mean over channels: Gaussian 11x11 of sigma 1.5, valid region."""
     a, b = picture.astype(np.float64), truth.astype(np.float64)
     mean_a, mean_b = _blur(a), _blur(b)
     variance_a = _blur(a * a) - mean_a**2

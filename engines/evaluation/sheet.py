@@ -1,4 +1,4 @@
-"""A contact sheet: pictures without a reference, side by side for the eye."""
+"""A contact sheet: pictures without a reference, side by side to be judged by eye."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLUMNS = ("input", "bicubic double", "output")
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One picture three times, already small, with its captions."""
+    """Thumbnails and captions of a picture in the three `COLUMNS`."""
 
     name: str
     captions: tuple[str, ...]
@@ -34,7 +34,7 @@ class SheetRow:
 
 
 def sheet_row(engine: Door, name: str, picture: Picture) -> SheetRow:
-    """A picture as it is, doubled by bicubic and enhanced."""
+    """The row of a picture: as it is, doubled by bicubic interpolation, and enhanced."""
     with by_name(name):
         pictures = (picture, double(picture), enhance_whole(engine, picture))
     notes = (name, *COLUMNS[1:])
@@ -46,7 +46,7 @@ def sheet_row(engine: Door, name: str, picture: Picture) -> SheetRow:
 
 
 def contact_sheet(title: str, rows: Sequence[SheetRow]) -> Image.Image:
-    """One row below the other, captions above the thumbnails, and a headline with the columns' names."""
+    """Draw a sheet: a title, the columns' names, and the rows, with captions above the thumbnails."""
     width = len(COLUMNS) * (THUMBNAIL + GAP) + GAP
     heights = [CAPTION + row.thumbnails[0].height + GAP for row in rows]
     sheet = Image.new("RGB", (width, 2 * CAPTION + sum(heights) + GAP), "white")
@@ -68,13 +68,13 @@ def _left(column: int) -> int:
 
 
 def _drawable(text: str) -> str:
-    """The text in the letters that Pillow's own font has, which are those of ASCII."""
+    """The text in ASCII, the only letters of Pillow's own font."""
     letters = filterfalse(combining, normalize("NFKD", text))
     return "".join(letters).encode("ascii", "replace").decode("ascii")
 
 
 def _fitted(draw: ImageDraw.ImageDraw, caption: str) -> str:
-    """The caption, its beginning cut off where it is wider than a column."""
+    """The caption, cut at its beginning if it is wider than a column."""
     while draw.textlength(caption) > THUMBNAIL:
         caption = caption[1:]
     return caption

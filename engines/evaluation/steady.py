@@ -1,4 +1,4 @@
-"""How steady an engine's pictures are over time: on a still dark scene with sensor noise, and on a moving one."""
+"""Measures how steady an engine's pictures are over time: on a still dark scene with sensor noise, and a moving one."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from engines.evaluation.evaluate import enhance_picture
 from engines.evaluation.flow import find_flow, warp
 
 NOISE = 2.0
-"""Standard deviation of the sensor's noise in code values, of 255."""
+"""Standard deviation of the sensor noise in code values of 255."""
 FRAMES = 100
 RATE = 25
 """Pictures a second."""
 NOISELESS = Night(photons=1e9, read_noise=0.0)
-"""Darkness alone: the noise is added in code values, so that its strength is known."""
+"""Only darkens: noise is added in code values, so that its strength is known."""
 VISIBLE = 8.0
-"""Where the clean video differs by more than so many code values from its own warped next picture, in any colour, the
-flow is wrong or something was covered, and nothing is compared there."""
+"""Largest difference, in code values of any colour, between the clean video and its own warped next picture: beyond it
+the flow is wrong or something was occluded, and nothing is compared."""
 
 
 @dataclass(frozen=True)
 class Flicker:
-    """Change over time, in code values of 255 over all three colours."""
+    """Changes over time, in code values of 255, over all three colours."""
 
     frame_mean_deviation: float
-    """Standard deviation over time of the mean of the picture."""
+    """Standard deviation over time of the picture's mean."""
     pixel_deviation: float
     """Standard deviation over time of a pixel: the square root of its variance, averaged over all pixels."""
     mabd: float
-    """Mean absolute difference of brightness between a pixel and the same pixel one picture later."""
+    """Mean absolute brightness difference between a pixel and the same pixel one picture later."""
 
 
 def flicker(pictures: Iterable[Picture]) -> Flicker:
@@ -60,15 +60,15 @@ def flicker(pictures: Iterable[Picture]) -> Flicker:
 
 
 def still_scene(engine: Door, scene: Picture, frames: int = FRAMES, seed: int = 0) -> dict[str, float]:
-    """Flicker on one halved and darkened picture under fresh noise: of what comes in, and of what comes out."""
+    """Flicker of input and output for one halved and darkened picture under fresh noise."""
     given, made = _both(engine, repeat(scene, frames), seed)
     return _named(flicker(made), "") | _named(flicker(given), "input_")
 
 
 def moving_scene(engine: Door, clean: list[Picture], seed: int = 0) -> dict[str, float]:
-    """Warping error and MABD of a video that was halved, darkened and made noisy, beside those of the clean one.
+    """Warping error and MABD of a video that was halved, darkened and made noisy, and those of the clean one.
 
-    `clean` are (H, W, 3) uint8 pictures in order; the flow between them is measured on them, never on the output.
+    `clean` are (H, W, 3) uint8 pictures in order; the flow is measured on them, never on the output.
     """
     _, made = _both(engine, clean, seed)
     height, width = made[0].shape[:2]
@@ -83,8 +83,8 @@ def moving_scene(engine: Door, clean: list[Picture], seed: int = 0) -> dict[str,
 def warping_error(pictures: list[Picture], clean: list[Picture]) -> dict[str, float]:
     """Root of the mean squared difference, in code values, between each picture and the next one warped onto it.
 
-    Also that of the clean video itself, which is as low as the flow allows, and the share of pixels compared.
-    Both lists have the same length of 2 or more and one size, (H, W, 3) uint8.
+    Also that of the clean video, the lower bound that the flow allows, and the share of pixels compared. Both lists
+    have the same length, 2 or more, and hold (H, W, 3) uint8 pictures of one size.
     """
     error = floor = compared = whole = 0.0
     for (before, after), (clean_before, clean_after) in zip(pairwise(pictures), pairwise(clean), strict=True):
@@ -104,7 +104,7 @@ def warping_error(pictures: list[Picture], clean: list[Picture]) -> dict[str, fl
 
 
 def noisy_nights(scenes: Iterable[Picture], seed: int) -> Iterator[Picture]:
-    """Each scene halved, darkened and with fresh noise of `NOISE`; the same for the same seed."""
+    """Each scene halved, darkened and with fresh noise of deviation `NOISE`; repeatable by `seed`."""
     random = np.random.default_rng(seed)
     for scene in scenes:
         dark = darken(halve(scene), NOISELESS, random)
@@ -113,7 +113,7 @@ def noisy_nights(scenes: Iterable[Picture], seed: int) -> Iterator[Picture]:
 
 
 def _both(engine: Door, scenes: Iterable[Picture], seed: int) -> tuple[list[Picture], list[Picture]]:
-    """What the engine is given, picture by picture, and what it makes of it as of one feed."""
+    """The engine's inputs, and its outputs for them as the pictures of one feed."""
     given = list(noisy_nights(scenes, seed))
     memory, keep = engine.remember(), kept_after(1 / RATE)
     return given, [enhance_picture(engine, picture, memory, keep) for picture in given]

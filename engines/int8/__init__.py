@@ -1,1 +1,1 @@
-"""The picture graph in eight bits, and what keeps its pictures as they were."""
+"""The picture graph in int8, and the corrections that keep its pictures close to those of fp32."""

@@ -1,7 +1,7 @@
-"""The same network with all channels equally strong: what int8 needs and floating point does not feel.
+"""Rescales channels to equal ranges, which int8 needs and which changes nothing in floating point.
 
-An int8 tensor has one range for all its channels, so that weak channels get few of its 256 levels. LeakyReLU, pooling
-and mixing pass a factor on, so a channel can be divided where it is made and multiplied back where it is read.
+An int8 tensor has one range for all its channels, so weak channels get few of its 256 levels. LeakyReLU, pooling and
+mixing preserve a factor, so a channel can be divided where it is made and multiplied back where it is read.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from engines.picture import pad
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 WEAKEST = 0.01
-"""Share of the strongest channel below which a channel counts as this strong: one that is nearly never lit."""
+"""Least strength of a channel, as a share of the strongest: for channels that are almost never active."""
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Features between the convolutions that make them and those that read them."""
+    """The channels between the convolutions that make them and those that read them."""
 
     makers: Sequence[Convolution]
     readers: Sequence[tuple[Convolution, int]]
-    """Each with the first of its input channels that are these."""
+    """Each with the index of the first of these channels in its input."""
 
     @property
     def count(self) -> int:
@@ -48,9 +48,9 @@ class Channels:
 
 
 def equalised(network: Neid, pictures: Sequence[Picture]) -> Neid:
-    """A copy that computes the same, its channels' largest magnitudes on `pictures` all 1; `network` stays as it is.
+    """A copy that computes the same, with every channel's largest magnitude on `pictures` at 1.
 
-    `pictures` are RGB (H, W, 3) uint8 as cameras send them, by night and by day. Raises ValueError without any.
+    `pictures` are RGB (H, W, 3) uint8 as cameras send them, by night and by day. Raises `ValueError` without any.
     """
     if not pictures:
         raise ValueError("no pictures to equalise the channels with; at least one is needed")
@@ -65,7 +65,7 @@ def equalised(network: Neid, pictures: Sequence[Picture]) -> Neid:
 
 
 def channels_of(network: Neid) -> Iterator[Channels]:
-    """All features between the network's first convolution and its last, at inference."""
+    """All channels between the network's first convolution and its last, at inference."""
     encoder = [pair(level) for level in network.encoder.levels]
     decoder = [pair(level) for level in network.light.levels]
     ups = [up for up in network.light.ups if isinstance(up, nn.ConvTranspose2d)]
@@ -83,7 +83,7 @@ def channels_of(network: Neid) -> Iterator[Channels]:
 
 
 def bottleneck(network: Neid, light: Convolution, up: Convolution) -> Iterator[Channels]:
-    """Features of the deepest level; light and detail are mixed channel by channel, so they share their factors."""
+    """Channels of the deepest level; light and detail are mixed channel by channel, so they share their factors."""
     if network.detail is None:
         yield Channels([light], [(up, 0)])
         return
@@ -103,7 +103,7 @@ def pair(block: nn.Module) -> tuple[nn.Conv2d, nn.Conv2d]:
 
 
 def measure(network: Neid, between: Sequence[Channels], pictures: Sequence[Picture]) -> list[Tensor]:
-    """The largest magnitude of every channel that any reader has read of `pictures`."""
+    """The largest magnitude of every channel that any reader sees on `pictures`, at least `WEAKEST`."""
     strengths = [torch.zeros(channels.count) for channels in between]
 
     def watch(strength: Tensor, first: int) -> object:
@@ -127,10 +127,10 @@ def measure(network: Neid, between: Sequence[Channels], pictures: Sequence[Pictu
 
 
 def by_output(convolution: Convolution) -> Tensor:
-    """Its weights, output channels first; the same memory."""
+    """A view of the weights, output channels first."""
     return convolution.weight.transpose(0, 1) if isinstance(convolution, nn.ConvTranspose2d) else convolution.weight
 
 
 def by_input(convolution: Convolution) -> Tensor:
-    """Its weights, input channels first; the same memory."""
+    """A view of the weights, input channels first."""
     return convolution.weight if isinstance(convolution, nn.ConvTranspose2d) else convolution.weight.transpose(0, 1)

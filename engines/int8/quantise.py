@@ -18,32 +18,32 @@ if TYPE_CHECKING:
     from nncf.quantization.range_estimator import RangeEstimatorParameters
 
 KEPT_IN_FLOAT = ("Add", "Multiply", "Subtract", "MatMul", "ReduceMean", "Sigmoid", "ConvolutionBackpropData")
-"""Operations of the colour conversion, of feature fusing and of its memory, and the transposed convolutions."""
+"""Operations of the colour conversion, feature fusing and its memory, and the transposed convolutions."""
 LEVELS = 256
-"""Of an activation."""
+"""Levels of an activation."""
 CLIPPED = 0.001
-"""Share of the values of a picture that may lie below an activation's range, and share that may lie above it."""
+"""Share of a picture's values that may lie below an activation's range, and share that may lie above it."""
 
 
 def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) -> None:
     """Write the graph of `onnx_file` quantised with NNCF: int8 weights, and activations with 256 levels a tensor.
 
-    `pictures`, RGB (H, W, 3) uint8, must hold the darkest and the brightest that will come. Raises ValueError where
-    there are none. The graph should be that of `engines.int8.equalise.equalised`.
+    `pictures`, RGB (H, W, 3) uint8, must include the darkest and the brightest that will come. Raises `ValueError`
+    without any. The graph should be that of `engines.int8.equalise.equalised`.
 
-    Light differs tenfold between night and day, yet a tensor has one range. What that costs, in raw PSNR against
-    fp32 on 36 scenes of LOL with earlier weights `field`: 0.94 dB with whole ranges; 0.22 dB where each picture's
-    `CLIPPED` extremes are left out and the most sensitive convolutions stay in float; 0.00 to 0.14 dB, by the choice
-    of pictures, where the channels are equalised too. Ranges averaged over pictures would be as good by night, and
-    clip daylight to 19 dB of the fp32 output; here it keeps 43 dB or more. 83 % of the multiply-accumulates are int8.
+    Light differs tenfold between night and day, yet a tensor has one range. The loss of raw PSNR against fp32, on 36
+    scenes of LOL with earlier weights `field`, is 0.94 dB with full ranges; 0.22 dB if each picture's `CLIPPED`
+    extremes are left out and the most sensitive convolutions stay in float; and 0.00 to 0.14 dB, depending on the
+    pictures, if the channels are equalised too. Ranges averaged over pictures would be as good by night, but clip
+    daylight to 19 dB against fp32; here it keeps 43 dB or more. 83 % of the multiply-accumulates are int8.
 
-    What the second convolution of the decoder's coarsest level reads is by night a quarter to two fifths of what the
-    brightest pictures need. In int8 it costs 0.06 dB on those scenes and, on dark gradients as of sky and sea, 4 dB of
-    the likeness to fp32 (39 in place of 43); in bfloat16 3 % of the time. The second convolution of all and the
-    transposed ones in int8 would save 6 % of the time, and lose 0.04 dB, 0.07 dB after scaling.
+    By night, the second convolution of the decoder's coarsest level reads a quarter to two fifths of the range that the
+    brightest pictures need. In int8 it would cost 0.06 dB on those scenes, and on dark gradients, as of sky and sea,
+    4 dB against fp32 (39 instead of 43); in bfloat16 it costs 3 % of the time. Putting the network's second convolution
+    and the transposed ones into int8 would save 6 % of the time and lose 0.04 dB, or 0.07 dB after scaling.
 
-    Weights take all of their 256 levels, and `unbias` corrects the means. Without VNNI a processor adds two products
-    in 16 bits, which such weights overflow now and then: what that costs is less than half the levels would.
+    Weights use all of their 256 levels, and `unbias` corrects the means. A processor without VNNI adds two products in
+    16 bits, which such weights sometimes overflow; that costs less than halving the levels would.
     """
     import nncf
     import openvino
@@ -69,12 +69,12 @@ def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) ->
 
 
 def spell_out(model: openvino.Model) -> None:
-    """Write what quantises the output of a transposed convolution as arithmetic, which makes the same bytes.
+    """Replace the FakeQuantize after each transposed convolution by arithmetic that gives the same bytes.
 
-    OpenVINO's convolutions compute a FakeQuantize themselves, but not the transposed ones in float. Alone it wants
-    another order of memory, so that it and both sides of the concatenation that follows are copied there and back.
-    Without those copies a picture takes 3 % less time, and 20 to 24 % less on two cores that are as far apart as those
-    that share no cache (docs/benchmarks.md).
+    OpenVINO fuses a FakeQuantize into a convolution, but not into a transposed one in float. On its own it wants
+    another memory layout, so it and both sides of the concatenation that follows are reordered there and back. Without
+    those copies a picture takes 3 % less time, and 20 to 24 % less on two cores that share no cache
+    (docs/benchmarks.md).
     """
     from openvino import opset13 as ops
 
@@ -92,7 +92,7 @@ def spell_out(model: openvino.Model) -> None:
 
 
 def inputs_of(model: openvino.Model, picture: Picture) -> Inputs:
-    """What the graph reads for one picture without a past: whatever is neither plane nor colour is zeros."""
+    """The graph's inputs for one picture without a past: planes and colour; everything else is zeros."""
     y, uv = to_planes(picture, Colour())
     known: dict[str, NDArray[Any]] = {"y": y[None, None], "uv": uv[None], "colour": Colour().coefficients()[None]}
     others = {node.any_name: node.get_partial_shape() for node in model.inputs if node.any_name not in known}
@@ -104,8 +104,8 @@ def inputs_of(model: openvino.Model, picture: Picture) -> Inputs:
 
 
 def kept_convolutions(model: openvino.Model) -> list[str]:
-    """Names of the first two convolutions, those of feature fusing (1x1), and the second one of the decoder's coarsest
-    level, the last before the second transposed convolution."""
+    """Names of convolutions that stay in float: the first two, those of feature fusing (1x1), and the second one of the
+    decoder's coarsest level, the last before the second transposed convolution."""
     nodes = model.get_ordered_ops()
     convolutions = [node for node in nodes if node.get_type_name() == "Convolution"]
     transposed = [node for node in nodes if node.get_type_name() == "ConvolutionBackpropData"]
@@ -115,18 +115,18 @@ def kept_convolutions(model: openvino.Model) -> list[str]:
 
 
 def maker(node: openvino.Node) -> openvino.Node:
-    """The convolution that makes what a node reads first."""
+    """The convolution that makes a node's first input."""
     source = node.input_value(0).get_node()
     return source if source.get_type_name() == "Convolution" else maker(source)
 
 
 def type_above(node: openvino.Node) -> str:
-    """The operation that makes what a node reads first."""
+    """The operation that makes a node's first input."""
     return str(node.input_value(0).get_node().get_type_name())
 
 
 def ranges() -> RangeEstimatorParameters:
-    """Of activations: from the darkest picture to the brightest, without the most extreme values of each."""
+    """How activation ranges are estimated: over the darkest and the brightest picture, without the extremes of each."""
     from nncf.quantization.range_estimator import (
         AggregatorType,
         RangeEstimatorParameters,

@@ -1,9 +1,9 @@
-"""A quantised graph whose every layer makes, on average, what it makes in float.
+"""Bias correction: makes the mean output of every quantised layer equal to that in float.
 
-Rounding moves the mean of what a convolution makes, layer after layer, and a picture shows that as brightness.
-Empirical bias correction (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV
-2019) adds to each bias the mean that is missing. It goes from the first convolution to the last, so that each is
-measured behind others that are right by then.
+Rounding shifts the mean output of each convolution, layer after layer, which shows as a change of brightness. Empirical
+bias correction (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019) adds
+the missing mean to each bias. It goes from the first convolution to the last, so that each is measured after the
+earlier ones have been corrected.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 Inputs = Mapping[str, NDArray[Any]]
-"""What a graph reads for one picture, by name."""
+"""A graph's inputs for one picture, by name."""
 CHANNELS = 1
-"""Axis of (N, C, H, W)."""
+"""The channel axis of (N, C, H, W)."""
 
 
 def unbias(quantised: openvino.Model, exact: openvino.Model, pictures: Sequence[Inputs]) -> None:
-    """Change the biases of `quantised` so that it has, channel by channel, the means that `exact` has on `pictures`.
+    """Change the biases of `quantised` so that every channel has the mean that it has in `exact`, on `pictures`.
 
-    It is computed as this processor computes int8. Raises ValueError without pictures, and where the two graphs'
-    convolutions do not have the same names.
+    The means are measured with this processor's int8. Raises `ValueError` without pictures, and if the names of the two
+    graphs' convolutions differ.
     """
     if not pictures:
         raise ValueError("no pictures to measure the layers' means with; at least one is needed")
@@ -40,7 +40,7 @@ def unbias(quantised: openvino.Model, exact: openvino.Model, pictures: Sequence[
 
 
 def biased(model: openvino.Model) -> dict[str, openvino.Node]:
-    """The additions of a bias, by the names of their convolutions, in the order in which they are computed."""
+    """The bias additions, by the names of their convolutions, in the order of computation."""
     return {
         node.get_friendly_name(): port.get_node()
         for node in model.get_ordered_ops()
@@ -58,7 +58,7 @@ def is_constant(source: openvino.Output) -> bool:
 def channel_means(
     model: openvino.Model, nodes: Sequence[openvino.Node], pictures: Sequence[Inputs]
 ) -> list[NDArray[np.float64]]:
-    """For each node the means (C,) of its output (1, C, H, W), over all pictures, each of which counts the same."""
+    """The means (C,) of each node's output (1, C, H, W) over all pictures, which count equally."""
     means = [ops.reduce_mean(node, np.array([0, 2, 3]), keep_dims=False) for node in nodes]
     part = openvino.Model([ops.result(mean) for mean in means], model.get_parameters())
     compiled = openvino.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -20,21 +20,21 @@ class NetworkConfig:
     widths: tuple[int, ...]
     """Channels of each encoder level, from full size to the bottleneck."""
     unshuffle: int
-    """Side of the square of pixels folded into channels before the first level; 1 folds nothing."""
+    """Side of the squares of pixels that are folded into channels before the first level; 1 folds nothing."""
     reduction: int = 16
     """Feature fusing: the channel vector is squeezed by this factor."""
     parts: tuple[Part, ...] = PARTS
-    """Without `subpixels` the U-net's picture is doubled by bicubic interpolation; without `fusing` the light decoder
-    reads the encoder's features alone; without `detail` there is no second branch."""
+    """Without `subpixels` the U-net's picture is doubled by bicubic interpolation, without `fusing` the light decoder
+    reads the encoder's features alone, and without `detail` there is no second branch."""
 
     @property
     def remembers(self) -> int:
-        """Numbers that are kept of a feed between two pictures, see `engines.network.memory`."""
+        """How many numbers are kept of a feed between two pictures, see `engines.network.memory`."""
         return self.widths[-1]
 
     @property
     def multiple(self) -> int:
-        """Pictures are padded to a multiple of this many pixels, which every pooling then halves."""
+        """Pictures are padded to a multiple of this many pixels, so that every pooling can halve them."""
         return self.unshuffle << (len(self.widths) - 1)
 
 

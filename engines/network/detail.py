@@ -1,4 +1,4 @@
-"""Detail refinement: features that know the fine structure of the dark picture (paper section 2.2)."""
+"""Detail refinement: features that carry the fine structure of the dark picture (paper section 2.2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engines.network.decoder import Decoder
 
 
 class DetailBranch(nn.Module):
-    """One stage of features of its own after the shared encoder; this part stays at inference."""
+    """A stage of its own after the shared encoder; the part of the branch that is kept at inference."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -21,4 +21,4 @@ class DetailBranch(nn.Module):
 
 
 class DetailReconstruction(Decoder):
-    """Detail features to the doubled *dark* picture: the supervision of the branch, in training only."""
+    """Detail features to the doubled *dark* picture; supervises the branch, in training only."""

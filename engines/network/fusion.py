@@ -1,4 +1,4 @@
-"""Feature fusing: detail features decide, channel by channel, how light and detail are mixed (section 2.2)."""
+"""Feature fusing: detail features decide for each channel how light and detail are mixed (paper section 2.2)."""
 
 from __future__ import annotations
 

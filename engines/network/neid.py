@@ -1,4 +1,4 @@
-"""NEID: light enhancement fused with detail refinement (paper figure 3); `forward` reads as the figure."""
+"""NEID: light enhancement fused with detail refinement (paper figure 3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCALE = 2
 
 
 class Neid(nn.Module):
-    """A dark picture to a bright one of twice the size."""
+    """The network: a dark picture to a bright one of twice the size."""
 
     def __init__(self, config: NetworkConfig, *, with_reconstruction: bool = False) -> None:
         """`with_reconstruction` adds the detail branch's decoder, which only training needs."""
@@ -37,8 +37,8 @@ class Neid(nn.Module):
     def subpixels(self, folded: Tensor, memory: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """The network between its foldings: (N, 3u^2, H/u, W/u) to (N, 3(2u)^2, H/u, W/u), u = unshuffle.
 
-        Also takes what it is to remember of each feed and returns what it is to remember next, see `remember`; a
-        network without feature fusing remembers nothing.
+        Also takes each feed's memory and returns the next one, see `remember`; without feature fusing it is returned as
+        it came.
         """
         features, _, skips, memory_next = self._features(folded, memory, keep)
         return self._lit(features, skips), memory if memory_next is None else memory_next
@@ -50,7 +50,7 @@ class Neid(nn.Module):
         return functional.pixel_shuffle(self._lit(features, skips), SCALE * self.config.unshuffle)
 
     def forward_both(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, and the doubled dark picture of the detail branch beside it (training only)."""
+        """Like `forward`, with the detail branch's doubled dark picture as a second result (training only)."""
         if self.reconstruction is None:
             raise ValueError("this network was built without its reconstruction decoder")
         folded = functional.pixel_unshuffle(picture, self.config.unshuffle)
@@ -63,7 +63,7 @@ class Neid(nn.Module):
     def _features(
         self, folded: Tensor, memory: Tensor | None = None, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, list[Tensor], Tensor | None]:
-        """What the light decoder reads, what the reconstruction reads, the skips of both, and the fusing weights."""
+        """The inputs of the light decoder and of the reconstruction, the skips of both, and the fusing weights."""
         *skips, light = self.encoder(folded)
         if self.detail is None:
             return light, None, skips, None
@@ -76,7 +76,7 @@ class Neid(nn.Module):
         return self.fusing(light, detail, weights), detail, skips, weights
 
     def _lit(self, features: Tensor, skips: list[Tensor]) -> Tensor:
-        """The light decoder's sub-pixels; those of a U-net without sub-pixel convolution are interpolated."""
+        """The light decoder's sub-pixels; interpolated if the network has no sub-pixel convolution."""
         lit: Tensor = self.light(features, skips)
         if "subpixels" in self.config.parts:
             return lit
@@ -87,7 +87,7 @@ class Neid(nn.Module):
 
 
 def initialise(network: Neid, generator: torch.Generator) -> None:
-    """He start for LeakyReLU with a faint last layer around 0.3.
+    """He initialisation for LeakyReLU, with a last layer of a tenth of the weights and a bias of 0.3.
 
     Without normalisation it trains faster than the paper's N(0, 0.02).
     """
@@ -113,4 +113,4 @@ def initialise_as_the_paper(network: Neid, generator: torch.Generator) -> None:
 
 
 STARTS: dict[str, Callable[[Neid, torch.Generator], None]] = {"he": initialise, "paper": initialise_as_the_paper}
-"""By the name that recipes give them."""
+"""Initialisations by the name that recipes use."""

@@ -1,1 +1,1 @@
-"""What the runtimes on an NVIDIA GPU are made of: page-locked slots, streams, CUDA graphs, and TensorRT's plans."""
+"""The parts of the runtimes on an NVIDIA GPU: page-locked slots, streams, CUDA graphs, and TensorRT's plans."""

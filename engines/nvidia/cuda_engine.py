@@ -1,6 +1,6 @@
 """What all engines on an NVIDIA GPU share: page-locked slots, and copies that overlap with the network.
 
-One batch goes through three streams, each of which waits for the one before by events, never the host:
+A batch passes through three streams; each waits for the one before on events, without blocking the host:
 
     upload     slot planes ─► lane                        waits until the lane's last batch is computed
     compute    memory ─► lane, network, lane ─► memory    waits for the upload, and for the lane's last download
@@ -37,34 +37,34 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class CudaSlot(Slot):
-    """Its planes are page-locked, so that the GPU copies them by itself."""
+    """A slot whose planes are page-locked, so that the GPU copies them by itself."""
 
     coefficients: Numbers = field(kw_only=True)
-    """(largest batch, 2, 3, 4), page-locked: of all pictures of a batch whose first this is."""
+    """(largest batch, 2, 3, 4), page-locked: for all pictures of a batch that starts with this slot."""
     kept: Numbers = field(kw_only=True)
     """(largest batch, 1), page-locked: as above."""
     done: Event = field(kw_only=True)
-    """The output planes are written."""
+    """Passed once the output planes are written."""
     left: list[Any] = field(kw_only=True, repr=False)
-    """Where all of these go when the slot ends, in whatever thread: pycuda frees them only while the device is
-    current, and else never."""
+    """Takes all of these when the slot is finalised, in any thread: pycuda frees them only while the device is
+    current, and otherwise leaks them."""
 
     def __del__(self) -> None:
         self.left.append((self.sent(), self.fetched(), self.coefficients, self.kept, self.done))
 
     def sent(self) -> dict[str, NDArray[Any]]:
-        """What is uploaded for each picture alone, by the name of the graph's input."""
+        """The planes that are uploaded for each picture, by the name of the graph's input."""
         return {"y": self.y, "uv": self.uv}
 
     def fetched(self) -> dict[str, NDArray[Any]]:
-        """What is downloaded, by the name of the graph's output."""
+        """The planes that are downloaded, by the name of the graph's output."""
         return {"y_out": self.y_out, "uv_out": self.uv_out}
 
 
 class Kept:
-    """A feed's memory on the device; when it ends, in whatever thread, that is left for the next feed.
+    """A feed's memory on the device; when finalised, in any thread, it is left for the next feed.
 
-    Freeing it could wait for all that the GPU does, while no other thread of Python goes on (pycuda holds the GIL).
+    Freeing it could block on all of the GPU's work, with all Python threads stopped (pycuda holds the GIL).
     """
 
     def __init__(self, numbers: Any, turns: int, spare: list[Any]) -> None:
@@ -81,14 +81,14 @@ class CudaEngine(Engine):
         super().__init__(info, slots)
         self._counts = counts_to_see(info.largest_batch)
         self._device: Device | None = None
-        self._starting = threading.Lock()  # batches enter the streams one after another
+        self._starting = threading.Lock()  # batches enter the streams one at a time
         self._warming = threading.Lock()
         self._streams: list[Stream] = []
         self._warm_up_stream: Any = None
         self._lanes: dict[Size, Lanes] = {}
         self._memories: WeakKeyDictionary[Memory, Kept] = WeakKeyDictionary()
         self._spare: list[Any] = []  # device memory of feeds that ended
-        self._left: list[Any] = []  # what slots had that ended
+        self._left: list[Any] = []  # what finalised slots held
         self._nothing: Any = None
         self._staging: Any = None
 
@@ -98,11 +98,11 @@ class CudaEngine(Engine):
 
     @abstractmethod
     def _make_lanes(self, device: Device, width: int, height: int) -> Lanes:
-        """Make ready for a size; the device is current."""
+        """Lanes for a size; called with the device current."""
 
     @abstractmethod
     def _close_device(self) -> None:
-        """Give the device back; nothing of it is in use any more."""
+        """Give the device back; called when nothing of it is in use."""
 
     @contextmanager
     def _current(self) -> Iterator[Device]:
@@ -125,20 +125,20 @@ class CudaEngine(Engine):
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
-        """What fails, as on a device that was lost, is told in the log: all the same it must be given back."""
+        """Log errors, as of a lost device, and go on: the device must be given back all the same."""
         try:
             yield
         except Exception as error:
             log.warning("%s at the end: %s", self.info.runtime, error)
 
     def _settle(self) -> None:
-        """Wait for all that is under way."""
+        """Wait for all work under way."""
         with self._ending():
             for stream in self._streams:
                 stream.synchronize()
 
     def _close(self) -> None:
-        """Free everything; nothing under a thread that makes a size ready, which nothing can interrupt."""
+        """Free everything, or nothing if a thread is still preparing a size, which nothing can interrupt."""
         if not self._warming.acquire(timeout=EXIT_SECONDS):
             log.warning("engine: %s is left behind, busy for more than %g s", self.info.runtime, EXIT_SECONDS)
             return
@@ -162,7 +162,7 @@ class CudaEngine(Engine):
             self._close_device()
 
     def _close_lanes(self) -> None:
-        """In a frame of its own, which ends with the last reference to them: before the device is given back."""
+        """In a frame of its own, so that the last references are gone before the device is given back."""
         with self._ending():
             for lanes in self._lanes.values():
                 lanes.close()
@@ -187,14 +187,14 @@ class CudaEngine(Engine):
             )
 
     def _make_ready(self, device: Device, width: int, height: int) -> None:
-        """One size after another: they share a stream, and a capture takes in whatever comes along its stream."""
+        """Prepare one size at a time: they share a stream, and a graph capture records everything on its stream."""
         with self._warming:
             lanes: Lanes | None = None
             self._check_open()
             try:
                 lanes = self._make_lanes(device, width, height)
                 lanes.warm_up(self._counts, self._warm_up_stream)
-                self._check_open()  # closed meanwhile, nobody would free them
+                self._check_open()  # once closed, nobody would free them
             except Exception as error:
                 lanes = None
                 free_frames(error)
@@ -203,7 +203,7 @@ class CudaEngine(Engine):
 
     def _forget(self, width: int, height: int) -> None:
         with self._current():
-            if (lanes := self._lanes.pop((width, height), None)) is not None:  # none where it was never ready
+            if (lanes := self._lanes.pop((width, height), None)) is not None:  # None if it was never ready
                 lanes.close()
                 del lanes  # while the device is current
 
@@ -217,9 +217,9 @@ class CudaEngine(Engine):
             self._download(lane, ours, download)
 
     def seconds_alone(self, slots: Sequence[Slot], times: int) -> dict[str, float]:
-        """What `upload`, `network` and `download` of this batch take alone, each the mean of so many, back to back.
+        """Time `upload`, `network` and `download` of this batch alone, each the mean of `times` runs back to back.
 
-        For measuring: no other batch may be under way. The slots' output planes are written.
+        No other batch may be under way. The slots' output planes are written.
         """
         ours = [slot for slot in slots if isinstance(slot, CudaSlot)]
         with self._inside_runtime(), self._starting, self._current() as device:
@@ -238,7 +238,7 @@ class CudaEngine(Engine):
     @staticmethod
     def _upload(lane: Lane, slots: Sequence[CudaSlot], stream: Stream) -> None:
         stream.wait_for_event(lane.computed)
-        first = slots[0]  # its numbers are read before it is done, and written by nobody else until then
+        first = slots[0]  # its numbers are read before it is done, and not written by others until then
         for index, slot in enumerate(slots):
             first.coefficients[index] = slot.colour.coefficients()
             first.kept[index] = slot.keep if slot.memory else 0
@@ -261,10 +261,10 @@ class CudaEngine(Engine):
         lane.computed.record(stream)
 
     def _run(self, lane: Lane, count: int, stream: Stream) -> None:
-        """As the next count that the lane has seen: others would be compiled or captured while all pictures wait.
+        """Run the next larger count that was warmed up: any other would be compiled or captured while pictures wait.
 
-        Behind the pictures then stands what earlier ones left, or nobody wrote: each is computed by itself, and what
-        comes of those is neither fetched nor retained.
+        The places beyond the batch hold old or unwritten data. Each picture is computed by itself, and the results of
+        those places are neither fetched nor retained.
         """
         lane.run(min(seen for seen in self._counts if seen >= count), stream)
 
@@ -278,7 +278,7 @@ class CudaEngine(Engine):
         lane.fetched.record(stream)
 
     def _memory_on(self, device: Device, memory: Memory | None, stream: Stream) -> Any:
-        """A feed's memory lives on the device, in the order of the compute stream; pictures alone read zeros."""
+        """A feed's memory on the device, used in the order of the compute stream; zeros for a picture without one."""
         if memory is None:
             return self._nothing
         kept = self._memories.get(memory)
@@ -288,7 +288,7 @@ class CudaEngine(Engine):
         return kept.numbers
 
     def _on_device(self, device: Device, numbers: Numbers, stream: Stream) -> Any:
-        """Memory of the device with these numbers. What a feed left is written to behind all that still uses it."""
+        """Device memory with these numbers. A spare one is overwritten in stream order, after all that still use it."""
         if not self._spare:
             return device.copy(numbers)
         memory = self._spare.pop()
@@ -311,19 +311,19 @@ class CudaEngine(Engine):
     def _finish(self, slot: Slot) -> None:
         assert isinstance(slot, CudaSlot)
         with self._current():
-            if not slot.done.query():  # what is done is not waited for: that would let all other threads go first
+            if not slot.done.query():  # waiting for a finished event would still let all other threads run first
                 slot.done.synchronize()
 
 
 def free_frames(error: BaseException) -> None:
-    """Let go of what the frames of an error hold, device memory above all, while the device is still current."""
+    """Release what the frames of an error hold, mainly device memory, while the device is still current."""
     for each in (error, error.__cause__, error.__context__):
         if each is not None:
             traceback.clear_frames(each.__traceback__)
 
 
 def mean_seconds(start: Callable[[], None], stream: Stream, times: int) -> float:
-    """Of one of so many that are started one after another, until the last of them is done."""
+    """Mean time of one of `times` runs that are started back to back, until the last is done."""
     began = time.perf_counter()
     for _ in range(times):
         start()

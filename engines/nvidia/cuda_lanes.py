@@ -1,6 +1,6 @@
-"""Where a GPU computes: lanes that take the batches of one picture size in turn, and what a GPU's library must offer.
+"""Lanes, which take the batches of one picture size in turn, and the interfaces of a GPU library that they need.
 
-Which batch is where, and what waits for what, is decided in `engines.nvidia.cuda_engine`.
+`engines.nvidia.cuda_engine` decides which batch uses which lane, and what waits for what.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engines.door import Numbers
 
 LANES = 3
-"""Batches of one size that are under way at once: one is uploaded, one computed, one downloaded."""
+"""Batches of one size under way at once: one is uploaded, one computed, one downloaded."""
 
 USUAL_BATCH = 8
 """As in the default settings."""
@@ -25,48 +25,48 @@ class Event(Protocol):
     """A place in a stream."""
 
     def record(self, stream: Any, /) -> None:
-        """From now on it stands for what is in the stream by now."""
+        """Mark the work that is in the stream so far."""
 
     def query(self) -> bool:
-        """Whether the stream has come here."""
+        """Whether the stream has reached the event."""
 
     def synchronize(self) -> None:
-        """Wait until the stream has come here."""
+        """Wait until the stream has reached the event."""
 
 
 class Stream(Protocol):
-    """Work that the GPU does in order."""
+    """A queue of work that the GPU does in order."""
 
     def wait_for_event(self, event: Any, /) -> None:
-        """What follows waits for the event."""
+        """Make later work in the stream wait for the event."""
 
     def synchronize(self) -> None:
-        """Wait for all of it."""
+        """Wait for all work in the stream."""
 
 
 class Device(Protocol):
-    """A GPU, as one library or another gives access to it."""
+    """A GPU, through one library or another."""
 
     def current(self) -> AbstractContextManager[None]:
-        """Within it, and in this thread only, the device may be used."""
+        """A context in which this thread, and only it, may use the device."""
 
     def stream(self) -> Stream:
-        """A new stream, which waits for no other by itself."""
+        """A new stream, which does not synchronise with the default stream."""
 
     def event(self, *, sleeps: bool = False) -> Event:
-        """A new event; who waits for one that `sleeps` leaves the processor to others."""
+        """A new event; waiting for one that `sleeps` blocks the thread instead of spinning."""
 
     def locked(self, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
         """Page-locked host memory, which lives as long as the array."""
 
     def copy(self, numbers: Numbers) -> Any:
-        """Device memory with these numbers, which lives as long as what is returned."""
+        """Device memory with these numbers; it lives as long as the returned object."""
 
     def write(self, memory: Any, numbers: Numbers, stream: Any) -> None:
-        """Copy page-locked numbers to what `copy` returned for some of their shape; done when the stream is."""
+        """Copy page-locked numbers to memory that `copy` returned for the same shape; done when the stream is."""
 
     def read(self, memory: Any, numbers: Numbers, stream: Any) -> None:
-        """Copy what `copy` returned to page-locked numbers of its shape; done when the stream is."""
+        """Copy memory that `copy` returned to page-locked numbers of its shape; done when the stream is."""
 
 
 class Lane(ABC):
@@ -77,7 +77,7 @@ class Lane(ABC):
 
     @abstractmethod
     def send(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
-        """Copy from page-locked memory to an input of picture `index`, and of as many behind it as it holds."""
+        """Copy page-locked memory to an input, from picture `index` on, for as many pictures as it holds."""
 
     @abstractmethod
     def fetch(self, plane: NDArray[Any], name: str, index: int, stream: Any) -> None:
@@ -97,7 +97,7 @@ class Lane(ABC):
 
 
 class Lanes:
-    """The lanes of one picture size, which its batches take in turn."""
+    """The lanes of one picture size, used in turn by its batches."""
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._lanes = list(lanes)
@@ -108,11 +108,11 @@ class Lanes:
         return lane
 
     def warm_up(self, counts: Sequence[int], stream: Stream) -> None:
-        """Let every lane see every count of pictures, on whatever is in its memory: kernels are compiled, graphs
-        captured and memory taken now, and not while pictures wait. `stream` is nobody else's.
+        """Run every lane on every count of pictures, with whatever is in its memory: this compiles kernels, captures
+        graphs and allocates memory before pictures wait. Nothing else may use `stream`.
 
-        Twice each: TensorRT-RTX may capture the graph of a count when that comes again. What was compiled is kept count
-        by count, since a process may be ended before the last of them.
+        Each runs twice, since TensorRT-RTX may capture a graph when a count comes again. What was compiled is kept
+        after each count, in case the process is ended before the last one.
         """
         for count in counts:
             for lane in self._lanes:
@@ -122,18 +122,19 @@ class Lanes:
             self.keep()
 
     def keep(self) -> None:
-        """Keep what was compiled for the next time."""
+        """Store what was compiled for the next start."""
 
     def close(self) -> None:
-        """Keep what is worth it, and free the device memory."""
+        """Store what was compiled, and free the device memory."""
         self.keep()
         self._lanes.clear()
 
 
 def counts_to_see(largest_batch: int) -> list[int]:
-    """The counts of pictures that a size is made ready for, the largest first, since it needs the most memory.
+    """The counts of pictures to warm up, the largest first, since it needs the most memory.
 
-    All up to `USUAL_BATCH`, and of the others the powers of two; the rest run as the next larger one.
+    These are all up to `USUAL_BATCH`, the larger powers of two, and `largest_batch`; other counts run as the next
+    larger one.
     """
     powers = {2**power for power in range(largest_batch.bit_length())}
     return sorted({*range(1, min(USUAL_BATCH, largest_batch) + 1), *powers, largest_batch}, reverse=True)

@@ -1,4 +1,4 @@
-"""The NVIDIA GPU of this machine, as its driver tells of it: needs no CUDA library and makes no context."""
+"""The NVIDIA GPU of this machine, as its driver describes it: needs no CUDA library and creates no context."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Gpu:
     """What plans are bound to."""
 
     name: str
-    """As the driver calls it: "NVIDIA H200"."""
+    """The driver's name for it: "NVIDIA H200"."""
     driver: str
     """Version of the driver: "580.95.05"."""
 
@@ -26,7 +26,7 @@ NO_GPU = Gpu("none", "none")
 
 
 def has_driver() -> bool:
-    """Whether a driver serves a GPU here. Without one TensorRT's `Runtime` ends the process, so ask this before."""
+    """Whether there is a driver with a GPU. Without one TensorRT's `Runtime` ends the process, so check this first."""
     return _open_driver() is not None
 
 
@@ -43,25 +43,25 @@ def find_gpu() -> Gpu:
 
 
 def prepare_primary_context() -> None:
-    """Have the first GPU's primary context wait asleep, which FFmpeg asks of one before it decodes in it.
+    """Set the first GPU's primary context to blocking synchronisation, which FFmpeg requires to decode in it.
 
-    It must be called before anything uses that context, and does nothing where there is no GPU. With other flags FFmpeg
-    would make a context for every decoder, each with memory of its own (libavutil/hwcontext_cuda.c).
+    Call it before anything uses that context; it does nothing without a GPU. With other flags FFmpeg would create a
+    context for every decoder, each with memory of its own (libavutil/hwcontext_cuda.c).
     """
     driver, device = _open_driver(), ctypes.c_int()
     if driver is not None and not driver.cuDeviceGet(ctypes.byref(device), 0):
-        driver.cuDevicePrimaryCtxSetFlags_v2(device, SLEEPS)  # in use already it may refuse, and stays as it is
+        driver.cuDevicePrimaryCtxSetFlags_v2(device, SLEEPS)  # may be refused if already in use; then nothing changes
 
 
 def is_sound() -> bool:
-    """Whether this process can still use the first GPU: a fault of a kernel, such as an illegal address, spoils the
-    primary context for good, and a library that goes on in it may end the process."""
+    """Whether this process can still use the first GPU: a kernel fault, such as an illegal address, breaks the primary
+    context for good, and a library that continues to use it may end the process."""
     driver, device = _open_driver(), ctypes.c_int()
     if driver is None or driver.cuDeviceGet(ctypes.byref(device), 0):
         return True
     flags, active, context = ctypes.c_uint(), ctypes.c_int(), ctypes.c_void_p()
     if driver.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active)) or not active.value:
-        return True  # nobody has used it, and asking would make it
+        return True  # not in use, and retaining it would create it
     if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
         return False
     try:
@@ -76,7 +76,7 @@ def is_sound() -> bool:
 
 
 def _open_driver() -> ctypes.CDLL | None:
-    """The driver, initialised; None where there is none, or no GPU for it."""
+    """The driver, initialised; None if there is none, or no GPU for it."""
     try:
         driver = ctypes.CDLL(DRIVER)
     except OSError:
@@ -88,7 +88,7 @@ def _open_driver() -> ctypes.CDLL | None:
 
 
 def _driver_version(driver: ctypes.CDLL) -> str:
-    """The kernel module's version; where that is hidden, the CUDA version that the driver offers."""
+    """The kernel module's version; if that is hidden, the CUDA version that the driver offers."""
     try:
         return DRIVER_VERSION.read_text(encoding="ascii").strip()
     except OSError:

@@ -1,7 +1,7 @@
-"""Plans of TensorRT, built when they are first asked for and kept in the user's cache folder.
+"""TensorRT's plans, built on first use and kept in the user's cache folder.
 
 A plan is executable code. It is built here, from an ONNX file whose digest its card vouches for, or read from a file
-that `engines.private_cache` finds fit; none is ever taken from elsewhere.
+that `engines.private_cache` accepts; none ever comes from elsewhere.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from engines.nvidia.tensorrt_library import Library
 from engines.private_cache import Entry, PrivateCache
 
 FILES = {"fp16": "fp16.onnx"}
-"""The file that a precision is built from: TensorRT computes as the file says. fp32.onnx has bytes in its middle, which
-TensorRT has not."""
+"""The file that each precision is built from; TensorRT computes in the file's own precision. fp32.onnx has uint8 inside
+the graph, which TensorRT does not support."""
 PLAN, RUNTIME, TIMING, TRIAL = "plan", "runtime", "timing", "trial"
-"""Kinds of files."""
+"""Kinds of cache files."""
 REFUSED_SECONDS = 24 * 3600
 """How long a refusal holds: the GPU may have been at fault, or the machine too busy."""
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What builds and runs a plan; one that was built with anything else is not used."""
+    """What builds and runs a plan; a plan of another machine is not used."""
 
     library: str
     """`tensorrt` or `tensorrt_rtx`."""
@@ -47,7 +47,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PlanKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All that makes one plan another than the next."""
+    """All that tells one plan from another."""
 
     machine: Machine
     weights: str
@@ -59,13 +59,13 @@ class PlanKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     width: int
     height: int
     batch: int
-    """The largest; all from 1 on are in the plan."""
+    """The largest batch; the plan takes all from 1 on."""
     capability: str = ""
-    """What was built for, see `engines.nvidia.tensorrt_builder.capabilities`."""
+    """What it was built for, see `engines.nvidia.tensorrt_builder.capabilities`."""
 
 
 class TrialKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that makes one trial another than the next, see `engines.nvidia.trial`."""
+    """All that tells one trial from another, see `engines.nvidia.trial`."""
 
     machine: Machine
     onnx: str
@@ -80,7 +80,7 @@ class Plan:
     key: PlanKey
     data: bytes
     path: Path | None
-    """None where it could not be kept."""
+    """None if it could not be stored."""
     built: bool
     """Whether it was built just now."""
 
@@ -91,16 +91,16 @@ class PlanFile:
 
     path: Path
     key: PlanKey | None
-    """None where the file does not tell."""
+    """None if the file does not say."""
     bytes: int
     made: float
     """Seconds since 1970."""
     useless: str
-    """Why it is not used here; empty where it is."""
+    """Why it is not used here; empty if it is."""
 
 
 def check_fits(width: int, height: int, batch: int, precision: str = "fp16") -> None:
-    """Raise `EngineMismatch` for what no engine takes."""
+    """Raise `EngineMismatch` for values that no engine takes."""
     low, high, largest = EngineInfo.smallest, EngineInfo.largest, EngineInfo.largest_batch
     if not (low[0] <= width <= high[0] and low[1] <= height <= high[1]):
         raise EngineMismatch(f"size {width}x{height}: it must be {low[0]}x{low[1]} to {high[0]}x{high[1]}")
@@ -111,17 +111,17 @@ def check_fits(width: int, height: int, batch: int, precision: str = "fp16") -> 
 
 
 class Plans:
-    """The plans of one user for one machine. Any number of processes and threads may ask at once."""
+    """The plans of one user for one machine. Any number of processes and threads may use it at once."""
 
     def __init__(self, library: Library | None, gpu: Gpu = NO_GPU, cache: Path | None = None) -> None:
-        """`cache` is `EngineOptions.cache`; `library` is None where plans are only looked at."""
+        """`cache` is `EngineOptions.cache`; `library` may be None if plans are only listed."""
         self._library = library
         self._machine = Machine(library.name, library.version, gpu.name, gpu.driver) if library else None
         self._cache = PrivateCache((cache or user_cache_path("nightbridge")) / "tensorrt")
 
     @property
     def folder(self) -> Path:
-        """Where they are kept."""
+        """Where plans are kept."""
         return self._cache.folder
 
     def key(
@@ -129,7 +129,7 @@ class Plans:
     ) -> PlanKey:
         """The key of a plan.
 
-        Raises `EngineMismatch` for what no engine takes, and `EngineMissing` where the weights have no such file.
+        Raises `EngineMismatch` for values that no engine takes, and `EngineMissing` if the weights have no such file.
         """
         check_fits(width, height, batch, precision)
         assert self._machine is not None
@@ -148,10 +148,10 @@ class Plans:
     def get(
         self, weights: Weights, width: int, height: int, batch: int, precision: str = "fp16", capability: str = ""
     ) -> Plan:
-        """A plan for pictures of this size in batches of 1 to `batch`, kept or built.
+        """A plan for pictures of this size in batches of 1 to `batch`, from the cache or built.
 
-        Raises `EngineMismatch` for what no engine takes, `EngineMissing` where a file or a GPU is missing, and
-        `EngineError` where the library cannot build it or the cache folder is not this user's.
+        Raises `EngineMismatch` for values that no engine takes, `EngineMissing` if a file or a GPU is missing, and
+        `EngineError` if the library cannot build it or the cache folder is another user's.
         """
         key = self.key(weights, width, height, batch, precision, capability)
         kept = self._cache.get(PLAN, key, lambda: self._build(key, weights.folder / FILES[precision]))
@@ -162,12 +162,12 @@ class Plans:
         return self._cache.load(RUNTIME, key)
 
     def store_cache(self, key: PlanKey, data: bytes) -> None:
-        """Keep the runtime cache of a plan."""
+        """Store the runtime cache of a plan."""
         self._cache.store(RUNTIME, key, data)
 
     def refusal(self, key: PlanKey) -> str | None:
-        """Why this machine refused plans for the capability of this one when that was tried, empty where it ran one;
-        None where a trial is due."""
+        """Why this machine refused a plan for the same capability when tried; empty if it ran one, None if a trial is
+        due."""
         kept = self._cache.load(TRIAL, trial_of(key))
         if kept is None:
             return None
@@ -176,15 +176,15 @@ class Plans:
         return refusal if holds else None
 
     def store_refusal(self, key: PlanKey, refusal: str) -> None:
-        """Keep what a trial of plans for the capability of this one found."""
+        """Store the result of a trial for the capability of this plan."""
         self._cache.store(TRIAL, trial_of(key), f"{int(time.time())}\n{refusal}".encode())
 
     def files(self) -> list[PlanFile]:
-        """All plans of the cache, the newest first."""
+        """All plans in the cache, newest first."""
         return [self._file(entry) for entry in self._cache.entries(PLAN)]
 
     def _build(self, key: PlanKey, path: Path) -> bytes:
-        """A new plan of an ONNX file whose bytes are those of the key."""
+        """Build a plan from an ONNX file, after checking the file against the key."""
         assert self._library is not None
         onnx = path.read_bytes()
         if hashlib.sha256(onnx).hexdigest() != key.onnx:
@@ -222,10 +222,10 @@ class Plans:
 
 
 def trial_of(key: PlanKey) -> TrialKey:
-    """The trial that tells of a plan: whatever its size and its batches."""
+    """The trial that counts for a plan, whatever its size and batch."""
     return TrialKey(key.machine, key.onnx, key.capability)
 
 
 def _called(weights: Weights) -> str:
-    """What `find_weights` finds these weights by."""
+    """The name by which `find_weights` finds these weights."""
     return weights.folder.name if weights.folder.parent == SHIPPED else str(weights.folder.resolve())

@@ -1,4 +1,4 @@
-"""From an ONNX file to a plan: what TensorRT builds for pictures of one size, in any batch up to the largest."""
+"""Builds a plan from an ONNX file, for pictures of one size in any batch up to the largest."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from engines.nvidia.tensorrt_library import INSTALL, Library, collected_errors, 
 
 @dataclass(frozen=True)
 class Built:
-    """What a build leaves."""
+    """The result of a build."""
 
     plan: bytes
-    """Serialised; machine code, so to be kept where nobody else can write."""
+    """Serialised machine code: keep it where nobody else can write."""
     timing: bytes
     """What was learned about kernels, for the next build; empty for TensorRT-RTX, which times none."""
 
 
 def capabilities(library: Library) -> tuple[str, ...]:
-    """Names of compute capabilities to build for, one after the other, until the GPU takes a plan; "" is the usual.
+    """Compute capabilities to build for, in turn, until the GPU accepts a plan; "" is the library's default.
 
-    TensorRT-RTX builds for the GPUs that it lists. What others take must be tried: the GPU's own, or the oldest code.
+    TensorRT-RTX builds for the GPUs that it lists. On any other, the GPU's own capability and the oldest are tried.
     """
     return ("",) if library.times_kernels else ("", "CURRENT", "SM80")
 
@@ -35,8 +35,8 @@ def build_plan(
 ) -> Built:
     """A plan of the exported graph `onnx` for pictures of `width` x `height`, in batches of 1 to `batch`.
 
-    The file says in what precision everything is computed. TensorRT needs the GPU that it builds for, TensorRT-RTX
-    needs none. `timing` is what an earlier build on the same GPU left, `capability` one of `capabilities`. Raises
+    The file determines the precision of every operation. TensorRT needs the GPU that it builds for, TensorRT-RTX needs
+    none. `timing` is `Built.timing` of an earlier build on the same GPU, `capability` one of `capabilities`. Raises
     `EngineMissing`, and `EngineError` with the library's own words.
     """
     if library.times_kernels and not has_driver():
@@ -44,7 +44,7 @@ def build_plan(
     with collected_errors(library) as errors:
         try:
             return _build(library, onnx, (width, height), batch, timing, capability, errors)
-        except (RuntimeError, TypeError, ValueError) as error:  # so the library tells of calls that it cannot follow
+        except (RuntimeError, TypeError, ValueError) as error:  # what the library raises for calls that it rejects
             raise EngineError(f"{library} cannot build a plan: {_joined([*errors, str(error)])}") from error
 
 
@@ -66,7 +66,7 @@ def _build(
         raise EngineError(f"{library} cannot read the ONNX file: {_joined(told or errors)}")
     config = builder.create_builder_config()
     if hasattr(trt.BuilderFlag, "TF32"):
-        config.clear_flag(trt.BuilderFlag.TF32)  # colours are computed in fp32, which it would shorten to 10 bits
+        config.clear_flag(trt.BuilderFlag.TF32)  # it would cut fp32, in which colours are computed, to 10 bits
     config.add_optimization_profile(make_profile(builder, network, size, batch))
     if capability:
         config.num_compute_capabilities = 1
@@ -81,9 +81,9 @@ def _build(
 
 
 def make_profile(builder: Any, network: Any, size: tuple[int, int], batch: int) -> Any:
-    """The shapes of all inputs: of the smallest batch, the usual, which the plan is best at, and the largest.
+    """The shapes of all inputs for the smallest batch, the usual one, for which the plan is optimised, and the largest.
 
-    The network's own inputs get their sides, too, so that a plan tells the shapes of all it takes and gives.
+    Sets the sides of the network's inputs too, so that the plan knows the shapes of all its inputs and outputs.
     """
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
@@ -95,7 +95,7 @@ def make_profile(builder: Any, network: Any, size: tuple[int, int], batch: int) 
 
 
 def _fixed_sides(name: str, shape: tuple[int, ...], width: int, height: int) -> tuple[int, ...]:
-    """An input's shape without its batch; only planes have sides that the file leaves open."""
+    """An input's shape without the batch axis; only planes have sides that the file leaves open."""
     sides = {"y": (height, width), "uv": ((height + 1) // 2, (width + 1) // 2)}
     return (*shape[1:-2], *sides[name]) if name in sides else shape[1:]
 

@@ -1,7 +1,7 @@
-"""What the batches of one picture size run in with TensorRT: a plan, and lanes that each have execution contexts.
+"""Lanes for TensorRT: one plan for each picture size, and execution contexts in each lane.
 
-Batches are started as CUDA graphs: TensorRT-RTX captures its own, TensorRT is captured here. What is captured holds
-only as long as its context's shapes stay as they were, so each count of pictures has a context of its own.
+Batches are started as CUDA graphs: TensorRT-RTX captures its own, TensorRT is captured here. A captured graph is valid
+only while the shapes of its context stay the same, so each count of pictures has a context of its own.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class Tensor:
 
 
 class PlanLanes(Lanes):
-    """The lanes of a plan. What TensorRT-RTX compiles when a plan is first run is kept for the next time.
+    """The lanes of a plan. What TensorRT-RTX compiles when a plan first runs is kept for the next start.
 
-    All contexts of all lanes have the same scratch memory, in which TensorRT keeps nothing from run to run. No two of
-    them run at once: until the size is ready they do on the stream that warms it up, which is waited for before any
-    batch comes, and from then on all on the one compute stream, as graphs or not.
+    All contexts of all lanes share one scratch memory, in which TensorRT keeps nothing between runs. No two of them run
+    at once: before the size is ready they run on the warm-up stream, which is synchronised before any batch comes, and
+    after that on the one compute stream, as graphs or not.
     """
 
     def __init__(
         self, plan: Any, library: Library, device: PycudaDevice, largest_batch: int, kept: tuple[Plans, PlanKey]
     ) -> None:
-        super().__init__([])  # first of all, since what comes first ends first where this fails
+        super().__init__([])  # first, since what is set first is released first if this fails
         self._plan: Any = plan
         self._kept, self._compiled, self._config = kept, None, None
         user_managed = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -67,15 +67,15 @@ class PlanLanes(Lanes):
             self._lanes.append(PlanLane(plan, how, tensors, self._scratch, device, largest_batch, bindings))
 
     def _compile_as_needed(self, config: Any, library: Library) -> Any:
-        """Let TensorRT-RTX compile before pictures come, capture its own graphs, and remember what it compiled."""
+        """Have TensorRT-RTX compile before pictures come, capture its own graphs, and cache what it compiles."""
         trt = library.module
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER  # the usual one compiles while pictures come
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER  # the default compiles while pictures come
         config.dynamic_shapes_kernel_specialization_strategy = eager
         compiled = config.create_runtime_cache()
         plans, key = self._kept
         if before := plans.load_cache(key):
-            compiled.deserialize(before)  # one that does not fit is refused, and made anew
+            compiled.deserialize(before)  # one that does not fit is refused, and rebuilt
         config.set_runtime_cache(compiled)
         return compiled
 
@@ -87,7 +87,7 @@ class PlanLanes(Lanes):
                 plans.store_cache(key, bytes(compiled))
 
     def close(self) -> None:
-        """See `Lanes`. The contexts end before what they were made with, and the plan last."""
+        """See `Lanes`. The contexts are released before what they were made with, and the plan last."""
         super().close()
         self._scratch = None
         self._config = self._compiled = None
@@ -95,7 +95,7 @@ class PlanLanes(Lanes):
 
 
 class PlanLane(Lane):
-    """Execution contexts and the device memory of their inputs and outputs."""
+    """Execution contexts, and the device memory of their inputs and outputs."""
 
     def __init__(
         self,
@@ -107,8 +107,8 @@ class PlanLane(Lane):
         largest_batch: int,
         bindings: Any = None,
     ) -> None:
-        """`how` contexts are made: a strategy, or a configuration of TensorRT-RTX; either leaves their memory to us,
-        and that is `scratch`, device memory as large as the plan wants, for one context at a time.
+        """`how` contexts are created: an allocation strategy, or a runtime configuration of TensorRT-RTX. Either way
+        they use `scratch`, device memory of the size that the plan asks for, one context at a time.
 
         `bindings` capture a graph for each count of pictures; without them TensorRT is called each time.
         """
@@ -119,7 +119,7 @@ class PlanLane(Lane):
         self._memory = {tensor.name: self._driver.mem_alloc(largest_batch * tensor.octets) for tensor in tensors}
         self._scratch = scratch
         self._contexts: dict[int, Any] = {}
-        """By the count of pictures that their shapes are for."""
+        """By count of pictures."""
         self._context(largest_batch)
         self._seen: set[int] = set()
         """Counts that were run."""
@@ -146,7 +146,7 @@ class PlanLane(Lane):
 
     def run(self, count: int, stream: Any) -> None:
         """See `Lane`. A count is captured when it comes for the second time: what TensorRT does in the first run after
-        a change of shapes does not belong into a graph."""
+        a change of shapes does not belong in a graph."""
         if count in self._seen and count not in self._graphs and self._bindings is not None:
             self._capture(count, stream)
         if count in self._graphs:
@@ -155,11 +155,11 @@ class PlanLane(Lane):
             self._start(count, stream)
 
     def _capture(self, count: int, stream: Any) -> None:
-        """Keep what a batch is started with as a graph; where that fails there are no graphs from now on."""
+        """Capture the work of a batch as a graph; if that fails, use no graphs from here on."""
         try:
             self._graphs[count] = CapturedGraph(self._bindings, stream.handle, lambda: self._start(count, stream))
         except EngineError as error:
-            log.warning("no CUDA graphs: %s", str(error))  # its frames hold what must be freed now
+            log.warning("no CUDA graphs: %s", str(error))  # as text: its frames hold what must be freed now
             self._bindings = None
 
     def _start(self, count: int, stream: Any) -> None:
@@ -168,7 +168,7 @@ class PlanLane(Lane):
         self._seen.add(count)
 
     def _context(self, count: int) -> Any:
-        """The execution context for so many pictures; raises `EngineError` where there is none."""
+        """The execution context for `count` pictures; raises `EngineError` if there can be none."""
         if count not in self._contexts:
             context = self._plan.create_execution_context(self._how)
             if context is None:

@@ -1,4 +1,4 @@
-"""TensorRT itself: the full library or TensorRT-RTX, which have one Python interface, and what they say."""
+"""The TensorRT library: full TensorRT or TensorRT-RTX, which share a Python interface, and their messages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 from engines.errors import EngineMissing
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-"""By module, the preferred one first."""
+"""By module name, the preferred one first."""
 OLDEST = {"tensorrt": (10, 1), "tensorrt_rtx": (1, 0)}
-"""Versions: older ones have no strongly typed networks, or other calls."""
+"""Oldest versions supported: older ones lack strongly typed networks, or have other calls."""
 INSTALL = "pip install 'nightbridge[nvidia]' brings TensorRT-RTX"
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Library:
     module: Any
     """`tensorrt` or `tensorrt_rtx`."""
     name: str
-    """Of the module."""
+    """Name of the module."""
     version: str
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Library:
 
 
 def import_tensorrt() -> Library:
-    """TensorRT where it is installed, else TensorRT-RTX; raises `EngineMissing` where there is neither."""
+    """TensorRT if it is installed, else TensorRT-RTX; raises `EngineMissing` if there is neither."""
     reasons = []
     for name in TITLES:
         try:
@@ -59,9 +59,9 @@ def import_tensorrt() -> Library:
 
 
 def message_log(library: Library) -> Any:
-    """The `ILogger` of this process, for everything that is made with the library: it takes one only.
+    """The `ILogger` of this process, for everything made with the library, which takes only one.
 
-    Warnings go to `logging`, errors too unless they are collected.
+    Its warnings go to `logging`, and so do errors unless they are collected.
     """
     return _message_log(library.module)
 
@@ -89,7 +89,7 @@ def _message_log(module: Any) -> Any:
 
 @contextmanager
 def collected_errors(library: Library) -> Iterator[list[str]]:
-    """A list that grows by what the library says of failures, in any thread, inside the `with` block."""
+    """A list that collects the library's error messages, from any thread, inside the `with` block."""
     collections: list[list[str]] = message_log(library).collections
     errors: list[str] = []
     collections.append(errors)

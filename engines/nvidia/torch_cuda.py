@@ -1,4 +1,4 @@
-"""torch on an NVIDIA GPU, where TensorRT is missing or refuses it: half precision, channels last, CUDA graphs."""
+"""torch on an NVIDIA GPU, for when TensorRT is missing or refuses it: half precision, channels last, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from engines.picture import INPUTS, OUTPUTS, HalfNetwork, PictureGraph
 from engines.runtime import EngineOptions
 
 WARM_UP = 3
-"""Runs before a capture, in which libraries choose their kernels and take their memory."""
+"""Runs before a capture, in which libraries choose kernels and allocate memory."""
 CAPTURING = threading.Lock()
 """torch captures one graph at a time in a process."""
 
 
 class Stream(torch.cuda.Stream):
-    """torch's stream, by the names of `engines.nvidia.cuda_lanes.Stream`."""
+    """torch's stream, with the interface of `engines.nvidia.cuda_lanes.Stream`."""
 
     def wait_for_event(self, event: Any, /) -> None:
         """See `engines.nvidia.cuda_lanes.Stream`."""
@@ -36,7 +36,7 @@ class Stream(torch.cuda.Stream):
 
 
 class TorchDevice:
-    """A GPU by torch. See `engines.nvidia.cuda_lanes.Device`."""
+    """A GPU through torch. See `engines.nvidia.cuda_lanes.Device`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -76,7 +76,7 @@ class TorchDevice:
 
 
 class TorchCudaEngine(CudaEngine):
-    """Captures the picture graph once for each size, lane and count of pictures."""
+    """Captures the picture graph once for each size, lane and count of pictures, and replays it."""
 
     def __init__(self, weights: Weights, device: torch.device, precision: str, options: EngineOptions) -> None:
         info = EngineInfo(
@@ -113,7 +113,7 @@ class TorchCudaEngine(CudaEngine):
             "keep": (1,),
         }
         lanes = Lanes([TorchLane(self._graph, device, shapes, self.info.largest_batch) for _ in range(LANES)])
-        torch.cuda.current_stream().synchronize()  # what was filled there, other streams do not wait for
+        torch.cuda.current_stream().synchronize()  # other streams do not wait for what was filled on this one
         return lanes
 
     def _close_device(self) -> None:
@@ -122,7 +122,7 @@ class TorchCudaEngine(CudaEngine):
 
 
 class TorchLane(Lane):
-    """Inputs of the largest batch on the device, and a captured graph for each count of pictures that has come."""
+    """Inputs for the largest batch on the device, and a captured graph for each count of pictures that has come."""
 
     def __init__(
         self, graph: PictureGraph, device: TorchDevice, shapes: dict[str, tuple[int, ...]], largest_batch: int
@@ -137,7 +137,7 @@ class TorchLane(Lane):
             )
             for name in INPUTS
         }
-        self._pool = torch.cuda.graph_pool_handle()  # of all graphs, since one runs at a time
+        self._pool = torch.cuda.graph_pool_handle()  # shared by all graphs, since one runs at a time
         self._captured: dict[int, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
         self._outputs: dict[str, Tensor] = {}
 
@@ -165,8 +165,7 @@ class TorchLane(Lane):
             memory[0].copy_(self._outputs["memory_out"][index], non_blocking=True)
 
     def run(self, count: int, stream: Any) -> None:
-        """See `Lane`. A count is captured when it first comes, before a size is ready: that takes as long as some
-        batches."""
+        """See `Lane`. A count is captured when it first comes, during warm-up: that takes as long as a few batches."""
         with torch.cuda.stream(stream):
             if count not in self._captured:
                 self._captured[count] = self._capture(count, stream)
@@ -188,8 +187,9 @@ class TorchLane(Lane):
 
 
 def forget_workspaces() -> None:
-    """Let cuBLAS take new memory when it needs some next on any stream; nothing may be under way outside of graphs.
+    """Have cuBLAS allocate new workspaces when it next needs them; nothing may be under way outside of graphs.
 
-    It keeps what it took for a stream. So one graph would use what was taken for another, which frees it at its end.
+    cuBLAS keeps one workspace for each stream. So one graph would use the workspace allocated in another, which frees
+    it when it ends.
     """
     torch._C._cuda_clearCublasWorkspaces()

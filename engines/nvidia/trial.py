@@ -1,7 +1,7 @@
-"""Whether the GPU runs TensorRT's plans, found out where it can do no harm.
+"""Finds out in a separate process whether the GPU runs TensorRT's plans.
 
-A library that does not know a GPU may end its process there, hang, or cause a fault after which nothing in that process
-can use the GPU. So each compute capability is tried in a process of its own, and what it found is kept: see `Plans`.
+On a GPU that it does not know, the library may end its process, hang, or cause a fault after which nothing in that
+process can use the GPU. So each compute capability is tried in a process of its own, and `Plans` keeps the result.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from engines.nvidia.tensorrt_library import Library
 from engines.runtime import TRIAL, EngineOptions
 
 TRIAL_SECONDS = 300.0
-"""How long one may take: TensorRT times kernels when it builds, TensorRT-RTX compiles when it runs."""
+"""Longest trial: TensorRT times kernels when it builds, TensorRT-RTX compiles when it runs."""
 KILLED_SECONDS = 5.0
-"""How long a process that was killed may take to end: one that is inside the driver may never."""
+"""How long to wait for a killed process: one that is inside the driver may never end."""
 PROGRAM = """
 import os, sys
 sys.path[:] = sys.argv[1].split(os.pathsep)
@@ -37,19 +37,19 @@ from engines.nvidia.trial import try_here
 try_here(*sys.argv[2:])
 """
 REFUSED, UNTOLD = 3, 4
-"""Exit codes of a trial: the GPU does not run the plan; something else is in the way."""
+"""Exit codes of a trial: the GPU does not run the plan; or something else prevented the trial."""
 FROM_OUTSIDE = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
-"""Signals that tell nothing of the GPU: the service is being stopped, or the machine is out of memory."""
+"""Signals that say nothing about the GPU: the service is being stopped, or the machine is out of memory."""
 PR_SET_PDEATHSIG = 1
-"""Of the kernel's prctl.h."""
+"""From the kernel's prctl.h."""
 
 log = logging.getLogger(__name__)
 
 
 def capability_that_runs(library: Library, gpu: Gpu, weights: Weights, options: EngineOptions) -> str:
-    """The first of `capabilities` whose plans the GPU runs, as far as is kept without a trial.
+    """The first of `capabilities` whose plans the GPU runs; a capability is tried only if no result is kept.
 
-    Raises `EngineMissing`, with what each trial said, where there is none, and where that cannot be told.
+    Raises `EngineMissing` if there is none, with what each trial said, and if a trial cannot tell.
     """
     plans, refusals = Plans(library, gpu, options.cache), list[str]()
     for capability in capabilities(library):
@@ -68,9 +68,9 @@ def capability_that_runs(library: Library, gpu: Gpu, weights: Weights, options: 
 
 
 def refusal_of(weights: Weights, options: EngineOptions, capability: str) -> str:
-    """Why the GPU refuses plans for a capability, in one line; empty where it runs one.
+    """Why the GPU refuses plans for a capability, in one line; empty if it runs one.
 
-    Raises `EngineMissing` where that cannot be told.
+    Raises `EngineMissing` if the trial cannot tell.
     """
     words = (str(weights.folder.absolute()), str(options.cache or ""), str(options.batch), capability)
     command = [sys.executable, "-P", "-c", PROGRAM, os.pathsep.join(sys.path), *words, str(TRIAL_SECONDS)]
@@ -89,9 +89,9 @@ def refusal_of(weights: Weights, options: EngineOptions, capability: str) -> str
 
 
 def outcome(command: Sequence[str]) -> tuple[int, str]:
-    """How a process ends, as `subprocess` tells it, and the last line that it says on stderr.
+    """Run a process; returns its exit code, as `subprocess` gives it, and its last line on stderr.
 
-    Raises `OSError` where there can be no process, and `TimeoutExpired`. However this is left, the process was ended.
+    Raises `OSError` if the process cannot be started, and `TimeoutExpired`. A process that still runs is killed.
     """
     with TemporaryFile() as said:
         trial = subprocess.Popen(  # noqa: S603 - our own program
@@ -110,9 +110,9 @@ def outcome(command: Sequence[str]) -> tuple[int, str]:
 
 
 def try_here(folder: str, cache: str, batch: str, capability: str, seconds: str) -> NoReturn:
-    """Make an engine ready for a small size, and end this process by what came of it: what a trial's process does.
+    """The body of a trial's process: prepare an engine for a small size, and exit with a code for the result.
 
-    What is built and compiled is kept, so that the engine proper finds it.
+    What is built and compiled is kept for the real engine.
     """
     end_with_parent(float(seconds))
     from engines.runtime_tensorrt import import_driver, open_engine
@@ -129,10 +129,10 @@ def try_here(folder: str, cache: str, batch: str, capability: str, seconds: str)
         if lacks_memory or isinstance(error, EngineMissing | EngineMismatch):
             code = UNTOLD
         print("\n", " ".join(str(error).split()), file=sys.stderr, flush=True)
-    os._exit(code)  # how the libraries end with the interpreter is not what is asked
+    os._exit(code)  # skip the libraries' exit handlers, which are not on trial
 
 
 def end_with_parent(seconds: float) -> None:
-    """Let the kernel end this process with the thread that started it, and after so many seconds in any case."""
+    """Let the kernel kill this process when the thread that started it ends, and after `seconds` in any case."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # for want of a handler SIGALRM ends it wherever it hangs
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # without a handler SIGALRM ends it wherever it hangs

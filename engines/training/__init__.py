@@ -1,1 +1,1 @@
-"""From a recipe to weights. Needs the `train` extra; `train` shows the whole run, `recipes/` holds the shipped ones."""
+"""From a recipe to weights. Needs the `train` extra; `train` is the whole run, `recipes/` holds the shipped recipes."""

@@ -1,8 +1,8 @@
 """Training steps on a GPU: pictures stay there as uint8, and each kind of step is one CUDA graph.
 
-What differs from step to step travels in three small tensors and the seed of the noise; everything else (cutting,
-augmentation, both passes, the optimiser) is replayed. The first steps of every kind are taken one operation after the
-other, as capturing wants them warmed up; they are steps like all others.
+What differs between steps is passed in three small tensors and the seed of the noise; everything else (cropping,
+augmentation, both passes, the optimiser) is replayed. The first steps of every kind are taken eagerly, since a capture
+needs a warm-up; they count like all others.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ WARM_UP = 3
 """Steps of a kind before it is captured."""
 
 READ_EVERY = 25
-"""Steps between two looks at the loss and at the guard; each look waits for the GPU."""
+"""Steps between two readings of the loss and the guard; each waits for the GPU."""
 
 ALL = (slice(None), slice(None))
-"""SSIM looks at whole pictures here: a GPU has the time."""
+"""SSIM is computed over whole pictures here: a GPU has the time."""
 
 
 class Pile:
-    """Pictures of any sizes on the device, one after another, pixel by pixel."""
+    """Pictures of any size on the device, as one long row of pixels."""
 
     def __init__(self, pictures: Sequence[Picture], device: torch.device) -> None:
         self.pixels = torch.from_numpy(np.concatenate([picture.reshape(-1, 3) for picture in pictures])).to(device)
@@ -55,12 +55,12 @@ class Deck:
     """Samples of one kind on the device."""
 
     def __init__(self, samples: Sequence[Sample], device: torch.device, *, dark: bool = True) -> None:
-        """`dark`: with the dark pictures at full size, which the detail branch alone wants."""
+        """`dark`: with the dark pictures at full size, which only the detail branch needs."""
         names = ("small", "large", "dark") if dark else ("small", "large")
         self.piles = [Pile([getattr(sample, name) for sample in samples], device) for name in names]
 
     def batch(self, places: Tensor, light: Tensor, chosen: Draw, generator: torch.Generator) -> list[Tensor]:
-        """As `engines.data.pairs.batch`; `places` and `light` are those of `chosen`, all on the device."""
+        """Like `engines.data.pairs.batch`; `places` and `light` are those of `chosen`, on the device."""
         crops = [
             pile.crops(places[:, 0], *rows_and_columns(places, chosen.size, scale))
             for pile, scale in zip(self.piles, SCALES, strict=False)
@@ -70,7 +70,7 @@ class Deck:
 
 @dataclass
 class Kind:
-    """Steps that differ in numbers only."""
+    """Steps that differ only in their numbers, so that one graph serves them all."""
 
     places: Tensor
     light: Tensor
@@ -106,13 +106,13 @@ class GraphSteps:
         self._noise = torch.Generator(device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
-        """Memory of all graphs: they are replayed one after another, and what one made is read before the next."""
+        """Memory shared by all graphs: they are replayed in turn, and the output of one is read before the next."""
         self._told: dict[str, float] = {}
         self._captures = True
 
     def take(self, kind: int, chosen: Draw, step: int, rate: float, random: np.random.Generator) -> dict[str, float]:
-        """See `engines.training.steps.Steps`; the parts are those of the last look at them."""
-        del random  # nothing is left to chance here: SSIM looks at whole pictures
+        """See `engines.training.steps.Steps`; the parts are those that were read last."""
+        del random  # not needed: SSIM is computed over whole pictures
         deck, with_detail = self._decks[kind], self._recipe.with_detail(step)
         assert deck is not None, "a kind of pairs whose share in the mix is 0"
         key = (kind, chosen.size, chosen.turned, chosen.mixed, chosen.noisy, chosen.twins, with_detail)
@@ -135,7 +135,7 @@ class GraphSteps:
         return self._told
 
     def _run(self, this: Kind, deck: Deck, chosen: Draw, with_detail: bool) -> None:
-        """Replay the step, or take it eagerly, or capture it and then replay it: a capture computes nothing."""
+        """Take the step: eagerly at first, then as a graph. A capture computes nothing, so it is replayed at once."""
         if this.graph is None and this.taken < WARM_UP:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*capturable=True")  # these few steps are not captured
@@ -149,10 +149,10 @@ class GraphSteps:
         this.taken += 1
 
     def _capture(self, this: Kind, deck: Deck, chosen: Draw, with_detail: bool) -> torch.cuda.CUDAGraph | None:
-        """The step as a graph; once one cannot be captured, None: torch may refuse all others in this process then."""
+        """The step as a graph; None once a capture has failed: torch may then refuse all others in this process."""
         if not self._captures:
             return None
-        self._optimiser.zero_grad(set_to_none=True)  # the gradients are to live in the graph's own memory
+        self._optimiser.zero_grad(set_to_none=True)  # so that the gradients live in the graph's own memory
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._noise)  # so that each replay draws from the seed of its step
         try:

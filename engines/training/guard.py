@@ -1,4 +1,4 @@
-"""What keeps a gradient that is not finite from spoiling a network for good."""
+"""Keeps a gradient that is not finite from ruining a network."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor
 from engines.errors import EngineError
 
 MOST_IN_A_ROW = 100
-"""Steps without a finite gradient, one after another, that training bears: it does not get out of that by itself."""
+"""Steps in a row without a finite gradient after which training ends: it does not recover by itself."""
 
 log = logging.getLogger(__name__)
 
 
 class Guard:
-    """Lets an optimiser step by finite gradients only, and counts the others on the device, which nobody waits for."""
+    """Lets an optimiser step on finite gradients only; counts the others on the device, without waiting for it."""
 
     def __init__(self, device: torch.device) -> None:
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)
-        """Steps that changed nothing: the last ones in a row, and all."""
+        """Steps that changed nothing: the latest in a row, and in all."""
         self._told = 0
 
     def step(self, optimiser: torch.optim.Optimizer, norm: Tensor) -> None:
         """Step, unless the norm () of the gradient is not finite: then network and optimiser stay as they are."""
         unfit = ~norm.isfinite()
         if optimiser.defaults.get("fused"):
-            optimiser.found_inf = unfit.float()  # type: ignore[attr-defined]  # its kernel then leaves all as it is
+            optimiser.found_inf = unfit.float()  # type: ignore[attr-defined]  # its kernel then changes nothing
             optimiser.step()
         elif not unfit:
             optimiser.step()
@@ -35,14 +35,14 @@ class Guard:
         self.counts[1].add_(unfit)
 
     def load(self, counts: Tensor) -> None:
-        """Go on counting from `counts` of an earlier sitting, which has told of them."""
+        """Continue from the `counts` of an earlier sitting, which has reported them."""
         self.counts.copy_(counts)
         self._told = int(counts[1])
 
     def check(self, step: int) -> None:
-        """Tell of steps that changed nothing, up to `step`; waits for the device.
+        """Log how many steps changed nothing, up to `step`; waits for the device.
 
-        Raises `EngineError` where too many followed one another.
+        Raises `EngineError` if there were too many in a row.
         """
         in_a_row, in_all = self.counts.tolist()
         if in_all > self._told:

@@ -1,4 +1,4 @@
-"""Signals that end a process, held back until what is being done is whole."""
+"""Holds back signals that end the process until the work at hand is complete."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def held_back() -> Iterator[list[int]]:
-    """Inside the block signals that end the process are only noted, in what is yielded; after the block, though it
-    failed, the first does what it did before. A SIGINT after the first does so at once. A closed terminal's SIGHUP may
-    come twice. Ignored signals stay ignored; threads beside the main one have none to hold back."""
+    """Inside the block, signals that end the process are only added to the yielded list; after it, even if it raised,
+    the first one takes effect. A later SIGINT takes effect at once; a later SIGHUP does not, since a closed terminal
+    may send two. Ignored signals stay ignored. Does nothing outside the main thread."""
     came: list[int] = []
     here = ENDING if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.getsignal(number) for number in here}
@@ -39,7 +39,7 @@ def held_back() -> Iterator[list[int]]:
         yield came
     except Exception as error:
         if came:
-            log.error("%s", error)  # or it would be lost: the signal goes on in its place
+            log.error("%s", error)  # else it would be lost: the signal takes its place
         raise
     finally:
         restore()

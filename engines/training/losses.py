@@ -1,7 +1,7 @@
-"""What training minimises: pure functions of (prediction, target), each (N, 3, H, W) RGB in [0, 1].
+"""Loss functions: pure functions of (prediction, target), each (N, 3, H, W) RGB in [0, 1].
 
 Equations are those of Jiang et al., "Bridge the Vision Gap from Field to Command" (2021); their weighted sum, equation
-7, is `engines.training.steps.loss_parts` with `Recipe.weights`. What has no number is not in the paper.
+7, is `engines.training.steps.loss_parts` with `Recipe.weights`. Losses without an equation are not in the paper.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ HUBER_DELTA = 0.1
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 FAINT = 0.05
-"""The least divisor of a ratio of colours: below it the gradient would drown all others."""
+"""Least divisor in ratios of colours: with a smaller one the gradient would swamp all others."""
 TINY = 1e-3
-"""Below this product of norms a cosine's distance falls to 0 with it: two empty channels are equal, and the gradient of
-nearly empty ones does not drown all others."""
+"""Product of norms below which the cosine distance falls linearly to 0: two empty channels are equal, and the gradient
+of nearly empty ones does not swamp all others."""
 TINIEST = 1e-20
 
 
 def huber(prediction: Tensor, target: Tensor) -> Tensor:
-    """Equations 1 and 2 with delta 0.1: at 1.0 it would be plain MSE on such pictures."""
+    """Equations 1 and 2 with delta 0.1: with 1.0 it would be plain MSE on values in [0, 1]."""
     return functional.huber_loss(prediction, target, delta=HUBER_DELTA)
 
 
@@ -37,10 +37,10 @@ def detail_mse(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def chroma(prediction: Tensor, target: Tensor) -> Tensor:
-    """Equations 4 to 6 as one cosine distance of chroma vectors, nearly S (cos 2piH, sin 2piH): on a hexagon, where hue
-    and saturation need neither angle nor root, the vector is up to 13 % shorter and 1 degree off.
+    """Equations 4 to 6 as one cosine distance between chroma vectors, which are nearly S (cos 2piH, sin 2piH).
 
-    Taken literally, the cosine of hue angles is mostly noise: a quarter of real pixels is nearly grey and red wraps.
+    They are computed on the hexagon, without angles or roots, and are up to 13 % shorter and 1 degree off. Taken
+    literally, the cosine of hue angles is mostly noise: a quarter of real pixels is nearly grey, and red wraps around.
     """
     a, b = _chroma_vectors(prediction), _chroma_vectors(target)
     product = (a * b).mean((1, 2, 3))
@@ -49,7 +49,7 @@ def chroma(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def _chroma_vectors(picture: Tensor) -> Tensor:
-    """Hexagonal hue-saturation vectors, (N, 2, H, W); clamped where the divisor would blow the gradient up."""
+    """Hexagonal hue-saturation vectors, (N, 2, H, W), with a clamped divisor, so that the gradient does not explode."""
     red, green, blue = picture.clamp(0, 1).unbind(1)
     largest = picture.clamp(FAINT, 1).amax(1)
     x = (red - 0.5 * (green + blue)) / largest
@@ -63,17 +63,17 @@ def hue_saturation(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def hue(prediction: Tensor, target: Tensor) -> Tensor:
-    """Equation 5: one minus the cosine between the hue channels, each taken as one long vector of angles in [0, 1]."""
+    """Equation 5: one minus the cosine of the hue channels, each a long vector of angles in [0, 1]."""
     return 1 - _cosine(_hue(prediction), _hue(target))
 
 
 def saturation(prediction: Tensor, target: Tensor) -> Tensor:
-    """Equation 6: the same of the saturation channels."""
+    """Equation 6: the same for the saturation channels."""
     return 1 - _cosine(_saturation(prediction), _saturation(target))
 
 
 def _hue(picture: Tensor) -> Tensor:
-    """(N, H, W) hue in [0, 1]; that of nearly grey pixels, which is noise, is drawn to their sector's middle."""
+    """(N, H, W) hue in [0, 1]; nearly grey pixels, whose hue is noise, are drawn to the middle of their sector."""
     picture = picture.clamp(0, 1)
     red, green, blue = picture.unbind(1)
     largest, place = picture.max(1)
@@ -83,45 +83,45 @@ def _hue(picture: Tensor) -> Tensor:
 
 
 def _saturation(picture: Tensor) -> Tensor:
-    """(N, H, W) in [0, 1]."""
+    """(N, H, W) saturation in [0, 1]."""
     picture = picture.clamp(0, 1)
     largest = picture.amax(1)
     return (largest - picture.amin(1)) / largest.clamp_min(FAINT)
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine similarity of the (H, W) of each picture, mean over pictures; 1 where both are zero everywhere."""
+    """Cosine similarity over (H, W), mean over pictures; 1 for a picture where both are all zeros."""
     return _similarity((a * b).mean((1, 2)), a.square().mean((1, 2)) * b.square().mean((1, 2)))
 
 
 def _similarity(product: Tensor, squares: Tensor) -> Tensor:
-    """Of each picture's two vectors, from their product (N,) and the product of their squares (N,); mean over N."""
-    norms = (squares + TINIEST).sqrt()  # whose slope at zero would be infinite
+    """Mean cosine similarity of N pairs of vectors, from their products (N,) and products of squares (N,)."""
+    norms = (squares + TINIEST).sqrt()  # the root's slope at zero would be infinite
     least = norms.clamp_min(TINY)
     return ((product + least - norms) / least).mean()
 
 
 def scale_to_mean(prediction: Tensor, target: Tensor) -> Tensor:
-    """The prediction, each picture scaled to its target's mean: what is left of the error is structure, not exposure.
+    """Scale each picture of the prediction to its target's mean, which leaves errors of structure, not of exposure.
 
-    The gradient passes through the mean too, so that a loss of this does not move exposure at all.
+    The gradient passes through the mean too, so a loss on the result does not change exposure at all.
     """
     means = prediction.mean((1, 2, 3), keepdim=True).clamp_min(FAINT)
     return prediction * (target.mean((1, 2, 3), keepdim=True) / means)
 
 
 def steady(one: Tensor, other: Tensor) -> Tensor:
-    """Mean absolute difference between what the network makes of two noisy, moved pictures of one place.
+    """Mean absolute difference between the outputs for two noisy, shifted pictures of one place.
 
     The self-consistency of StableLLVE (Zhang et al., "Learning Temporal Consistency for Low Light Video Enhancement
-    from Single Images", CVPR 2021), with whole-pixel shifts in place of optical flow. Absolute and not Huber's: what
-    flickers are a few code values, where a squared loss no longer pulls.
+    from Single Images", CVPR 2021), with whole-pixel shifts in place of optical flow. Absolute, not Huber: flicker is a
+    few code values, for which the gradient of a squared loss vanishes.
     """
     return functional.l1_loss(one, other)
 
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean structural similarity: Gaussian 11x11 window of sigma 1.5, each channel, valid region."""
+    """Mean structural similarity over all channels: Gaussian 11x11 window of sigma 1.5, valid region."""
     channels = prediction.shape[1]
     window = gaussian_window(prediction.device)
 

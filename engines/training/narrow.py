@@ -1,7 +1,7 @@
-"""A wider network's numbers as the start of a narrower one: of every group of channels those that matter most.
+"""Starts a narrower network from a wider one's numbers: the most important channels of every group.
 
-As in the pruning of filters by their norms (Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017), but a
-channel's norm counts on both sides: as it is made, and as it is read.
+This is pruning of filters by their norms (Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017), except that
+both norms of a channel count: of the weights that make it, and of those that read it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from engines.network.neid import Neid
 
 
 def fits(wide: NetworkConfig, config: NetworkConfig) -> bool:
-    """Whether a network `config` can begin with channels of a network `wide`."""
+    """Whether a network of `config` can start from channels of a network of `wide`."""
     pairs = zip(wide.widths, config.widths, strict=False)
     alike = (wide.unshuffle, len(wide.widths)) == (config.unshuffle, len(config.widths))
     return alike and all(width >= narrow for width, narrow in pairs)
 
 
 def narrowed(wide: Neid, config: NetworkConfig) -> Neid:
-    """A network `config`, which must fit (see `fits`), with the most important channels of a wider one.
+    """A network of `config`, which must fit (see `fits`), with the most important channels of a wider one.
 
-    How important a channel is: the norm of the numbers that make it, times the norm of those that read it. The result
-    has to be trained, since what the others did is missing.
+    A channel's importance is the norm of the weights that make it times the norm of those that read it. The result must
+    be trained, since what the other channels contributed is missing.
     """
     narrow = Neid(replace(config, parts=wide.config.parts)).eval()
     old, new = wide.state_dict(), narrow.state_dict()
@@ -58,17 +58,17 @@ def narrowed(wide: Neid, config: NetworkConfig) -> Neid:
 class _Layer:
     name: str
     reads: tuple[str, ...]
-    """Groups of channels, equally large, that it reads one after another."""
+    """Groups of channels that it reads, in order and of equal size."""
     makes: str
-    """The group of channels that it makes; fusing adds what others make to the encoder's, channel by channel."""
+    """The group of channels that it makes; layers that fusing mixes channel by channel make the same group."""
 
     def outputs_first(self, kernel: Tensor) -> Tensor:
-        """(out, in, h, w); transposed convolutions are stored the other way round, and are so again if done twice."""
+        """(out, in, h, w); swaps the axes of transposed convolutions, and so is its own inverse."""
         return kernel.transpose(0, 1) if ".ups." in self.name else kernel
 
 
 def _layers(levels: int) -> Iterator[_Layer]:
-    """Every convolution of `Neid`, but for those that exist in training only."""
+    """Every convolution of `Neid`, except for those that exist in training only."""
     above = "picture"
     for level in range(levels):
         yield _Layer(f"encoder.levels.{level}.0", (above,), f"encoding {level}")

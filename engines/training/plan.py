@@ -1,14 +1,14 @@
-"""`python -m engines.training.plan`: all that is trained, one job after the other, within some minutes of a GPU.
+"""`python -m engines.training.plan`: trains all networks, one job after the other, in a few minutes on a GPU.
 
     python -m engines.training.plan pack LOL PHOTOS DATA    # where the data is: a few files of 26 MB at most
     python -m engines.training.plan train DATA OUT --minutes 7.5 --sitting 9    # where the GPU is, for each sitting
 
-A job that is done is not done again (it fails if its recipe is another now: `--seed`, `--small` and `--steps` are part
-of it), one that was interrupted goes on, one that fails stops no other, and one for which the sitting has no time left
-is not begun. `OUT/JOB/` holds its checkpoint, weights in half precision (25 MB of `neid`) and card; `OUT/plan.json`
-what is known of all jobs, their scores on LOL's `eval15` too. `--only` chooses jobs, which then share all minutes;
-`--limit` sets how large a file of DATA may be. Needs torch, numpy, safetensors, msgspec, and Pillow with AVIF (11.3 or
-later); of the shipped weights `engines/weights/field/weights.safetensors` alone.
+A finished job is not repeated (it fails if its recipe has changed; `--seed`, `--small` and `--steps` are part of that),
+an interrupted one resumes, a failed one stops no other, and one that does not fit into the rest of the sitting is not
+started. `OUT/JOB/` holds a job's checkpoint, weights in half precision (25 MB for `neid`) and card; `OUT/plan.json` the
+recipes and scores of all finished jobs, also on LOL's `eval15`. `--only` chooses jobs, which then share all minutes;
+`--limit` bounds the size of a file of DATA. Needs torch, numpy, safetensors, msgspec, and Pillow with AVIF (11.3 or
+later); of the shipped weights only `engines/weights/field/weights.safetensors`.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ from engines.training.train import (
 )
 
 RESERVE_MINUTES = 0.5
-"""Of a sitting, for what a job does beside its steps."""
+"""Reserve of a sitting for what a job does besides its steps."""
 
 SMALL: dict[str, Any] = {"network": "neid-live", "batch": 4, "whole": 0.1}
-"""What `--small` changes in every recipe: less than a tenth of a step's work is left."""
+"""What `--small` changes in every recipe: a step is then less than a tenth of the work."""
 
 AS_PACKED: dict[str, Any] = {"phases": False}
-"""What packs change in every recipe: their dark pictures at full size are not exact enough to be halved anew."""
+"""What packs change in every recipe: their full-size dark pictures are not exact enough to be halved again."""
 
 CHECKPOINT = "checkpoint.pt"
 
 TELL_EVERY = 1_000
-"""Steps between two lines."""
+"""Steps between two lines of progress."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Job:
     name: str
     recipe: str
     share: float
-    """Of the plan's minutes, among the jobs that are chosen."""
+    """Share of the plan's minutes, relative to the other chosen jobs."""
     seed: int = 1
     start: str | None = None
-    """The shipped weights whose numbers it begins with."""
+    """The shipped weights that it starts from."""
     paced_by: str | None = None
-    """The job whose number of steps it takes, however long they last: rows of one table are compared after as many."""
+    """The job whose number of steps it takes, however long they last, so that the rows of a table are comparable."""
 
 
 WHOLE_NETWORK = "table2-le-dr-ff"
@@ -87,22 +87,22 @@ JOBS = (
     *(Job(f"paper-best-{seed}", "paper-best", 0.1, seed) for seed in (2, 3)),
     Job("paper", "paper", 0.04),
 )
-"""In the order of their worth."""
+"""Most important first."""
 
 
 @dataclass
 class Clock:
-    """How long a job's steps take, without the scores in between."""
+    """Measures how long a job's steps take, without the scoring in between."""
 
     began: float
-    """When the first step began, moved on by all that is not a step."""
+    """When the first step began, moved forward by all time that is not spent on steps."""
     last: float = 0.0
     first: int = 0
-    """The first step that was told: an interrupted job goes on later than at 1. 0 where none was."""
+    """The first reported step, which is above 1 in a resumed job; 0 before any report."""
     step: int = 0
 
     def report(self, step: int, share: float, parts: Mapping[str, float]) -> None:
-        """Count, and tell now and then; see `engines.training.train.Report`."""
+        """Count a step, and print progress at times; see `engines.training.train.Report`."""
         self.first = self.first or step
         self.step, self.last = step, time.monotonic()
         if step % TELL_EVERY == 0:
@@ -110,13 +110,13 @@ class Clock:
             print(f"  step {step}, {100 * share:.0f} %, {self.step_ms or 0:.2f} ms a step: {values}", flush=True)
 
     def scored(self) -> None:
-        """What passed since the last step was none."""
+        """Exclude the time since the last step."""
         now = time.monotonic()
         self.began, self.last = self.began + now - self.last, now
 
     @property
     def step_ms(self) -> float | None:
-        """Wall time of a step; reading the data onto a device and capturing graphs are in it. None without a step."""
+        """Wall time of a step, including the loading of data onto a device and graph capture; None without a step."""
         return 1e3 * (self.last - self.began) / (self.step - self.first + 1) if self.first else None
 
 
@@ -130,10 +130,10 @@ def run_plan(
     began: float | None = None,
     small: bool = False,
 ) -> list[str]:
-    """Do what is not done yet, while this sitting of so many minutes lasts; `steps` ends every job early.
+    """Run the unfinished jobs, within a sitting of so many minutes; `steps` ends every job early.
 
-    The sitting began at `began` on the monotonic clock, or now. `small` changes all recipes as `SMALL` says. Returns
-    the names of the jobs that failed; one that was done by another recipe is among them.
+    The sitting began at `began` on the monotonic clock, or begins now. `small` changes all recipes by `SMALL`. Returns
+    the names of the jobs that failed, including those that were finished with another recipe.
     """
     deadline = (time.monotonic() if began is None else began) + 60 * sitting
     whole, failed = sum(job.share for job in jobs), []
@@ -156,7 +156,7 @@ def run_plan(
             budget = Budget(steps=pace) if pace else Budget(minutes=given)
             try:
                 run_job(job, sets, out, budget, recipe)
-            except Exception:  # whatever it is: the other jobs have nothing to do with it
+            except Exception:  # whatever it is, it must not stop the other jobs
                 print(f"{job.name}: failed\n{traceback.format_exc()}", flush=True)
                 failed.append(job.name)
         write_summary(out)
@@ -164,7 +164,7 @@ def run_plan(
 
 
 def recipe_of(job: Job, steps: int | None = None, small: bool = False) -> Recipe:
-    """What the plan trains by: the job's recipe with its seed, and what `run_plan` is told to change."""
+    """The job's recipe with its seed and the changes of `AS_PACKED` and `run_plan`'s `steps` and `small`."""
     recipe = read_recipe(job.recipe)
     fewest = min((each for each in (steps, recipe.steps) if each is not None), default=None)
     changes: dict[str, Any] = {"seed": job.seed, "steps": fewest, **AS_PACKED, **(SMALL if small else {})}
@@ -199,8 +199,8 @@ def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: B
 
 
 def evaluated(network: Neid, samples: Sequence[Sample]) -> Iterator[Score]:
-    """A score for each sample, whose names are their numbers; what is compared did not pass through 4:2:0, as it does
-    in use, and is a few hundredths of a dB better for it."""
+    """A score for each sample, named by its number. Unlike in use, the output does not pass through 4:2:0, and scores a
+    few hundredths of a dB better for that."""
     for number, sample in enumerate(samples, start=1):
         bright = as_shown(network, sample.small)[0].permute(1, 2, 0).cpu().numpy()
         picture = np.rint(255 * bright).astype(np.uint8)
@@ -209,25 +209,25 @@ def evaluated(network: Neid, samples: Sequence[Sample]) -> Iterator[Score]:
 
 
 def recipe_done(folder: Path) -> dict[str, Any] | None:
-    """By which recipe a job was trained, as JSON has it, where it is done."""
+    """The recipe of a finished job, as decoded JSON, else None."""
     card = folder / CARD
     return dict(json.loads(card.read_bytes())["recipe"]) if card.exists() else None
 
 
 def steps_of(folder: Path) -> int | None:
-    """How many steps a job took, where it is done."""
+    """The number of steps of a finished job, else None."""
     card = folder / CARD
     return int(json.loads(card.read_bytes())["scores"]["steps"]) if card.exists() else None
 
 
 def pairs(recipe: Recipe, sets: Mapping[str, Sequence[Sample]]) -> tuple[Sequence[Sample], ...]:
-    """LOL, night and day pairs; the held-out ones too where the recipe holds none out."""
+    """LOL, night and day pairs, with the held-out ones if the recipe holds none out."""
     lol = [*sets["lol"], *([] if recipe.hold_out else sets["held_out"])]
     return lol, sets.get("night", ()), sets.get("day", ())
 
 
 def write_summary(out: Path) -> None:
-    """What the cards of all finished jobs say, as one file."""
+    """Write the scores and recipes of all finished jobs to `plan.json`."""
     cards = {path.parent.name: json.loads(path.read_bytes()) for path in sorted(out.glob(f"*/{CARD}"))}
     summary = {name: {"scores": card["scores"], "recipe": card["recipe"]} for name, card in cards.items()}
     out.mkdir(parents=True, exist_ok=True)
@@ -235,8 +235,8 @@ def write_summary(out: Path) -> None:
 
 
 def pack(lol: Path, photos: Path, data: Path, limit: int, quality: int, share: float) -> None:
-    """Write all pairs of LOL and this share of the nights and days as a few files."""
-    from engines.data.photos import read_samples  # needs PyAV, which a machine with a GPU may not have
+    """Write all pairs of LOL and a `share` of the night and day pairs as a few files."""
+    from engines.data.photos import read_samples  # needs PyAV, which the GPU machine may lack
 
     (train_lol, night, day), held_out = read_samples(lol, photos, seed=1, wide=True)
     night, day = (some_of(pairs, share) for pairs in (night, day))
@@ -246,7 +246,7 @@ def pack(lol: Path, photos: Path, data: Path, limit: int, quality: int, share: f
 
 
 def some_of(samples: Sequence[Sample], share: float) -> list[Sample]:
-    """This share of them, evenly over the whole."""
+    """A share of the samples, evenly spaced."""
     return [samples[n] for n in np.linspace(0, len(samples) - 1, round(share * len(samples)), dtype=int)]
 
 
@@ -259,18 +259,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     packing = commands.add_parser("pack", help="write all training pairs as a few files")
     for name in ("lol", "photos", "data"):
         packing.add_argument(name, type=Path)
-    packing.add_argument("--limit", type=int, default=VOLUME_BYTES, help="bytes of a file at most")
-    packing.add_argument("--quality", type=int, default=QUALITY, help="of the bright pictures, 1 to 100")
-    packing.add_argument("--share", type=float, default=1.0, help="of the nights and days")
-    training = commands.add_parser("train", help="train what is not trained yet")
+    packing.add_argument("--limit", type=int, default=VOLUME_BYTES, help="largest file in bytes")
+    packing.add_argument("--quality", type=int, default=QUALITY, help="AVIF quality of the bright pictures, 1 to 100")
+    packing.add_argument("--share", type=float, default=1.0, help="share of the night and day pairs, 0 to 1")
+    training = commands.add_parser("train", help="run the jobs that are not finished")
     for name in ("data", "out"):
         training.add_argument(name, type=Path)
-    training.add_argument("--minutes", type=float, default=7.5, help="of all jobs that are chosen")
-    training.add_argument("--sitting", type=float, default=9, help="minutes of this call")
-    training.add_argument("--steps", type=int, help="end every job early, to rehearse")
-    training.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="these jobs alone")
-    training.add_argument("--seed", type=int, help="in place of the jobs'")
-    training.add_argument("--small", action="store_true", help="what a processor can train: neid-live, small batches")
+    training.add_argument("--minutes", type=float, default=7.5, help="total minutes of all chosen jobs")
+    training.add_argument("--sitting", type=float, default=9, help="minutes for this call")
+    training.add_argument("--steps", type=int, help="end every job after so many steps, for a rehearsal")
+    training.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="run only these jobs")
+    training.add_argument("--seed", type=int, help="replaces the seeds of the jobs")
+    training.add_argument("--small", action="store_true", help="small enough for a CPU: neid-live, small batches")
     given, began = parser.parse_args(arguments), time.monotonic()
     if given.command == "pack":
         pack(given.lol, given.photos, given.data, given.limit, given.quality, given.share)

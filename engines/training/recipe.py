@@ -1,4 +1,4 @@
-"""What decides how a network is trained, as typed TOML files; the shipped ones are in `engines/training/recipes`."""
+"""Recipes, which decide how a network is trained: typed TOML files, the shipped ones in `engines/training/recipes`."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ LEAST = {
     ),
     **dict.fromkeys(("huber_weight", "ssim_weight", "chroma_weight", "detail_weight", "steady_weight"), 0),
 }
-"""What numbers of a recipe must be at least, by name."""
+"""The least value of each number in a recipe, by name."""
 LARGEST_WIDE_CROP = (192, 304)
-"""The largest `crop` that wide pairs (`engines.data.photos.WIDE_VIEW`) have room for twice."""
+"""The largest `crop` that fits, doubled, into wide pairs (`engines.data.photos.WIDE_VIEW`)."""
 SMALLEST_CROP, SMALLEST_OF_TWINS = 16, 24
-"""Pixels of a side: SSIM looks at half of a picture of twice the size, by windows of 11; twins show less of a crop."""
+"""Pixels of a side: SSIM looks at half of the doubled picture, in windows of 11; twins show less of a crop."""
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that decides what comes out of training, but the data and the budget."""
+    """Everything that decides the result of training, except for the data and the budget."""
 
     network: str = "neid-live"
     parts: tuple[Part, ...] = PARTS
-    """The boxes of figure 3 that the network has beyond a plain U-net; fewer are the rows of table 2."""
+    """The boxes of the paper's figure 3 that the network has beyond a plain U-net; fewer give the rows of table 2."""
     start: Literal["he", "paper"] = "he"
-    """Random numbers to begin with; see `engines.network.neid.STARTS`."""
+    """Initialisation, see `engines.network.neid.STARTS`."""
     batch: int = 4
     crop: tuple[int, int] = (192, 288)
-    """Height and width of the small crops; whole pictures are used in the last `whole` of the run."""
+    """Height and width of the small crops; the last part of the run, `whole`, uses whole LOL pictures."""
     whole: float = 0.3
     turn: float = 0.25
-    """Share of the batches that are turned by a quarter."""
+    """Share of the batches that are transposed: with the random flips, turned by 90 degrees."""
     mixup: float = 0.0
     """Share of the LOL batches in which every picture is blended with its neighbour."""
     subsampled: bool = True
@@ -52,58 +52,58 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight_decay: float = 1e-4
     """Of AdamW; at 0 it is Adam."""
     steps: int | None = None
-    """Where the run ends if the budget does not end it before."""
+    """Steps after which the run ends, if the budget does not end it sooner."""
     clip: float = 1.0
     ema: float = 0.999
     huber_weight: float = 10.0
     ssim_weight: float = 0.3
     colour: Literal["chroma", "hue"] = "chroma"
-    """The colour loss: cosine of chroma vectors, or of hue and of saturation as equations 5 and 6 say it."""
+    """The colour loss: cosine of chroma vectors, or of hue and saturation as in equations 5 and 6."""
     chroma_weight: float = 0.05
-    """Of the colour loss, whichever it is."""
+    """Weight of the colour loss."""
     detail_weight: float = 1.0
     detail_every: int = 2
-    """The detail branch, whose decoder costs as much as the light one, is supervised in every n-th step; 0: never."""
+    """The detail branch is supervised in every n-th step, 0: never; its decoder costs as much as the light one."""
     detail_target: Literal["scaled", "dark"] = "scaled"
-    """The dark picture, scaled to a normal brightness or as it is."""
+    """The dark picture, scaled to normal brightness or unchanged."""
     exposure_free: float = 0.0
-    """Share of the Huber loss, 0 to 1, that is measured after scaling each picture to its target's mean; above 0 SSIM
-    is measured so, too. What is left teaches exposure, which would else be remembered scene by scene."""
+    """Share of the Huber loss, 0 to 1, that is measured after scaling each picture to its target's mean; above 0, so is
+    SSIM. The rest teaches exposure, which would otherwise be memorised scene by scene."""
     mix: tuple[float, float, float] = (0.7, 0.2, 0.1)
     """Shares of LOL, night and day batches."""
     gain: float = 1.0
-    """LOL's dark pictures are made brighter or darker at random, by this factor at most: exposure must be seen in
-    the picture, not remembered with the scene."""
+    """Largest factor by which LOL's dark pictures are randomly made brighter or darker: exposure must be inferred from
+    the picture, not memorised with the scene."""
     evened: tuple[float, float] = (0.0, 0.0)
-    """Shares of the way, 0 to 1, by which the brightness that dark pictures should get is drawn to what LOL's pairs and
-    what the night pairs have in common, see `engines.data.pairs.even_out`; held-out pairs stay as they are."""
+    """How far, 0 to 1, the brightness of the targets moves to the common brightness of LOL's pairs, and of the night
+    pairs, see `engines.data.pairs.even_out`; held-out pairs stay as they are."""
     evened_nearby: float = 0.0
-    """The same of LOL's pairs alone, after `evened`: to what each has in common with its `engines.data.pairs.NEARBY`
-    neighbours on either side, which were mostly taken at the same place."""
+    """The same for LOL's pairs alone, after `evened`: to the common brightness of each pair and its
+    `engines.data.pairs.NEARBY` neighbours on either side, which mostly show the same place."""
     taught: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Shares of the way, 0 to 1, by which the bright pictures of LOL, night and day pairs are drawn to what a teacher,
-    a network trained before, makes of the same small picture; see `engines.training.steps.Lesson`."""
+    """How far, 0 to 1, the bright pictures of LOL, night and day pairs move to the output of a teacher, a network
+    trained before, for the same small picture; see `engines.training.steps.Lesson`."""
     noise: float = 0.0
-    """Largest deviation of the noise that is added to the small pictures, in code values of 255; drawn for each."""
+    """Largest standard deviation of the noise added to the small pictures, in code values of 255; drawn for each."""
     twins: float = 0.0
-    """Share of the batches that show half as many places, each of them twice: a little moved, with its own noise."""
+    """Share of the batches of twins: half as many places, each shown twice, slightly moved and with its own noise."""
     twin_noise: float | None = None
-    """In place of `noise` in those batches: steadiness is learned from noise that is not there elsewhere, and sharpness
-    from pictures that have little."""
+    """Replaces `noise` in batches of twins: steadiness is learned from strong noise there, and sharpness from pictures
+    with little noise elsewhere."""
     steady_weight: float = 0.0
-    """Of the difference between what the network makes of two twins, see `engines.training.losses.steady`."""
+    """Weight of the difference between the outputs for two twins, see `engines.training.losses.steady`."""
     phases: bool = False
-    """Whether LOL's pairs are halved at all four places of two by two pixels, see `engines.data.pairs.in_phases`."""
+    """Whether LOL's pairs are halved at all four offsets of a 2x2 square, see `engines.data.pairs.in_phases`."""
     wide: float = 0.0
-    """Share of the night and day batches in crops twice as high and wide, a fourth as many; without twins."""
+    """Share of the night and day batches with a quarter as many crops, twice as high and wide; without twins."""
     hold_out: bool = True
-    """Whether some scenes of LOL are kept for choosing; False when nothing is left to be chosen."""
+    """Whether some scenes of LOL are held out for making choices; False once no choice is left."""
     select: Literal["last", "best"] = "last"
-    """The averaged network at the end, or the one with the highest raw PSNR on the held-out scenes on the way."""
+    """The averaged network at the end, or the one with the highest raw PSNR on the held-out scenes during training."""
     seed: int = 1
 
     def weights(self) -> dict[str, float]:
-        """The weight of each part of the loss, by name; what has none is not computed."""
+        """The weight of each part of the loss, by name; parts without one are not computed."""
         weights = {
             "huber": self.huber_weight * (1 - self.exposure_free),
             "structure": self.huber_weight * self.exposure_free,
@@ -120,7 +120,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
-    """Linear warm-up by steps, then a cosine over the budget down to 1e-6, or the recipe's drops."""
+    """The learning rate: linear warm-up by steps, then a cosine over the budget to 1e-6, or the recipe's drops."""
     warm = min(1.0, (step + 1) / max(1, recipe.warm_up_steps))
     if recipe.drops:
         rates = [rate for share, rate in recipe.drops if progress >= share]
@@ -130,8 +130,7 @@ def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
 
 
 def read_recipe(name: str) -> Recipe:
-    """A shipped recipe by name, or one's own by the path of its TOML file; raises `UnknownName` or
-    `EngineMismatch`."""
+    """A shipped recipe by name, or another by the path of its TOML file; raises `UnknownName` or `EngineMismatch`."""
     path = RECIPES / f"{name}.toml" if "/" not in name and (RECIPES / f"{name}.toml").is_file() else Path(name)
     try:
         recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
@@ -146,7 +145,7 @@ def read_recipe(name: str) -> Recipe:
 
 
 def _fault(recipe: Recipe) -> str | None:
-    """What is wrong with values that have the right type."""
+    """What is wrong with the values of a recipe, whose types are right."""
     if recipe.network not in CONFIGS:
         return f"network is {recipe.network!r}; it must be one of {', '.join(CONFIGS)}"
     if "fusing" in recipe.parts and "detail" not in recipe.parts:

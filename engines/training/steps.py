@@ -20,7 +20,7 @@ from engines.training.recipe import Recipe
 COLOUR_LOSSES: dict[str, losses.Loss] = {"chroma": losses.chroma, "hue": losses.hue_saturation}
 
 Window = tuple[slice, slice]
-"""Rows and columns of the large picture that SSIM looks at."""
+"""Rows and columns of the large picture over which SSIM is computed."""
 
 Region = tuple[Tensor, Tensor]
 """Rows (N, h) and columns (N, w) of N large pictures, see `shared_region`."""
@@ -28,20 +28,20 @@ Region = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a network trained before adds to the targets of one kind of pairs.
+    """Distillation: what a teacher, a network trained before, adds to the targets of one kind of pairs.
 
-    A small network learns sooner from what a larger one makes of a picture than from the truth alone, which has noise
-    and a brightness that nobody could guess (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015).
+    A small network learns faster from a larger one's output than from the truth alone, which has noise and a brightness
+    that cannot be predicted (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015).
     """
 
     teacher: Neid
     """Ready for inference, on the device of the pictures."""
     share: float
-    """0: the truth alone, 1: the teacher's picture alone."""
+    """From 0, the truth alone, to 1, the teacher's output alone."""
 
     @torch.no_grad()
     def target(self, small: Tensor, large: Tensor) -> Tensor:
-        """Bright pictures (N, 3, 2H, 2W), drawn to what the teacher makes of `small` (N, 3, H, W)."""
+        """`large` (N, 3, 2H, 2W), blended with the teacher's output for `small` (N, 3, H, W)."""
         number = next(self.teacher.parameters())
         bright = self.teacher(pad(small, self.teacher.config.multiple).to(number.dtype))
         return large.lerp(cut(bright.float(), *large.shape[-2:]).clamp(0, 1), self.share)
@@ -51,9 +51,9 @@ class Steps(Protocol):
     """Takes training steps on some device."""
 
     def take(self, kind: int, chosen: Draw, step: int, rate: float, random: np.random.Generator) -> dict[str, float]:
-        """One step on pairs of this kind; returns the parts of the loss by name, where they are known by now.
+        """One step on pairs of this kind; returns the parts of the loss by name, the latest known on the host.
 
-        Raises `EngineError` where too many steps had no finite gradient, see `Guard.check`.
+        Raises `EngineError` if too many steps had no finite gradient, see `Guard.check`.
         """
         ...
 
@@ -73,7 +73,7 @@ class EagerSteps:
         guard: Guard,
         lessons: Sequence[Lesson | None] = NO_LESSONS,
     ) -> None:
-        """`lessons` are those of each kind of pairs, as `samples` are."""
+        """`samples` and `lessons` are given by kind of pairs."""
         self._recipe, self._network, self._optimiser, self._samples = recipe, network, optimiser, samples
         self._guard, self._lessons = guard, lessons
 
@@ -110,11 +110,10 @@ def train_step(
     region: Region | None = None,
     lesson: Lesson | None = None,
 ) -> dict[str, Tensor]:
-    """One step on one batch [small, large, dark]; returns the parts of the loss by name, without their weights.
+    """One step on one batch [small, large, dark]; returns the unweighted parts of the loss by name.
 
-    Dark may be left out where the detail branch is not supervised.
-    `region` is what twins share, in a batch of twins; `lesson` what a teacher adds. The `guard` decides whether the
-    step changes anything.
+    Dark may be left out if the detail branch is not supervised. `region` is what twins share, in a batch of twins;
+    `lesson` is what a teacher adds. The `guard` decides whether the step changes anything.
     """
     small, large, *dark = (picture.contiguous(memory_format=torch.channels_last) for picture in pictures)
     if recipe.subsampled:
@@ -140,7 +139,7 @@ def loss_parts(
     window: Window,
     region: Region | None = None,
 ) -> dict[str, Tensor]:
-    """The parts of equation 7 for one batch, and more; the detail branch is supervised where `dark` is given."""
+    """The parts of equation 7 for one batch, and more; the detail branch is supervised if `dark` is given."""
     height, width = large.shape[-2:]
     padded = pad(small, network.config.multiple)
     parts = {}
@@ -168,12 +167,12 @@ def loss_parts(
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16; a processor without AVX-512 imitates it, fifty times slower."""
+    """Whether a device computes in bfloat16; a CPU without AVX-512 emulates it, fifty times slower."""
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def twins(pictures: Tensor, region: Region) -> tuple[Tensor, Tensor]:
-    """What pictures (N, 3, H, W) of a batch of twins both show, as the first (N/2, 3, h, w) and the second show it."""
+    """The region that both twins show, from pictures (N, 3, H, W): (N/2, 3, h, w) of the first and of the second."""
     rows, columns = region
     same = pictures.take_along_dim(rows[:, None, :, None], 2).take_along_dim(columns[:, None, None, :], 3)
     one, other = same.chunk(2)
@@ -181,7 +180,7 @@ def twins(pictures: Tensor, region: Region) -> tuple[Tensor, Tensor]:
 
 
 def detail_target(recipe: Recipe, dark: Tensor) -> Tensor:
-    """What the detail branch should make of pictures (N, 3, H, W): the dark one, or the same at a mean of 0.4."""
+    """The detail branch's target for dark pictures (N, 3, H, W): the picture itself, or scaled to a mean of 0.4."""
     if recipe.detail_target == "dark":
         return dark
     gain = 0.4 / dark.mean((1, 2, 3), keepdim=True).clamp_min(0.01)
@@ -189,7 +188,7 @@ def detail_target(recipe: Recipe, dark: Tensor) -> Tensor:
 
 
 def half_window(large: Tensor, random: np.random.Generator) -> Window:
-    """A window of half the height and width, somewhere: SSIM of all would cost more than the network on a CPU."""
+    """A random window of half the height and width: on a CPU, SSIM of the whole would cost more than the network."""
     height, width = large.shape[-2:]
     top, left = (int(random.integers(side - side // 2 + 1)) for side in (height, width))
     return slice(top, top + height // 2), slice(left, left + width // 2)

@@ -1,4 +1,4 @@
-"""Training from the first step to the stored weights; every pause can be resumed."""
+"""Training from the first step to the stored weights; an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -58,31 +58,31 @@ TRY_EVERY = {"cpu": 500, "cuda": 2_000}
 """Steps between two scores on held-out scenes."""
 
 LARGE_CROPS = 0.5
-"""Share of the night and day batches whose crops are as large as LOL's; the others have room in every photo."""
+"""Share of the night and day batches whose crops are as large as LOL's; those of the others fit into every photo."""
 
 WHOLE = (10_000, 10_000)
-"""A crop that no picture is larger than."""
+"""A crop size that no picture exceeds."""
 
 Report = Callable[[int, float, dict[str, float]], None]
-"""Called with the step, the share of the budget that is used up, and the parts of the loss; not after a signal that
-ends the process."""
+"""Called with the step, the share of the budget used up, and the parts of the loss; not after a signal that ends the
+process."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When training ends, whichever comes first; counted over all sittings."""
+    """When training ends: at the first limit reached, counted over all sittings."""
 
     minutes: float = math.inf
     steps: float = math.inf
 
     def share(self, step: int, seconds: float) -> float:
-        """How much of it is used up, 0 to 1."""
+        """The share of the budget used up, 0 to 1."""
         return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Held-out pairs that the averaged network is scored on, on the way and at the end."""
+    """Held-out pairs on which the averaged network is scored, during training and at the end."""
 
     samples: Sequence[Sample]
     told: Callable[[int, float], None] = lambda _step, _score: None
@@ -102,16 +102,19 @@ def train(
 ) -> Neid:
     """Train until the budget or the recipe's steps are used up; returns the averaged (EMA) network, on the CPU.
 
-    With `select = "best"` it is the average that scored best in the `trial`, which must then be given (`ValueError`).
-    `start` are stored numbers to begin with, in place of random ones; of a wider network the most important channels.
-    `teacher` are those of the network that `recipe.taught` wants, and must be given with it alone (`ValueError`).
-    `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `checkpoint` is written every `SAVE_EVERY`
-    steps, and after the step in which a signal comes that ends the process; where it exists the run goes on from it, on
-    whichever device; `EngineMismatch` is raised if it was begun with another recipe, `start` or `teacher`, and a
-    warning is logged if it was with other pairs. On a CPU a budget of steps makes a run repeatable: it gives the same
-    network, interrupted or not. One of minutes does not, since the learning rate follows the clock. `device` is a GPU
-    where there is one. A step whose gradient is not finite changes neither
-    network nor optimiser; too many in a row raise `EngineError`, and leave the checkpoint as it is.
+    `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `start` holds stored numbers to begin with, in
+    place of random ones; of a wider network, the most important channels are taken. `teacher` holds the numbers of the
+    network that `recipe.taught` needs. `device` is a GPU by default, if there is one. With `select = "best"` the result
+    is the average that scored best in the `trial`. Raises `ValueError` if a trial or teacher that the recipe needs is
+    missing, or if a teacher is given that it does not use.
+
+    `checkpoint` is written every `SAVE_EVERY` steps, and after the step in which a signal to end the process arrives.
+    If it exists, the run resumes from it, on any device. Raises `EngineMismatch` if it was begun with another recipe,
+    `start` or `teacher`; other pairs only log a warning. On a CPU, a budget of steps makes a run repeatable: it gives
+    the same network, interrupted or not. A budget of minutes does not, since the learning rate follows the clock.
+
+    A step whose gradient is not finite changes neither network nor optimiser. Too many in a row raise `EngineError`,
+    and leave the checkpoint as it is.
     """
     if recipe.select == "best" and trial is None:
         raise ValueError("the recipe selects the best network, but no held-out pairs were given to try it on")
@@ -147,7 +150,7 @@ def train(
                 report(run.step, share, parts)
             if trial is not None and (run.step % TRY_EVERY[device.type] == 0 or share >= 1):
                 score = run.attempt(trial.samples)
-                if not signals:  # or it is saved first: who would be told may be gone with the terminal
+                if not signals:  # else save first: the listener may be gone with the terminal
                     trial.told(run.step, score)
             if run.step % SAVE_EVERY[device.type] == 0 or share >= 1:
                 run.save(checkpoint)
@@ -160,15 +163,15 @@ def train(
 def choose(
     recipe: Recipe, sizes: Sequence[Sequence[tuple[int, int]]], share: float, random: np.random.Generator
 ) -> tuple[int, Draw]:
-    """The kind of pairs (0 LOL, 1 night, 2 day) of the next batch, and what to cut from them."""
+    """The kind of the next batch's pairs (0 LOL, 1 night, 2 day), and what to cut from them."""
     kind = int(random.choice(len(sizes), p=recipe.mix))
     options: dict[str, Any] = {name: getattr(recipe, name) for name in ("turn", "noise", "twins", "twin_noise")}
     if kind and recipe.wide and random.random() < recipe.wide:
         options["twins"] = 0.0
         return kind, draw(sizes[kind], twice(recipe.crop), max(1, recipe.batch // 4), random, **options)
     if kind:
-        options["below"] = twice(recipe.crop) if recipe.wide else None  # what is wide tells day from night as a whole
-        crop = recipe.crop if random.random() < LARGE_CROPS else PHOTO_CROP  # of two sizes: on a GPU each is captured
+        options["below"] = twice(recipe.crop) if recipe.wide else None  # only a whole wide picture tells day from night
+        crop = recipe.crop if random.random() < LARGE_CROPS else PHOTO_CROP  # only two sizes: a GPU captures each
         return kind, draw(sizes[kind], crop, recipe.batch, random, **options)
     size = WHOLE if share >= 1 - recipe.whole else recipe.crop
     return kind, draw(sizes[kind], size, recipe.batch, random, gain=recipe.gain, mixup=recipe.mixup, **options)
@@ -180,7 +183,7 @@ def twice(crop: tuple[int, int]) -> tuple[int, int]:
 
 
 def lessons(recipe: Recipe, teacher: Path | None, device: torch.device) -> Sequence[Lesson | None]:
-    """What the stored numbers `teacher` add to the LOL, night and day pairs."""
+    """What the network stored in `teacher` adds to the LOL, night and day pairs."""
     if teacher is None:
         return NO_LESSONS
     kind = torch.bfloat16 if has_bfloat16(device) else torch.float32
@@ -191,7 +194,7 @@ def lessons(recipe: Recipe, teacher: Path | None, device: torch.device) -> Seque
 def open_steps(
     recipe: Recipe, run: Run, samples: Sequence[Sequence[Sample]], lessons: Sequence[Lesson | None] = NO_LESSONS
 ) -> Steps:
-    """What takes the steps on the run's device."""
+    """The `Steps` for the run's device."""
     if run.device.type == "cuda":
         return GraphSteps(recipe, run.network, run.optimiser, samples, run.device, run.guard, lessons)
     return EagerSteps(recipe, run.network, run.optimiser, samples, run.guard, lessons)
@@ -199,7 +202,7 @@ def open_steps(
 
 @dataclass
 class Run:
-    """Everything that a later sitting needs."""
+    """The state of a training run: everything that a later sitting needs."""
 
     network: Neid
     optimiser: torch.optim.Optimizer
@@ -216,8 +219,8 @@ class Run:
     trials: list[tuple[int, float]] = field(default_factory=list)
     """The step and the score of every attempt."""
     origin: dict[str, object] = field(default_factory=dict)
-    """The recipe, the SHA-256 of the numbers that it began with, of its teacher's and of its pairs, whether those
-    numbers know the held-out scenes, and the commit that was checked out, as builtins."""
+    """What the run began with, as builtins: the recipe, the SHA-256 of the starting numbers, of the teacher's and of
+    the pairs, whether the starting numbers have learned the held-out scenes, and the commit that was checked out."""
 
     @classmethod
     def begin(
@@ -227,7 +230,7 @@ class Run:
         device: torch.device | None = None,
         teacher: Path | None = None,
     ) -> Self:
-        """A network that knows nothing yet, or what the stored numbers `start` hold, and its optimiser."""
+        """A run at step 0, with random numbers or those stored in `start`."""
         device = device or torch.device("cpu")
         config = replace(CONFIGS[recipe.network], parts=recipe.parts)
         network = Neid(config, with_reconstruction=True)
@@ -249,14 +252,14 @@ class Run:
         return cls(network, optimiser, average, device, Guard(device), origin=origin)
 
     def follow(self, decay: float) -> None:
-        """Count a step, and let the average follow the network; faster at the beginning."""
+        """Count a step, and move the average towards the network; faster at the beginning."""
         self.step += 1
         blend = 1 - min(decay, (1 + self.step) / (10 + self.step))
         numbers = self.network.state_dict()
         torch._foreach_lerp_(list(self.average.values()), [numbers[name] for name in self.average], blend)
 
     def attempt(self, samples: Sequence[Sample]) -> float:
-        """Score the average on held-out pairs, raw PSNR in dB, and keep the best."""
+        """Score the average on held-out pairs, and keep it if it is the best; returns the raw PSNR in dB."""
         score = validate(self.averaged(self.average), samples)
         if score > self.best_score:
             self.best = {name: value.clone() for name, value in self.average.items()}
@@ -265,7 +268,7 @@ class Run:
         return score
 
     def averaged(self, numbers: dict[str, Tensor]) -> Neid:
-        """A network of its own with these numbers, ready for inference."""
+        """A new network with these numbers, ready for inference."""
         network = copy.deepcopy(self.network)
         network.load_state_dict(numbers)
         return network.eval()
@@ -276,7 +279,7 @@ class Run:
         return self.averaged(best or self.average).cpu()
 
     def save(self, checkpoint: Path) -> None:
-        """Write it in one move; raises `EngineError` where it cannot be written, and leaves it as it was."""
+        """Write the checkpoint atomically; raises `EngineError` if that fails, and leaves the old one as it was."""
         part = checkpoint.with_suffix(".part")
         state = {
             "network": self.network.state_dict(),
@@ -294,16 +297,15 @@ class Run:
         try:
             with part.open("wb") as file:
                 torch.save(state, file)
-                os.fsync(file.fileno())  # or a power cut might leave neither the old one nor the new
+                os.fsync(file.fileno())  # else a power cut might leave neither the old nor the new one
             part.replace(checkpoint)
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             raise EngineError(f"{checkpoint} cannot be written: {error}") from error
         finally:
             part.unlink(missing_ok=True)
 
     def load(self, checkpoint: Path) -> None:
-        """Go on from what was saved, on this device or on another; raises `EngineMismatch` for another run's, and for
-        what cannot be read."""
+        """Resume from a checkpoint of any device; raises `EngineMismatch` if it is another run's, or cannot be read."""
         try:
             state = torch.load(checkpoint, weights_only=True, map_location=self.device)
             if (
@@ -331,25 +333,25 @@ class Run:
 
 
 def read_trials(checkpoint: Path) -> tuple[int, list[tuple[int, float]]]:
-    """How many steps a run has taken, and the step and score of every attempt, over all its sittings."""
+    """The number of steps a run has taken, and the step and score of every attempt, over all sittings."""
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     return state["step"], state["trials"]
 
 
 def read_seconds(checkpoint: Path) -> float:
-    """How long a run has trained, over all its sittings; 0 where there is none."""
+    """How long a run has trained, over all sittings; 0 if there is no checkpoint."""
     if not checkpoint.exists():
         return 0.0
     return float(torch.load(checkpoint, weights_only=True, map_location="cpu")["seconds"])
 
 
 def read_origin(checkpoint: Path) -> dict[str, Any]:
-    """What a run began with, see `Run.origin`; empty for a checkpoint of before this was saved."""
+    """What a run began with, see `Run.origin`; empty for older checkpoints, which do not hold it."""
     return torch.load(checkpoint, weights_only=True, map_location="cpu").get("origin") or {}
 
 
 def _knows_all(numbers: Path) -> bool:
-    """Whether stored numbers have learned every scene; False where no card beside them tells."""
+    """Whether stored numbers have learned every scene; False if no card beside them says so."""
     try:
         return Weights(numbers.parent).card.learned_all()
     except EngineError:
@@ -357,9 +359,9 @@ def _knows_all(numbers: Path) -> bool:
 
 
 def _difference(saved: dict[str, Any] | None, own: dict[str, Any]) -> str | None:
-    """What a saved run began with where this one asks for something else; a `start` need not be given again."""
+    """What a saved run began with, if this run asks for something else; a `start` need not be given again."""
     if saved is None:
-        return None  # a checkpoint of before this was saved
+        return None  # an older checkpoint, which does not hold it
     usual = msgspec.to_builtins(Recipe())
     for name, value in own["recipe"].items():
         if (was := saved["recipe"].get(name, usual[name])) != value:
@@ -372,7 +374,7 @@ def _difference(saved: dict[str, Any] | None, own: dict[str, Any]) -> str | None
 
 
 def digest(samples: Sequence[Sequence[Sample]]) -> str:
-    """SHA-256 of what is learned from pairs of each kind, in hex."""
+    """SHA-256, in hex, of the pairs of each kind."""
     total = hashlib.sha256()
     for number, sample in ((number, sample) for number, some in enumerate(samples) for sample in some):
         total.update(f"{number} {sample.small.shape} {sample.large.shape} {sample.mean}".encode())
@@ -382,7 +384,7 @@ def digest(samples: Sequence[Sequence[Sample]]) -> str:
 
 
 def optimiser_options(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """Of AdamW; a CUDA graph replays the optimiser too, and reads its learning rate from a tensor."""
+    """Options of AdamW; a CUDA graph replays the optimiser too, and reads its learning rate from a tensor."""
     options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if device.type == "cuda":
         rate = torch.tensor(recipe.learning_rate, device=device)
@@ -391,9 +393,9 @@ def optimiser_options(recipe: Recipe, device: torch.device) -> dict[str, Any]:
 
 
 def checked_out() -> str:
-    """The commit of this project that is checked out, in hex, and `-dirty` where its files are others; empty where the
-    project is no checkout."""
-    if not (ROOT / ".git").exists():  # an installed package may lie in somebody else's
+    """The checked-out commit of this project, in hex, with `-dirty` if its files differ; empty if the project is not a
+    checkout."""
+    if not (ROOT / ".git").exists():  # an installed package may lie inside another checkout
         return ""
     describe = ("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:
@@ -415,7 +417,7 @@ def validate(network: Neid, samples: Sequence[Sample]) -> float:
 
 @torch.no_grad()
 def as_shown(network: Neid, small: Picture) -> Tensor:
-    """What the network makes of a whole picture (h, w, 3) sent as 4:2:0: (1, 3, 2h, 2w) in [0, 1], on its device."""
+    """The network's output for a whole picture (h, w, 3) sent as 4:2:0: (1, 3, 2h, 2w) in [0, 1], on its device."""
     device = next(network.parameters()).device
     given = torch.from_numpy(small.copy()).to(device).permute(2, 0, 1)[None].float() / 255
     padded = pad(subsample_chroma(given), network.config.multiple)
@@ -425,12 +427,10 @@ def as_shown(network: Neid, small: Picture) -> Tensor:
 def store(
     network: Neid, recipe: Recipe, folder: Path, scores: dict[str, object], origin: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the numbers and a card that says how they came about; `export` adds the engine files.
+    """Write the numbers and a card that says how they were made; `export` adds the engine files.
 
-    `origin` is what `read_origin` tells of the run.
-
-    Engine files that are there were made from older numbers, and are removed; where the numbers are those that are
-    stored already, everything stays as it is.
+    `origin` is the run's `read_origin`. Existing engine files, made from older numbers, are removed. If these numbers
+    are already stored, everything stays as it is.
     """
     origin = origin or {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -453,7 +453,7 @@ def store(
 
 
 def _stored(folder: Path) -> str | None:
-    """SHA-256 of the numbers that a folder's card vouches for; None where it has no sound card."""
+    """SHA-256 of the numbers that a folder's card vouches for; None without a sound card."""
     try:
         weights = Weights(folder)
         return weights.id if weights.is_sound(NUMBERS) else None

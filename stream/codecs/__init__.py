@@ -1,1 +1,1 @@
-"""What decoding and encoding need of FFmpeg, of a GPU and of a stream's own bytes."""
+"""What decoding and encoding need to know about FFmpeg, GPUs and bitstreams."""

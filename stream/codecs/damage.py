@@ -1,6 +1,6 @@
-"""Which pictures of a segment are damaged, and which are made of such ones. Pure.
+"""Which pictures of a segment are damaged, and which depend on damaged ones. Pure.
 
-Damage is learned of in the order of decoding, before a picture comes out, and in the order of showing, when it does.
+Damage becomes known in decoding order, before a picture comes out, and in presentation order, when it does.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from stream.frame import AccessUnit, State
 
 
 class Damage:
-    """From what is known of access units and of pictures to the states of frames."""
+    """Derives the states of frames from what is known about access units and pictures."""
 
     def __init__(self) -> None:
-        self._going_in = False  # in the order of decoding, until a key frame goes in
-        self._coming_out = False  # in the order of showing, until the picture is renewed
-        self._begun: dict[int, bool] = {}  # by number, what began to renew it since; whether that says when it is done
+        self._going_in = False  # in decoding order, until a key frame goes in
+        self._coming_out = False  # in presentation order, until the picture is refreshed
+        self._begun: dict[int, bool] = {}  # by number, what began a refresh since; whether it says when that ends
         self._states: deque[tuple[AccessUnit | None, State]] = deque()  # of pictures that are still to leave
         self._before: State = "clean"  # of the one that left last
 
     def enter(self, *, key: bool, damaged: bool) -> bool:
-        """An access unit goes in; whether one since the last key frame, in the order of decoding, was damaged."""
-        if key:  # which may only begin to renew the picture, or come after some that are shown before it
+        """Take in an access unit; True if an earlier one since the last key frame, in decoding order, was damaged."""
+        if key:  # it may only start a refresh, or be shown after pictures that are decoded later
             if self._going_in:
                 self._spoil()
             self._going_in = False
@@ -33,15 +33,15 @@ class Damage:
         return tainted
 
     def meet(self) -> None:
-        """Something before the next access unit is missing or damaged."""
+        """Note that something before the next access unit is missing or damaged."""
         self._going_in = True
 
     def come_out(self, picture: VideoFrame, unit: AccessUnit | None, *, damaged: bool) -> None:
-        """A picture was decoded, the next one to be shown; of no unit if it was made up for a missing one."""
+        """Take the next decoded picture in presentation order; it has no unit if it was made up for a missing one."""
         self._states.append((unit, self._state(picture, unit, damaged) if unit else "concealed"))
 
     def _state(self, picture: VideoFrame, unit: AccessUnit, damaged: bool) -> State:
-        again = unit.key and not all(self._begun.values())  # nobody says when; two in a row have renewed all of it
+        again = unit.key and not all(self._begun.values())  # no end announced: two in a row have refreshed all of it
         if (unit.key and picture.key_frame) or again or unit.completes in self._begun:
             self._coming_out = False
             self._begun.clear()
@@ -58,7 +58,7 @@ class Damage:
         self._begun.clear()
 
     def leave(self, unit: AccessUnit, *, mixed: bool) -> State:
-        """The state of the frame of a unit, the next one to leave; whether its neighbours were `mixed` into it."""
+        """The state of a unit's frame, the next one to leave; `mixed`: its neighbours were blended into it."""
         before, (left, own) = self._before, self._states.popleft()
         while left is not unit:  # it was made up, or the deinterlacer failed on it
             before, (left, own) = own, self._states.popleft()

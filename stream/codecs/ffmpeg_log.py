@@ -1,4 +1,4 @@
-"""What FFmpeg tells in its log alone: some losses are known in no other way."""
+"""Reads FFmpeg's log: some losses are reported nowhere else."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from av import logging as ffmpeg
 
 Line = tuple[int, str, str]
-"""Level, what it is about, and text."""
+"""Level, component, and text."""
 
 
 @contextmanager
 def overheard() -> Iterator[list[Line]]:
-    """The warnings and errors that FFmpeg tells inside the block, in this thread; nobody else hears of them."""
+    """The warnings and errors that FFmpeg logs inside the block, in this thread; they appear nowhere else."""
     if ffmpeg.get_level() != ffmpeg.WARNING:
-        logging.getLogger("libav").setLevel(logging.CRITICAL + 1)  # for what is told in other threads
+        logging.getLogger("libav").setLevel(logging.CRITICAL + 1)  # for lines from other threads
         ffmpeg.set_skip_repeated(False)
         ffmpeg.set_level(ffmpeg.WARNING)
     with ffmpeg.Capture() as lines:
@@ -24,5 +24,5 @@ def overheard() -> Iterator[list[Line]]:
 
 
 def tells(lines: list[Line], *beginnings: str) -> bool:
-    """Whether a line begins like one of these."""
+    """Whether any line begins with one of these."""
     return any(text.startswith(beginnings) for _, _, text in lines)

@@ -1,4 +1,4 @@
-"""What H.264 access units (Annex B) say about loss: whether pictures are missing that the next ones refer to. Pure."""
+"""Detects loss in H.264 access units (Annex B): whether pictures are missing that later ones refer to. Pure."""
 
 from __future__ import annotations
 
@@ -13,58 +13,58 @@ START = b"\x00\x00\x01"
 SLICE, IDR_SLICE, MESSAGES, SEQUENCE_SET, PICTURE_SET = 1, 5, 6, 7, 8
 """Types of NAL units; messages are supplemental enhancement information (SEI)."""
 RECOVERY_POINT = 6
-"""Type of the message from which on decoding leads to whole pictures (clause D.2.8)."""
+"""Type of the SEI message after which decoding leads to complete pictures (clause D.2.8)."""
 SLICE_HEADER_BYTES = 40
-"""More than a slice header takes up to its order count."""
+"""More than a slice header takes up to its picture order count."""
 SEQUENCE_SET_BYTES, PICTURE_SET_BYTES = 4096, 64
-"""More than parameter sets take up to what is read of them."""
+"""More than the part of parameter sets that is read."""
 MESSAGES_BYTES = 1024
-"""More than messages take up to the end of a recovery point."""
+"""More than SEI messages take up to the end of a recovery point."""
 MOST_MESSAGES = 8
-"""NAL units with messages that are looked through for a recovery point, which comes in one of the first."""
+"""SEI NAL units that are searched for a recovery point, which comes in one of the first."""
 MOST_SEQUENCE_SETS, MOST_PICTURE_SETS = 32, 256
-"""What the standard allows in a stream; they are numbered from 0."""
+"""Most that the standard allows in a stream; they are numbered from 0."""
 LONGEST_CODE = 31
-"""Zeros that a number of variable length begins with, at most."""
+"""Leading zeros of an Exp-Golomb code, at most."""
 MOST_NAL_UNITS = 256
-"""More than a picture has slices, and what comes in front of them."""
+"""More than a picture has, of slices and what comes before them."""
 WITH_CHROMA_FORMAT = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}
 """Profiles whose sequence parameter sets say their chroma format."""
 SEPARATE_PLANES = 3
-"""Chroma format 4:4:4, the one in which colour planes may be coded apart."""
+"""Chroma format 4:4:4, the only one in which colour planes may be coded separately."""
 ORDERS_KEPT = 256
-"""Order counts of the latest pictures that are remembered: a repetition among more of them tells nothing new."""
+"""Remembered picture order counts, of the latest pictures; a repetition further back tells nothing new."""
 
 
 class ReferenceCheck:
-    """Looks at the access units of one stream, in the order of decoding, for what their counters say of missing ones.
+    """Finds missing access units of one stream by the counters of those that come, in decoding order.
 
-    `frame_num` (clause 7.4.3) counts the pictures that others refer to, so a hole means that at least one of them is
-    missing. Order counts begin again with an IDR picture and else never repeat (8.2.1), so a repetition means that one
-    is missing. Where as many are lost as the counters have values, there is nothing to be seen.
+    `frame_num` (clause 7.4.3) counts reference pictures, so a gap means that at least one of them is missing. Picture
+    order counts restart at an IDR picture and otherwise never repeat (8.2.1), so a repetition means that one is
+    missing. A loss of exactly as many pictures as a counter has values goes unnoticed.
     """
 
     def __init__(self, parameter_sets: bytes = b"") -> None:
         """`parameter_sets` (Annex B) are those from outside the stream."""
         self._headers = Headers(parameter_sets)
         self.says_when = False
-        """Whether the last access unit is a recovery point, which says when all that are shown will be whole."""
+        """Whether the last access unit is a recovery point, which says when all pictures shown will be complete."""
         self.completes: int | None = None
-        """Number of the recovery point for which that is so from the last access unit on."""
-        self._last: int | None = None  # `frame_num` of the last picture that others may refer to
-        self._renewals: dict[int, int] = {}  # by the `frame_num` of what completes them, numbers of recovery points
+        """Number of the recovery point that is complete from the last access unit on."""
+        self._last: int | None = None  # `frame_num` of the last reference picture
+        self._renewals: dict[int, int] = {}  # numbers of recovery points, by the `frame_num` that completes them
         self._orders = Orders()
 
     @property
     def sequence_changed(self) -> bool:
-        """Whether the last access unit has brought another sequence parameter set in place of one before."""
+        """Whether the last access unit has replaced a sequence parameter set by a different one."""
         return self._headers.sequence_changed
 
     def is_missing(self, unit: bytes, key: int | None = None) -> bool:
-        """Whether pictures are missing in front of this access unit, since the last IDR picture or the last hole.
+        """Whether pictures are missing before this access unit, since the last IDR picture or the last gap.
 
-        False where that cannot be told, since headers are damaged or parameter sets have not come. `key` is the number
-        of one that may be a recovery point.
+        False if that cannot be known, because headers are damaged or parameter sets have not come. `key` is the number
+        of an access unit that may be a recovery point.
         """
         self.says_when, self.completes = False, None
         first = self._headers.first_slice(unit)
@@ -87,7 +87,7 @@ class ReferenceCheck:
         return self._orders.repeats(first) or hole
 
     def _begin_renewal(self, first: Slice, number: int) -> None:
-        """Note where a recovery point is complete: one later than it says, since FFmpeg's first may be unfinished."""
+        """Note when a recovery point completes: one later than it says, since FFmpeg's first may be unfinished."""
         if first.idr:
             self._renewals.clear()
         size, count = 1 << first.sequence.frame_num_bits, recovery_count(self._headers.messages)
@@ -97,18 +97,18 @@ class ReferenceCheck:
 
 
 class Orders:
-    """Notices a picture with an order count (clause 8.2.1.1) that another one has had since the last IDR picture.
+    """Detects picture order counts (clause 8.2.1.1) that repeat since the last IDR picture.
 
-    Not every encoder keeps to the standard: believed is a stream whose group of pictures before had no repetition.
+    Not every encoder conforms: a stream is trusted only if its previous group of pictures had no repetition.
     """
 
     def __init__(self) -> None:
         self._believed = self._repeated = False
         self._recent: deque[tuple[int, int]] = deque(maxlen=ORDERS_KEPT)  # with which field it is
-        self._last = 0  # of the last picture that others may refer to
+        self._last = 0  # of the last reference picture
 
     def repeats(self, picture: Slice) -> bool:
-        """Whether it does so as the first one of its group."""
+        """Whether a picture is the first of its group with a repeated count, in a trusted stream."""
         if picture.order is None or picture.sequence.order_bits is None:
             return False
         if picture.idr:
@@ -128,7 +128,7 @@ class Orders:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What the header of a slice says of its picture."""
+    """What a slice header says about its picture."""
 
     sequence: Sequence
     number: int
@@ -139,10 +139,10 @@ class Slice:
     field: int | None
     """0: it is a top field, 1: a bottom field, None: a whole picture."""
     order: int | None
-    """Lowest bits of the order count; None where it follows from `frame_num`."""
+    """Lowest bits of the picture order count; None if it follows from `frame_num`."""
 
     def is_completed_by(self, other: Slice) -> bool:
-        """Whether the other one, next in the order of decoding, is of the second field of the same picture."""
+        """Whether `other`, next in decoding order, is of the second field of the same picture."""
         return (
             {self.field, other.field} == {0, 1}
             and (self.number, self.referred) == (other.number, other.referred)
@@ -151,24 +151,24 @@ class Slice:
 
 
 class Headers:
-    """Reads the headers of one stream's access units, in the order of decoding."""
+    """Reads the headers of one stream's access units, in decoding order."""
 
     def __init__(self, parameter_sets: bytes = b"") -> None:
         """`parameter_sets` (Annex B) are those from outside the stream."""
         self.sequence_changed = False
-        """Whether the last access unit has brought another sequence parameter set in place of one before."""
+        """Whether the last access unit has replaced a sequence parameter set by a different one."""
         self.messages: list[bytes] = []
-        """Bodies of the NAL units with messages in front of the last slice that was read."""
+        """Bodies of the SEI NAL units before the last slice that was read."""
         self._sequences: dict[int, Sequence] = {}
         self._pictures: dict[int, int] = {}  # number of the sequence set by the number of the picture set
         self.first_slice(parameter_sets)
 
     def first_slice(self, unit: bytes) -> Slice | None:
-        """The first one of an access unit that can be read; parameter sets in front of it are taken in."""
+        """The first readable slice of an access unit; parameter sets before it are stored."""
         return next(self.slices(unit), None)
 
     def slices(self, unit: bytes) -> Iterator[Slice]:
-        """Those of an access unit that can be read, in order; parameter sets in front of each are taken in."""
+        """The readable slices of an access unit, in order; parameter sets before each are stored."""
         self.sequence_changed = False
         self.messages = []
         for kind, referred, body in islice(nal_units(unit), MOST_NAL_UNITS):
@@ -206,12 +206,12 @@ class Headers:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """What slice headers need to know of a sequence parameter set."""
+    """What reading slice headers requires of a sequence parameter set."""
 
     number: int
     frame_num_bits: int
     order_bits: int | None
-    """Of an order count, those that are told."""
+    """Bits of the picture order count in a slice header."""
     separate_planes: bool
     gaps_allowed: bool
     """Whether pictures may be left out on purpose."""
@@ -220,7 +220,7 @@ class Sequence:
 
     @classmethod
     def of(cls, body: bytes) -> Self:
-        """The set with this body; raises `EOFError` where it is cut off or holds what the standard forbids."""
+        """The set with this body; raises `EOFError` if it is cut off or holds what the standard forbids."""
         bits = Bits(body)
         profile = bits.take(8)
         bits.take(16)  # constraints and level
@@ -228,14 +228,14 @@ class Sequence:
         separate = profile in WITH_CHROMA_FORMAT and skip_colour(bits)
         frame_num_bits = bits.count(12) + 4
         order_bits = read_order_bits(bits)
-        bits.count()  # pictures that are kept to be referred to
+        bits.count()  # number of reference frames
         gaps = bits.take(1) == 1
         bits.count(), bits.count()  # size in macroblocks
         return cls(number, frame_num_bits, order_bits, separate, gaps, bits.take(1) == 1, body)
 
 
 class Bits:
-    """Reads the body of a NAL unit from its first bit on; raises `EOFError` at its end and at a number too large."""
+    """Reads the body of a NAL unit bit by bit; raises `EOFError` at its end and for a number too large."""
 
     def __init__(self, body: bytes) -> None:
         plain = body.replace(b"\x00\x00\x03", b"\x00\x00")
@@ -250,7 +250,7 @@ class Bits:
         return self._value >> self._left & ((1 << count) - 1)
 
     def count(self, most: int | None = None) -> int:
-        """The next number of variable length: Exp-Golomb code, as 0, 1, 2 and so on, up to `most`."""
+        """The next unsigned Exp-Golomb number, up to `most`."""
         zeros = self._left - (self._value & ((1 << self._left) - 1)).bit_length()
         if zeros > LONGEST_CODE:
             raise EOFError
@@ -261,20 +261,20 @@ class Bits:
         return number
 
     def extended(self) -> int:
-        """The next number of whole bytes, of which all but the last are 255."""
+        """The next number as SEI headers code it: a sum of bytes, of which all but the last are 255."""
         number = 0
         while (byte := self.take(8)) == 255:
             number += byte
         return number + byte
 
     def signed(self) -> int:
-        """The same for 0, 1, -1, 2, -2 and so on."""
+        """The next signed Exp-Golomb number: 0, 1, -1, 2, -2 and so on."""
         code = self.count()
         return (code + 1) // 2 if code % 2 else -(code // 2)
 
 
 def recovery_count(messages: list[bytes]) -> int | None:
-    """How many pictures that others refer to are decoded from here on until the next one is whole; None: not told."""
+    """How many reference pictures are decoded until pictures are complete, by SEI messages; None: not stated."""
     for body in messages[:MOST_MESSAGES]:
         bits = Bits(body[:MESSAGES_BYTES])
         with suppress(EOFError):
@@ -287,7 +287,7 @@ def recovery_count(messages: list[bytes]) -> int | None:
 
 
 def nal_units(unit: bytes) -> Iterator[tuple[int, bool, bytes]]:
-    """Type, whether it is of a picture that others may refer to, and body of each NAL unit."""
+    """Type, whether it belongs to a reference picture, and body of each NAL unit."""
     start = unit.find(START)
     while 0 <= start < len(unit) - len(START):
         end = unit.find(START, start + len(START))
@@ -297,12 +297,12 @@ def nal_units(unit: bytes) -> Iterator[tuple[int, bool, bytes]]:
 
 
 def is_idr(unit: bytes) -> bool:
-    """Whether an access unit is an IDR picture, before which nothing is referred to."""
+    """Whether an access unit is an IDR picture, after which nothing refers to earlier pictures."""
     return any(kind == IDR_SLICE for kind, _, _ in islice(nal_units(unit), MOST_NAL_UNITS))
 
 
 def skip_colour(bits: Bits) -> bool:
-    """Read past chroma format, depths and scaling matrices; whether colour planes are coded apart."""
+    """Skip chroma format, bit depths and scaling matrices; True if colour planes are coded separately."""
     chroma_format = bits.count(SEPARATE_PLANES)
     separate = chroma_format == SEPARATE_PLANES and bits.take(1) == 1
     bits.count(6), bits.count(6)  # depths of luma and chroma
@@ -315,7 +315,7 @@ def skip_colour(bits: Bits) -> bool:
 
 
 def skip_scaling_list(bits: Bits, size: int) -> None:
-    """Read past the scaling factors of one kind of block."""
+    """Skip the scaling factors of one kind of block."""
     last = following = 8
     for _ in range(size):
         if following:
@@ -324,7 +324,7 @@ def skip_scaling_list(bits: Bits, size: int) -> None:
 
 
 def read_order_bits(bits: Bits) -> int | None:
-    """How many bits of its order count a picture tells; None where that follows from `frame_num`."""
+    """How many bits of the picture order count a slice header holds; None if it follows from `frame_num`."""
     kind = bits.count(2)
     if kind == 0:
         return bits.count(12) + 4
@@ -337,7 +337,7 @@ def read_order_bits(bits: Bits) -> int | None:
 
 
 def nearest(low: int, last: int, bits: int) -> int:
-    """The order count with these lowest bits that is nearest to the last one (clause 8.2.1.1)."""
+    """The picture order count with these lowest bits that is nearest to the last one (clause 8.2.1.1)."""
     size = 1 << bits
     order = last - last % size + low
     if last - order >= size // 2:

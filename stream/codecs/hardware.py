@@ -13,26 +13,26 @@ from stream.errors import CodecError
 from stream.settings import EncoderSettings
 
 SHARED: dict[str, object] = {"primary_ctx": "1"}
-"""FFmpeg's option to decode in the GPU's primary context, as the engine computes there, and to make none."""
+"""FFmpeg's option to decode in the GPU's primary context, where the engine computes, rather than to create one."""
 
 NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc", "av1": "av1_nvenc"}
 """FFmpeg's encoder on the GPU for each codec of the wire."""
 
 NVENC_ERRORS = (av.FFmpegError, UnknownCodecError)
-"""What opening an encoder of the GPU raises where it does not work: the second, where FFmpeg was built without it."""
+"""What opening a GPU encoder raises if it does not work: the second if FFmpeg was built without it."""
 
 SPEEDS = {"ultrafast": "p1", "superfast": "p2", "veryfast": "p3", "faster": "p4", "fast": "p5", "medium": "p6"}
 """NVENC numbers its presets."""
 
 BEST_QUANTISER = {"h264": 23, "hevc": 25}
-"""No picture is made better than this, which is what keeps a still one small."""
+"""No picture is encoded with a finer quantiser than this, which keeps still pictures small."""
 
 
 def nvdec(video: VideoStream) -> VideoCodecContext:
-    """A decoder for the stream on the GPU, not yet open, whose pictures come to host memory with all that they say.
+    """A GPU decoder for the stream, not yet open, whose pictures come to host memory with all their metadata.
 
-    Where NVDEC does not take the profile or size of the pictures, FFmpeg decodes them on the CPU instead; see
-    `is_on_gpu`. Raises `CodecError` where there is no GPU, or no NVDEC for the codec.
+    For profiles or sizes that NVDEC does not support, FFmpeg decodes on the CPU instead; see `is_on_gpu`. Raises
+    `CodecError` if there is no GPU, or no NVDEC for the codec.
     """
     told = video.codec_context
     if "cuda" not in hwdevices_available():
@@ -41,7 +41,7 @@ def nvdec(video: VideoStream) -> VideoCodecContext:
     try:
         try:
             context = av.CodecContext.create(told.codec, "r", HWAccel("cuda", options=SHARED))
-        except av.FFmpegError:  # somebody uses it with other flags
+        except av.FFmpegError:  # it is in use with other flags
             context = av.CodecContext.create(told.codec, "r", HWAccel("cuda"))
     except av.FFmpegError as error:
         raise CodecError(trouble("NVDEC", error)) from None
@@ -52,7 +52,7 @@ def nvdec(video: VideoStream) -> VideoCodecContext:
 
 
 def informed(context: VideoCodecContext, told: VideoCodecContext) -> VideoCodecContext:
-    """`context`, with what the other one was told of the stream outside its access units."""
+    """`context`, with what `told` knows about the stream from outside its access units."""
     context.extradata = told.extradata
     context.width, context.height = told.width, told.height
     context.colorspace, context.color_range = told.colorspace, told.color_range
@@ -62,7 +62,7 @@ def informed(context: VideoCodecContext, told: VideoCodecContext) -> VideoCodecC
 
 
 def is_on_gpu(decoder: VideoCodecContext) -> bool:
-    """Whether a decoder that has given a picture made it on the GPU."""
+    """Whether a decoder works on the GPU; known once it has given a picture."""
     return decoder.pix_fmt == "cuda"
 
 
@@ -86,7 +86,7 @@ def nvenc_options(settings: EncoderSettings) -> dict[str, str]:
 
 
 def trouble(codec: str, error: Exception) -> str:
-    """Why a codec of the GPU does not work, for people; FFmpeg itself says "Operation not permitted" without a GPU."""
+    """Why a GPU codec does not work, for people; without a GPU, FFmpeg itself says "Operation not permitted"."""
     gpu = find_gpu()
     if gpu == NO_GPU:
         return f"{codec} needs an NVIDIA GPU, and this process can use none"

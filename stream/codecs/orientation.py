@@ -1,4 +1,4 @@
-"""How pictures are turned and mirrored to be upright: from what a source tells to views of their planes. Pure."""
+"""Turns and mirrors pictures upright: from a source's display matrix to views of planes. Pure."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 Orientation = Literal[1, 2, 3, 4, 5, 6, 7, 8]
-"""As in TIFF 6.0 and EXIF: 1 is upright; 3, 6 and 8 are to be turned by 180, 90 and 270 degrees clockwise; 2 and 4 are
-mirrored (left to right, upside down); 5 and 7 are mirrored along a diagonal. From 5 on width and height change places.
+"""As in TIFF 6.0 and EXIF: 1 is upright; 3, 6 and 8 must be turned by 180, 90 and 270 degrees clockwise; 2 and 4 are
+mirrored (left to right, upside down); 5 and 7 are mirrored along a diagonal. From 5 on, width and height are swapped.
 """
 
 UPRIGHT: Orientation = 1
 
 MIRRORINGS = ((False, False), (False, True), (True, True), (True, False))
-"""Upside down, and left to right: of 1 to 4, and of 5 to 8 once lines have become columns."""
+"""Upside down, and left to right: for 1 to 4, and for 5 to 8 after transposing."""
 
 
 def orientation_of(display_matrix: tuple[int, ...]) -> Orientation:
-    """What a display matrix, FFmpeg's nine numbers or none, does to pictures, to the nearest quarter turn.
+    """The orientation of a display matrix (FFmpeg's nine numbers, or none), to the nearest quarter turn.
 
-    It takes the pixel that is x to the right of the middle and y below it to x a + y c and x b + y d, where a, b, _, c
-    and d are the first of the nine numbers.
+    It maps the pixel x right of the centre and y below it to (x a + y c, x b + y d), where a, b, _, c and d are the
+    first of the nine numbers.
     """
     if not display_matrix:
         return UPRIGHT
@@ -33,7 +33,7 @@ def orientation_of(display_matrix: tuple[int, ...]) -> Orientation:
 
 
 def swaps_sides(orientation: Orientation) -> bool:
-    """Whether width and height change places."""
+    """Whether width and height are swapped."""
     return orientation > 4
 
 

@@ -1,4 +1,4 @@
-"""Plain pictures: whatever a decoder gives, made progressive, planar, 8-bit 4:2:0 or grey."""
+"""Plain pictures: whatever a decoder gives, converted to progressive, planar, 8-bit 4:2:0 or grey."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stream.frame import plane_view
 
 PLAIN = ("yuv420p", "yuvj420p", "gray")
 HD_HEIGHT = 720
-"""From here on, pictures that do not say their matrix are taken as BT.709."""
+"""Pictures from this height on that do not state their matrix are taken as BT.709."""
 
 BT601_CODES = (4, 5, 6)
 """Matrix coefficients of ITU-T H.273: FCC, BT.601 with 625 lines, with 525 lines."""
@@ -34,20 +34,20 @@ HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 """PQ and HLG of ITU-R BT.2100."""
 
 NEUTRAL = 128
-"""Code value of chroma that is no colour; codecs round to its neighbours."""
+"""Chroma code value of no colour; codecs round to its neighbours."""
 
 FATAL = ("yaf32le", "yaf32be")
-"""Pixel formats, as of OpenEXR, at which libswscale ends the process (FFmpeg 8.1): an assertion fails."""
+"""Pixel formats, as of OpenEXR, at which libswscale aborts the process (FFmpeg 8.1): an assertion fails."""
 
 CLOCK = Fraction(1, 90_000)
-"""Of the deinterlacer; pictures carry their own times beside it."""
+"""Time base of the deinterlacer; pictures also carry their own times."""
 
 
 class PlainPictures:
-    """Makes pictures plain. Those that are plain already pass untouched, their planes are never copied."""
+    """Makes pictures plain; those that already are pass untouched, without a copy of their planes."""
 
     def __init__(self, *, fields_apart: bool = False) -> None:
-        """`fields_apart` says that an interlaced picture is one field alone, with nothing to deinterlace."""
+        """`fields_apart`: an interlaced picture is a single field, with nothing to deinterlace."""
         self.interlaced = False
         """Whether a picture of two fields has come; from then on pictures come out one later than they went in."""
         self._fields_apart = fields_apart
@@ -64,7 +64,7 @@ class PlainPictures:
             return [self._plain(picture)]
         ready = []
         layout = (picture.width, picture.height, picture.format.name, picture.colorspace, picture.color_range)
-        if self._deinterlacer is None or layout != self._layout:  # it gives its first colour to all that say none
+        if self._deinterlacer is None or layout != self._layout:  # it gives its first colour to all that state none
             ready = self.flush()
             self._deinterlacer, self._layout = deinterlacer(picture), layout
         self._deinterlacer.vpush(picture)
@@ -129,10 +129,10 @@ def deinterlacer(picture: VideoFrame) -> Graph:
 
 
 def colour_of(picture: VideoFrame) -> Colour:
-    """What a picture's code values mean; of what it does not say, the usual: limited range, matrix by height.
+    """The matrix and range of a picture's code values; if not stated, limited range and a matrix by height.
 
-    Grey of 16 bits, as of thermal cameras, is usually of full range.
-    An RGB picture gets the meaning that it will have when it is plain.
+    16-bit grey, as from thermal cameras, defaults to full range. An RGB picture gets what it will have when it is
+    plain.
     """
     grey, rgb = is_grey(picture.format), picture.format.is_rgb
     matrix: Matrix = "bt601" if picture.height < HD_HEIGHT else "bt709"
@@ -147,20 +147,19 @@ def colour_of(picture: VideoFrame) -> Colour:
 
 
 def states_matrix(stream: VideoCodecContext) -> bool:
-    """Whether a stream says its matrix itself, so that `colour_of` need not assume one; pictures that were made plain
-    all say one."""
+    """Whether a stream states its matrix, so that `colour_of` need not assume one; pictures made plain always do."""
     return stream.colorspace in (*BT601_CODES, *BT709_CODES)
 
 
 def display_matrix(picture: VideoFrame) -> tuple[int, ...]:
-    """FFmpeg's nine numbers on how a decoded picture is to be shown, by its container or its codec; none: as it is."""
+    """FFmpeg's nine numbers on how to show a decoded picture, from its container or codec; none: as it is."""
     told = next((message for message in messages_of(picture) if message.type is Type.DISPLAYMATRIX), None)
     return () if told is None else tuple(np.frombuffer(bytes(told), np.int32).tolist())
 
 
 def messages_of(picture: VideoFrame) -> list[SideData]:
-    """What FFmpeg tells beside a decoded picture; nothing where one is of a kind that PyAV does not know, as EXIF."""
-    # `picture.side_data` is held by the picture that it holds: both would stay until Python looks for such cycles
+    """A decoded picture's side data; nothing if any is of a kind that PyAV does not know, such as EXIF."""
+    # `picture.side_data` forms a reference cycle with its picture: both would stay until the garbage collector runs
     try:
         return [*cast("Iterable[SideData]", SideDataContainer(picture))]  # type: ignore[call-arg]
     except ValueError:
@@ -168,10 +167,10 @@ def messages_of(picture: VideoFrame) -> list[SideData]:
 
 
 def is_hdr(picture: VideoFrame) -> bool:
-    """Whether a picture in colour says that it is one of ITU-R BT.2100: PQ or HLG.
+    """Whether a colour picture is signalled as one of ITU-R BT.2100: PQ or HLG.
 
-    libswscale makes it plain: light up to 203 cd/m2 (BT.2408) stays in proportion, for a display by BT.1886, and more
-    light becomes white. HLG is taken as a display of 1000 cd/m2 shows it.
+    libswscale makes it plain: light up to 203 cd/m2 (BT.2408) stays in proportion, for a BT.1886 display, and more
+    light becomes white. HLG is taken as shown by a display of 1000 cd/m2.
     """
     return (
         picture.color_trc in HDR
@@ -188,5 +187,5 @@ def is_neutral(picture: VideoFrame) -> bool:
 
 
 def is_grey(kind: VideoFormat) -> bool:
-    """Whether pictures of this format have luma alone, whatever its depth."""
+    """Whether pictures of this format have only luma, of any depth."""
     return len(kind.components) == 1 and not kind.is_rgb and not kind.has_palette

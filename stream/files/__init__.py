@@ -1,1 +1,1 @@
-"""Recordings that become files, or are played again: what can be stopped and gone on with."""
+"""Recordings that are converted to files or replayed; both can be stopped and resumed."""

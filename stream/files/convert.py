@@ -1,7 +1,7 @@
-"""A recording to a file: its pictures enhanced, its sound and data as they were.
+"""Converts a recording to a file: its pictures enhanced, its sound and data as they were.
 
-The pictures go into part files first, and are joined with the rest at the end; so work that is interrupted, even by
-a kill, goes on where it was.
+The pictures go into part files first, and are joined with the rest at the end: so work that is interrupted, even by
+a kill, can be resumed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ IN_FLIGHT = 3
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the work on a recording is."""
+    """How far a conversion is."""
 
     pictures: int
     """In the file so far."""
@@ -52,15 +52,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a recording."""
+    """The result of a conversion."""
 
     pictures: int
     lost: int
     """Access units that gave no picture."""
     resumed: int
-    """Pictures that an earlier call had made."""
+    """Pictures made by an earlier call."""
     complete: bool
-    """False where it was stopped."""
+    """False if it was stopped."""
 
 
 class PartsOfSomethingElse(StreamError):
@@ -78,27 +78,27 @@ def convert(
     from_start: bool = False,
     dated: bool = False,
 ) -> Conversion:
-    """Enhance every picture of `source` into `target`, whose suffix says the container.
+    """Enhance every picture of `source` into `target`, whose suffix selects the container.
 
-    `target` appears when it is complete; an old one is replaced then. Sound, data, subtitles, chapters, metadata and
-    how pictures are turned are copied where the container can hold them, and else left out with a warning. What an
-    interrupted call has left is not done again; with `keep_parts` a call that is stopped, fails or is killed leaves
-    its work, in the hidden `parts_folder`; with `from_start` that of an earlier call is forgotten. With `dated` the
-    file has the recording's time, where its file system allows that. `stop`, which any thread may set, ends the work
-    soon. Raises `SourceUnsupported`, `CodecError` and `EngineError`.
+    `target` appears when it is complete, and replaces an old one only then. Sound, data, subtitles, chapters, metadata
+    and orientation are copied if the container can hold them, else left out with a warning. Work left by an interrupted
+    call is resumed. With `keep_parts`, a call that is stopped, fails or is killed leaves its work in the hidden
+    `parts_folder`; with `from_start`, that of an earlier call is discarded. With `dated`, the file gets the recording's
+    modification time if its file system allows that. `stop`, which any thread may set, ends the work soon. Raises
+    `SourceUnsupported`, `CodecError` and `EngineError`.
     """
     stop = stop or threading.Event()
     if not source.is_file():
         raise SourceUnsupported(f"{source}: no such file", reason="not found")
     try:
         job = job_of(engine, source, target)
-        others = companions(source, target)  # before any folder is made: the recording may be none
+        others = companions(source, target)  # before any folder is made: it may be no recording
         with Parts(parts_folder(target), job) as parts:
             useful = keep_parts
             try:
                 if from_start:
                     parts.clear()
-                time_ns = job.mtime_ns if dated else None  # a recording that grows while it is read has another time
+                time_ns = job.mtime_ns if dated else None  # as at the start: the recording may still grow
                 conversion = convert_with_parts(engine, source, target, parts, others, report, stop, time_ns)
                 useful = keep_parts and not conversion.complete
             except SourceUnsupported:
@@ -124,7 +124,7 @@ def convert_with_parts(
     stop: threading.Event,
     time_ns: int | None,
 ) -> Conversion:
-    """See `convert`, and `put_in_place` about the time."""
+    """See `convert`; `time_ns` as for `put_in_place`."""
     for reason in others.left_out:
         log.warning("%s", reason)
     try:
@@ -144,9 +144,9 @@ def convert_with_parts(
 
 
 def put_in_place(whole: Path, target: Path, time_ns: int | None) -> None:
-    """Give a complete file its name, so that it is on the disk, and so called, before what it was made from goes.
+    """Give a complete file its name; file and name are on the disk when this returns and its parts may be removed.
 
-    It counts as modified at `time_ns`, in nanoseconds since 1970; None: now.
+    Its modification time becomes `time_ns`, in nanoseconds since 1970; None: it stays.
     """
     if time_ns is not None:
         try:
@@ -159,14 +159,14 @@ def put_in_place(whole: Path, target: Path, time_ns: int | None) -> None:
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
-    except OSError as error:  # some file systems sync no folders
+    except OSError as error:  # some file systems cannot sync folders
         log.debug("%s: %s", target.parent, error.strerror)
     finally:
         os.close(folder)
 
 
 def job_of(engine: Door, source: Path, target: Path) -> Job:
-    """What makes parts fit together."""
+    """All that parts must have in common to be used together."""
     found = source.stat()
     return Job(
         source=as_text(source.name),
@@ -180,7 +180,7 @@ def job_of(engine: Door, source: Path, target: Path) -> Job:
 def enhance_rest(
     engine: Door, source: Path, target: Path, parts: Parts, report: Callable[[Progress], None], stop: threading.Event
 ) -> Conversion:
-    """All pictures that are in no part yet into parts: one is encoded while others are enhanced and decoded."""
+    """Enhance the pictures that are in no part yet into parts; encoding runs beside decoding and enhancing."""
     if before := parts.pictures:
         log.info("%s: going on after %d pictures", source, before)
     with (
@@ -215,9 +215,9 @@ def enhance_rest(
 
 
 def pictures_there(segment: RecordedSegment) -> tuple[int, int]:
-    """How many coded pictures (or fields) are in the file, and in its index; zeros where no index tells where each is.
+    """Number of coded pictures (or fields) in the file, and in its index; zeros if no index says where each one is.
 
-    The numbers that headers tell are others: they count what edit lists cut off, or pauses, as in AVI.
+    The numbers in headers differ: they include what edit lists cut off, or pauses, as in AVI.
     """
     if not segment.video.container.format.name.startswith("mov,"):
         return 0, 0
@@ -229,7 +229,7 @@ def pictures_there(segment: RecordedSegment) -> tuple[int, int]:
 def remaining_frames(
     segment: RecordedSegment, parts: Parts, clock: FileClock, stop: threading.Event
 ) -> Iterator[tuple[Frame, int]]:
-    """Each frame that is in no part yet, with the access unit where decoding must begin to go on after it.
+    """Each frame that is in no part yet, with the access unit where decoding must begin to resume after it.
 
     Raises `PartsOfSomethingElse`.
     """
@@ -246,12 +246,12 @@ def remaining_frames(
                 raise PartsOfSomethingElse(f"{parts.folder}: what was done is not of this recording")
     for frame in frames:
         at = bisect_right(segment.keys, frame.received_ns) - 1
-        yield frame, segment.keys[max(0, at - 1)]  # with the group before: pictures may refer to it
+        yield frame, segment.keys[max(0, at - 1)]  # one key frame earlier: pictures may refer to the group before
 
 
 def numbered_frames(segment: RecordedSegment, stop: threading.Event) -> Iterator[Frame]:
-    """The frames of a recording; in place of the time when it was read, each has the number of its access unit."""
-    decoder = Decoder(segment.video, upright=False)  # the new file tells how they are turned
+    """The frames of a recording; `received_ns` holds the number of each one's access unit instead of a time."""
+    decoder = Decoder(segment.video, upright=False)  # the new file stores the orientation
     for packet in segment.packets():
         if packet.kind == "video":
             yield from decoder.decode(replace(packet, received_ns=segment.units - 1))
@@ -260,9 +260,9 @@ def numbered_frames(segment: RecordedSegment, stop: threading.Event) -> Iterator
 
 
 def check_size(segment: RecordedSegment, frame: Frame, parts: Parts) -> None:
-    """The first frame decides what all are like; raises `SourceUnsupported` for one of another size.
+    """Take the parts' layout from the first frame; raise `SourceUnsupported` for a later one of another size.
 
-    Those of another colour are made like the first by the `PartWriter`.
+    Frames of another colour are converted by the `PartWriter`.
     """
     width, height = SCALE * frame.width, SCALE * frame.height
     if parts.layout is None:
@@ -276,7 +276,7 @@ def check_size(segment: RecordedSegment, frame: Frame, parts: Parts) -> None:
 
 
 def enlarged(display_matrix: tuple[int, ...]) -> tuple[int, ...]:
-    """How players turn and mirror the enhanced picture of one with this display matrix; see `Layout`."""
+    """The display matrix of the enhanced picture of one with this display matrix; see `Layout`."""
     matrix = np.array(display_matrix, np.int32)
-    matrix[6:8] *= SCALE  # by how much it is moved, in pixels
+    matrix[6:8] *= SCALE  # translation, in pixels
     return tuple(matrix.tolist())

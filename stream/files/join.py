@@ -1,4 +1,4 @@
-"""Enhanced pictures and a recording's own sound, data, subtitles and chapters, joined in one file."""
+"""Joins enhanced pictures with a recording's own sound, data, subtitles and chapters in one file."""
 
 from __future__ import annotations
 
@@ -35,68 +35,68 @@ from stream.sources.segment import label, video_stream
 log = logging.getLogger(__name__)
 
 ENCODER = "libx264"
-"""Of the enhanced pictures."""
+"""FFmpeg's name of the encoder of the enhanced pictures."""
 
 REORDERED = 2
-"""Pictures that are decoded before they are shown, at most: x264 with B-frames that refer to B-frames."""
+"""The largest reordering delay, in pictures: that of x264 with B-frames that refer to B-frames."""
 
 IN_ORDER = {"asf", "avi"}
-"""FFmpeg's names of the containers that tell when pictures are decoded alone; it must be when they are shown, too."""
+"""FFmpeg's names of the containers that store only decoding times; pictures must be shown at these times, too."""
 
 SHIFT = 1 << 40
-"""Ticks that are added to all times in parts, whose container shifts those below 0 as it likes."""
+"""Ticks that are added to all times in parts, whose container shifts negative ones as it likes."""
 
 NAMES = {"audio": "sound"}
-"""What a type of stream is called."""
+"""What messages call a type of stream."""
 
 OF_THE_OLD_FILE = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
-"""Metadata that a new file has of its own."""
+"""Metadata that is not copied: a new file has its own."""
 
 OF_A_PHONE = "com.apple.quicktime."
-"""How names of metadata begin that MP4 and MOV hold only where FFmpeg is told to write all names as they are."""
+"""Prefix of metadata names that MP4 and MOV hold only if FFmpeg is told to write all names as they are."""
 
 OF_A_STREAM = {"creation_time", "handler_name", "language", "timecode", "title"}
 """Metadata of a stream that is kept."""
 
 SHOWN_AS_TOLD = {"3g2", "3gp", "f4v", "ipod", "ismv", "matroska", "mov", "mp4"}
-"""FFmpeg's names of the containers that say how their pictures are turned and mirrored; `ipod` is .m4v."""
+"""FFmpeg's names of the containers that store how pictures are turned and mirrored; `ipod` is .m4v."""
 
 CONTAINERS = SHOWN_AS_TOLD | {"asf", "avi", "flv", "mpegts", "nut"}
-"""Those that hold H.264 as it comes out of the parts; FFmpeg writes others too, which nothing can read."""
+"""Those that can hold H.264 as the parts do; FFmpeg writes it into others too, but nothing can read them."""
 
 ENDINGS = {ending: name for name in CONTAINERS for ending in ContainerFormat(name, "w").extensions}
-"""Which of them a file's ending means."""
+"""The container that each file ending stands for."""
 
 USUAL_LAYOUTS = dict(enumerate(("mono", "stereo", "2.1", "4.0", "5.0", "5.1", "6.1", "7.1"), 1))
-"""Of sound that says how many channels it has and not which, as in AVI; MP4 must be told."""
+"""By number of channels, for sound that does not say which they are, as in AVI; MP4 needs to know."""
 
 UNREADABLE_IN_TS = {".ts", ".m2ts", ".mts"}
-"""Endings of MPEG-TS, which FFmpeg lets hold any codec, as data without a name."""
+"""Endings of MPEG-TS, into which FFmpeg writes any codec, unknown ones as unnamed data."""
 SOUND_OF_TS = {"aac", "aac_latm", "ac3", "dca", "eac3", "mp1", "mp2", "mp3", "opus", "s302m", "truehd"}
-"""What of sound it has names for, as FFmpeg's decoders are called."""
+"""Sound codecs that MPEG-TS has names for, as FFmpeg's decoders are called."""
 
 HELD_BACK = 3
-"""Pictures that may come later in a recording than sound and data of their time: FFmpeg's demuxer of MPEG-TS holds back
-two."""
+"""Number of pictures that may come later in a recording than sound and data of their time: FFmpeg's MPEG-TS demuxer
+holds back two."""
 MOST_WAITING = 10_000
-"""Packets of sound and data that wait for pictures at once, some minutes of sound."""
+"""The most packets of sound and data that wait for pictures at once: some minutes of sound."""
 
 Timed = tuple[float, "Packet[Stream]"]
-"""A packet behind the second in which it is to be decoded."""
+"""A packet, after the second at which it is to be decoded."""
 
 
 @dataclass(frozen=True)
 class Companions:
-    """What a recording holds beside its pictures."""
+    """What a recording holds besides its pictures."""
 
     kept: list[int]
     """Indices of the streams that the new file can hold."""
     left_out: list[str]
-    """Why others are not kept."""
+    """Why others are not kept, for people."""
 
 
 def container_of(target: Path) -> str:
-    """FFmpeg's name of the container that a file's ending means; raises `CodecError` where it cannot hold our video."""
+    """FFmpeg's name of the container that a file's ending stands for; raises `CodecError` if none can be used."""
     try:
         return ENDINGS[target.suffix[1:].lower()]
     except KeyError:
@@ -104,14 +104,14 @@ def container_of(target: Path) -> str:
 
 
 def companions(source: Path, target: Path) -> Companions:
-    """What of `source` a file like `target` can hold; it is tried out in memory. Raises `SourceUnsupported`."""
+    """What else of `source` a file like `target` can hold, tried out in memory. Raises `SourceUnsupported`."""
     found = Companions([], [])
     with open_container(source) as reader:
         video = video_stream(str(source), reader)
         for stream in reader.streams:
             if stream is video or stream.discard is Discard.all:
                 continue
-            if stream.type == "data" and "timecode" in stream.metadata:  # comes again with the video's own metadata
+            if stream.type == "data" and "timecode" in stream.metadata:  # copied with the video's metadata
                 continue
             if reason := refusal(target, stream):
                 found.left_out.append(f"the {NAMES.get(stream.type, stream.type)} is left out: {reason}")
@@ -121,7 +121,7 @@ def companions(source: Path, target: Path) -> Companions:
 
 
 def refusal(target: Path, stream: Stream) -> str | None:
-    """Why a file like `target` cannot hold a stream; None where it can."""
+    """Why a file like `target` cannot hold a stream; None if it can."""
     if stream.type == "video":
         return "there is one video already"
     suffix = target.suffix.lower()
@@ -139,7 +139,7 @@ def refusal(target: Path, stream: Stream) -> str | None:
 
 
 def try_out(target: Path, stream: Stream) -> None:
-    """Begin a file like `target` with the enhanced video and `stream`; raises what is wrong with that."""
+    """Begin a file like `target` in memory, with enhanced video and `stream`; raises what FFmpeg or PyAV objects to."""
     with av.open(io.BytesIO(), "w", format=container_of(target)) as writer:
         writer.add_stream(ENCODER, rate=25, width=64, height=64)
         writer.add_stream_from_template(stream)
@@ -161,20 +161,20 @@ def join(source: Path, parts: Parts, target: Path, kept: list[int]) -> None:
         time_base, rate = video.time_base or Fraction(1), source_info(reader, video).rate or USUAL_RATE
         pictures.codec_context.framerate = rate
         if container == "avi" and are_even(parts, time_base, rate):
-            pictures.time_base = 1 / rate  # AVI tells as its rate what ticks it has: else 600 a second
+            pictures.time_base = 1 / rate  # AVI states its tick rate as frame rate: else 600 per second
         copies = {index: add_copy(writer, reader.streams[index]) for index in kept}
         start = Fraction((video.start_time or 0) * time_base)
         jumps = Jumps([(unit, jump * time_base) for part in parts.done for unit, jump in part.jumps], start)
         units = unit_stamps(source) if any(part.jumps for part in parts.done) else []
         own = (packets_in_order if container in IN_ORDER else packets_of_parts)(parts, pictures, time_base)
-        writer.start_encoding()  # says what ticks the new file has
+        writer.start_encoding()  # settles the time bases of the new file
         damaged = 0
         merged = heapq.merge(own, copied_packets(reader, video, copies, jumps, units), key=itemgetter(0))
         packets = (packet for _, packet in merged)
         for packet in from_zero(packets) if container == "avi" else packets:
             try:
                 writer.mux(packet)
-            except av.InvalidDataError:  # a copied one: those of the parts are as this encoder made them
+            except av.InvalidDataError:  # a copied packet: those of the parts come from our encoder
                 damaged += 1
         if damaged:
             log.warning("%s: damaged packets of sound or data that are left out: %d", source, damaged)
@@ -185,15 +185,15 @@ def join(source: Path, parts: Parts, target: Path, kept: list[int]) -> None:
 
 
 def muxer_options(reader: InputContainer) -> dict[str, str]:
-    """What FFmpeg is told so that MP4 and MOV keep what an iPhone says of its recording, in place of the usual tags.
+    """Options that make MP4 and MOV keep what an iPhone says about its recording, instead of the usual tags.
 
-    The usual tags are worth more than what other phones say: in MOV even the place where it was filmed is one.
+    The usual tags are worth more than what other phones say: in MOV even the place of filming is one.
     """
     return {"movflags": "use_metadata_tags"} if any(key.startswith(OF_A_PHONE) for key in reader.metadata) else {}
 
 
 def add_pictures(parts: Parts, writer: OutputContainer, video: VideoStream) -> VideoStream:
-    """A stream for what is in the parts, which are all alike."""
+    """Add a stream for the pictures in the parts, which are all alike."""
     with av.open(str(parts.paths()[0].absolute())) as part:
         stream = writer.add_stream_from_template(part.streams.video[0])
     describe(stream, video)
@@ -207,7 +207,7 @@ def add_pictures(parts: Parts, writer: OutputContainer, video: VideoStream) -> V
 
 
 def turn(display_matrix: Sequence[int]) -> str:
-    """What a display matrix does to pictures, for people."""
+    """What a display matrix does to pictures, in words."""
     right, down, _, below_right, below_down, *_ = display_matrix
     degrees = round(math.degrees(math.atan2(down, right))) % 360
     mirroring = "mirroring and " if right * below_down < down * below_right else ""
@@ -215,7 +215,7 @@ def turn(display_matrix: Sequence[int]) -> str:
 
 
 def add_copy(writer: OutputContainer, stream: Stream) -> Stream:
-    """A stream for packets that stay as they are."""
+    """Add a stream for packets that are copied as they are."""
     copy = writer.add_stream_from_template(stream)
     describe(copy, stream)
     if isinstance(copy, AudioStream) and copy.layout.name == f"{copy.channels} channels":
@@ -224,7 +224,7 @@ def add_copy(writer: OutputContainer, stream: Stream) -> Stream:
 
 
 def describe(stream: Stream, like: Stream) -> None:
-    """Take over what is said of a stream."""
+    """Copy the metadata and the disposition of a stream."""
     for key, value in like.metadata.items():
         if key.lower() in OF_A_STREAM:
             stream.metadata[key] = value
@@ -232,7 +232,7 @@ def describe(stream: Stream, like: Stream) -> None:
 
 
 def pictures_of(path: Path, time_base: Fraction) -> list[Packet[Stream]]:
-    """The pictures of a part as they are decoded, with the times when they are shown, in ticks of `time_base`."""
+    """The packets of a part in decoding order, with the times when they are shown, in ticks of `time_base`."""
     with av.open(str(path.absolute())) as part:
         packets = [packet for packet in part.demux(part.streams[0]) if packet.size]
     for packet in packets:
@@ -243,14 +243,14 @@ def pictures_of(path: Path, time_base: Fraction) -> list[Packet[Stream]]:
 
 
 def are_even(parts: Parts, time_base: Fraction, rate: Fraction) -> bool:
-    """Whether all pictures are shown a whole number of times 1 / `rate` seconds after the first, but for a tenth."""
+    """Whether each picture is shown a whole number of periods 1 / `rate` after the first, to within a tenth of one."""
     times = [packet.pts or 0 for path in parts.paths() for packet in pictures_of(path, time_base)]
     numbers = ((time - times[0]) * time_base * rate for time in times)
     return all(abs(number - round(number)) <= 0.1 for number in numbers)
 
 
 def packets_in_order(parts: Parts, stream: Stream, time_base: Fraction) -> Iterator[Timed]:
-    """All pictures, which are decoded as they are shown, in ticks of the file, where no two may have one time."""
+    """All pictures, decoded in the order they are shown, in ticks of the file, where no two may have the same time."""
     file_base = cast("Fraction", stream.time_base)
     ticks = time_base / file_base
     first: int | None = None
@@ -269,7 +269,7 @@ def packets_in_order(parts: Parts, stream: Stream, time_base: Fraction) -> Itera
 
 
 def packets_of_parts(parts: Parts, stream: Stream, time_base: Fraction) -> Iterator[Timed]:
-    """All pictures, in ticks of `time_base`, with decoding times that grow over all parts."""
+    """All pictures, in ticks of `time_base`, with decoding times that increase across all parts."""
     before: list[int] = []
     for path in parts.paths():
         packets = pictures_of(path, time_base)
@@ -283,7 +283,7 @@ def packets_of_parts(parts: Parts, stream: Stream, time_base: Fraction) -> Itera
 
 
 def from_zero(packets: Iterator[Packet[Stream]]) -> Iterator[Packet[Stream]]:
-    """Packets with times from the first of them on: in AVI each stream begins when the file does."""
+    """Packets with times counted from that of the first: in AVI each stream begins when the file does."""
     start: Fraction | None = None
     for packet in packets:
         start = (packet.dts or 0) * packet.time_base if start is None else start
@@ -293,7 +293,7 @@ def from_zero(packets: Iterator[Packet[Stream]]) -> Iterator[Packet[Stream]]:
 
 
 def unit_stamps(source: Path) -> list[int | None]:
-    """Of each access unit of a recording, as they are counted where its pictures are made: its decoding time."""
+    """Decoding time of each access unit of a recording, in the order that numbers them in its parts."""
     with open_recording(source, threading.Event()) as segment:
         return [stamp_of(packet.packet) for packet in segment.packets() if packet.kind == "video"]
 
@@ -306,10 +306,10 @@ def stamp_of(packet: Packet[Stream]) -> int | None:
 def copied_packets(
     reader: InputContainer, video: VideoStream, copies: dict[int, Stream], jumps: Jumps, units: Sequence[int | None]
 ) -> Iterator[Timed]:
-    """Packets of the streams in `copies`, placed as the pictures are, in the order of the recording.
+    """Packets of the streams in `copies`, in the order of the recording, with times that match the pictures.
 
-    What was cut off in front, and is in the recording all the same, is left out. `units` are its `unit_stamps`, which
-    only jumps need.
+    What an edit cut off at the front, though it is still in the recording, is left out. `units` are the recording's
+    `unit_stamps`, needed only if there are jumps.
     """
     waiting = Waiting(reader, copies, jumps)
     passed = 0
@@ -328,10 +328,10 @@ def copied_packets(
 
 
 class Waiting:
-    """Packets that are copied, and wait for the pictures that follow: these tell where the packets belong."""
+    """Copied packets that wait for the next pictures, which tell where the packets belong."""
 
     def __init__(self, reader: InputContainer, copies: dict[int, Stream], jumps: Jumps) -> None:
-        self._packets: deque[tuple[Packet[Stream], Fraction, int]] = deque()  # each with the picture before, see `add`
+        self._packets: deque[tuple[Packet[Stream], Fraction, int]] = deque()  # with time and number of the last picture
         self._passed = 0
         self._copies = copies
         self._jumps = jumps
@@ -341,26 +341,26 @@ class Waiting:
         }
 
     def add(self, packet: Packet[Stream]) -> Iterator[Timed]:
-        """A packet has come; what has waited too long is given back."""
+        """Add a packet; yields the oldest one if too many wait."""
         self._packets.append((packet, self._jumps.now, self._passed))
         if len(self._packets) > MOST_WAITING:
             yield self._placed(math.inf)
 
     def pass_picture(self) -> Iterator[Timed]:
-        """A picture has come, and `jumps` knows; what came before the last few is given back."""
+        """A picture has come, and `jumps` knows of it; yields the packets that came before the last few pictures."""
         self._passed += 1
         while self._packets and self._packets[0][2] <= self._passed - HELD_BACK:
             yield self._placed(self._jumps.now)
 
     def end(self) -> Iterator[Timed]:
-        """No picture will come; all is given back."""
+        """No more pictures will come; yields all packets."""
         while self._packets:
             yield self._placed(math.inf, self._jumps.now + LONGEST_GAP)
 
     def _placed(self, after: Fraction | float, latest: Fraction | float | None = None) -> Timed:
         """The packet that has waited longest, placed between the picture before it and the time `after` it.
 
-        A time that is far behind `latest`, in place of `after`, is wrong.
+        A time stamp is judged wrong if it is far after `latest`, or after `after` if that is None.
         """
         packet, before, _ = self._packets.popleft()
         index, between = packet.stream.index, (before, after)
@@ -372,7 +372,7 @@ class Waiting:
         return float(packet.dts * packet.time_base), packet
 
     def _stamp(self, packet: Packet[Stream], between: Span) -> int | None:
-        """When a packet is in the file, as far as it says, in its own ticks."""
+        """A packet's time in the file by its own time stamp, in its own ticks; None if it has none."""
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is None:
             return None
@@ -380,7 +380,7 @@ class Waiting:
 
 
 def played(packets: Iterator[Packet[Stream]], video: VideoStream) -> Iterator[Packet[Stream]]:
-    """All packets of the video; of other streams those that are played, and the one before, where decoding begins."""
+    """All video packets; of other streams those that are played and the one before, where decoding begins."""
     before: dict[int, Packet[Stream]] = {}
     for packet in packets:
         index = packet.stream.index
@@ -393,10 +393,10 @@ def played(packets: Iterator[Packet[Stream]], video: VideoStream) -> Iterator[Pa
 
 
 def demux(reader: InputContainer, video: VideoStream, copies: dict[int, Stream]) -> Iterator[Packet[Stream]]:
-    """The packets of these streams, up to where the recording can be read."""
+    """The packets of these streams, as far as the recording can be read."""
     try:
         yield from reader.demux(video, *(reader.streams[index] for index in copies))
-    except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
+    except IndexError:  # PyAV raises it at the end if a stream appeared midway
         return
-    except av.FFmpegError:  # told when the pictures were read
+    except av.FFmpegError:  # logged when the pictures were read
         return

@@ -1,4 +1,4 @@
-"""Enhanced pictures to part files, which `stream.files.convert` joins at the end."""
+"""Writes enhanced pictures to part files, which `stream.files.convert` joins at the end."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from stream.sources.recording import RecordedSegment
 log = logging.getLogger(__name__)
 
 OPTIONS = {"preset": "veryfast", "crf": "20"}
-"""A file has no thin link before it, so its quality is constant."""
+"""No thin link limits a file's bit rate, so the quality is constant."""
 
 RECEIVED = {"mpeg", "mpegts"}
-"""FFmpeg's names of the containers that hold what came as it came: there a long gap in all streams is a clock that was
-set. In others it is a pause that was meant."""
+"""FFmpeg's names of the containers that hold a stream as it was received: there, a long gap in all streams means that a
+clock was set. In others it is an intended pause."""
 
 STAMPED = b"MISP"
-"""How messages inside a picture begin that tell its time by MISB ST 0604."""
+"""Prefix of messages inside a picture that give its time by MISB ST 0604."""
 
 REORDERED = 16
-"""Access units that a picture may be decoded before or after its turn to be shown: the most that H.264 and HEVC allow.
-A pause is counted as near as that to the leap in the times of showing."""
+"""Number of access units between a picture's places in decoding and display order: the most that H.264 and HEVC allow.
+A pause this near to a leap in the display times explains it."""
 
 PART_PICTURES = 125
-"""In a part file: what a kill can cost. Each part begins with a key frame."""
+"""Pictures in a part file: the most that a kill can cost. Each part begins with a key frame."""
 
 
 def options_for(target: Path) -> dict[str, str]:
-    """What the encoder of the parts of a file is told; raises `CodecError`, see `container_of`."""
+    """Encoder options for the parts of a file; raises `CodecError`, see `container_of`."""
     return OPTIONS | ({"bf": "0"} if container_of(target) in IN_ORDER else {})
 
 
 class PartWriter:
-    """Encodes enhanced pictures into parts. A context manager; leaving it drops the part that is not finished.
+    """Encodes enhanced pictures into parts. A context manager; leaving it abandons the unfinished part.
 
-    All calls are for one thread at a time; after one that raised, others do nothing.
+    For one thread at a time. After a call that raised, later ones write nothing.
     """
 
     def __init__(self, parts: Parts, segment: RecordedSegment, options: dict[str, str]) -> None:
@@ -73,7 +73,7 @@ class PartWriter:
         self._jumps: list[tuple[int, int]] = []
         self._container: OutputContainer | None = None
         self._failed = False
-        self._left_out: set[str] = set()  # what is told already
+        self._left_out: set[str] = set()  # kinds that were logged
 
     def __enter__(self) -> Self:
         return self
@@ -85,9 +85,9 @@ class PartWriter:
             self._container.close()
 
     def write(self, frame: Frame, slot: Slot, key: int) -> int:
-        """Wait for the engine, encode its picture and give the slot back; tells how many pictures there are now.
+        """Wait for the engine, encode its picture and give the slot back; returns the number of pictures so far.
 
-        The frame has the number of its access unit in place of `received_ns`; `key` is where to begin decoding.
+        `frame.received_ns` holds the number of its access unit; decoding must begin at `key` to resume after it.
         """
         try:
             if not self._failed:
@@ -101,7 +101,7 @@ class PartWriter:
         return self._parts.pictures + self._pictures
 
     def finish(self) -> None:
-        """Make what was written a part, if there is anything."""
+        """Make a part of what was written, if there is anything."""
         container = self._container
         if container is None or self._failed:
             return
@@ -145,7 +145,7 @@ class PartWriter:
             self.finish()
 
     def _tell_left_out(self, picture: VideoFrame) -> None:
-        """Warn once of each kind of message inside the recording's pictures that the new ones are without."""
+        """Warn once about each kind of message inside the recording's pictures that the new ones lack."""
         messages = messages_of(picture)
         kinds = {"closed captions" for message in messages if message.type is Type.A53_CC}
         own = [message for message in messages if message.type is Type.SEI_UNREGISTERED]
@@ -155,7 +155,7 @@ class PartWriter:
         self._left_out |= kinds
 
     def _begin(self, layout: Layout, time_base: Fraction) -> OutputContainer:
-        """The next part, which may hold any time exactly, whatever the new file can hold."""
+        """Begin the next part, which can hold any time exactly, whatever the new file can hold."""
         self._container = av.open(os.fspath(self._parts.growing.absolute()), "w")
         self._stream = cast("VideoStream", self._container.add_stream(ENCODER, rate=self._rate, options=self._options))
         self._stream.width, self._stream.height, self._stream.pix_fmt = layout.width, layout.height, "yuv420p"

@@ -1,4 +1,4 @@
-"""Work on a file that is not finished: its pictures in part files, and a journal of them, which outlive a kill."""
+"""Unfinished work on a file: its pictures in part files, and a journal of these, which all survive a kill."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 JOURNAL, GROWING = "journal", "growing.nut"
 
 LONGEST_NAME = 255
-"""Bytes, on the usual file systems."""
+"""Bytes of a file's name, on the usual file systems."""
 
 
 class Job(msgspec.Struct, frozen=True, tag="job"):
-    """What is made of what: parts of another job are of no use."""
+    """What is made from what: parts of another job are of no use."""
 
     source: str
     """Name of the recording."""
@@ -39,14 +39,14 @@ class Job(msgspec.Struct, frozen=True, tag="job"):
 
 
 class Layout(msgspec.Struct, frozen=True, tag="layout"):
-    """What all pictures have in common: the enhanced ones' width and height, their colours and how they are shown."""
+    """What all enhanced pictures have in common: width, height, colours and orientation."""
 
     width: int
     height: int
     matrix: Matrix
     full_range: bool
     display_matrix: tuple[int, ...] = ()
-    """How players turn and mirror the pictures, as FFmpeg's nine numbers; none: not at all."""
+    """How players turn and mirror the pictures, as FFmpeg's nine numbers; empty: not at all."""
 
     @property
     def colour(self) -> Colour:
@@ -55,7 +55,7 @@ class Layout(msgspec.Struct, frozen=True, tag="layout"):
 
 
 class Part(msgspec.Struct, frozen=True, tag="part"):
-    """One part file, and all that is needed to go on after it. Times are ticks of the recording's video."""
+    """One part file, and all that is needed to resume after it. Times are in ticks of the recording's video."""
 
     pictures: int
     size: int
@@ -63,25 +63,25 @@ class Part(msgspec.Struct, frozen=True, tag="part"):
     unit: int
     """Number of the recording's access unit that the last picture came from."""
     key: int
-    """Number of the access unit where decoding must begin, so that all pictures after the last one come out."""
+    """Number of the access unit where decoding must begin to get all pictures after the last one."""
     placed: int
-    """When the last picture belongs to be shown."""
+    """When the last picture should be shown."""
     last: int
-    """When it is shown: later, where two pictures had one time."""
+    """When it is shown: later, if two pictures had the same time."""
     jump: int
-    """What the recorder's clock was set forward by until the last picture, to be added to the recording's times."""
+    """What is added to the recording's times at the last picture, to make up for settings of the recorder's clock."""
     jumps: list[tuple[int, int]]
-    """In this part: from which access unit on which jump."""
+    """The jumps in this part: number of the first access unit, and the `jump` from there on."""
 
 
 Entry = Job | Layout | Part
 
 
 class Parts:
-    """The parts of one file, in a folder of their own. A context manager, which no two processes are in at a time.
+    """The parts of one file, in a folder of their own. A context manager that only one process can enter at a time.
 
-    What an earlier process has left of the same job is there again; all else is told and removed. Raises
-    `StreamError` where another process is at work, and `OSError`.
+    What an earlier process has left of the same job is taken over; work of another job is discarded, with a warning.
+    Raises `StreamError` if another process is at work, and `OSError`.
     """
 
     def __init__(self, folder: Path, job: Job) -> None:
@@ -92,7 +92,7 @@ class Parts:
         """In all parts."""
         self._job = job
         self._journal: FileIO | None = None
-        self._made: list[Path] = []  # folders above
+        self._made: list[Path] = []  # parent folders
         self._unwanted = False
 
     def __enter__(self) -> Self:
@@ -118,34 +118,34 @@ class Parts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._unwanted:
-            shutil.rmtree(self.folder, ignore_errors=True)  # while nobody else can be in it
+            shutil.rmtree(self.folder, ignore_errors=True)  # before the lock is released
         self._open_journal().close()
-        if self._unwanted and self.folder.exists():  # as where open files keep a folder, on NFS
+        if self._unwanted and self.folder.exists():  # on NFS, open files keep a folder
             try:
                 shutil.rmtree(self.folder)
-            except OSError as failure:  # what was asked for is there all the same
+            except OSError as failure:  # no reason to fail: the file itself may be complete
                 log.warning("%s cannot be removed: %s", self.folder, failure.strerror)
         if self._unwanted:
-            with suppress(OSError):  # the first one with something in it stays, and so do those above it
+            with suppress(OSError):  # ends at the first one that is not empty
                 for parent in self._made:
                     parent.rmdir()
 
     @property
     def growing(self) -> Path:
-        """Where the next part is written; `add` makes it one."""
+        """Where the next part is written, until `add` takes it in."""
         return self.folder / GROWING
 
     def paths(self) -> list[Path]:
-        """Of all parts, in order."""
+        """Paths of all parts, in order."""
         return [self._path(number) for number in range(len(self.done))]
 
     def begin(self, layout: Layout) -> None:
-        """Settle what all parts have in common."""
+        """Set what all parts have in common."""
         self.layout = layout
         self._note(layout)
 
     def add(self, part: Part) -> None:
-        """What has grown is the next part: it is on the disk when this returns, and will be found after a kill."""
+        """Take `growing` in as the next part; it is on the disk when this returns, and survives a kill."""
         with self.growing.open("rb") as file:
             os.fsync(file.fileno())
         self.growing.replace(self._path(len(self.done)))
@@ -153,13 +153,13 @@ class Parts:
         self._note(part)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Forget all parts and begin anew."""
         self.layout, self.done, self.pictures = None, [], 0
         self._open_journal().truncate(0)
         self._note(self._job)
 
     def remove(self) -> None:
-        """Have the folder removed at the end of the `with` block, and those above it that were made for nothing."""
+        """Have the folder removed at the end of the `with` block, with the empty parents that were made for it."""
         self._unwanted = True
 
     def _count(self, part: Part) -> None:
@@ -180,7 +180,7 @@ class Parts:
         os.fsync(journal.fileno())
 
     def _read(self) -> None:
-        """Take over what the journal tells, up to the first thing that is not as it says."""
+        """Take over what the journal says, up to the first entry that is not valid."""
         journal = self._open_journal()
         journal.seek(0)
         lines = journal.read().splitlines(keepends=True)
@@ -193,7 +193,7 @@ class Parts:
             journal.truncate(good)
 
     def _take_over(self, lines: list[bytes]) -> int:
-        """How many lines can be relied on."""
+        """Take over the valid entries; returns the number of their lines."""
         for number, line in enumerate(lines):
             entry = decoded(line)
             match entry:
@@ -213,7 +213,7 @@ class Parts:
 
 
 def parts_folder(target: Path) -> Path:
-    """The folder with the parts of a file: `.part-NAME` beside it, with a number for a name that is too long."""
+    """The folder with the parts of a file: `.part-NAME` beside it, with a checksum for a name that is too long."""
     name = f".part-{target.name}"
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = f".part-{zlib.crc32(os.fsencode(target.name)):08x}"
@@ -221,12 +221,12 @@ def parts_folder(target: Path) -> Path:
 
 
 def as_text(name: str) -> str:
-    """The name of a file as text that can be written: bytes in it that are no UTF-8 are spelled out."""
+    """The name of a file as text that can be encoded: bytes that are not UTF-8 are escaped."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def decoded(line: bytes) -> Entry | None:
-    """The entry of a line; None where it is torn or damaged."""
+    """The entry in a line; None if it is torn or damaged."""
     try:
         return msgspec.json.decode(line, type=Entry) if line.endswith(b"\n") else None
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Pictures for a file whose code values mean other colours than theirs. Pure."""
+"""Converts pictures to the colour matrix and range of a file. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ Values = NDArray[np.float32]
 
 
 def recoloured(y: Plane, uv: Plane, colour: Colour, wanted: Colour) -> tuple[Plane, Plane]:
-    """The code values that mean in `wanted` what these mean in `colour`: y (2H, 2W) and uv (2, H, W), all uint8.
+    """Convert y (2H, 2W) and uv (2, H, W), all uint8, from `colour` to `wanted`, neither of which may be grey.
 
-    Neither may be grey. Whatever the matrix, chroma does not depend on luma: it is not resampled, and neutral chroma
-    stays neutral.
+    With any matrices, the new chroma does not depend on luma: it is not resampled, and neutral chroma stays neutral.
     """
     decode, encode = colour.coefficients()[0], wanted.coefficients()[1]
     matrix = encode[:, :3] @ decode[:, :3]
@@ -27,7 +26,7 @@ def recoloured(y: Plane, uv: Plane, colour: Colour, wanted: Colour) -> tuple[Pla
 
 
 def doubled(plane: Values) -> Values:
-    """(H, W) to (2H, 2W), interpolated: samples sit in the middle of the four that they become."""
+    """(H, W) to (2H, 2W), interpolated: each sample sits in the centre of the four that it becomes."""
     for _ in range(2):
         padded = np.pad(plane, ((1, 1), (0, 0)), mode="edge")
         halves = (0.75 * plane + 0.25 * padded[:-2], 0.75 * plane + 0.25 * padded[2:])

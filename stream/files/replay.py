@@ -1,4 +1,4 @@
-"""Recordings as one feed that can go on where it was: what is played, and a bookmark that outlives the process."""
+"""Recordings as one feed that can be resumed: what is played, and a bookmark that outlives the process."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ class Position:
 
 @dataclass(frozen=True)
 class Opened:
-    """A recording that was begun; its segment is not kept, which holds a decoder and its pictures."""
+    """A recording that was begun. Its segment is not kept, since that holds a decoder and its pictures."""
 
     file: int
     first: int
     """The access unit that it was begun with."""
     keys: list[int]
-    """Numbers of its key frames, which the segment adds to."""
+    """Numbers of its key frames; the segment appends to this list."""
     units_before: int
-    """Access units that recordings before it have given."""
+    """Access units given out by the recordings before it."""
 
 
 class Playlist:
-    """Recordings, one after another: `open` is an opener for the relay. Other methods may be called from any thread."""
+    """Recordings, one after another: `open` is an `Opener` for the relay. Any thread may call the other methods."""
 
     def __init__(self, files: Sequence[Path], start: Position | None = None) -> None:
         self.files = files
@@ -61,12 +61,12 @@ class Playlist:
         """Recordings that could not be read to their end, with the reason."""
         self._start = start or Position(0, 0)
         self._opened: list[Opened] = []
-        self._segment: RecordedSegment | None = None  # that is being played
+        self._segment: RecordedSegment | None = None  # the one being played
 
     def open(self, feed: FeedSettings, stop: threading.Event) -> Generator[RecordedSegment]:
-        """A segment for each recording. One that cannot be read is told, and the next one follows.
+        """A segment for each recording. One that cannot be read is logged, and the next one follows.
 
-        Raises `SourceUnsupported` where not one can be opened.
+        Raises `SourceUnsupported` if none can be opened.
         """
         units = 0
         for number in range(self._start.file, len(self.files)):
@@ -97,7 +97,7 @@ class Playlist:
         return sum(self.sizes[: self.file]) + (current.bytes_read if current else 0)
 
     def position(self, finished: int) -> Position:
-        """Where to begin so that nothing is missed after the first `finished` access units that were given out."""
+        """Where to resume so that nothing after the first `finished` access units given out is missed."""
         for opened in reversed(list(self._opened)):
             unit = opened.first + finished - opened.units_before
             if at := bisect_right(opened.keys, unit):
@@ -106,12 +106,12 @@ class Playlist:
 
 
 def given(segment: RecordedSegment) -> int:
-    """How many access units a recording has given so far; unreadable ones count, too."""
+    """Number of access units that a recording has given out so far, unreadable ones included."""
     return max(0, segment.units - segment.first) + segment.unreadable
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """What a bookmark's file says; the recording is told by its name, its size and when it was written."""
+    """The content of a bookmark's file; name, size and modification time identify the recording."""
 
     feed: str
     file: str
@@ -121,13 +121,13 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Bookmark:
-    """Where a replay is, in a small file of the user's state folder. Nothing that is wrong with it stops a replay.
+    """The position of a replay, in a small file in the user's state folder. No problem with it stops the replay.
 
-    A context manager: where another process is inside with the same bookmark, nothing is read, written or removed.
+    A context manager: while another process holds the same bookmark, nothing is read, written or removed.
     """
 
     def __init__(self, paths: Sequence[Path], feed: str) -> None:
-        """`paths` are as somebody named them: the same paths and feed have the same bookmark."""
+        """`paths` are as the user named them: the same paths and feed have the same bookmark."""
         named = "\0".join([feed, *(str(path.resolve()) for path in paths)])
         self.path = user_state_path("nightbridge") / "replay" / f"{sha256(os.fsencode(named)).hexdigest()[:32]}.json"
         self._feed = feed
@@ -139,7 +139,7 @@ class Bookmark:
         name = self.path.with_suffix(".lock")
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            while self._lock is None or not is_called(self._lock, name):  # who held it may have removed it meanwhile
+            while self._lock is None or not is_called(self._lock, name):  # its last holder may have removed it
                 if self._lock is not None:
                     self._lock.close()
                 self._lock = FileIO(name, "a")
@@ -147,7 +147,7 @@ class Bookmark:
         except BlockingIOError:
             self._theirs = True
             log.warning("another process plays this already: begun at the start, and the position is not remembered")
-        except OSError as error:  # `write` tells it
+        except OSError as error:  # `write` logs it
             log.debug("%s: %s", self.path, error.strerror)
         return self
 
@@ -162,11 +162,11 @@ class Bookmark:
 
     @property
     def kept(self) -> bool:
-        """Whether the position is remembered: it is not where another process is inside."""
+        """Whether the position is remembered: not if another process holds the bookmark."""
         return not self._theirs
 
     def read(self, files: Sequence[Path]) -> Position | None:
-        """The position among these recordings; None where there is none that holds."""
+        """The position among these recordings; None if there is none that is valid."""
         if self._theirs:
             return None
         try:
@@ -183,7 +183,7 @@ class Bookmark:
         return Position(numbers[0], mark.unit)
 
     def write(self, files: Sequence[Path], position: Position) -> None:
-        """Remember a position; where that cannot be done, it is told once."""
+        """Remember a position; a failure is logged once."""
         if self._theirs:
             return
         fresh = self.path.with_suffix(f".{os.getpid()}")

@@ -1,1 +1,1 @@
-"""How a relay is doing, told over HTTP."""
+"""A relay's state and metrics over HTTP."""

@@ -1,4 +1,4 @@
-"""How a relay is doing, told over HTTP: to Prometheus, to people, and to what restarts programs; see docs/health.md."""
+"""A relay's state over HTTP, for Prometheus, for people, and for what restarts programs; see docs/health.md."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PERCENTILES = (50, 95, 99)
 class Health:
     """Serves `/metrics`, `/status`, `/healthz` and `/readyz` of a relay at HOST:PORT. A context manager.
 
-    Belongs inside the relay's `with` block. It only reads the relay, whose feeds may come and go meanwhile, and no
-    client can slow that down. Port 0 takes any free one. Raises `WireError` if it cannot listen.
+    Use it inside the relay's `with` block. It only reads the relay, whose feeds may come and go meanwhile, and no
+    client can slow the relay down. Port 0 takes any free port. Raises `WireError` if it cannot listen.
     """
 
     def __init__(self, address: str, relay: Relay) -> None:
@@ -50,20 +50,20 @@ class Health:
 
 
 def liveness(relay: Relay) -> Page:
-    """That the process lives, and which engines have failed; `/status` says why."""
+    """A page that says that the process lives, and which engines have failed; `/status` says why."""
     failed = ", ".join(runtime for runtime, count in relay.engine.failures.items() if count)
     return Page(f"ok, but engines have failed: {failed}\n" if failed else "ok\n")
 
 
 def readiness(relay: Relay) -> Page:
-    """Whether the relay relays what its cameras send, if they send anything."""
-    if relay.failure is not None:  # of which the kind alone is told, since its words may hold anything
+    """A page that says whether the relay works, even if no camera sends anything."""
+    if relay.failure is not None:  # only its type is shown: the message may hold anything
         return Page(f"failed: {type(relay.failure).__name__}\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
     return Page("ready\n")
 
 
 def status(relay: Relay) -> dict[str, Any]:
-    """The relay and its feeds, for JSON; keys are only ever added."""
+    """The state of the relay and its feeds, for JSON. Keys may be added, but are never removed."""
     engine = relay.engine.info
     return {
         "relay": relay.id,
@@ -82,7 +82,7 @@ def status(relay: Relay) -> dict[str, Any]:
 
 
 def feed_status(feed: Feed) -> dict[str, Any]:
-    """One feed at one moment; `received` is `published`, `dropped`, `lost` and `under_way` together."""
+    """The state of a feed; `received` is the sum of `published`, `dropped`, `lost` and `under_way`."""
     figures = feed.figures()
     ages = {f"p{percentile}": figures.age_ms(percentile) for percentile in PERCENTILES}
     return {

@@ -1,4 +1,4 @@
-"""Small pages over HTTP for the machines that watch a relay, whatever their clients do."""
+"""Small HTTP pages for the machines that watch a relay, robust against any client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stream.errors import WireError
 from stream.feed import place_of, reason_of
 
 CONNECTIONS = 8
-"""Open at once, each with a thread of its own; for one more the oldest is cut off."""
+"""Open at once, each with a thread of its own; one more cuts off the oldest."""
 
 CONNECTION_SECONDS = 10.0
 """The longest life of a connection, from its opening to the end of its answer."""
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Page:
-    """What a path answers."""
+    """The answer to a request."""
 
     text: str
     type: str = "text/plain; charset=utf-8"
@@ -36,9 +36,9 @@ class Page:
 
 
 class PageServer(ThreadingTCPServer):
-    """Serves pages by path at HOST:PORT. A context manager; it enters once.
+    """Serves pages by path at HOST:PORT. A context manager that can be entered once.
 
-    Each page is made anew for every request, in the thread of its client. Raises `WireError` if it cannot listen.
+    Each page is made anew for every request, in a thread for its client. Raises `WireError` if it cannot listen.
     """
 
     allow_reuse_address = True
@@ -46,7 +46,7 @@ class PageServer(ThreadingTCPServer):
 
     def __init__(self, address: str, pages: Mapping[str, Callable[[], Page]]) -> None:
         self.pages = pages
-        self._clients: dict[Any, float] = {}  # the open connections, each with the time of its opening
+        self._clients: dict[Any, float] = {}  # the open connections, each with the time it was opened
         self._closing = threading.Lock()  # so that no connection is cut while it closes
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="nightbridge-http", daemon=True)
         host, _, port = address.rpartition(":")
@@ -70,8 +70,7 @@ class PageServer(ThreadingTCPServer):
         self.server_close()  # waits for the threads of the clients
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Let a client in; where there is no room, the one that has been there for the longest time goes: who says
-        nothing must not keep out who asks."""
+        """Let a client in. If there are too many, cut off the oldest: silent clients must not keep others out."""
         with self._closing:
             if len(self._clients) >= CONNECTIONS:
                 oldest = next(iter(self._clients))
@@ -88,12 +87,12 @@ class PageServer(ThreadingTCPServer):
             super().close_request(request)
 
     def service_actions(self) -> None:
-        """Cut off who has been there for too long; and rest, lest a flood of clients takes the relay's processor."""
+        """Cut off connections that are too old, and pause, so that a flood of clients cannot take the relay's CPU."""
         self._cut(CONNECTION_SECONDS)
         time.sleep(0.01)
 
     def _cut(self, age: float) -> None:
-        """End all connections of at least that age, in seconds; their threads then come to their end."""
+        """Shut down all connections of at least this age, in seconds; their threads then end."""
         with self._closing:
             for client, opened in self._clients.items():
                 if time.monotonic() - opened >= age:
@@ -101,7 +100,7 @@ class PageServer(ThreadingTCPServer):
                         client.shutdown(SHUT_RDWR)
 
     def handle_error(self, *_: object) -> None:
-        """Log why a client got no whole answer."""
+        """Log why a client got no complete answer."""
         log.debug("a client of %s was lost", self.address, exc_info=True)
 
 
@@ -112,8 +111,8 @@ class PageHandler(BaseHTTPRequestHandler):
     server_version, sys_version = "nightbridge", ""
 
     def do_GET(self) -> None:
-        """Send the page; where its making fails the log alone tells the kind of error and the place, and nobody its
-        words, which may hold anything."""
+        """Send the page. If making it fails, only the log gets the type and place of the error; its message, which may
+        hold anything, goes nowhere."""
         pages = self.server.pages
         known = "".join(f"{path}\n" for path in pages)
         try:
@@ -132,4 +131,4 @@ class PageHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, *_: object) -> None:
-        """Nothing; requests are no news."""
+        """Log no requests."""

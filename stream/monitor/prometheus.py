@@ -1,4 +1,4 @@
-"""A relay's figures as Prometheus metrics, read whenever they are asked for; docs/health.md lists them."""
+"""A relay's figures as Prometheus metrics, read at each scrape; docs/health.md lists them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Of Prometheus' text format."""
 
 RECONNECTS = (*get_args(Reason), "unexpected")
-"""Why a source is given up; `unexpected` is what no other word foresees."""
+"""Why a source is given up; `unexpected` stands for all other reasons."""
 
 
 class RelayCollector(Collector):
-    """Makes the metrics of a relay; reads each feed's figures once, so that those of a scrape belong together."""
+    """Makes the metrics of a relay. Reads each feed's figures once per scrape, so that they are consistent."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
@@ -57,7 +57,7 @@ def registry_of(relay: Relay) -> CollectorRegistry:
 
 
 def program_version() -> str:
-    """The version of the program; empty where it is not installed."""
+    """The version of the program; empty if it is not installed."""
     try:
         return version("nightbridge")
     except PackageNotFoundError:
@@ -65,12 +65,12 @@ def program_version() -> str:
 
 
 def engine_labels(engine: EngineInfo) -> dict[str, str]:
-    """What tells engines apart."""
+    """Labels that distinguish engines."""
     return {"runtime": engine.runtime, "precision": engine.precision, "weights": engine.weights}
 
 
 def engine_failures(engine: Door) -> Metric:
-    """How often engines failed; every runtime that may be used is there from the start, at 0."""
+    """How often engines failed; every runtime that may be used is present from the start, at 0."""
     metric = CounterMetricFamily("nightbridge_engine_failures", "Times an engine was given up.", labels=["runtime"])
     for runtime, count in engine.failures.items():
         metric.add_metric([runtime], count)
@@ -78,20 +78,20 @@ def engine_failures(engine: Door) -> Metric:
 
 
 def settings_current(relay: Relay) -> Metric:
-    """Whether the latest settings were taken."""
+    """Whether the latest settings were accepted."""
     text = "0 while what the file of the settings says is refused, else 1."
     return GaugeMetricFamily("nightbridge_settings_current", text, value=relay.refused is None)
 
 
 def info(name: str, text: str, labels: Mapping[str, str]) -> Metric:
-    """A metric that is always 1 and says all in its labels."""
+    """A metric that is always 1 and carries its information in labels."""
     metric = GaugeMetricFamily(f"{name}_info", text, labels=list(labels))
     metric.add_metric(list(labels.values()), 1)
     return metric
 
 
 def counters(figures: Mapping[str, FeedFigures]) -> Iterator[Metric]:
-    """What feeds have counted since they began; known reasons are there from the start, at 0."""
+    """What feeds have counted since they began; known reasons are present from the start, at 0."""
 
     def counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
         return CounterMetricFamily(f"nightbridge_{name}", text, labels=["feed", *labels])
@@ -116,7 +116,7 @@ def counters(figures: Mapping[str, FeedFigures]) -> Iterator[Metric]:
 
 
 def gauges(figures: Mapping[str, FeedFigures], feeds: Mapping[str, Feed]) -> Iterator[Metric]:
-    """How feeds are at this moment."""
+    """The state of the feeds at this moment."""
 
     def gauge(name: str, text: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"nightbridge_{name}", text, labels=["feed"])
@@ -142,6 +142,6 @@ def ages(histograms: Mapping[str, AgeHistogram]) -> Metric:
 
 
 def cumulative(histogram: AgeHistogram) -> list[tuple[str, float]]:
-    """Upper bounds as Prometheus writes them, each with the number of all pictures up to it."""
+    """Upper bounds as Prometheus writes them, each with the number of pictures up to it."""
     bounds = [*map(str, histogram.bounds), "+Inf"]
     return list(zip(bounds, accumulate(histogram.counts), strict=True))

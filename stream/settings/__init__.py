@@ -1,6 +1,6 @@
 """Typed settings: the tables of config.toml, which environment variables override.
 
-The JSON form of each model (`model_dump(mode="json")`) is fit to be shown: durations have units and URLs no
+The JSON form of each model (`model_dump(mode="json")`) is safe to show: durations have units, and URLs have no
 credentials.
 """
 

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from stream.address import redact
 
 PREFIX = "NIGHTBRIDGE__"
-"""Of the environment variables that are settings."""
+"""Prefix of the environment variables that are settings."""
 
 ALLOWED = {
     "bool_type": "true or false",
@@ -26,10 +26,10 @@ ALLOWED = {
     "path_type": "a path",
     "string_type": "text",
 }
-"""By pydantic's type of mistake; the other checks bring their own words."""
+"""By pydantic's type of mistake; other checks bring their own words."""
 
 TABLE_MISTAKE = "table_mistake"
-"""Type of a mistake of a table as a whole; its message goes on after the table's name."""
+"""Type of a mistake in a table as a whole; its message continues after the table's name."""
 
 Location = tuple[str, ...]
 """Tables from the outside in, then a key: `("feeds", "pier", "url")`."""
@@ -41,7 +41,7 @@ def variables() -> set[str]:
 
 
 def complaints(error: ValidationError, model: type[BaseModel], tables: Mapping[str, Any], file: str) -> list[str]:
-    """A line for each mistake; `tables` is what the file of that name holds."""
+    """A line for each mistake; `tables` is the content of the file named `file`."""
     return [_complaint(mistake, model, tables, file) for mistake in error.errors(include_url=False)]
 
 
@@ -79,7 +79,7 @@ class _Place:
 
     @property
     def path(self) -> str:
-        """As people say it: `[engine] runtime`, `[engine]` or `NIGHTBRIDGE__ENGINE__RUNTIME`."""
+        """As shown to people: `[engine] runtime`, `[engine]` or `NIGHTBRIDGE__ENGINE__RUNTIME`."""
         outer = self.location[:-1]
         return f"[{_dotted(outer)}] {self.name}" if self.file and outer and not self.is_table else self.name
 
@@ -98,9 +98,9 @@ class _Place:
 def _place(
     location: Location, is_table: bool, tables: Mapping[str, Any], file: str, stated: Location | None = None
 ) -> _Place:
-    """The place of what stands at `location`: the environment is stronger than the file.
+    """The place of what stands at `location`: the environment overrides the file.
 
-    `stated` is what to look for instead, where nothing stands at `location`.
+    `stated` is what to look for instead if nothing stands at `location`.
     """
     stated = stated or location
     inside = f"{_variable(stated)}__"
@@ -128,7 +128,7 @@ def _holds(tables: Any, location: Location) -> bool:
 
 
 def _known(place: _Place, model: type[BaseModel]) -> str:
-    """The key that may be meant: the same one in a table inside, the nearest one here, or any."""
+    """A hint at the key that may be meant: the same one in a table inside, the nearest one here, or any."""
     *outer, key = place.location
     table: Any = model
     for part in outer:

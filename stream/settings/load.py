@@ -1,6 +1,6 @@
-"""Settings as a whole: read from a file, with environment variables over it.
+"""Settings as a whole: read from a file, and overridden by environment variables.
 
-`NIGHTBRIDGE__ENGINE__RUNTIME=openvino` stands above `runtime` in `[engine]`.
+`NIGHTBRIDGE__ENGINE__RUNTIME=openvino` overrides `runtime` in `[engine]`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from stream.settings.tables import EngineSettings, FeedDefaults, FeedSettings, R
 from stream.settings.values import FeedName, read_from
 
 MESSAGES_OF_A_FEED = 4
-"""That it may publish at one moment, one of each kind."""
+"""The most that a feed publishes at one moment: one of each kind."""
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. Without arguments: the defaults, and what the environment says of all but feeds."""
+    """Everything that can be set. Without arguments: the defaults, overridden by the environment, and no feeds."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     @field_validator("feeds", mode="before")
     @classmethod
     def _inherit(cls, feeds: Any, info: ValidationInfo) -> Any:
-        """Put each feed's table over `[defaults]`; wrong defaults are told once, and not inherited."""
+        """Put each feed's table over `[defaults]`; wrong defaults are reported once, and not inherited."""
         defaults = info.data.get("defaults")
         if defaults is None or not isinstance(feeds, dict):
             return feeds
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     @field_validator("feeds")
     @classmethod
     def _one_feed_of_a_port(cls, feeds: dict[str, FeedSettings]) -> dict[str, FeedSettings]:
-        """Two sockets cannot share a port of UDP, groups aside."""
+        """Refuse feeds that would share a UDP port at one address; only multicast groups can."""
         over_udp = {name: UdpAddress.of(feed.url) for name, feed in feeds.items() if is_udp(feed.url)}
         for (one, first), (other, second) in combinations(over_udp.items(), 2):
             if first.excludes(second):
@@ -85,8 +85,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment variables first, then the file; no other source. Without a table of feeds those of feeds mean
-        nothing."""
+        """Environment variables first, then the file; no other source. Without a table of feeds, variables of feeds
+        are ignored."""
         environment, given = cast("EnvSettingsSource", env_settings), cast("InitSettingsSource", init_settings)
         if "feeds" not in given.init_kwargs:
             of_feeds = f"{PREFIX}FEEDS__".lower()
@@ -96,7 +96,7 @@ class Settings(BaseSettings):
 
 
 def _over(inherited: dict[str, Any], table: Any) -> Any:
-    """What is inherited with `table` laid over it; whatever is no table stays as it is, to be complained of."""
+    """`inherited` with `table` laid over it; anything but a table is returned as it is, for validation to report."""
     if not isinstance(table, dict):
         return table
     merged = inherited | table
@@ -109,7 +109,7 @@ def _over(inherited: dict[str, Any], table: Any) -> Any:
 
 
 def _replaced(table: dict[str, Any]) -> set[str]:
-    """The inherited credentials that mean nothing beside a table's own, which its address may hold."""
+    """The inherited credentials that a table's own replace, which may be in its address."""
     url = table.get("url")
     credentials = split_credentials(url.partition("://")[2])[0] if isinstance(url, str) else ""
     passwords = {"password_file", "password_env"}
@@ -118,7 +118,7 @@ def _replaced(table: dict[str, Any]) -> set[str]:
 
 
 def load_settings(path: Path | None) -> Settings:
-    """The settings in the file at `path`, with environment variables over them; for None the defaults, and no feeds.
+    """The settings in the file at `path`, or the defaults without feeds (None), overridden by environment variables.
 
     Raises `SettingsError`; its message has one line for each mistake.
     """
@@ -135,7 +135,7 @@ def load_settings(path: Path | None) -> Settings:
 
 
 def require_weights(engine: EngineSettings, label: str) -> None:
-    """Raise `SettingsError`, which begins with `label`, where the files are not there that the engine will read."""
+    """Raise `SettingsError`, whose message begins with `label`, if files that the engine will read are missing."""
     try:
         find_weights(engine.weights).require(engine.runtime, engine.precision)
     except EngineError as error:
@@ -145,7 +145,7 @@ def require_weights(engine: EngineSettings, label: str) -> None:
 
 
 def low_mark(high_water_mark: int, feeds: int) -> str | None:
-    """What is wrong, in one line, where that mark leaves no room for what so many feeds publish at one moment."""
+    """A line that says what is wrong if the mark is below what so many feeds publish at one moment; else None."""
     needed = MESSAGES_OF_A_FEED * feeds
     if needed <= high_water_mark:
         return None
@@ -159,14 +159,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"{path}: it must be UTF-8 text") from None
-    except ValueError as error:  # says at which line
+    except ValueError as error:  # its message gives the line
         raise SettingsError(f"{path}: {error}") from None
     except RecursionError:
         raise SettingsError(f"{path}: too many brackets inside one another") from None
 
 
 def _require_text() -> None:
-    """Raise `SettingsError` for a variable that is no UTF-8: pydantic-settings would not say which one."""
+    """Raise `SettingsError` for a variable that is not UTF-8: pydantic-settings would not say which one."""
     for name, text in os.environ.items():
         if name.upper().startswith(PREFIX) and not text.isascii():
             try:
@@ -176,6 +176,6 @@ def _require_text() -> None:
 
 
 def _unknown_sections() -> set[str]:
-    """First parts of variables that mean nothing; pydantic-settings would not look at them."""
+    """First parts of variables that match no table, which pydantic-settings would ignore."""
     sections = {name.removeprefix(PREFIX).partition("__")[0].lower() for name in variables()}
     return sections - Settings.model_fields.keys()

@@ -1,4 +1,4 @@
-"""The tables of config.toml, each with what it allows and its defaults."""
+"""The tables of config.toml, each with its defaults and what it allows."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ class EngineSettings(Table):
     weights: Weights = "field"
     precision: Precision = "auto"
     batch: Annotated[int, between(1, 32)] = 8
-    """Frames at once, at most."""
+    """The most frames at once."""
     threads: Annotated[int, between(0, 1_024)] = 0
     """0: all cores that the process may use."""
     parallel: Annotated[int, between(0, 64)] = 0
-    """Pictures of different feeds that OpenVINO computes side by side; 0: as the number of feeds at the start asks."""
+    """Pictures of different feeds that OpenVINO computes in parallel; 0: chosen by the number of feeds at the start."""
     cache: FolderToBe | None = None
     """None: the user's cache folder."""
 
@@ -118,9 +118,9 @@ class EncoderSettings(Table):
 
     codec: Literal["h264", "hevc", "av1"] = "h264"
     hardware: Literal["none", "nvenc", "auto"] = "none"
-    """NVIDIA GPU that encodes; `auto`: where it can. The CPU does where it cannot, and `nvenc` warns of that."""
+    """Whether an NVIDIA GPU encodes. If it cannot, the CPU does; `nvenc` then warns, `auto` does not."""
     bit_rate: BitRate = 2_000_000
-    """The most it may take."""
+    """The upper limit."""
     preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium"] = "superfast"
     key_interval: Duration = 2.0
     threads: Annotated[int, between(1, 64)] = 1
@@ -131,14 +131,14 @@ class FeedDefaults(Table):
 
     mode: Literal["live", "replay"] = "live"
     speed: Annotated[float, amount(0.01, 100)] | None = None
-    """Of recordings, as a multiple of their own; None: as live in mode `live`, as fast as it goes in mode `replay`."""
+    """Of recordings, as a multiple of their own; None: 1 in mode `live`, as fast as possible in mode `replay`."""
     transport: Literal["auto", "udp", "tcp"] = "auto"
-    """Of RTSP. `auto`: UDP, and TCP where no packets come."""
+    """Of RTSP. `auto`: UDP, and TCP if no packets come."""
     username: str | None = None
     password_file: ReadableFile | None = None
     password_env: SetVariable | None = None
     tls_ca_file: ReadableFile | None = None
-    """Certificates (PEM) that vouch for the source's own, by rtsps:// and https://; None: its own is not checked."""
+    """Certificates (PEM) that must vouch for the source's own with rtsps:// and https://; None: no check."""
     open_timeout: Duration = 5.0
     read_timeout: Duration = 5.0
     receive_buffer: Annotated[int, between(4_096, 2**30)] = 1_048_576
@@ -146,12 +146,12 @@ class FeedDefaults(Table):
     age_budget: Duration = 1.0
     """Older frames are dropped before the network."""
     memory: Memory = 400_000_000
-    """Bytes that the feed's pictures may take between decoder and wire; a source whose pictures are too large for it
-    is not relayed."""
+    """Bytes that the feed's pictures may take between decoder and wire; a source whose pictures need more is not
+    relayed."""
     publish_source: bool = True
     publish_data: bool = True
     decoder: DecoderChoice = "software"
-    """The CPU does what the GPU cannot, and `nvdec` warns of that."""
+    """If the GPU cannot decode, the CPU does; `nvdec` then warns, `auto` does not."""
     encoder: EncoderSettings = EncoderSettings()
 
     @model_validator(mode="after")
@@ -163,10 +163,10 @@ class FeedDefaults(Table):
         return self
 
     def password(self) -> SecretStr | None:
-        """The password as it is now in its file or variable; None where neither is named.
+        """The password, read anew from its file or variable; None if neither is set.
 
-        A byte order mark in front of it and one line end after it are no part of it. Raises `SettingsError` if it
-        cannot be read any more.
+        A byte order mark before it and one line end after it are not part of it. Raises `SettingsError` if the file
+        cannot be read.
         """
         if self.password_env:
             return SecretStr(os.environ.get(self.password_env, ""))

@@ -1,4 +1,4 @@
-"""Kinds of values that settings hold: how each is written, what it allows, and what of it may be shown."""
+"""Types of the values in settings: how each is written, what it allows, and what of it may be shown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stream.errors import SourceUnsupported
 from stream.wire.keys import check_public_keys, read_keys
 
 SCHEMES = ("file", "http", "https", "rtsp", "rtsps", "udp")
-"""Of the addresses that a source may have; a plain path has none."""
+"""URL schemes of the addresses that a source may have; a plain path has none."""
 LARGEST_PORT = 65_535
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)")
@@ -35,7 +35,7 @@ _folder: ContextVar[Path | None] = ContextVar("_folder", default=None)
 
 @contextmanager
 def read_from(folder: Path) -> Iterator[None]:
-    """Inside the block values are as somebody wrote them: paths are relative to `folder`, durations have units."""
+    """Inside the block, values are taken as a user wrote them: paths relative to `folder`, durations with units."""
     token = _folder.set(folder)
     try:
         yield
@@ -66,7 +66,7 @@ def amount(low: float, high: float) -> BeforeValidator:
 
 
 def matching(pattern: str, allowed: str) -> AfterValidator:
-    """A check for text that matches `pattern` from end to end; `allowed` says so in words."""
+    """A check for text that matches `pattern` from end to end; `allowed` describes that in words."""
 
     def check(value: str) -> str:
         if re.fullmatch(pattern, value):
@@ -94,7 +94,7 @@ def _duration(seconds: float) -> str:
 
 
 def bits_from(lowest: int) -> BeforeValidator:
-    """A check for bit rates of at least `lowest` bits a second, written "800k" or "2M"."""
+    """A check for bit rates of at least `lowest` bits per second, written "800k" or "2M"."""
 
     def check(value: object) -> int:
         bits = value if type(value) is int else 0
@@ -153,7 +153,7 @@ def _readable_folder(path: Path) -> Path:
 def _address(url: str) -> str:
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://", url, re.IGNORECASE)
     known = scheme is None or scheme[1].lower() in SCHEMES
-    text = url if scheme else url.encode(errors="replace").decode()  # names of files may be no UTF-8
+    text = url if scheme else url.encode(errors="replace").decode()  # file names need not be UTF-8
     if not known or not text.isprintable() or not url.strip() or (scheme is None and redact(url) != url):
         starts = ", ".join(f"{name}://" for name in SCHEMES)
         raise ValueError(f"a path, or an address that begins with one of {starts}")
@@ -170,7 +170,7 @@ def _listenable(address: str) -> str:
     if int(port) > LARGEST_PORT:
         raise ValueError(f"HOST:PORT with a port from 0 to {LARGEST_PORT}")
     try:
-        host.encode("idna")  # as it is done to look it up
+        host.encode("idna")  # as a lookup does
     except UnicodeError:
         raise ValueError("HOST:PORT with a host whose parts have 1 to 63 letters") from None
     return address
@@ -237,16 +237,16 @@ Duration = Annotated[float, BeforeValidator(_seconds), PlainSerializer(_duration
 """Seconds; written "500ms", "10s" or "2m"."""
 
 BitRate = Annotated[int, bits_from(4_000), PlainSerializer(_bit_rate, when_used="json")]
-"""Bits a second; written "800k" or "2M". Below 4k encoders keep none."""
+"""Bits per second; written "800k" or "2M". Encoders cannot keep to less than 4k."""
 
 Memory = Annotated[int, BeforeValidator(_bytes), PlainSerializer(_memory, when_used="json")]
 """Bytes; written "128MB" or "1.5GB"."""
 
 Address = Annotated[str, AfterValidator(_address), PlainSerializer(redact, when_used="json")]
-"""Where a source is, credentials and all; redacted in the JSON form."""
+"""The address of a source, credentials included; redacted in the JSON form."""
 
 FolderToBe = Annotated[Path, Field(strict=False), AfterValidator(_folder_to_be)]
-"""A folder that is there or can be made."""
+"""A folder that exists or can be made."""
 ReadableFile = Annotated[Path, Field(strict=False), AfterValidator(_readable_file)]
 SecretKeyFile = Annotated[Path, Field(strict=False), AfterValidator(_secret_key_file)]
 """A CURVE key pair."""
@@ -257,7 +257,7 @@ SetVariable = Annotated[str, AfterValidator(_variable)]
 """The name of an environment variable that is set."""
 
 Weights = Annotated[str, AfterValidator(_weights)]
-"""The name of shipped weights, or a path: whatever holds a slash or a dot."""
+"""The name of shipped weights, or a path: anything with a slash or a dot."""
 
 FeedName = Annotated[
     str,
@@ -271,7 +271,7 @@ HostPort = Annotated[
     matching(r"([^\s:/\[\]]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}", 'HOST:PORT such as "127.0.0.1:9560"'),
     AfterValidator(_listenable),
 ]
-"""Where to listen; port 0 takes any free one."""
+"""Where to listen; port 0 takes any free port."""
 Endpoint = Annotated[
     str,
     matching(

@@ -1,1 +1,1 @@
-"""A night camera that does not exist, for demos, benchmarks and tests."""
+"""A simulated night camera, for demos, benchmarks and tests."""

@@ -1,4 +1,4 @@
-"""A night camera: a clip by day, seen by a small sensor in the dark, encoded thinly and sent in real time.
+"""A night camera: a clip by day, as a small sensor sees it in the dark, encoded at a low bit rate, sent in real time.
 
 clip ─► frames at the camera's rate ─► half the size ─► darken ─► encode ─► MPEG-TS ─► datagrams
                                                                    └──► RTP ─────► whoever asks by RTSP
@@ -34,13 +34,13 @@ Thing = TypeVar("Thing")
 KEY_SECONDS = 2
 """Between two key frames."""
 SMALLEST, LARGEST = 16, 4096
-"""Pixels of a side of a sent picture."""
+"""Sides of a sent picture, in pixels."""
 LOWEST_BIT_RATE = 10_000
 """Bit/s."""
 LONGEST = 1_000_000_000
-"""Seconds of video, where there is to be an end."""
+"""Seconds of video, if they are limited."""
 LARGEST_WAIT = 0.1
-"""Seconds that a camera sleeps before it looks whether it was stopped."""
+"""Seconds that a camera sleeps before it checks whether it was stopped."""
 
 ENCODERS: dict[Codec, tuple[str, dict[str, str]]] = {
     "h264": ("libx264", {"preset": "veryfast", "tune": "zerolatency", "sc_threshold": "0"}),
@@ -50,11 +50,11 @@ ENCODERS: dict[Codec, tuple[str, dict[str, str]]] = {
     ),
     "mpeg4": ("mpeg4", {"sc_threshold": "1000000000"}),
 }
-"""FFmpeg's name and options; key frames come with the clock only, as from a simple camera."""
+"""FFmpeg's name and options; key frames come at fixed intervals only, as from a simple camera."""
 MPEG4_TICKS = 65_535
-"""The most parts of a second that MPEG-4 counts time in."""
+"""The most ticks per second that MPEG-4 can count time in."""
 LARGEST_BUFFER = 2**31 - 1
-"""Bits, of an encoder; more than any picture has."""
+"""Bits of an encoder's rate control buffer; more than any picture has."""
 
 
 @dataclass
@@ -67,41 +67,41 @@ class Sent:
     encoded: int = 0
     """Bytes that the encoder made."""
     datagrams: int = 0
-    """That left, or were lost; of an RTSP camera packets of RTP, while somebody watched."""
+    """Sent or lost; of an RTSP camera, RTP packets while somebody watched."""
     lost: int = 0
-    """Datagrams that the simulated link swallowed."""
+    """Those of them that the simulated link lost."""
 
     @property
     def bit_rate(self) -> float:
-        """Of the encoded video, bit/s."""
+        """Of the encoded video, in bit/s."""
         return 8 * self.encoded / self.seconds if self.seconds else 0.0
 
 
 @dataclass
 class NightCamera:
-    """A camera that `run` plays in this thread, until the clip is over or `stop` is called from anywhere.
+    """A camera that `run` plays in the caller's thread, until the clip is over or any thread calls `stop`.
 
-    Wrong values raise `ValueError` here, before anything is opened.
+    Wrong values raise `ValueError` on construction, before anything is opened.
     """
 
     clip: Path
     """A video by day."""
     url: str
-    """`udp://HOST:PORT`, unicast or multicast, where it sends to; or `rtsp://HOST:PORT/PATH`, where it is asked."""
+    """`udp://HOST:PORT`, unicast or multicast, to send to; or `rtsp://HOST:PORT/PATH`, to serve at."""
     night: Night = field(default_factory=Night)
     size: tuple[int, int] | None = None
     """Width and height of the sent pictures, even numbers; None: half of the clip's."""
     rate: Fraction | None = None
-    """Pictures a second; None: the clip's."""
+    """Pictures per second; None: the clip's."""
     bit_rate: int = 300_000
-    """Of the encoded video, bit/s; MPEG-TS adds about a tenth, RTP less."""
+    """Of the encoded video, in bit/s; MPEG-TS adds about a tenth, RTP less."""
     codec: Codec = "h264"
     loop: bool = False
     """Begin the clip again when it is over."""
     seconds: float | None = None
-    """Of video, then it ends; None: no limit."""
+    """The most video to send, in seconds; None: no limit."""
     loss: float = 0.0
-    """Share of the datagrams that get lost, 0 to 1."""
+    """Share of the datagrams that are lost, 0 to 1."""
     seed: int = 0
     """Of the noise and of the loss: the same seed sends the same bytes."""
     sent: Sent = field(default_factory=Sent, init=False)
@@ -110,7 +110,7 @@ class NightCamera:
     def __post_init__(self) -> None:
         host, *_ = rtsp_address(self.url) if is_rtsp(self.url) else udp_address(self.url)
         try:
-            host.encode("idna")  # as it is done to look it up
+            host.encode("idna")  # as a lookup does
         except UnicodeError:
             raise ValueError(f"url {self.url!r}; must have a host whose parts have 1 to 63 letters") from None
         if self.codec not in ENCODERS:
@@ -128,13 +128,14 @@ class NightCamera:
             raise ValueError(f"loss {self.loss}; must be a share from 0 to 1")
 
     def stop(self) -> None:
-        """Make `run` end within `LARGEST_WAIT` and a picture's work; safe in a signal handler."""
+        """Make `run` end within `LARGEST_WAIT` plus the work for one picture; safe in a signal handler."""
         self._stopped = True
 
     def run(self, report: Callable[[Sent], None] | None = None) -> Sent:
-        """What was sent, when all is sent; `report` is called after each picture.
+        """Send all pictures and return what was sent; `report` is called after each one.
 
-        Raises `SourceUnsupported` for a clip that cannot be decoded and `SourceLost` where the network refuses.
+        Raises `SourceUnsupported` for a clip that cannot be decoded, `CodecError` for an encoder that fails or is
+        missing, and `SourceLost` if the network refuses.
         """
         with Clip(self.clip) as clip, self._link(rate := rate_of(self.codec, self.rate or clip.rate)) as link:
             size = self.size or clip.half_size()
@@ -153,7 +154,7 @@ class NightCamera:
         return Datagrams(self.url, self.loss, self.seed)
 
     def _send(self, pictures: Iterable[Picture], rate: Fraction, transport: Transport) -> Iterator[Sent]:
-        """What was sent so far, after each picture that was sent when its time had come."""
+        """Send each picture when its time has come; yields what was sent so far after each one."""
         start: float | None = None
         for number, picture in enumerate(pictures):
             start = time.monotonic() if start is None else start
@@ -172,12 +173,12 @@ class NightCamera:
 
 
 def is_rtsp(url: str) -> bool:
-    """Whether a camera at this address is asked for its pictures, rather than sending them."""
+    """Whether a camera at this address serves its pictures on request, rather than sending them."""
     return url.startswith("rtsp://")
 
 
 def rate_of(codec: Codec, wanted: Fraction) -> Fraction:
-    """The rate next to the wanted one that a codec can tell."""
+    """The rate nearest to the wanted one that a codec can express."""
     return 1 / (1 / wanted).limit_denominator(MPEG4_TICKS) if codec == "mpeg4" else wanted
 
 
@@ -189,7 +190,7 @@ def simulate_night(pictures: Iterable[Picture], night: Night, seed: int) -> Iter
 
 
 def at_rate(things: Iterable[Thing], rate: Fraction, wanted: Fraction) -> Iterator[Thing]:
-    """Things that come `rate` times a second, looked at `wanted` times a second: some twice, or some never."""
+    """Resample things that come `rate` times a second to `wanted` times: some come twice, or some never."""
     seen = 0
     for number, thing in enumerate(things, 1):
         while seen * rate < number * wanted:
@@ -204,13 +205,13 @@ def shrunk(frame: av.VideoFrame, size: tuple[int, int]) -> Picture:
 
 
 class Clip:
-    """A video file to take frames from; raises `SourceUnsupported` where it has none."""
+    """A video file to take frames from; raises `SourceUnsupported` if it has none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._open()
         self.rate = Fraction(self._stream.average_rate or 25)
-        """Pictures a second."""
+        """Pictures per second."""
 
     def __enter__(self) -> Self:
         return self
@@ -234,7 +235,7 @@ class Clip:
     def _begin_again(self) -> None:
         try:
             self._container.seek(0)
-        except av.FFmpegError:  # nobody knows where a raw .h264 has which time
+        except av.FFmpegError:  # a raw .h264 has no times to seek by
             self._container.close()
             self._open()
 
@@ -263,27 +264,27 @@ class Clip:
 
 
 class Link(Protocol):
-    """What carries packets away; a file for a muxer."""
+    """A file for a muxer to write packets into, which carries them away."""
 
     count: int
     """Packets written."""
     lost: int
-    """Those of them that did not leave."""
+    """Those of them that were not sent."""
 
     @property
     def muxer(self) -> str:
-        """FFmpeg's name of what makes the packets."""
+        """FFmpeg's name of the muxer."""
 
     @property
     def options(self) -> Mapping[str, str]:
-        """Of the muxer."""
+        """Options of the muxer."""
 
     @property
     def largest(self) -> int:
-        """Bytes of a packet, at most."""
+        """The most bytes in a packet."""
 
     def write(self, data: bytes) -> int:
-        """Carry one packet away, or lose it; the number of bytes either way."""
+        """Send one packet, or lose it; returns the number of bytes either way."""
 
 
 class Transport:
@@ -322,7 +323,7 @@ class Transport:
                 raise
 
     def send(self, picture: Picture, number: int) -> int:
-        """Bytes that the encoder made of this (H, W, 3) uint8 RGB picture."""
+        """Encode and send an (H, W, 3) uint8 RGB picture; returns the number of bytes that the encoder made."""
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
         )

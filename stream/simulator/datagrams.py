@@ -25,9 +25,9 @@ def udp_address(url: str) -> tuple[str, int]:
 
 
 class Datagrams:
-    """A file for a muxer of MPEG-TS to write into: every write is one datagram, sent or lost.
+    """A file for an MPEG-TS muxer to write into: every write is one datagram, sent or lost.
 
-    Raises `SourceLost` for a host without an address and where the network refuses.
+    Raises `SourceLost` if the host has no address or the network refuses.
     """
 
     muxer: ClassVar[str] = "mpegts"
@@ -35,11 +35,11 @@ class Datagrams:
     largest: ClassVar[int] = 7 * 188
 
     def __init__(self, url: str, loss: float = 0.0, seed: int = 0) -> None:
-        """`loss` is the share that gets lost, 0 to 1."""
+        """`loss` is the share that is lost, 0 to 1."""
         self.count = 0
         """Datagrams written."""
         self.lost = 0
-        """Those of them that did not leave."""
+        """Those of them that were not sent."""
         self._url = url
         self._loss = loss
         self._random = Random(seed)  # noqa: S311 (a link is no secret)
@@ -61,7 +61,7 @@ class Datagrams:
         self._socket.close()
 
     def write(self, data: bytes) -> int:
-        """Send one datagram, or lose it; the number of bytes either way."""
+        """Send one datagram, or lose it; returns the number of bytes either way."""
         self.count += 1
         if self._random.random() < self._loss:
             self.lost += 1

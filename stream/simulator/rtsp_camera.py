@@ -1,6 +1,6 @@
-"""A camera that others fetch a live stream from: as much of RTSP 1.0 (RFC 2326) as players and recorders use.
+"""A camera that serves a live stream, with as much of RTSP 1.0 (RFC 2326) as players and recorders use.
 
-RTP comes over UDP, or inside the RTSP connection, as the viewer asks.
+RTP goes over UDP, or inside the RTSP connection, as the viewer asks.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from stream.simulator.rtsp_delivery import Senders, Viewer, hang_up, tell, way_t
 log = logging.getLogger(__name__)
 
 PACKET = 1400
-"""Bytes of an RTP packet, at most."""
+"""The most bytes in an RTP packet."""
 LONGEST_LINE, MOST_LINES, LONGEST_BODY = 4096, 64, 4096
-"""Of a request; what is longer is none."""
+"""Limits of a request, in bytes, lines and bytes; a larger one ends the connection."""
 UNSENT = 1 << 20
-"""Bytes that wait for a viewer inside its connection; one that leaves more unread is cut off."""
+"""Bytes that may wait for a viewer inside its connection; one that leaves more unread is cut off."""
 
 ENCODINGS = {"h264": ("H264", "packetization-mode=1"), "hevc": ("H265", ""), "mpeg4": ("MP4V-ES", "")}
-"""By codec: its name in RTP, and parameters of its format; parameter sets are in the stream alone."""
+"""By codec: its name in RTP, and its format parameters; parameter sets are only in the stream."""
 
 SESSION = """v=0\r
 o=- 0 0 IN {family} {host}\r
@@ -63,10 +63,10 @@ def rtsp_address(url: str) -> tuple[str, int, str]:
 
 
 class RtspCamera:
-    """A file for a muxer of RTP to write into: every write is one packet for all viewers, sent or lost.
+    """A file for an RTP muxer to write into: every write is one packet for all viewers, sent or lost.
 
-    It listens inside its `with` block, whose end leaves neither thread nor socket. Raises `SourceLost` where the
-    address is taken or not this machine's.
+    It listens inside its `with` block, whose end closes all threads and sockets. Raises `SourceLost` if the address is
+    taken or not this machine's.
     """
 
     muxer: ClassVar[str] = "rtp"
@@ -74,12 +74,12 @@ class RtspCamera:
     largest: ClassVar[int] = PACKET
 
     def __init__(self, url: str, codec: str, rate: Fraction, loss: float = 0.0, seed: int = 0) -> None:
-        """`rate` is in pictures a second; `loss` is the share of RTP's packets that no viewer gets, 0 to 1."""
+        """`rate` is in pictures per second; `loss` is the share of RTP packets that no viewer gets, 0 to 1."""
         host, port, self.path = rtsp_address(url)
         self.count = 0
         """RTP packets written while somebody watched."""
         self.lost = 0
-        """Those of them that did not leave."""
+        """Those of them that were not sent."""
         self._loss = loss
         self._random = Random(seed)  # noqa: S311 (a link is no secret)
         self._lock = threading.Lock()
@@ -105,7 +105,7 @@ class RtspCamera:
             rate=float(rate),
             format=f"a=fmtp:96 {parameters}\r\n" if parameters else "",
         ).encode()
-        """The SDP that tells of the stream."""
+        """The SDP that describes the stream."""
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="rtsp-camera")
 
     def __enter__(self) -> Self:
@@ -124,7 +124,7 @@ class RtspCamera:
         self._opened.close()
 
     def write(self, data: bytes) -> int:
-        """Send one packet of RTP or RTCP to all viewers, or lose it; the number of bytes either way."""
+        """Send one packet of RTP or RTCP to all viewers, or lose it (RTP only); returns its size either way."""
         packet = bytes(data)
         report = 192 <= packet[1] <= 223  # RFC 5761, section 4
         with self._lock:
@@ -139,14 +139,14 @@ class RtspCamera:
         return len(packet)
 
     def connected(self, connection: socket.socket, *, here: bool) -> None:
-        """A connection has come, or gone."""
+        """A connection was opened (`here`) or closed."""
         with self._lock:
             (self._connections.add if here else self._connections.discard)(connection)
             if self._closing:
                 hang_up(connection)
 
     def watched(self, viewer: Viewer, *, here: bool) -> None:
-        """A viewer wants packets, or no more."""
+        """A viewer wants packets (`here`), or wants no more."""
         with self._lock:
             if here:
                 self._viewers[viewer] = None
@@ -155,7 +155,7 @@ class RtspCamera:
 
 
 class Server(ThreadingTCPServer):
-    """Accepts connections, each with a thread of its own, which closing waits for."""
+    """Accepts connections, each with a thread of its own; closing waits for these threads."""
 
     allow_reuse_address = True
 
@@ -165,7 +165,7 @@ class Server(ThreadingTCPServer):
         super().__init__(address, Conversation)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
-        """Log what nothing foresees; a viewer that is gone in the middle of a sentence is no news."""
+        """Log unexpected errors; a viewer that goes away in the middle of an exchange is not one."""
         if not isinstance(sys.exception(), OSError):
             log.exception("a viewer's connection fails")
 
@@ -177,7 +177,7 @@ class Request:
     method: str
     path: str
     headers: Mapping[str, str]
-    """By name in small letters."""
+    """By name in lower case."""
 
 
 class Conversation(StreamRequestHandler):
@@ -203,7 +203,7 @@ class Conversation(StreamRequestHandler):
         super().finish()
 
     def handle(self) -> None:
-        """Answer until the viewer has enough, or talks nonsense."""
+        """Answer until the viewer leaves, or sends nonsense."""
         with suppress(OSError):
             while (request := self._read()) is not None:
                 status, headers, body = self._answer(request)
@@ -217,7 +217,7 @@ class Conversation(StreamRequestHandler):
                 ]
                 with self._writing:
                     written = tell(self.connection, "\r\n".join([*lines, "", ""]).encode() + body)
-                if not written:  # what it has asked since needs no answer
+                if not written:  # requests that came meanwhile need no answer
                     return
                 if request.method == "PLAY" and status == 200 and self._viewer is not None:
                     self._camera.watched(self._viewer, here=True)
@@ -225,7 +225,7 @@ class Conversation(StreamRequestHandler):
                     return
 
     def _read(self) -> Request | None:
-        """The next request; None where there is none. Bodies, and reports inside the connection, are passed over."""
+        """The next request; None if there is none, or it is too large. Bodies and interleaved reports are skipped."""
         while (first := self.rfile.read(1)) == b"$":
             self.rfile.read(int.from_bytes(self.rfile.read(3)[1:], "big"))
         lines = [first + self.rfile.readline(LONGEST_LINE)]
@@ -261,7 +261,7 @@ class Conversation(StreamRequestHandler):
                 return 454, {}, b""
             case "SETUP" if named:
                 return 455, {"Allow": METHODS}, b""
-            case "SETUP":  # without a session: of a new one, as where FFmpeg goes on over TCP when nothing comes by UDP
+            case "SETUP":  # without a session: begins a new one, as when FFmpeg falls back from UDP to TCP
                 wanted, peer = request.headers.get("transport", ""), self.client_address[0]
                 viewer = way_to(wanted, self.connection, self._writing, peer, self._camera.senders)
                 if viewer is None:

@@ -1,4 +1,4 @@
-"""How packets of a simulated RTSP camera get to a viewer: over UDP, or inside the RTSP connection."""
+"""Sends packets of a simulated RTSP camera to a viewer: over UDP, or inside the RTSP connection."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 UDP, TCP = ("RTP/AVP", "RTP/AVP/UDP"), ("RTP/AVP/TCP",)
-"""What a `Transport` header calls them."""
+"""Their names in a `Transport` header."""
 
 
 @dataclass(frozen=True)
 class Senders:
-    """Where RTP and RTCP over UDP come from."""
+    """The sockets that send RTP and RTCP over UDP."""
 
     sockets: tuple[socket.socket, socket.socket]
     ports: tuple[int, int]
@@ -22,7 +22,7 @@ class Senders:
 
     @classmethod
     def open(cls, family: socket.AddressFamily, host: str, opened: ExitStack) -> Senders:
-        """At free ports; `opened` closes them."""
+        """Open them at free ports; `opened` closes them."""
         while True:
             with ExitStack() as tried:
                 rtp, rtcp = (tried.enter_context(socket.socket(family, socket.SOCK_DGRAM)) for _ in range(2))
@@ -39,41 +39,41 @@ class Senders:
 
 
 class Viewer(Protocol):
-    """Somewhere that packets go."""
+    """A destination of packets."""
 
     transport: str
-    """As the answer to SETUP tells it."""
+    """For the answer to SETUP."""
 
     def send(self, packet: bytes, report: bool) -> None:
-        """A packet of RTP, or a `report` of RTCP; never blocks."""
+        """Send an RTP packet, or an RTCP one (`report`); never blocks."""
 
 
 @dataclass(eq=False)
 class Apart:
-    """Packets over UDP, beside the RTSP connection."""
+    """Sends packets over UDP, beside the RTSP connection."""
 
     senders: Senders
     addresses: tuple[tuple[str, int], tuple[str, int]]
     transport: str
 
     def send(self, packet: bytes, report: bool) -> None:
-        """See `Viewer`; one who is away hears nothing."""
+        """See `Viewer`; errors are ignored, since the viewer may be gone."""
         with suppress(OSError):
             self.senders.sockets[report].sendto(packet, self.addresses[report])
 
 
 @dataclass(eq=False)
 class Inside:
-    """Packets inside the RTSP connection (RFC 2326, section 10.12)."""
+    """Sends packets inside the RTSP connection (RFC 2326, section 10.12)."""
 
     connection: socket.socket
     lock: threading.Lock
-    """Whoever writes into the connection holds it."""
+    """To be held while writing into the connection."""
     channels: tuple[int, int]
     transport: str
 
     def send(self, packet: bytes, report: bool) -> None:
-        """See `Viewer`; one who does not read is cut off."""
+        """See `Viewer`; one that does not read is cut off."""
         framed = b"$" + bytes([self.channels[report]]) + len(packet).to_bytes(2, "big") + packet
         with self.lock:
             tell(self.connection, framed)
@@ -82,9 +82,9 @@ class Inside:
 def way_to(
     wanted: str, connection: socket.socket, writing: threading.Lock, peer: str, senders: Senders
 ) -> Viewer | None:
-    """Where packets are to go by a `Transport` header (RFC 2326, section 12.39): the first way in it that is known.
+    """The first known way in a `Transport` header (RFC 2326, section 12.39) to send packets; None if there is none.
 
-    `connection` is that of RTSP, in which only who holds `writing` writes; `peer` is the host at its other end.
+    `connection` is that of RTSP, to be written into only while holding `writing`; `peer` is the host at its other end.
     """
     for way in wanted.split(","):
         protocol, *rest = [part.strip() for part in way.split(";")]
@@ -101,7 +101,7 @@ def way_to(
 
 
 def as_pair(text: str, most: int) -> tuple[int, int] | None:
-    """Two numbers up to `most`, of a text such as 5000-5001; the second is one more where it is missing."""
+    """Two numbers up to `most` from text such as 5000-5001; a missing second is the first plus one. None if invalid."""
     first, mark, second = text.partition("-")
     if not first.isdecimal() or (mark and not second.isdecimal()):
         return None
@@ -110,9 +110,9 @@ def as_pair(text: str, most: int) -> tuple[int, int] | None:
 
 
 def tell(connection: socket.socket, words: bytes) -> bool:
-    """Write into a connection without waiting; it ends where there is no room for all of it, since nobody reads.
+    """Write into a connection without blocking, and hang up if not all of it fits, since the other end does not read.
 
-    Whether all was written.
+    Returns whether all was written.
     """
     try:
         sent = connection.send(words, socket.MSG_DONTWAIT)
@@ -124,6 +124,6 @@ def tell(connection: socket.socket, words: bytes) -> bool:
 
 
 def hang_up(connection: socket.socket) -> None:
-    """End a connection for whoever reads from it, too."""
+    """Shut a connection down, also for the thread that reads from it."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,1 +1,1 @@
-"""The ways in: what reads packets from an address, a file or a folder; `stream.source` chooses among them."""
+"""Readers of packets from an address, a file or a folder; `stream.source` chooses among them."""

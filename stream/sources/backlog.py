@@ -1,4 +1,4 @@
-"""Packets between the thread that reads a source and the thread that uses them: few, and none too old."""
+"""The queue between the thread that reads a source and the thread that uses the packets, bounded by age and size."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from av.packet import Packet
 from av.stream import Stream
 
 LARGEST_BACKLOG = 64_000_000
-"""Bytes; a source that floods is cut there, whatever its packets' age."""
+"""Bytes; beyond that, packets are dropped whatever their age."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A packet, what it is and when it was read; valid longer than its container."""
+    """A packet, its kind and when it was read; stays valid after its container is closed."""
 
     packet: Packet[Stream]
     is_video: bool
@@ -22,14 +22,14 @@ class Arrival:
     received_ns: int
     """UTC, nanoseconds since 1970."""
     at: float
-    """Seconds of a clock that only grows."""
+    """The same in seconds of a monotonic clock."""
 
 
 class Backlog:
-    """A queue that never refuses: what waits too long makes room, up to the next key frame. Pure; for one thread."""
+    """A queue that never refuses: packets that wait too long are dropped, up to a key frame. Pure, without a lock."""
 
     def __init__(self, age_budget: float) -> None:
-        """`age_budget` is how long the oldest may have waited when another comes, in seconds."""
+        """`age_budget` is how long the oldest packet may have waited when another comes, in seconds."""
         self.dropped = 0
         """Access units that were dropped."""
         self.bytes = 0
@@ -41,7 +41,7 @@ class Backlog:
         return len(self._arrivals)
 
     def add(self, arrival: Arrival) -> None:
-        """Take a packet in, and drop the oldest where they are too old or too many."""
+        """Add a packet, and drop the oldest ones if they are too old or too large together."""
         if arrival.is_video and self._skipping:
             if not arrival.packet.is_keyframe:
                 self.dropped += 1
@@ -53,7 +53,7 @@ class Backlog:
             self._drop_group()
 
     def take(self) -> Arrival | None:
-        """The oldest packet; None where there is none."""
+        """Remove and return the oldest packet; None if there is none."""
         if not self._arrivals:
             return None
         arrival = self._arrivals.popleft()
@@ -66,7 +66,7 @@ class Backlog:
         self.bytes = 0
 
     def _drop_group(self) -> None:
-        """Drop the oldest packets in front of the next key frame; without one, all, and those until it comes."""
+        """Drop the oldest packets up to the next key frame; if there is none, all, and further ones until it comes."""
         while (arrival := self.take()) is not None:
             self.dropped += arrival.is_video
             self._skipping = self._skipping or arrival.is_video

@@ -8,7 +8,7 @@ SHORTEST, LONGEST = 0.5, 30.0
 """Seconds between two attempts."""
 
 HEALTHY_SECONDS = 30.0
-"""A source that lived for so long is opened again at once, as after its first failure."""
+"""After a source has lived for so long, the pause is the shortest again, as after a first failure."""
 
 
 class Backoff:
@@ -19,7 +19,7 @@ class Backoff:
         self._failures = 0
 
     def pause(self, lived: float) -> float:
-        """Seconds to wait after a source that gave packets for `lived` seconds; 0 where it could not be opened."""
+        """Seconds to wait after a source that gave packets for `lived` seconds (0: it could not be opened)."""
         if lived >= HEALTHY_SECONDS:
             self._failures = 0
         middle = min(LONGEST, SHORTEST * 2 ** min(self._failures, 16))

@@ -1,4 +1,4 @@
-"""When a camera took its pictures, by its own clock: RTP tells it from the first RTCP sender report on."""
+"""Capture times by the camera's own clock, which RTP carries from the first RTCP sender report on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from stream.frame import CaptureClock
 
 NANOSECONDS = 1_000_000_000
 FARTHEST = 10 * NANOSECONDS
-"""A clock that is further away from this machine's is wrong: it was never set, or the network is hopeless."""
+"""A clock that differs from this machine's by more is wrong: it was never set, or the network is hopeless."""
 SURE_SECONDS = 60.0
-"""How long a clock that was wrong must be right to be believed again."""
+"""How long a clock that was wrong must be right before it is believed again."""
 REFERENCE_TIME = struct.Struct("<q")
 """The first member of FFmpeg's `AVProducerReferenceTime`: UTC, microseconds since 1970."""
 
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 
 class CameraClock:
-    """Capture times of one connection to a camera. Pure, for one thread.
+    """Capture times of one connection to a camera; for one thread.
 
-    Until the camera's clock is known, a packet counts as captured on arrival. The step from arrival to that clock
-    goes back, by the time that pictures are under way (and by what the two clocks differ); `capture_clock` changes
-    with it. There is one more the other way if the clock turns out to be wrong. It is believed again when it has been
-    right for a while: the wrong one may have been this machine's, which was set meanwhile.
+    Until the camera's clock is known, packets count as captured on arrival. When it becomes known, capture times step
+    back by the delay of the pictures (and by the difference of the two clocks), and `capture_clock` changes. They step
+    forward again if the clock turns out to be wrong. It is believed again when it has been right for a while: the wrong
+    clock may have been this machine's, which was set meanwhile.
     """
 
     def __init__(self, name: str) -> None:
@@ -40,7 +40,7 @@ class CameraClock:
         """Since when a clock that is not believed has been right, by `time.monotonic`."""
 
     def captured(self, packet: Packet[Stream], received_ns: int) -> tuple[int, CaptureClock]:
-        """When the camera took what is in a packet (UTC, nanoseconds since 1970), and whose clock says so."""
+        """A packet's capture time (UTC, nanoseconds since 1970), and whose clock it comes from."""
         told = reference_ns(packet)
         if packet.pts is None:
             return received_ns, "arrival"
@@ -60,7 +60,7 @@ class CameraClock:
         return (captured_ns, "rtcp") if self._believed else (received_ns, "arrival")
 
     def _judge_again(self, is_right: bool) -> None:
-        """Of a clock that is not believed: it is, once it has been right for `SURE_SECONDS`."""
+        """Believe the clock again once it has been right for `SURE_SECONDS`."""
         now = time.monotonic()
         if not is_right:
             self._right_since = None
@@ -72,7 +72,7 @@ class CameraClock:
 
 
 def reference_ns(packet: Packet[Stream]) -> int | None:
-    """The capture time that FFmpeg found for a packet: UTC, nanoseconds since 1970; None where it found none."""
+    """The capture time that FFmpeg found for a packet: UTC, nanoseconds since 1970; None if it found none."""
     if not packet.has_sidedata("prft"):
         return None
     microseconds: int = REFERENCE_TIME.unpack_from(bytes(packet.get_sidedata("prft")))[0]

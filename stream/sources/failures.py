@@ -1,4 +1,4 @@
-"""What FFmpeg's errors mean, in words and in one word."""
+"""What FFmpeg's errors mean: a message for people, and a `Reason`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a source gives nothing, or nothing more."""
+    """Why a source gives no packets, or no more."""
 
     words: str
-    """For people; hold no credentials."""
+    """For people; without credentials."""
     reason: Reason
 
 
@@ -58,7 +58,7 @@ MEANINGS: dict[type[Exception], Failure] = {
 }
 NUMBERS: dict[int, Failure] = {
     errno.EIO: NOT_KNOWN,
-    errno.EPERM: Failure("the server breaks off when it is asked to play", "refused"),  # FFmpeg means "an error"
+    errno.EPERM: Failure("the server breaks off when it is asked to play", "refused"),  # FFmpeg's -1: "an error"
     errno.EPROTONOSUPPORT: NO_TRANSPORT,
     errno.EHOSTUNREACH: Failure("no way to the host", "refused"),
     errno.ENETUNREACH: Failure("no way to the host", "refused"),
@@ -67,9 +67,9 @@ NUMBERS: dict[int, Failure] = {
 
 
 def failure_of(error: Exception, seconds: float, limit: float) -> Failure:
-    """What an error means that came after `seconds`, of something that may take `limit` seconds.
+    """What an error means that came after `seconds`, in something that may take `limit` seconds.
 
-    FFmpeg's RTSP client says "invalid data" where an answer did not come in time.
+    FFmpeg's RTSP client says "invalid data" if an answer did not come in time.
     """
     timed_out = isinstance(error, av.ExitError | av.TimeoutError | TimeoutError)
     if timed_out or (isinstance(error, av.InvalidDataError) and seconds >= 0.95 * limit):
@@ -79,32 +79,32 @@ def failure_of(error: Exception, seconds: float, limit: float) -> Failure:
             return failure
     if isinstance(error, av.FFmpegError):
         return NUMBERS.get(error.errno or 0, Failure(error.strerror or type(error).__name__, "lost"))
-    place = "".join(traceback.format_tb(error.__traceback__))  # without words of the error, which may hold credentials
+    place = "".join(traceback.format_tb(error.__traceback__))  # without the message, which may hold credentials
     log.error("unexpected %s while a source was read:\n%s", type(error).__name__, place)
     return Failure(f"unexpected {type(error).__name__}", "lost")
 
 
 def lookup_failure(error: Exception) -> Failure:
-    """What an error means that came of looking up a name, which may be none that anything can have."""
+    """What an error in looking up a name means; the name itself may be invalid."""
     if isinstance(error, socket.gaierror):
         return NO_LOOKUP if error.errno in (socket.EAI_AGAIN, socket.EAI_MEMORY) else NO_HOST
     return NO_LOOKUP if isinstance(error, OSError) else NO_HOST  # Python turns EAI_SYSTEM into another OSError
 
 
 def silence(seconds: float) -> Failure:
-    """Nothing came for so long."""
+    """The failure that nothing came for so long."""
     return Failure(f"no packet for {seconds:g} s", "time-out")
 
 
 def no_video_for(seconds: float) -> Failure:
-    """Something came for so long, but no video."""
+    """The failure that packets came for so long, but no video."""
     return Failure(f"packets come, but no video for {seconds:g} s", "no video")
 
 
 def tls_failure(host: str, port: int, ca_file: Path | None, timeout: float) -> Failure | None:
-    """Why there can be no TLS with a server, which FFmpeg does not say; None where there can be.
+    """Why TLS with a server fails, which FFmpeg does not say; None if it works.
 
-    `ca_file` holds the certificates that must vouch for the server's; None: anybody may answer.
+    `ca_file` holds the certificates that must vouch for the server's; None: any certificate will do.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:

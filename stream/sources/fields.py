@@ -1,4 +1,4 @@
-"""The two fields of an interlaced H.264 picture, put together where each of them comes as an access unit of its own."""
+"""Joins the two fields of an interlaced H.264 picture if each comes as an access unit of its own."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from stream.frame import SourcePacket
 
 
 class FieldPairs:
-    """Makes one access unit of two fields; all others pass untouched. Pure, for the video of one segment."""
+    """Joins two fields into one access unit; all others pass untouched. Pure, for the video of one segment."""
 
     def __init__(self, parameter_sets: bytes) -> None:
         """`parameter_sets` (Annex B) are those from outside the stream."""
         self._headers = Headers(parameter_sets)
-        self._waiting: tuple[SourcePacket, Slice] | None = None  # a field whose other one has not come
+        self._waiting: tuple[SourcePacket, Slice] | None = None  # a first field that waits for its second
 
     def add(self, source: SourcePacket) -> Iterator[SourcePacket]:
-        """What is complete with this access unit, in order. A first field waits for what comes after it."""
+        """The access units that this one completes, in order. A first field waits for what comes after it."""
         unit = bytes(source.packet)
         header = self._headers.first_slice(unit)
         if self._waiting is not None and header is not None and self._waiting[1].is_completed_by(header):
@@ -35,14 +35,14 @@ class FieldPairs:
             self._waiting = source, header
 
     def flush(self) -> Iterator[SourcePacket]:
-        """A first field whose other one will not come."""
+        """The first field that still waits, if any, since its second will not come."""
         if self._waiting is not None:
             field, self._waiting = self._waiting[0], None
             yield field
 
 
 def joined(first: Packet[Stream], second: Packet[Stream]) -> Packet[Stream]:
-    """One packet of two fields, of which the second may have a time of its own; else the first lasts for both."""
+    """One packet of two fields; if the second has no time of its own, the first one's duration covers both."""
     whole = rewritten(first, bytes(first) + bytes(second))
     if second.pts not in (None, first.pts):
         whole.duration = (first.duration or 0) + (second.duration or 0)
@@ -51,7 +51,7 @@ def joined(first: Packet[Stream], second: Packet[Stream]) -> Packet[Stream]:
 
 
 def rewritten(packet: Packet[Stream], data: bytes) -> Packet[Stream]:
-    """The packet with other bytes, and nothing beside them."""
+    """A copy of the packet with other bytes, and without side data."""
     other: Packet[Stream] = Packet(data)
     other.stream, other.time_base = packet.stream, packet.time_base
     other.pts, other.dts, other.duration = packet.pts, packet.dts, packet.duration

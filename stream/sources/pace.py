@@ -1,4 +1,4 @@
-"""A recording's packets at the speed at which they were recorded, or a multiple of it."""
+"""Gives out a recording's packets at the speed at which they were recorded, or a multiple of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from stream.frame import SourcePacket
 
 LATE, STEADY_SECONDS = 0.25, 5.0
-"""Seconds that packets are late at least, for so long: then their source is later than it was, as live HLS after a
-pause, and does not catch up; it is given as much time as it needed, or its packets would come in bursts for ever."""
+"""If all packets are late by more than `LATE` seconds for `STEADY_SECONDS`, their source has fallen behind for good, as
+live HLS after a pause. The schedule is then delayed by as much: else they would come in bursts for ever."""
 
 LONGEST_GAP = 60.0
 """Seconds between two pictures; a larger step, or one back, means that the recorder's clock was set."""
@@ -21,12 +21,12 @@ LONGEST_GAP = 60.0
 def paced(packets: Iterator[SourcePacket], stop: Event, speed: float = 1.0) -> Iterator[SourcePacket]:
     """Each packet when its decoding time has come, counted from the first; ends early when `stop` is set.
 
-    Video sets the pace, by its durations where it has no times; other packets come along. All are then received, as
-    from a camera; what was captured on arrival, too.
+    Video sets the pace, by its durations if it has no time stamps; other packets come along. As from a camera, packets
+    count as received when they are given out, and as captured then too if their capture clock is `arrival`.
     """
     start: float | None = None
     seconds = upcoming = 0.0
-    late: list[float] = []  # how late packets were since the time `since`
+    late: list[float] = []  # by how much packets were late since the time `since`
     since = 0.0
     for packet in packets:
         if packet.kind == "video":
@@ -47,12 +47,12 @@ def paced(packets: Iterator[SourcePacket], stop: Event, speed: float = 1.0) -> I
 
 
 def decode_seconds(packet: SourcePacket, otherwise: float) -> float:
-    """When to decode a packet, in seconds of its own stream; `otherwise` where it does not say."""
+    """When to decode a packet, in seconds of its own stream; `otherwise` if it does not say."""
     ticks, base = packet.packet.dts, packet.packet.time_base
     return otherwise if ticks is None or base is None else float(ticks * base)
 
 
 def duration_seconds(packet: SourcePacket) -> float:
-    """How long a packet is shown; 0 where it does not say."""
+    """How long a packet is shown, in seconds; 0 if it does not say."""
     ticks, base = packet.packet.duration, packet.packet.time_base
     return 0.0 if not ticks or base is None else float(ticks * base)

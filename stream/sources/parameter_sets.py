@@ -1,4 +1,4 @@
-"""Parameter sets, which say how pictures are to be decoded, in front of key frames that come without them."""
+"""Puts parameter sets, which say how to decode pictures, into key frames that come without them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from stream.sources.fields import rewritten
 
 START_CODE = b"\x00\x00\x01"
 DELIMITERS = {"h264": 9, "hevc": 35}
-"""What an access unit may begin with, before its parameter sets."""
+"""Types of the delimiter that an access unit may begin with, before its parameter sets."""
 KINDS: dict[str, tuple[int, int, tuple[int, ...]]] = {
     "h264": (0, 0x1F, (7, 8)),
     "hevc": (1, 0x3F, (32, 33, 34)),
     "mpeg4": (0, 0xFF, (0xB0, 0xB5, *range(0x30))),
 }
-"""By codec: where the first byte behind a start code says what follows, in which bits, and the kinds that are meant, in
-the order in which they need each other."""
+"""By codec: shift and mask that extract the type from the first byte after a start code, and the types of parameter
+sets, in the order in which they depend on each other."""
 
 
 class ParameterSets:
     """Gives each key frame its parameter sets, so that decoding can begin with it. For the video of one segment."""
 
     def __init__(self, codec: str, stored: bytes) -> None:
-        """`stored` (Annex B) are those that came apart from the pictures, as in the SDP of a camera."""
+        """`stored` (Annex B) are parameter sets that came apart from the pictures, as in a camera's SDP."""
         self._codec = codec
         self._latest = parameter_sets(codec, stored)
 
     def complete(self, packet: Packet[Stream]) -> Packet[Stream]:
-        """The access unit as it is or, where a key frame lacks some of its parameter sets, with the latest ones."""
+        """The access unit as it is, or with the latest parameter sets if it is a key frame that lacks some."""
         if packet.is_keyframe and self._codec in KINDS:
             unit = bytes(packet)
             own = parameter_sets(self._codec, unit)
@@ -42,7 +42,7 @@ class ParameterSets:
 
 
 def parameter_sets(codec: str, unit: bytes) -> dict[int, bytes]:
-    """Those of an access unit of H.264, HEVC (Annex B) or MPEG-4, by their kind; of others nothing."""
+    """Parameter sets in an access unit of H.264, HEVC (Annex B) or MPEG-4, by type; none for other codecs."""
     found: dict[int, bytes] = {}
     if codec in KINDS:
         _, *parts = unit.split(START_CODE)
@@ -53,7 +53,7 @@ def parameter_sets(codec: str, unit: bytes) -> dict[int, bytes]:
 
 
 def delimiter(codec: str, unit: bytes) -> bytes:
-    """The access unit delimiter that an access unit begins with; nothing where there is none."""
+    """The access unit delimiter that an access unit begins with; empty if there is none."""
     before, *parts = unit.split(START_CODE, 2)
     if codec in DELIMITERS and len(parts) > 1 and parts[0] and kind(codec, parts[0]) == DELIMITERS[codec]:
         return before + START_CODE + parts[0]
@@ -61,6 +61,6 @@ def delimiter(codec: str, unit: bytes) -> bytes:
 
 
 def kind(codec: str, part: bytes) -> int:
-    """What stands behind a start code, by the numbers of its codec."""
+    """The type, as numbered by the codec, of what follows a start code."""
     shift, bits, _ = KINDS[codec]
     return part[0] >> shift & bits

@@ -1,4 +1,4 @@
-"""What an MPEG transport stream says of itself: which programs it holds, and which streams they have."""
+"""What an MPEG transport stream says about itself: which programs it holds, and which streams they have."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ import zlib
 PACKET_BYTES = 188
 SYNC = 0x47
 ASSOCIATIONS_PID = 0
-"""Where the program association table (PAT) is; it tells where the map (PMT) of each program is."""
+"""PID of the program association table (PAT), which gives the PID of each program map table (PMT)."""
 ASSOCIATIONS, PROGRAM_MAP = 0x00, 0x02
-"""Identifiers of the two tables."""
+"""Identifiers (`table_id`) of the two tables."""
 SOUND = {0x03, 0x04, 0x0F, 0x11, 0x81, 0x83, 0x84, 0x87}
-"""Stream types that come and go without any meaning for a feed."""
+"""Stream types that may come and go without any effect on a feed."""
 PICTURES = {0x01, 0x02, 0x10, 0x1B, 0x24}
 """Stream types of MPEG-1 and MPEG-2 video, MPEG-4, H.264 and HEVC."""
 
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-"""Each byte with its bits the other way round: a table's checksum takes the highest bit first, zlib the lowest."""
+"""Each byte with its bits reversed: a table's checksum takes the highest bit first, zlib's the lowest."""
 INTACT = 0xFFFF_FFFF
-"""What zlib finds over a section with its own checksum."""
+"""zlib's checksum of an intact section, its own checksum included."""
 
 Entries = tuple[tuple[int, int], ...]
 
 
 class Programs:
-    """Notices where the programs of a transport stream, or their pictures and data, are no more what they were. Pure.
+    """Notices where the programs of a transport stream, or their video and data streams, change. Pure.
 
-    A table that is larger than one transport packet is not looked at.
+    Tables larger than one transport packet are ignored.
     """
 
     def __init__(self) -> None:
         self.associations = b""
         """The last transport packet with the program association table."""
         self.pictures_come = False
-        """Whether packets have come of a stream that is said to hold pictures."""
+        """Whether packets have come of a stream with one of the types `PICTURES`."""
         self._pictures: set[int] = set()  # PIDs of such streams
-        self._known: dict[tuple[int, int], Entries] = {}  # by PID and number: maps may share a PID, a PAT have sections
-        self._maps: dict[int, set[int]] = {}  # numbers of the programs by the PID of their maps
+        self._known: dict[tuple[int, int], Entries] = {}  # by PID, and number of the program or of the PAT's section
+        self._maps: dict[int, set[int]] = {}  # numbers of the programs by the PID of their map
 
     def change_in(self, data: bytes) -> int | None:
-        """Where in `data`, whole transport packets, the first table begins that says something new, if there is one.
+        """Offset in `data`, whole transport packets, of the first packet whose table differs from before; None: none.
 
-        What the stream says at first is nothing new. Bytes that are no transport packets mean nothing.
+        A table that comes for the first time is no change. Bytes that are not a transport packet are ignored.
         """
         for start in range(0, len(data) - PACKET_BYTES + 1, PACKET_BYTES):
             packet = data[start : start + PACKET_BYTES]
@@ -67,16 +67,16 @@ class Programs:
 
 
 def section_of(packet: bytes, table: int) -> tuple[int, Entries] | None:
-    """Of a PAT: number of the section, and program and PID of the map of each program in it.
+    """For a PAT: number of the section, and program number and PID of the map of each program in it.
 
-    Of a PMT: number of the program, and type and PID of each stream but sound. None for anything else.
+    For a PMT: program number, and type and PID of each stream except sound. None for anything else.
     """
     damaged, begins, has_payload = packet[1] & 0x80, packet[1] & 0x40, packet[3] & 0x10
     start = 4 + (1 + packet[4] if packet[3] & 0x20 else 0)
     if damaged or not begins or not has_payload or start >= PACKET_BYTES:
         return None
     section = packet[start + 1 + packet[start] :]
-    if len(section) < 12 or section[0] != table or not section[5] & 1:  # not for now, but for later
+    if len(section) < 12 or section[0] != table or not section[5] & 1:  # describes a later state
         return None
     size = 3 + ((section[1] & 0x0F) << 8 | section[2])
     if size > len(section) or zlib.crc32(section[:size].translate(MIRRORED)) != INTACT:
@@ -88,13 +88,13 @@ def section_of(packet: bytes, table: int) -> tuple[int, Entries] | None:
 
 
 def programs(body: bytes) -> Entries:
-    """Number and PID of the map, of each program in the body of a PAT."""
+    """Program number and PID of the map of each program in the body of a PAT."""
     rows = (body[at : at + 4] for at in range(0, len(body) - 3, 4))
     return tuple((row[0] << 8 | row[1], (row[2] & 0x1F) << 8 | row[3]) for row in rows if row[0] or row[1])
 
 
 def streams(body: bytes) -> Entries:
-    """Type and PID of each stream but sound, in the body of a PMT from the length of its descriptors on."""
+    """Type and PID of each stream except sound, in the body of a PMT from `program_info_length` on."""
     found = []
     at = 2 + ((body[0] & 0x0F) << 8 | body[1]) if len(body) > 1 else len(body)
     while at + 5 <= len(body):

@@ -1,7 +1,7 @@
 """A container that FFmpeg fetches over the network, opened, read and closed in a thread of its own.
 
-FFmpeg can block: in looking up a name, in opening, in reading. Only a thread of its own keeps that away from a feed,
-which must end within a second. A reader that is stuck is left behind, and ends when FFmpeg's time-out comes.
+FFmpeg can block while it looks up a name, opens or reads. The thread keeps that away from the feed, which must be able
+to stop within a second. A reader that is stuck is left behind, and ends when FFmpeg's time-out expires.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ from stream.sources.segment import (
 )
 
 POLL_SECONDS = 0.1
-"""The longest that a feed which is to stop still waits for a packet."""
+"""The longest that a stopped feed still waits for a packet."""
 PARTING_SECONDS = 0.4
-"""The longest that a feed waits for its reader to end, before it leaves it behind."""
+"""The longest that a feed waits for its reader to end before it leaves the reader behind."""
 KEYLESS_SECONDS = 60.0
-"""Without a key frame after which pictures are taken for others than they were: FFmpeg does not always notice."""
+"""Time without a key frame after which the video counts as changed, which FFmpeg does not always notice."""
 PATIENT_SHARE = 0.8
-"""Of the time without video after which a source is lost: after so much FFmpeg gives the last access unit, which it
-held back until more would come, in time to be shown."""
+"""FFmpeg's read time-out as a share of `Way.silence`. When it expires, FFmpeg gives out the last access unit, which it
+holds back until more data comes: this leaves time to show it."""
 AHEAD_BYTES = 8_000_000
-"""What a reader that may wait reads ahead of its feed, at most."""
+"""The most that a reader of a recording reads ahead of its feed."""
 
 
 @dataclass(frozen=True)
@@ -66,39 +66,39 @@ class Way:
     """One way to open a source."""
 
     name: str
-    """For the memory of what worked."""
+    """Identifies a way that worked."""
     file: str | bytes = field(repr=False)
-    """An address, credentials and all, or the content of a file."""
+    """An address, credentials included, or the content of a file."""
     open_timeout: float
-    """Seconds; FFmpeg may take as much again to find out what the streams are."""
+    """Seconds; FFmpeg may take as long again to find out what the streams are."""
     read_timeout: float
-    """Seconds without an access unit after which FFmpeg gives up. Once one has come it is most of `silence`, if that is
-    more."""
+    """Seconds without an access unit after which FFmpeg gives up. After the first one it is `PATIENT_SHARE` of
+    `silence`, if that is more."""
     silence: float
     """Seconds without video after which the source is lost."""
     options: dict[str, str] = field(default_factory=dict)
     """For FFmpeg."""
     format: str | None = None
     host: tuple[str, int] | None = None
-    """Name and port; None where there is nothing to look up."""
+    """Name and port; None if there is nothing to look up."""
     tls: bool = False
     ca_file: Path | None = None
-    """What vouches for the other end of TLS; None: nothing."""
+    """Certificates that must vouch for the other end of TLS; None: no check."""
     polls: bool = False
-    """Whether FFmpeg can be asked again after `read_timeout`, as with RTP over UDP. Until an access unit has come such
-    readers are not stuck for longer than that."""
+    """Whether FFmpeg can go on reading after `read_timeout` has expired, as with RTP over UDP. Before the first access
+    unit, such a reader is never stuck for longer than that."""
 
     @property
     def patience(self) -> float:
-        """Seconds after which a reader that has given no packet is left behind: a little later than it should end."""
+        """Seconds after which a reader without any packet is left behind: slightly later than it should end."""
         return self.open_timeout + (self.open_timeout + self.read_timeout if self.polls else 0) + POLL_SECONDS
 
 
 class ReadTimeout:
-    """Seconds that PyAV looks up whenever demuxing begins.
+    """Seconds that PyAV reads anew whenever demuxing begins.
 
-    FFmpeg counts them for each access unit. One that is cut short is torn in two, so they must be more than a large one
-    takes on a thin link: but only where one has come is it known that any will.
+    FFmpeg applies them to each access unit, and tears one in two that takes longer. They must exceed what a large one
+    takes on a thin link; but only once a first one has come is it known that more will.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -109,19 +109,19 @@ class ReadTimeout:
 
 
 class Reader:
-    """Reads from its making on; for one feed's thread, which must `leave` it.
+    """Starts reading when it is made; for one feed's thread, which must call `leave`.
 
-    What was read and is too old is dropped (see `Backlog`), unless the container says that it is recorded: then the
-    reader waits instead. The container and its streams may be used until `leave`.
+    Packets that are not taken in time are dropped (see `Backlog`). With a recorded container, the reader waits instead.
+    The container and its streams may be used until `leave`.
     """
 
     def __init__(self, way: Way, age_budget: float) -> None:
         self.container: InputContainer | None = None
-        """What was opened; None before, and where that failed."""
+        """The opened container; None before that, and if opening failed."""
         self.failure: Failure | None = None
         """Why there will be no more packets."""
         self.looking_up = way.host is not None
-        """Whether the address of the host is not known yet."""
+        """Whether the host's address is still being looked up."""
         self._way = way
         self._backlog = Backlog(age_budget)
         self._read_timeout = ReadTimeout(way.read_timeout)
@@ -135,17 +135,17 @@ class Reader:
 
     @property
     def behind(self) -> int:
-        """Access units that were dropped since they were not taken in time."""
+        """Access units that were dropped because they were not taken in time."""
         return self._backlog.dropped
 
     @property
     def stuck(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether its thread is still running."""
         return self._thread.is_alive()
 
     @property
     def without_video(self) -> bool:
-        """Whether a container was opened in which there is none."""
+        """Whether the opened container has no video."""
         return self.container is not None and not self.container.streams.video
 
     @property
@@ -154,7 +154,7 @@ class Reader:
         return self._recorded
 
     def wait(self, stop: threading.Event) -> bool:
-        """Whether there is something to take, or a container without video; waits for it, as long as there is hope."""
+        """Wait for an access unit, or a container without video; False if neither comes in time, or `stop` is set."""
         end = time.monotonic() + self._way.patience
         with self._changed:
             while not (self._count or self.without_video or self.failure or stop.is_set()):
@@ -165,7 +165,7 @@ class Reader:
             return bool(self._count or self.without_video) and not stop.is_set()
 
     def arrivals(self, stop: threading.Event) -> Iterator[tuple[Packet[Stream], int]]:
-        """Packets, each with when it was read, until the source ends (see `failure`) or `stop` is set."""
+        """Packets, each with the time it was read, until the source ends (see `failure`) or `stop` is set."""
         while not stop.is_set():
             with self._changed:
                 self._changed.wait_for(lambda: len(self._backlog) or self.failure, POLL_SECONDS)
@@ -180,7 +180,7 @@ class Reader:
                 yield arrival.packet, arrival.received_ns
 
     def leave(self) -> None:
-        """Ask it to end, and wait for that a moment; one that is `stuck` then ends and closes by itself."""
+        """Ask the reader to end, and wait briefly; if it is `stuck`, it will end and close the container by itself."""
         with self._changed:
             self._left = True
             self._backlog.clear()
@@ -216,7 +216,7 @@ class Reader:
     def _open(self) -> InputContainer:
         way = self._way
         if way.host:
-            socket.getaddrinfo(*way.host, type=socket.SOCK_STREAM)  # FFmpeg does not say that a host is not known
+            socket.getaddrinfo(*way.host, type=socket.SOCK_STREAM)  # FFmpeg does not report an unknown host
             self.looking_up = False
         return av.open(
             BytesIO(way.file) if isinstance(way.file, bytes) else way.file,
@@ -241,7 +241,7 @@ class Reader:
         return failure_of(error, seconds, way.open_timeout)
 
     def _read(self, container: InputContainer, losses: RtpLosses) -> Failure:
-        """Take in packets until the container ends or nobody wants them; gives why, or raises what FFmpeg does."""
+        """Read packets until the container ends or the feed leaves; returns why, or raises FFmpeg's error."""
         wanted = choose(container)
         fixed = fixed_parameters(wanted[0]) if wanted else None
         with self._changed:
@@ -257,7 +257,7 @@ class Reader:
                 if failure is not None:
                     return failure
                 self._read_timeout.seconds = PATIENT_SHARE * self._way.silence
-            except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
+            except IndexError:  # PyAV raises it at the end if a stream appeared midway
                 return ENDED
             except av.ExitError:
                 losses.note()
@@ -269,7 +269,7 @@ class Reader:
     def _take_in(
         self, container: InputContainer, wanted: list[Stream], fixed: bytes | None, losses: RtpLosses
     ) -> Failure | None:
-        """Take in packets as `_read` does; None where demuxing is to begin again, with more patience than so far."""
+        """Read packets as `_read` does; None if demuxing must restart to apply a longer read time-out."""
         changeable = container.format.name in ("mpegts", "hls")
         codec = (wanted[0].name or "") if wanted[0].codec_context else ""
         key_at = time.monotonic()
@@ -296,7 +296,7 @@ class Reader:
         return ENDED
 
     def _add(self, packet: Packet[Stream]) -> float:
-        """Hand on a packet; gives the seconds that there was no room for it."""
+        """Hand on a packet; returns the seconds spent waiting for room."""
         came_at = time.monotonic()
         with self._changed:
             if self._recorded:
@@ -319,17 +319,17 @@ class Reader:
 
 
 def begins_with_vp9_key(unit: bytes) -> bool:
-    """Whether the first frame of an access unit of VP9 is a key frame, which FFmpeg does not say where it comes by RTP.
+    """Whether the first frame of a VP9 access unit is a key frame, which FFmpeg does not say over RTP.
 
-    A frame begins (VP9 bitstream specification, 6.2) with two bits 10, two of its profile, and one more for profile 3.
-    Both of the next, which say that an earlier frame is shown again and that others are needed, are 0 in a key frame.
+    A frame begins (VP9 bitstream specification, 6.2) with the bits 10, two bits of profile, and one more for profile 3.
+    The next two bits, `show_existing_frame` and `frame_type`, are both 0 in a key frame.
     """
     needs_others = 0b0110 if unit[0] & 0b0011_0000 == 0b0011_0000 else 0b1100
     return unit[0] >> 6 == 0b10 and not unit[0] & needs_others
 
 
 def choose(container: InputContainer) -> list[Stream]:
-    """The streams that a feed wants, none without video; FFmpeg does not even fetch the others, where it can."""
+    """The streams that a feed needs, none without video. The others are discarded: where it can, FFmpeg skips them."""
     video = best_video(container)
     wanted = [video, *data_streams(container, video)] if video is not None else []
     for stream in container.streams:
@@ -339,9 +339,9 @@ def choose(container: InputContainer) -> list[Stream]:
 
 
 def is_recorded(container: InputContainer) -> bool:
-    """Whether a container can be read faster than its time passes: a playlist's segments, a file of known size.
+    """Whether a container can be read faster than real time: a playlist's segments, a file of known size.
 
-    Cameras that send one JPEG after another may tell a size for HTTP's sake, which means nothing; that of an SDP is its
+    The size that a camera sending one JPEG after another may state over HTTP means nothing; that of an SDP is the SDP's
     own.
     """
     return container.format.name == "hls" or (container.size > 0 and container.format.name not in ("mpjpeg", "sdp"))

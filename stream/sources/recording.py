@@ -27,13 +27,13 @@ from stream.sources.segment import Segment, data_streams
 
 SUFFIXES = {".264", ".265", ".avi", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4"}
 SUFFIXES |= {".mpeg", ".mpg", ".mts", ".ts", ".webm"}
-"""Of the files that are played from a folder."""
+"""Suffixes of the files that are played from a folder."""
 
 CLOCKS_SET_SINCE = 2000
-"""A recorder whose clock was never set writes a year such as 1904 or 1970 into its files."""
+"""Year. A recorder whose clock was never set writes an earlier one, such as 1904 or 1970, into its files."""
 
 NAMED_TIME = re.compile(r"-(\d{8}T\d{6}(?:\.\d{3})?Z)(?:-\d+)?$")
-"""The end of a name that says when the recording began, as `nightbridge record` writes it."""
+"""The end of a file name that says when the recording began, as `nightbridge record` writes it."""
 
 NANOSECONDS = 1_000_000_000
 LONGEST_RECORDING = 366 * 86_400 * NANOSECONDS
@@ -42,9 +42,9 @@ log = logging.getLogger(__name__)
 
 
 class RecordedSegment(Segment):
-    """A recording, by the recorder's clock where the file or its name tells it.
+    """A recording, with capture times by the recorder's clock if the file or its name says when it began.
 
-    It may be read from an access unit in its middle; these are counted from 0 in the order of the file.
+    It may be read from an access unit in its middle. Access units are counted from 0 in the order of the file.
     """
 
     def __init__(self, file: Path, container: InputContainer, stop: threading.Event) -> None:
@@ -61,19 +61,19 @@ class RecordedSegment(Segment):
         )
         self.file = file
         self.first = 0
-        """The access unit to begin with; no packet before it is given out."""
+        """The access unit to begin with; packets before it are not given out."""
         self.units = 0
-        """Access units that were read so far."""
+        """Access units read so far."""
         self.cut_off = 0
-        """Those of them that are not to be shown: they only lead up to where an edit begins."""
+        """Those of them that are not to be shown: they only lead up to the start of an edit."""
         self.keys: list[int] = []
         """Numbers of the intact key frames that were given out."""
         self.pauses: set[int] = set()
-        """Numbers of the access units in front of which no picture came for `LONGEST_GAP`, but sound or data did."""
+        """Numbers of the access units before which, for `LONGEST_GAP`, no picture came but sound or data did."""
         self.bytes_read = 0
         """Of the file, up to the latest access unit."""
-        self._shown = math.inf  # when the latest access unit is, in seconds
-        self._heard = math.inf, -math.inf  # from when to when sound or data has gone on
+        self._shown = math.inf  # time of the latest access unit, in seconds
+        self._heard = math.inf, -math.inf  # begin and end of the latest sound or data without a gap, in seconds
 
     def packets(self) -> Iterator[SourcePacket]:
         """See `Segment.packets`."""
@@ -111,8 +111,8 @@ class RecordedSegment(Segment):
 def open_recordings(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
     """A segment for the file at `feed.url`, or for each media file of that folder in the order of their names.
 
-    Raises `SourceUnsupported` for a file that cannot be read to its end. In a folder that is logged, and the next
-    file follows; only a folder in which no file can be opened raises it.
+    Raises `SourceUnsupported` for a file that cannot be read to its end. In a folder, such a file is logged and the
+    next one follows; a folder raises only if none of its files can be opened.
     """
     path = local_path(feed.url)
     files = find_recordings([path])
@@ -125,7 +125,7 @@ def open_recordings(feed: FeedSettings, stop: threading.Event) -> Generator[Segm
 def play(name: str, files: Iterable[Path], feed: FeedSettings, stop: threading.Event) -> Generator[RecordedSegment]:
     """A segment for each of the files; those that cannot be read are logged.
 
-    Raises `SourceUnsupported`, with `name` for all of them, where not one can be opened.
+    Raises `SourceUnsupported`, with `name` for all of them, if none can be opened.
     """
     opened = seen = 0
     for seen, file in enumerate(files, 1):  # noqa: B007
@@ -142,7 +142,7 @@ def play(name: str, files: Iterable[Path], feed: FeedSettings, stop: threading.E
 
 
 def open_file(file: Path, feed: FeedSettings, stop: threading.Event) -> Generator[RecordedSegment]:
-    """The one segment of a file; raises `SourceUnsupported` where it cannot be read to its end."""
+    """The one segment of a file; raises `SourceUnsupported` if it cannot be read to its end."""
     with open_recording(file, stop, (feed.open_timeout, feed.read_timeout)) as segment:
         yield segment
         if segment.failure:
@@ -153,7 +153,7 @@ def open_file(file: Path, feed: FeedSettings, stop: threading.Event) -> Generato
 def open_recording(
     file: Path, stop: threading.Event, timeouts: tuple[float, float] | None = None
 ) -> Iterator[RecordedSegment]:
-    """The one segment of a file, inside the block; `timeouts` are for opening and for reading, in seconds.
+    """The one segment of a file, open inside the block; `timeouts` are for opening and reading, in seconds.
 
     Raises `SourceUnsupported` for a file that cannot be opened, or has no video.
     """
@@ -162,7 +162,7 @@ def open_recording(
 
 
 def open_container(file: Path, timeouts: tuple[float, float] | None = None) -> InputContainer:
-    """An opened file, from which nothing else is opened; raises `SourceUnsupported`."""
+    """Open a file, which must not make FFmpeg open anything else; raises `SourceUnsupported`."""
     require_file(file)
     try:
         return av.open(
@@ -177,9 +177,9 @@ def open_container(file: Path, timeouts: tuple[float, float] | None = None) -> I
 
 
 def find_recordings(paths: Iterable[Path]) -> list[Path]:
-    """Each file, and in place of each folder its media files in the order of their names; none twice.
+    """Each file, and for each folder its media files in the order of their names; no file twice.
 
-    Raises `SourceUnsupported` for a path that is not there and for a folder without media files.
+    Raises `SourceUnsupported` for a path that does not exist and for a folder without media files.
     """
     found: dict[Path, Path] = {}
     for path in paths:
@@ -194,7 +194,7 @@ def find_recordings(paths: Iterable[Path]) -> list[Path]:
 
 
 def require_file(file: Path) -> None:
-    """Raise `SourceUnsupported` where there is no such file, or none that may be looked at."""
+    """Raise `SourceUnsupported` if there is no such file, or access to it is denied."""
     with told(file):
         if not file.is_file():
             raise SourceUnsupported(f"{file}: no such file or folder", reason="not found")
@@ -202,7 +202,7 @@ def require_file(file: Path) -> None:
 
 @contextmanager
 def told(path: Path) -> Iterator[None]:
-    """Turns what the system says of a path, such as that it may not be looked at, into `SourceUnsupported`."""
+    """Turn the system's errors about a path, such as denied access, into `SourceUnsupported`."""
     try:
         yield
     except OSError as error:
@@ -215,14 +215,14 @@ def is_recording(file: Path) -> bool:
 
 
 def now(_: Packet[Stream]) -> int:
-    """UTC, nanoseconds since 1970: what is known of a packet without a recorder's clock."""
+    """UTC, nanoseconds since 1970: the capture time of a packet without a recorder's clock."""
     return time.time_ns()
 
 
 def recorder_clock(began_ns: int, start_ns: int) -> Callable[[Packet[Stream]], int]:
-    """When what is in a packet was recorded, where time stamp `start_ns` means `began_ns` (UTC, from 1970 on).
+    """A function that gives a packet's capture time; time stamp `start_ns` means `began_ns` (UTC, since 1970).
 
-    A stamp that no recording is long enough for says nothing: what it stands on is taken as recorded with the last one.
+    A time stamp beyond `LONGEST_RECORDING` is ignored: its packet gets the capture time of the one before.
     """
     last_ns = began_ns
 
@@ -239,18 +239,18 @@ def recorder_clock(began_ns: int, start_ns: int) -> Callable[[Packet[Stream]], i
 
 
 def creation_ns(metadata: dict[str, str]) -> int | None:
-    """When a recording began, as its file says it: UTC, nanoseconds since 1970; None where it does not."""
+    """When a recording began according to its metadata: UTC, nanoseconds since 1970; None if it does not say."""
     return utc_ns(metadata.get("creation_time", ""))
 
 
 def named_ns(file: Path) -> int | None:
-    """When a recording began, as its name says it, since MPEG-TS cannot; see `creation_ns`."""
+    """When a recording began according to its name, since MPEG-TS cannot store it; see `creation_ns`."""
     named = NAMED_TIME.search(file.stem)
     return utc_ns(named[1]) if named else None
 
 
 def utc_ns(text: str) -> int | None:
-    """A time of ISO 8601 in nanoseconds since 1970; None for what is none, or was never set."""
+    """An ISO 8601 time in nanoseconds since 1970; None if it is none, or the clock was never set."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -1,6 +1,6 @@
-"""Live sources that FFmpeg fetches over the network: RTSP, RTP by an SDP file, HTTP and HLS.
+"""Live sources that FFmpeg fetches over the network: RTSP, RTP described by an SDP file, HTTP and HLS.
 
-TLS keeps others from listening. It proves who the camera is only where `tls_ca_file` says who vouches for it.
+TLS encrypts the link. It proves the camera's identity only if `tls_ca_file` is set.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from stream.sources.segment import Segment
 from stream.sources.udp import probing
 
 UDP_SECONDS = 2.0
-"""The longest that packets over UDP are waited for before TCP is tried, and never more than half of the time-out."""
+"""The longest wait for packets over UDP before TCP is tried; never more than half of the time-out."""
 DATAGRAM_POLL = 0.5
-"""Seconds after which a reader of UDP looks whether it is still wanted, as long as nothing has come."""
+"""Seconds after which a UDP reader to which nothing has come checks whether it is still wanted."""
 PLAYLIST_SECONDS = 20.0
-"""The longest that an HLS playlist may bring nothing new, beyond the time-out: its segments are up to 10 s long."""
+"""Time beyond the time-out that an HLS playlist may bring nothing new: its segments are up to 10 s long."""
 PLAYLIST = re.compile(r"[^/?#]+/[^?#]*\.m3u8?(?=[?#]|$)", re.IGNORECASE)
 """What follows the scheme and the credentials in the address of an HLS playlist."""
 
 RTP_PROBING = {"probesize": "32", "fpsprobesize": "0"}
-"""Options that open RTP with its first packet: an SDP has said already what it is, unless that is MPEG-TS."""
+"""Options that open RTP with its first packet: the SDP has already described it, unless it carries MPEG-TS."""
 USUAL_PROBING = {"probesize": "5000000"}
-"""FFmpeg's own."""
+"""FFmpeg's default."""
 OVER_TCP = {"rtsp_transport": "tcp", "reorder_queue_size": "2"}
-"""Options for RTP over TCP, where packets of a camera that has no room for them go missing: without a queue FFmpeg does
-not look at their numbers."""
+"""Options for RTP over TCP. Even here a camera without room for packets leaves some out, and FFmpeg checks sequence
+numbers only if it has a reordering queue."""
 CHECKED = {
     "protocol_whitelist": "https,tls,tcp,httpproxy",
     "format_whitelist": "mpegts,mov,mp4,matroska,webm,flv,avi,ogg,mpeg,mpjpeg,mjpeg,h264,hevc,obu,ivf",
 }
-"""Options that leave no way round a check of certificates: no redirection to plain HTTP, no playlist, for whose parts
-FFmpeg checks nothing."""
+"""Options that leave no way around the check of certificates: no redirection to plain HTTP, and no playlist, since
+FFmpeg checks nothing for its parts."""
 OTHERWISE_THE_SAME: frozenset[Reason] = frozenset({"unauthorised", "not found", "address"})
-"""Reasons that no other way to open a source can change."""
+"""Reasons for which another way to open the source fails, too."""
 
 
 class RemoteOpener:
-    """Opens one feed's source, time after time; for one thread.
+    """Opens one feed's source, again and again; for one thread.
 
-    It remembers which way worked, and a reader that was stuck: until that one has ended there is no other.
+    It remembers which way worked, and a reader that was stuck: no other one starts until that has ended.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class RemoteOpener:
         self._left_behind: Reader | None = None
 
     def __call__(self, feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
-        """The one segment of a feed, which ends by `stop` or by raising `SourceLost`."""
+        """The one segment of a feed. Ends by `stop`, at the end of a recording to be replayed, or by `SourceLost`."""
         remembered, failure = self._worked, None
         for way in [way for way in ways_to(feed) if remembered in (None, way.name)]:
             if failure and not worth_trying(way, failure):
@@ -73,7 +73,7 @@ class RemoteOpener:
             why = yield from self._open(way, feed, stop)
             if why is None:
                 return
-            failure = failure if failure and way.name == "any" else why  # that way only tells more of the same
+            failure = failure if failure and way.name == "any" else why  # "any" finds nothing new
             if failure == NO_TRANSPORT and feed.transport == "auto":
                 self._worked = "tcp"
         if remembered:
@@ -82,7 +82,10 @@ class RemoteOpener:
             raise lost(feed, failure)
 
     def _open(self, way: Way, feed: FeedSettings, stop: threading.Event) -> Generator[Segment, None, Failure | None]:
-        """The segment that this way leads to; gives why it leads nowhere, or None where it was stopped."""
+        """The segment that this way gives. Returns why there is none; None if it was stopped or played to its end.
+
+        Raises `SourceLost` if the segment ends early.
+        """
         reader = Reader(way, feed.age_budget)
         try:
             if not reader.wait(stop):
@@ -101,7 +104,7 @@ class RemoteOpener:
         raise lost(feed, reader.failure)
 
     def _alone(self, feed: FeedSettings, stop: threading.Event) -> bool:
-        """Wait for a reader that was left behind; False where stopped. Raises `SourceLost` if it does not end."""
+        """Wait for a reader that was left behind; False if stopped. Raises `SourceLost` if it does not end in time."""
         before, polls = self._left_behind, range(int(feed.open_timeout / POLL_SECONDS) + 1)
         for _ in polls:
             if before is None or not before.stuck:
@@ -115,7 +118,7 @@ class RemoteOpener:
 
 
 def worth_trying(way: Way, failure: Failure) -> bool:
-    """Whether a way can lead somewhere, after another one failed like this."""
+    """Whether a way can succeed after another one failed like this."""
     if way.name == "any":
         return failure.reason == "no video"
     return failure != NO_LOOKUP and failure.reason not in OTHERWISE_THE_SAME
@@ -127,7 +130,7 @@ def lost(feed: FeedSettings, failure: Failure) -> SourceLost:
 
 
 def live_segment(name: str, reader: Reader, stop: threading.Event) -> Segment:
-    """The segment that a reader reads; raises `SourceLost` without video, since the next try may find some."""
+    """The segment that a reader reads; raises `SourceLost` if it has no video, since the next try may find some."""
     try:
         return RemoteSegment(name, reader, stop)
     except SourceUnsupported as error:
@@ -135,7 +138,7 @@ def live_segment(name: str, reader: Reader, stop: threading.Event) -> Segment:
 
 
 class RemoteSegment(Segment):
-    """Packets of a reader, with the camera's own times where it tells them."""
+    """Packets of a reader, with capture times by the camera's own clock if it sends them."""
 
     def __init__(self, name: str, reader: Reader, stop: threading.Event) -> None:
         assert reader.container is not None
@@ -145,36 +148,36 @@ class RemoteSegment(Segment):
 
     @property
     def behind(self) -> int:
-        """Access units that were dropped since they were not taken in time."""
+        """Access units that were dropped because they were not taken in time."""
         return self._reader.behind
 
     def captured(self, packet: Packet[Stream], received_ns: int) -> tuple[int, CaptureClock]:
-        """When the camera took what is in a packet, and whose clock says so."""
+        """See `Segment.captured`."""
         return self._clock.captured(packet, received_ns)
 
     def demuxed(self) -> Iterator[tuple[Packet[Stream], int]]:
-        """Packets and when they were read."""
+        """See `Segment.demuxed`."""
         untimed = self.info.container == "mpjpeg"
         begun = False
         for packet, received_ns in self._reader.arrivals(self._stop):
             if untimed:
                 packet.pts = packet.dts = received_ns // 1000
                 packet.time_base = Fraction(1, 1_000_000)
-            if not begun and packet.pts is None:  # FFmpeg loses the first stamp of RTP, which it counts from
+            if not begun and packet.pts is None:  # FFmpeg loses the first RTP time stamp, its zero
                 packet.pts = 0
             begun = True
             yield packet, received_ns
 
 
 def ways_to(feed: FeedSettings) -> list[Way]:
-    """The ways to open a feed's source, in the order in which they are tried; raises `SourceError`."""
+    """The ways to open a feed's source, in the order to try them; raises `SourceError`."""
     if "://" not in feed.url or feed.url.lower().startswith("file://"):
         way = sdp_way(feed)
         return [way, with_a_longer_look(way, feed, {})]
     address = RemoteAddress.of(feed.url)
     try:
         url = address.with_credentials(feed.username, password_of(feed))
-    except SourceUnsupported as error:  # the password's file may hold another one the next time
+    except SourceUnsupported as error:  # the password file may have changed by the next attempt
         raise SourceLost(str(error), reason=error.reason) from None
     basis = Way(
         name="tcp",
@@ -183,7 +186,7 @@ def ways_to(feed: FeedSettings) -> list[Way]:
         read_timeout=feed.read_timeout,
         silence=feed.read_timeout,
         options={
-            "timeout": str(int(max(feed.open_timeout, feed.read_timeout) * 1_000_000)),  # of what PyAV does not end
+            "timeout": str(int(max(feed.open_timeout, feed.read_timeout) * 1_000_000)),  # for what PyAV does not end
             **tls_options(feed.tls_ca_file),
         },
         host=(address.host, address.port),
@@ -194,17 +197,17 @@ def ways_to(feed: FeedSettings) -> list[Way]:
 
 
 def tls_options(ca_file: Path | None) -> dict[str, str]:
-    """Options that let FFmpeg check a server's certificate, and its name, against those in a file; None: not at all."""
+    """Options that make FFmpeg check a server's certificate and name against those in a file; None: no check."""
     return {"tls_verify": "1", "ca_file": str(ca_file)} if ca_file else {"tls_verify": "0"}
 
 
 def rtsp_ways(feed: FeedSettings, basis: Way) -> list[Way]:
-    """UDP and TCP, as the settings say; at last with sound too, which tells a source without video, and a longer look.
+    """UDP and TCP, as the settings say; then one with longer probing and with sound, to recognise a lack of video.
 
-    Sound is left at the camera: on a thin link it costs as much as the picture. A data stream is fetched if wanted.
+    The others leave sound at the camera: on a thin link it costs as much as the picture. Data is fetched if wanted.
     """
     options = basis.options | RTP_PROBING | wanted_media(feed) | {"buffer_size": str(feed.receive_buffer)}
-    allowed = "rtsps,rtp,udp,tcp,tls,httpproxy" if basis.tls else "rtsp,rtp,udp,tcp"  # the first one for redirections
+    allowed = "rtsps,rtp,udp,tcp,tls,httpproxy" if basis.tls else "rtsp,rtp,udp,tcp"  # rtsps for redirections
     options |= {"protocol_whitelist": allowed}
     tcp = replace(basis, format="rtsp", options=options | OVER_TCP)
     udp = replace(
@@ -225,48 +228,48 @@ def rtsp_ways(feed: FeedSettings, basis: Way) -> list[Way]:
 
 
 def with_a_longer_look(way: Way, feed: FeedSettings, options: dict[str, str]) -> Way:
-    """The same with more options, for RTP that holds MPEG-TS: what that holds is not told with every packet."""
+    """The same way with longer probing and more options, for MPEG-TS in RTP: not every packet says what it holds."""
     return replace(way, name="any", options=way.options | USUAL_PROBING | probing(feed) | options)
 
 
 def wanted_media(feed: FeedSettings) -> dict[str, str]:
-    """The option that keeps FFmpeg from other media: what is lost of them it tells in the same words."""
+    """The option that keeps FFmpeg from fetching other media, whose losses it reports in the same words."""
     return {"allowed_media_types": "video+data" if feed.publish_data else "video"}
 
 
 def in_a_hurry(udp: Way) -> Way:
-    """The same, but given up soon where no packets come."""
+    """The same way, but given up early if no packets come."""
     seconds = min(UDP_SECONDS, udp.open_timeout / 2)
     read_timeout = min(udp.read_timeout, seconds / 2)
     return replace(udp, open_timeout=seconds - read_timeout, read_timeout=read_timeout)
 
 
 def http_way(feed: FeedSettings, basis: Way, address: RemoteAddress) -> Way:
-    """HTTP and HLS. What comes may lead to other addresses of the web, and to nothing else."""
+    """HTTP and HLS. What comes may refer to other web addresses, and to nothing else."""
     patience = feed.read_timeout + (PLAYLIST_SECONDS if PLAYLIST.match(address.location) else 0.0)
     options = {
         **basis.options,
         **probing(feed),
-        "fpsprobesize": "0",  # three pictures that tell a rate may take longer than the time-out
+        "fpsprobesize": "0",  # three pictures to measure the rate may take longer than the time-out
         "protocol_whitelist": "http,https,tcp,tls,crypto,httpproxy",
         "rw_timeout": str(int(feed.read_timeout * 1_000_000)),
         "live_start_index": "-2",  # the last segment but one: as fresh as it gets without a stall
         "icy": "0",
         **(CHECKED if basis.tls and basis.ca_file else {}),
-        "merge_pmt_versions": "1",  # pictures that move to another place stay in the stream that PyAV knows; of others
-        "seg_format_options": "merge_pmt_versions=1",  # it never says a word, and a reader would never end
+        "merge_pmt_versions": "1",  # video that moves to another PID stays in the stream that PyAV knows; a new stream
+        "seg_format_options": "merge_pmt_versions=1",  # would go unnoticed, and the reader would never end
     }
     return replace(basis, name="http", options=options, read_timeout=patience, silence=patience)
 
 
 def sdp_way(feed: FeedSettings) -> Way:
-    """RTP over UDP, as an SDP file says; the file cannot name anything else."""
+    """RTP over UDP, as an SDP file describes it; the file cannot refer to anything else."""
     path = local_path(feed.url)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise SourceLost(f"{path}: {error.strerror}", reason="not found") from None
-    media = wanted_media(feed) if b"m=video" in content else {}  # without, it is told what there is
+    media = wanted_media(feed) if b"m=video" in content else {}  # else all, to name in the error
     return Way(
         name="sdp",
         file=content,
@@ -280,7 +283,7 @@ def sdp_way(feed: FeedSettings) -> Way:
 
 
 def password_of(feed: FeedSettings) -> str | None:
-    """The password in the settings, as it is now; raises `SourceLost` where its file is gone."""
+    """The feed's current password; raises `SourceLost` if its file cannot be read."""
     try:
         password = feed.password()
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""RTP packets that never came: FFmpeg tells of them in its log alone, and gives the rest of a picture as if whole."""
+"""Lost RTP packets: FFmpeg mentions them only in its log, and gives out the rest of a picture as if it were whole."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from stream.codecs.ffmpeg_log import Line, tells
 from stream.sources.parameter_sets import START_CODE, kind
 
 MISSED = "RTP: missed"
-"""How FFmpeg's line about packets that it waits for no longer begins."""
+"""Beginning of FFmpeg's log line about packets that it has given up."""
 SLICES = {"h264": (1, range(1, 6)), "hevc": (2, range(32))}
-"""By codec: bytes in the header of a NAL unit, and the types of those with a part of a picture."""
+"""By codec: bytes in the header of a NAL unit, and the NAL unit types of slices."""
 SEEN_BY_FFMPEG = {"mjpeg", "vp8"}
-"""Codecs of which FFmpeg gives no picture that a packet is missing of, or marks it itself, and what refers to it."""
+"""Codecs whose pictures with a missing packet FFmpeg leaves out, or marks together with those that refer to them."""
 
 
 class RtpLosses:
-    """Marks the access units of which packets may be missing. Pure, for the video of one source.
+    """Marks access units that packets may be missing from. Pure, for the video of one source.
 
-    FFmpeg does not say of which stream a packet is missing: where data is read too, it may have been that.
+    FFmpeg does not say which stream lost a packet: if data is read too, it may have been that.
     """
 
     def __init__(self, lines: list[Line]) -> None:
-        """`lines` are those that FFmpeg tells meanwhile; they are taken out."""
+        """`lines` collects what FFmpeg logs; each line is removed once it has been looked at."""
         self._lines = lines
         self._missed = False  # since the last access unit
         self._doubtful = False  # the beginning of the next access unit may be missing
 
     def note(self) -> None:
-        """Take in what FFmpeg has told."""
+        """Look at what FFmpeg has logged."""
         self._missed = self._missed or tells(self._lines, MISSED)
         self._lines.clear()
 
     def mark(self, packet: Packet[Stream], codec: str) -> None:
-        """Mark an access unit as corrupt if a part of it may be missing; it must be the next one that was read.
+        """Mark an access unit as corrupt if a part of it may be missing; to be called for each one, as it is read.
 
-        FFmpeg knows the end of a picture by the beginning of the next: what it missed meanwhile was a part of either.
+        FFmpeg knows the end of a picture by the beginning of the next, so a packet missed between may belong to either.
         """
         self.note()
         missed, self._missed = self._missed, False
@@ -50,8 +50,8 @@ class RtpLosses:
 def begins_whole(codec: str, unit: bytes) -> bool:
     """Whether the first slice of an access unit (Annex B) is the first one of its picture.
 
-    H.264 (7.3.3) says so by `first_mb_in_slice`, HEVC (7.3.6.1) by `first_slice_segment_in_pic_flag`: one bit for both.
-    Access units of other codecs always begin with the beginning of a picture.
+    H.264 (7.3.3) says so by `first_mb_in_slice`, HEVC (7.3.6.1) by `first_slice_segment_in_pic_flag`: the first bit
+    after the header in both. Access units of other codecs always begin with the beginning of a picture.
     """
     if codec not in SLICES:
         return True

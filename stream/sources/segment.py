@@ -26,34 +26,34 @@ from stream.sources.parameter_sets import START_CODE, ParameterSets
 log = logging.getLogger(__name__)
 
 LENGTH_PREFIXED = 1
-"""First byte of parameter sets (avcC, hvcC) whose stream has lengths in place of start codes."""
+"""First byte of parameter sets (avcC, hvcC) whose stream has length prefixes instead of start codes."""
 ONLY_FOR = {
     "h264": "h264_redundant_pps",
     "hevc": "hevc_mp4toannexb",
     "mpeg2video": "mpeg2_metadata",
     "mpeg4": "mpeg4_unpack_bframes",
 }
-"""By codec, a filter that does not open for another one: nothing else in PyAV tells what a stream has become."""
+"""By codec, a filter that opens for no other codec: nothing else in PyAV shows that a stream's codec has changed."""
 TRANSPORTED: Final = "mpegts_stream_id"
-"""What comes beside an access unit of FFmpeg's MPEG-TS demuxer, also of the one within its HLS or its RTP demuxer."""
+"""Side data of each access unit from FFmpeg's MPEG-TS demuxer, also where its HLS or RTP demuxer uses that."""
 FASTEST = 1_000
-"""Frames a second; what says more has only told its clock, such as 90 kHz."""
+"""Frames per second; a higher rate is only that of a clock, such as 90 kHz."""
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What is known of a segment before its first packet; None: it does not say."""
+    """What is known of a segment before its first packet; None: the source does not say."""
 
     container: str
     codec: str
     width: int | None
-    """A live feed that is joined long before its next key frame has not said its size yet."""
+    """None, among others, for a live feed that is joined long before its next key frame."""
     height: int | None
     pix_fmt: str | None
     rate: Fraction | None
-    """Frames a second, on average."""
+    """Frames per second, on average."""
     bit_rate: int | None
-    """Bit/s of the video; of the whole container where only that is known."""
+    """Bit/s of the video, or of the whole container if only that is known."""
     data: tuple[str, ...]
     """Codecs of the data streams, such as `klv`."""
     ignored: tuple[str, ...]
@@ -61,7 +61,7 @@ class SourceInfo:
 
 
 class Segment:
-    """Packets of an opened container, which belongs to the source. Each segment needs a decoder of its own."""
+    """Packets of an opened container, which the source owns. Each segment needs a decoder of its own."""
 
     def __init__(
         self,
@@ -73,19 +73,19 @@ class Segment:
         clock: CaptureClock = "arrival",
         capture_ns: Callable[[Packet[Stream]], int] | None = None,
     ) -> None:
-        """`name` is for errors; `capture_ns` says when the camera took what is in a packet, None: when it was read.
+        """`name` is for errors and the log; `capture_ns` gives a packet's capture time, None: the time it was read.
 
-        Times are UTC, in nanoseconds since 1970. Raises `SourceUnsupported` without video that can be decoded.
+        Times are UTC, in nanoseconds since 1970. Raises `SourceUnsupported` if no video can be decoded.
         """
         self.video = video_stream(name, container)
         self.info = describe(container, self.video)
         self.recorded = recorded
-        """Whether packets come as fast as they are read; else as fast as a camera sends them."""
+        """Whether packets come as fast as they are read, rather than as a camera sends them."""
         self.clock = clock
         self.failure: str | None = None
-        """Why `packets` ended too early, if it did."""
+        """Why `packets` ended too early; None if it did not."""
         self.unreadable = 0
-        """Access units that gave no packet, since they are not what their lengths say."""
+        """Access units that gave no packet, because their length prefixes do not fit their bytes."""
         self._name = name
         self._container = container
         self._stop = stop
@@ -95,44 +95,44 @@ class Segment:
         stored = self.video.codec_context.extradata or b""
         self._parameters = ParameterSets(self.info.codec, stored)
         self._fields = FieldPairs(stored) if self.info.codec == "h264" else None
-        self._marks_early: bool | None = None  # until the first access unit has come
-        self._mark = False  # the next access unit is damaged
+        self._marks_early: bool | None = None  # unknown until the first access unit
+        self._mark = False  # whether the next access unit is damaged
 
     @property
     def rate(self) -> Fraction | None:
-        """Frames a second, on average; None where the source does not say."""
+        """Frames per second, on average; None if the source does not say."""
         return self.info.rate
 
     @property
     def behind(self) -> int:
-        """Access units that were dropped since whoever reads was too slow."""
+        """Access units that were dropped because the reader was too slow."""
         return 0
 
     def packets(self) -> Iterator[SourcePacket]:
         """Video and data packets in the order of the source, until it ends, fails (see `failure`) or is stopped.
 
-        H.264 and HEVC come as Annex B, however they are stored, and both fields of a picture as one packet. Key frames
-        of these and of MPEG-4 have their parameter sets with them.
+        H.264 and HEVC come as Annex B, however they are stored. The two fields of an H.264 picture come as one packet.
+        Key frames of H.264, HEVC and MPEG-4 contain their parameter sets.
         """
         try:
             for packet, received_ns in self.demuxed():
                 if self._stop.is_set():
                     return
-                if not packet.size:  # the demuxer's sign for the end of a stream
+                if not packet.size:  # the demuxer marks the end of a stream so
                     continue
                 source = self._source_packet(packet, received_ns)
                 if source.kind == "data":
                     yield source
                 elif unit := self._access_unit(packet):
                     yield from self._whole(replace(source, packet=unit))
-        except IndexError:  # PyAV raises it at the end, where a stream has appeared in the middle
+        except IndexError:  # PyAV raises it at the end if a stream appeared midway
             pass
         except av.FFmpegError as error:
             self.failure = error.strerror or str(error)
         yield from self._whole(None)
 
     def _whole(self, source: SourcePacket | None) -> Iterator[SourcePacket]:
-        """What is complete with an access unit, or at the end (None): pictures, with their parameter sets."""
+        """The pictures that an access unit, or the end (None), completes, with their parameter sets."""
         ready: Iterable[SourcePacket] = (source,) if source else ()
         if self._fields:
             ready = self._fields.add(source) if source else self._fields.flush()
@@ -140,18 +140,19 @@ class Segment:
             yield replace(each, packet=self._parameters.complete(each.packet))
 
     def demuxed(self) -> Iterator[tuple[Packet[Stream], int]]:
-        """Packets of the video and of the data streams, each with when it was read: UTC, nanoseconds since 1970."""
+        """Packets of the video and data streams, each with the time it was read: UTC, nanoseconds since 1970."""
         for packet in self._container.demux(self.video, *data_streams(self._container, self.video)):
             yield packet, time.time_ns()
 
     def captured(self, packet: Packet[Stream], received_ns: int) -> tuple[int, CaptureClock]:
-        """When the camera took what is in a packet, UTC, nanoseconds since 1970, and whose clock says so."""
+        """A packet's capture time (UTC, nanoseconds since 1970), and whose clock it comes from."""
         return self._capture_ns(packet) if self._capture_ns else received_ns, self.clock
 
     def _access_unit(self, packet: Packet[Stream]) -> Packet[Stream] | None:
-        """The packet as Annex B and, if bytes are missing in it or in front of it, marked as corrupt.
+        """The packet as Annex B, marked as corrupt if bytes are missing in it or just before it.
 
-        None where it is not what its lengths say. Of MPEG-TS, also within RTP, FFmpeg marks one access unit too early.
+        None if its length prefixes do not fit its bytes. In MPEG-TS, also within RTP, FFmpeg marks one access unit too
+        early; this is corrected.
         """
         if self._marks_early is None:
             self._marks_early = packet.has_sidedata(TRANSPORTED)
@@ -161,11 +162,11 @@ class Segment:
             except av.FFmpegError as error:
                 self._count_unreadable(error.strerror or str(error))
                 return None
-            if not packet.size:  # of zeros alone, as from a bad disk; FFmpeg would take it as the end of everything
+            if not packet.size:  # only zeros, as from a bad disk; FFmpeg would take it for the end of the stream
                 self._count_unreadable("nothing is in it")
                 return None
             packet.stream = self.video
-            told = new_parameters(packet)  # with which the decoder would expect lengths
+            told = new_parameters(packet)  # would make the decoder expect length prefixes; `rewritten` drops them
             if told and self.info.codec == "hevc":
                 self._sets = annex_b_sets(told)
             if told or self._sets != self._first_sets:
@@ -189,7 +190,7 @@ class Segment:
 
 
 def video_stream(name: str, container: InputContainer) -> VideoStream:
-    """The best video stream; raises `SourceUnsupported` where there is none that can be decoded."""
+    """The best video stream; raises `SourceUnsupported` if there is none, or it cannot be decoded."""
     stream = best_video(container)
     if stream is None and not container.streams.video:
         held = ", ".join(map(label, container.streams)) or "nothing"
@@ -200,10 +201,10 @@ def video_stream(name: str, container: InputContainer) -> VideoStream:
 
 
 def best_video(container: InputContainer) -> Stream | None:
-    """The video stream to relay; None where there is none that can be decoded.
+    """The video stream to relay; None if there is none.
 
-    Of several cameras in one live stream FFmpeg takes the one of which most came while it looked, another one each time
-    that it looks. Here it is the one with the lowest number (PID) of those that send something.
+    With several cameras in one live stream, FFmpeg picks the one that sent most while it probed, which differs from
+    time to time. Here it is the one with the lowest number (PID) of those that send something.
     """
     best = container.streams.best("video")
     if best is None or container.format.name not in ("mpegts", "rtsp", "sdp"):
@@ -214,23 +215,23 @@ def best_video(container: InputContainer) -> Stream | None:
 
 
 def data_streams(container: InputContainer, video: Stream) -> list[Stream]:
-    """The data streams that belong to a video stream: of a transport stream those of its program.
+    """The data streams that belong to a video stream: in a transport stream, those of its program.
 
-    PyAV does not name programs, but of each stream the best video that is related to it, within the same program.
+    PyAV does not expose programs, but finds the best video related to a stream, which is in the same program.
     """
     best = container.streams.best("video", related=video)
     return [data for data in container.streams.data if container.streams.best("video", related=data) is best]
 
 
 def is_wanted(video: VideoStream) -> bool:
-    """Whether a stream can be decoded, and whoever opened it reads it."""
+    """Whether a stream can be decoded and is not discarded."""
     return video.codec_context is not None and video.discard != Discard.all
 
 
 def describe(container: InputContainer, video: VideoStream) -> SourceInfo:
-    """What an opened container says about a video stream of it."""
+    """What an opened container says about one of its video streams."""
     context = video.codec_context
-    rates = (video.average_rate, context.framerate, video.guessed_rate)  # the last one may be that of fields
+    rates = (video.average_rate, context.framerate, video.guessed_rate)  # the last one may be the field rate
     data = data_streams(container, video)
     return SourceInfo(
         container=container.format.name,
@@ -246,15 +247,15 @@ def describe(container: InputContainer, video: VideoStream) -> SourceInfo:
 
 
 def label(stream: Stream) -> str:
-    """Type and codec of a stream, such as `audio mp2`; the type alone where FFmpeg cannot decode it."""
+    """Type and codec of a stream, such as `audio mp2`; only the type if FFmpeg cannot decode it."""
     name = getattr(stream, "name", None)  # raises AttributeError without a decoder
     return f"{stream.type} {name}" if name else stream.type
 
 
 def annex_b_filter(name: str, video: VideoStream) -> BitStreamFilterContext | None:
-    """What turns H.264 or HEVC with length prefixes into Annex B; None where nothing needs turning.
+    """The filter that turns length-prefixed H.264 or HEVC into Annex B; None if there is nothing to turn.
 
-    Raises `SourceUnsupported` where the parameter sets that should come first are damaged.
+    Raises `SourceUnsupported` if the stored parameter sets are damaged.
     """
     context = video.codec_context
     codec, parameters = context.codec.canonical_name, context.extradata or b""
@@ -264,19 +265,19 @@ def annex_b_filter(name: str, video: VideoStream) -> BitStreamFilterContext | No
         unpack = BitStreamFilterContext(f"{codec}_mp4toannexb", video)
     except av.FFmpegError as error:
         raise SourceUnsupported(f"{name}: its {codec} cannot be read: {error.strerror}", reason="codec") from None
-    context.extradata = None  # the decoder finds the parameter sets in the access units from now on
+    context.extradata = None  # the decoder will find the parameter sets in the access units
     return unpack
 
 
 def new_parameters(packet: Packet[Stream]) -> bytes | None:
-    """Parameter sets that come with a packet, outside of it."""
+    """Parameter sets that come with a packet as side data; None if there are none."""
     return bytes(packet.get_sidedata("new_extradata")) if packet.has_sidedata("new_extradata") else None
 
 
 def annex_b_sets(record: bytes) -> bytes:
-    """Parameter sets of HEVC that are stored apart (hvcC, ISO/IEC 14496-15, 8.3.3.1).
+    """HEVC parameter sets from the record that stores them apart (hvcC, ISO/IEC 14496-15, 8.3.3.1), as Annex B.
 
-    FFmpeg's filter puts them in front of key frames just like this, and goes on with the first ones when others come.
+    FFmpeg's filter puts them before key frames in exactly this form, and keeps using the first ones when others come.
     """
     sets, at = bytearray(), 23
     for _ in range(int.from_bytes(record[22:23])):
@@ -289,7 +290,7 @@ def annex_b_sets(record: bytes) -> bytes:
 
 
 def fixed_parameters(video: Stream) -> bytes | None:
-    """Parameter sets that FFmpeg goes on with although others come: those of HEVC with lengths, stored apart."""
+    """The stored parameter sets of length-prefixed HEVC, which FFmpeg keeps using when others come; else None."""
     context = video.codec_context
     if context is None or context.codec.canonical_name != "hevc":
         return None
@@ -298,9 +299,9 @@ def fixed_parameters(video: Stream) -> bytes | None:
 
 
 def has_become_another(video: Stream) -> bool:
-    """Whether the demuxer has found another codec in a stream since it was opened; for the thread that demuxes.
+    """Whether a stream's codec has changed since it was opened; for the thread that demuxes.
 
-    FFmpeg's MPEG-TS demuxer goes on with other access units where the program map says so; the decoder cannot.
+    FFmpeg's MPEG-TS demuxer follows the program map to another codec; the decoder cannot.
     """
     only = ONLY_FOR.get(video.name or "")
     if only is None:

@@ -32,42 +32,41 @@ from stream.sources.segment import Segment
 
 LARGEST_DATAGRAM = 65_536
 POLL_SECONDS = 0.1
-"""The longest that a closed source still waits for a datagram."""
+"""The longest that a stopped source still waits for a datagram."""
 ARRIVALS_KEPT = 8_192
-"""Datagrams whose time of arrival is remembered: 10 MB of MPEG-TS."""
+"""Number of datagrams whose arrival time is remembered: 10 MB of MPEG-TS."""
 ADD_SOURCE_MEMBERSHIP = 39
-"""Linux's IP_ADD_SOURCE_MEMBERSHIP, which Python does not name."""
+"""Linux's IP_ADD_SOURCE_MEMBERSHIP, missing from Python's `socket`."""
 MULTICAST_ALL = 49
-"""Linux's IP_MULTICAST_ALL, which Python does not name: whether a socket also gets what comes for its group to an
-interface where only others have joined it."""
+"""Linux's IP_MULTICAST_ALL, missing from Python's `socket`: whether a socket also receives datagrams for its group on
+interfaces where only other sockets have joined it."""
 BIND_TO_INTERFACE = 62
-"""Linux's SO_BINDTOIFINDEX, which Python does not name."""
+"""Linux's SO_BINDTOIFINDEX, missing from Python's `socket`."""
 INTERFACES_OF_IPV6 = Path("/proc/net/if_inet6")
-"""Where Linux tells the addresses of its interfaces: one a line, in front of the number of its interface."""
+"""Linux's list of interface addresses: one per line, followed by the index of the interface."""
 TELL_ARRIVAL = 35
-"""Linux's SO_TIMESTAMPNS, which Python does not name: the kernel tells of each datagram when it came."""
+"""Linux's SO_TIMESTAMPNS, missing from Python's `socket`: the kernel adds its arrival time to each datagram."""
 MOMENT = struct.Struct("@ll")
-"""How it tells that: UTC, seconds since 1970 and nanoseconds."""
+"""Format of that time: UTC, seconds since 1970 and nanoseconds."""
 
 FIRST_KEY_SECONDS = 20.0
-"""The longest that opening waits for a key frame beyond the time-out, where pictures come: FFmpeg wants one, or 31
-pictures."""
+"""Time beyond `open_timeout` that opening waits for a key frame if pictures come: FFmpeg needs one, or 31 pictures."""
 SILENT_STREAM_SECONDS = 2.5
 """The longest that opening waits for streams that are announced but send nothing."""
 HOPELESS_SECONDS = 2.0
-"""Beyond the feed's `age_budget`, after which late pictures are dropped: who is so far behind will not catch up by
-that, and all datagrams that wait are skipped."""
+"""Time beyond the feed's `age_budget` after which all waiting datagrams are skipped: dropping late pictures alone will
+not let a reader so far behind catch up."""
 TELL_SECONDS = 60.0
-"""Between two lines of the log about that."""
+"""The shortest time between two log lines about that."""
 MOST_CHANGES, CHANGES_SECONDS = 8, 10.0
-"""Changes of a feed's streams, and the time within which so many are too many."""
+"""A feed whose streams change this often, within less than this many seconds, is given up."""
 
 log = logging.getLogger(__name__)
 
 
 def open_udp(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
-    """The segments of a feed over UDP: another one whenever its streams change. Ends by `stop` or `SourceLost`."""
-    changes: deque[float] = deque(maxlen=MOST_CHANGES)  # when the latest ones were
+    """The segments of a feed over UDP: a new one whenever its streams change. Ends by `stop` or `SourceLost`."""
+    changes: deque[float] = deque(maxlen=MOST_CHANGES)  # times of the latest ones
     address = looked_up(feed, stop)
     if address is None:
         return
@@ -82,7 +81,7 @@ def open_udp(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
 
 
 def looked_up(feed: FeedSettings, stop: threading.Event) -> UdpAddress | None:
-    """Where a feed comes to, by number; None where it was stopped before that was known. Raises `SourceLost`."""
+    """The feed's address with a numeric host; None if stopped before that is known. Raises `SourceLost`."""
     address = UdpAddress.of(feed.url)
     if not address.host or version_of(address.host):
         return address
@@ -98,7 +97,7 @@ def looked_up(feed: FeedSettings, stop: threading.Event) -> UdpAddress | None:
 
 
 class Lookup(threading.Thread):
-    """Looks up a name, which nothing ends early: one that hangs is left behind, and waited for by who asks next."""
+    """Looks up a host name. A lookup cannot be cancelled: one that hangs goes on, and the next caller waits for it."""
 
     _latest: ClassVar[dict[str, Lookup]] = {}
     _lock = threading.Lock()
@@ -106,14 +105,14 @@ class Lookup(threading.Thread):
     def __init__(self, host: str) -> None:
         super().__init__(name="nightbridge-lookup", daemon=True)
         self.found = ""
-        """The host by number; empty before that is known, and where it cannot be."""
+        """The numeric host; empty until it is known, and if the lookup fails."""
         self.failure = NO_LOOKUP
-        """Why it is not known."""
+        """Why `found` is empty."""
         self._host = host
 
     @classmethod
     def of(cls, host: str) -> Lookup:
-        """The one of this name that is under way, or a new one; for any thread."""
+        """The lookup of this name that is under way, or a new one; for any thread."""
         with cls._lock:
             lookup = cls._latest.get(host)
             if lookup is None or not lookup.is_alive():
@@ -122,7 +121,7 @@ class Lookup(threading.Thread):
             return lookup
 
     def run(self) -> None:
-        """What the thread does."""
+        """Look up the host."""
         try:
             self.found = str(socket.getaddrinfo(self._host, None, type=socket.SOCK_DGRAM)[0][4][0])
         except (OSError, ValueError) as error:
@@ -130,7 +129,7 @@ class Lookup(threading.Thread):
 
 
 def open_programs(feed: FeedSettings, stop: threading.Event, reader: UdpReader) -> Generator[Segment]:
-    """The one segment of a feed whose streams stay what they are; raises `SourceLost` for an early end."""
+    """One segment, which lasts until the feed's streams change; raises `SourceLost` for an early end."""
     failure: Failure | None = None
     try:
         container = av.open(reader, "r", format="mpegts", options=probing(feed), metadata_errors="replace")
@@ -149,7 +148,7 @@ def open_programs(feed: FeedSettings, stop: threading.Event, reader: UdpReader) 
 
 
 def live_segment(name: str, container: InputContainer, stop: threading.Event, reader: UdpReader) -> Segment:
-    """The segment of an opened feed; raises `SourceLost` without video, since the next one to send may have some."""
+    """The segment of an opened feed; raises `SourceLost` if it has no video, since the next sender may have some."""
     try:
         return Segment(name, container, stop, recorded=False, clock="arrival", capture_ns=reader.arrival)
     except SourceUnsupported as error:
@@ -157,7 +156,7 @@ def live_segment(name: str, container: InputContainer, stop: threading.Event, re
 
 
 def probing(feed: FeedSettings) -> dict[str, str]:
-    """Options that open a feed with its first key frame and the three frames that tell the rate."""
+    """FFmpeg options that open a feed at its first key frame and the three frames that give the frame rate."""
     seconds = min(SILENT_STREAM_SECONDS, feed.open_timeout / 2)
     return {"fpsprobesize": "3", "analyzeduration": str(int(seconds * 1_000_000))}
 
@@ -165,32 +164,32 @@ def probing(feed: FeedSettings) -> dict[str, str]:
 class UdpReader:
     """A file for a demuxer to read from. A context manager; it reads in one thread, any thread may set `stop`.
 
-    Reading ends (`read` gives no bytes) when `stop` is set; when video is waited for too long, or what comes makes no
-    stream that can be opened, which `failure` then says; and in front of the place where the streams of the feed change
-    (`changed`). Only waiting counts, not what others do meanwhile.
+    Reading ends (`read` returns no bytes) when `stop` is set; when for too long no video comes or nothing that can be
+    opened, or the socket fails (see `failure`); and just before the feed's streams change (see `changed`). Time-outs
+    count only the time spent waiting for datagrams, not what the caller does between reads.
     """
 
     name = "udp"
 
     def __init__(self, feed: FeedSettings, stop: threading.Event, address: UdpAddress) -> None:
-        """Listens at once at `address`, which has no name; raises `SourceLost` where the address cannot be used."""
+        """Start listening at `address`, whose host is numeric; raises `SourceLost` if the address cannot be used."""
         self.failure: Failure | None = None
-        """Why reading ended; None while it goes on, where it was stopped and where the streams changed."""
+        """Why reading ended; None while it goes on, if it was stopped, and if the streams changed."""
         self.changed = False
-        """Whether reading ended where the streams of the feed change."""
+        """Whether reading ended because the streams of the feed change."""
         self._stop = stop
         self._feed = feed
         self._rest = b""
-        self._latest = b""  # some networks bring a datagram twice, which FFmpeg would take for two
+        self._latest = b""  # some networks deliver a datagram twice, which FFmpeg would take for two
         self._programs = Programs()
-        self._following = b""  # what has come of the streams after the change
-        self._following_ns = 0  # and when
+        self._following = b""  # what has come after a change of streams
+        self._following_ns = 0  # and its arrival time
         self._position = 0
         self._arrivals: deque[tuple[int, int]] = deque(maxlen=ARRIVALS_KEPT)
         self._opened = False
         self._waited = 0.0  # seconds since the last video packet; while opening, since the first datagram
         self._silent = 0.0  # seconds since the last datagram
-        self._quiet_until = 0.0  # until then it is not told that datagrams were skipped
+        self._quiet_until = 0.0  # until then, skipped datagrams are not logged
         try:
             self._socket = listen(address, feed.receive_buffer)
         except OSError as error:
@@ -206,11 +205,11 @@ class UdpReader:
         self._socket.close()
 
     def opened(self) -> None:
-        """The demuxer knows the streams."""
+        """Note that the demuxer knows the streams."""
         self._opened, self._waited = True, 0.0
 
     def go_on(self) -> bool:
-        """Whether there is more to read, of streams that have changed: as from a file that begins anew."""
+        """Begin anew after a change of streams, as if with a new file; False if there was none, or `stop` is set."""
         if not self.changed or self._stop.is_set():
             return False
         associations, self._programs = self._programs.associations, Programs()
@@ -222,7 +221,7 @@ class UdpReader:
         return True
 
     def arrival(self, packet: Packet[Stream]) -> int:
-        """When the first byte of a packet came: UTC, nanoseconds since 1970."""
+        """When the first byte of a packet arrived: UTC, nanoseconds since 1970."""
         if packet.stream.type == "video":
             self._waited = 0.0
         if packet.pos is None or not self._arrivals:
@@ -231,7 +230,7 @@ class UdpReader:
         return self._arrivals[max(after - 1, 0)][1]
 
     def read(self, size: int) -> bytes:
-        """1 to `size` bytes, waiting for them; none when reading has ended."""
+        """Wait for 1 to `size` bytes and return them; no bytes once reading has ended."""
         if not self._rest:
             self._rest = self._receive()
         head, self._rest = self._rest[:size], self._rest[size:]
@@ -252,7 +251,7 @@ class UdpReader:
         return b""
 
     def _skip_ahead(self, age: float) -> None:
-        """Throw away all that waits: who reads is too slow, and would see things later and later."""
+        """Skip all waiting datagrams: the reader is too slow, and would fall ever further behind."""
         skipped, end = 0, time.monotonic() + 1
         self._socket.setblocking(False)
         with suppress(BlockingIOError):
@@ -266,7 +265,7 @@ class UdpReader:
             log.warning(words, redact(self._feed.url), skipped, age)
 
     def _accept(self, datagram: bytes, came_ns: int) -> bytes:
-        """What is to be read of a datagram: all, unless the streams change in it."""
+        """The part of a datagram to read: all of it, or what comes before a change of streams."""
         change = self._programs.change_in(datagram)
         if change is not None:
             self.changed, self._following, self._following_ns = True, datagram[change:], came_ns
@@ -276,7 +275,7 @@ class UdpReader:
         return datagram
 
     def _poll(self) -> tuple[bytes, int]:
-        """One datagram, or no bytes where none came for a while; and when it came: UTC, nanoseconds since 1970."""
+        """One datagram, or no bytes if none came for a while, and its arrival time: UTC, nanoseconds since 1970."""
         try:
             return receive(self._socket)
         except TimeoutError:
@@ -307,11 +306,11 @@ def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:
         if address.multicast:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         widen(listener, receive_buffer)
-        with suppress(OSError):  # else it counts as come when it is read
+        with suppress(OSError):  # without it, the time of reading counts as arrival
             listener.setsockopt(socket.SOL_SOCKET, TELL_ARRIVAL, 1)
         if index:
-            local = (*local[:3], index)  # groups of one link exist on each of them
-            with suppress(OSError):  # before Linux 5.7 only root may; what comes to others' interfaces is read then
+            local = (*local[:3], index)  # a link-local group exists on every link
+            with suppress(OSError):  # only root may before Linux 5.7; other interfaces are then read too
                 listener.setsockopt(socket.SOL_SOCKET, BIND_TO_INTERFACE, index)
         listener.bind(local)
         if address.multicast:
@@ -324,7 +323,7 @@ def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:
 
 
 def receive(listener: socket.socket) -> tuple[bytes, int]:
-    """One datagram and when it came, which may be long before it is read: UTC, nanoseconds since 1970."""
+    """One datagram and when it arrived, maybe long before this call: UTC, nanoseconds since 1970."""
     datagram, told, _, _ = listener.recvmsg(LARGEST_DATAGRAM, socket.CMSG_SPACE(MOMENT.size))
     for _, kind, moment in told:
         if kind == TELL_ARRIVAL:
@@ -334,7 +333,7 @@ def receive(listener: socket.socket) -> tuple[bytes, int]:
 
 
 def widen(listener: socket.socket, receive_buffer: int) -> None:
-    """Ask the kernel for room for `receive_buffer` bytes; a smaller grant is logged."""
+    """Ask the kernel for a receive buffer of `receive_buffer` bytes; log if it grants less."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     granted = listener.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # Linux counts its own overhead too
     if granted < receive_buffer:
@@ -343,14 +342,14 @@ def widen(listener: socket.socket, receive_buffer: int) -> None:
 
 @cache
 def tell_small_buffer(granted: int, wanted: int) -> None:
-    """Log, once in the life of the program, that bursts may be lost."""
+    """Log, once for each pair of sizes, that bursts may be lost."""
     log.warning(
         "the kernel gives UDP feeds %d bytes of receive buffer, not %d: raise net.core.rmem_max", granted, wanted
     )
 
 
 def join(listener: socket.socket, address: UdpAddress, index: int) -> None:
-    """Make the socket a member of the multicast group that it is bound to, for IPv6 at the interface of that number."""
+    """Join the multicast group that the socket is bound to; for IPv6 on the interface with this `index`."""
     if listener.family == socket.AF_INET:
         listener.setsockopt(socket.IPPROTO_IP, MULTICAST_ALL, 0)
         interface = socket.inet_aton(address.interface) if address.interface else bytes(4)
@@ -365,9 +364,9 @@ def join(listener: socket.socket, address: UdpAddress, index: int) -> None:
 
 
 def interface_index(address: UdpAddress) -> int:
-    """Number of the interface that joins a multicast group of IPv6; 0: the system's choice. Raises `OSError`."""
+    """Index of the interface that joins an IPv6 multicast group; 0: the system's choice. Raises `OSError`."""
     interface = address.interface or address.host.partition("%")[2]
-    name = interface.rpartition("%")[2]  # an address of one link has it behind itself
+    name = interface.rpartition("%")[2]  # a link-local address may end in %NAME
     if ":" not in name:
         return socket.if_nametoindex(name) if name else 0
     digits = IPv6Address(name).packed.hex()

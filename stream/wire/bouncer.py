@@ -1,11 +1,11 @@
-"""Cuts off viewers that send what no viewer has to say, before it fills libzmq.
+"""Cuts off viewers that send what no viewer needs to, before it fills libzmq.
 
-XPUB takes in all that a connection sends before it gives a call back: one that subscribes without an end stops every
-`publish`, whatever the limits of messages are. So the bytes that the kernel has received are looked at, connection by
-connection, from a thread that needs nothing of the publisher.
+XPUB reads everything that a connection sends before a call returns: endless subscriptions block every `publish`,
+whatever the limits of messages are. So a thread that does not depend on the publisher watches how many bytes the kernel
+has received on each connection.
 
-XPUB also remembers all that a connection subscribes to, with up to 80 bytes for each that was sent: one that subscribes
-slowly, to ever other topics, would take all memory in the end. So what each has subscribed to is limited as well.
+XPUB also stores all that a connection subscribes to, at up to 80 bytes for each byte sent: a viewer that slowly
+subscribes to ever new topics would use up all memory. So the subscriptions of each connection are limited as well.
 """
 
 from __future__ import annotations
@@ -24,36 +24,37 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 BURST, RATE = 65_536, 8_192
-"""Bytes that a viewer may send at once, and in every second: it shakes hands and subscribes; then come heartbeats, and
-requests for key frames, of 50 bytes each, or 120 where they are encrypted."""
+"""Bytes that a viewer may send at once, and per second: handshake and subscriptions, then heartbeats and requests for
+key frames, of 50 bytes each, or 120 if encrypted."""
 SUBSCRIBED_MOST, PREFIX_EXTRA = 65_536, 32
-"""Bytes of all the different prefixes that a viewer may subscribe to while it is connected, and what is added to each.
+"""Bytes of all distinct prefixes that a viewer may subscribe to while it is connected, and what is added to each.
 
 That is enough for 600 topics of the longest names, or 1,400 of usual ones. In libzmq those of one connection take 3 MB
-at most, and 6 MB where it sends them in one `BURST`, before it is cut off; all is freed when it goes. Of viewers that
-speak ZMTP 1 or 2 libzmq does not say who subscribes: these may send as much as that in all."""
+at most, or 6 MB if sent in one `BURST`, before it is cut off; all is freed when it goes. For viewers that speak ZMTP 1
+or 2, libzmq does not say who subscribes: such a viewer may send that many bytes in total.
+"""
 LOOK_SECONDS = 0.1
 SHARE_OF_FILES = 4
-"""Viewers may have one in so many of the files that the process may open; the newest beyond them are cut off."""
+"""Viewers may use one in so many of the process's file descriptors; the newest beyond that are cut off."""
 TELL_SECONDS = 10.0
-"""Between two lines of the log."""
+"""Minimum time between two log lines."""
 BYTES_RECEIVED = struct.Struct("=128xQ")
 """Where Linux's `tcp_info` has `tcpi_bytes_received`."""
 GONE = (EBADF, ENOTSOCK)
-"""What the system says of a number that is no socket any more; after any other error the guest is still there."""
+"""Errors for a file descriptor that is not a socket any more; after any other error the guest is still there."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Guest:
-    """A connection that was let in."""
+    """An accepted connection."""
 
     inode: int
-    """Of its socket: a number of a file is given to others when it is gone."""
+    """Of its socket: file descriptors are reused."""
     received: int = 0
     level: float = 0.0
-    """What it has sent beyond `RATE`, bytes."""
+    """Bytes that it has sent beyond `RATE`."""
     looked: float = 0.0
     prefixes: set[bytes] = field(default_factory=set)
     """All that it has subscribed to since it came."""
@@ -64,7 +65,7 @@ class Guest:
 
 
 class Bouncer:
-    """Watches the TCP connections of a socket, from its making until `stop`; on Linux, which counts their bytes."""
+    """Watches the TCP connections of a socket, from construction until `stop`; on Linux, which counts their bytes."""
 
     def __init__(self, publisher: zmq.SyncSocket) -> None:
         """`publisher` must not be bound yet."""
@@ -72,7 +73,7 @@ class Bouncer:
         self._events = publisher.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
         self._guests: dict[int, Guest] = {}
         self._nameless = 0
-        """Bytes of prefixes of which libzmq did not say who subscribes, as `SUBSCRIBED_MOST` counts them."""
+        """Bytes of prefixes whose subscriber libzmq did not name, as `SUBSCRIBED_MOST` counts them."""
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE_OF_FILES
         self._stopping = threading.Event()
         self._told, self._untold = -TELL_SECONDS, 0
@@ -87,9 +88,9 @@ class Bouncer:
         self._events.close(linger=0)
 
     def hear(self, event: zmq.Frame) -> None:
-        """Take what the publisher's socket has received, from whichever thread reads it.
+        """Take an event from the publisher's socket, in whichever thread reads it.
 
-        What a connection had sent that is gone by now may count for the one that has come in its place.
+        What a closed connection had sent may count for the one that has taken its place.
         """
         kind, prefix = event.bytes[:1], event.bytes[1:]
         if kind != b"\1":
@@ -116,7 +117,7 @@ class Bouncer:
                     self._look_at(number, guest)
 
     def _note(self, event: int, number: int) -> None:
-        """A connection has come, or gone."""
+        """Note that a connection has come or gone."""
         if event != zmq.EVENT_ACCEPTED:
             self._guests.pop(number, None)
             return
@@ -157,7 +158,7 @@ class Bouncer:
 
 
 def connection_of(number: int, guest: Guest) -> socket:
-    """A guest's connection under a number of its own. Raises `OSError`, one of `GONE` where it has gone."""
+    """A guest's connection under a duplicated file descriptor. Raises `OSError`, one of `GONE` if it is gone."""
     copy = os.dup(number)
     if os.fstat(copy).st_ino != guest.inode:
         os.close(copy)

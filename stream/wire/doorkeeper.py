@@ -1,4 +1,4 @@
-"""Who may listen to an encrypted relay (CurveZMQ, ZeroMQ RFC 26; its viewers are judged by ZAP, RFC 27)."""
+"""Decides who may subscribe to an encrypted relay (CurveZMQ, ZeroMQ RFC 26; ZAP, RFC 27, checks the viewers)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stream.settings import CurveSettings
 from stream.wire.keys import check_public_keys, key_files, read_keys
 
 TOLD_SECONDS = 10.0
-"""Between two lines about viewers that were turned away: there may be very many."""
+"""Minimum time between two log lines about rejected viewers: there may be very many."""
 
 log = logging.getLogger(__name__)
 
 
 def encrypt(socket: zmq.SyncSocket, curve: CurveSettings) -> ThreadAuthenticator | None:
-    """Make a socket that is not bound yet a CURVE server, where the settings hold its key.
+    """Make a socket that is not bound yet a CURVE server, if the settings hold its key.
 
-    Returns whoever checks the viewers' keys, to be stopped after the socket. Raises `WireError`.
+    Returns the authenticator of viewers' keys, if any, to be stopped after the socket. Raises `WireError`.
     """
     if curve.server_secret_key_file is None:
         return None
@@ -48,7 +48,7 @@ def encrypt(socket: zmq.SyncSocket, curve: CurveSettings) -> ThreadAuthenticator
 
 
 class Doorkeeper(ThreadAuthenticator):
-    """Judges viewers, in a thread of its own; one that cannot be judged at this moment is to come again."""
+    """Authenticates viewers, in a thread of its own; one that cannot be checked at the moment is told to retry."""
 
     async def handle_zap_message(self, msg: list[bytes]) -> None:
         """Answer one request (RFC 27)."""
@@ -60,21 +60,21 @@ class Doorkeeper(ThreadAuthenticator):
 
 
 class Guests:
-    """Viewers whose public keys lie in a folder at the moment they connect, as `NAME.key`. Asked by one thread."""
+    """Viewers whose public keys are in a folder, as `NAME.key`, at the moment they connect. For one thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._unreadable: set[Path] = set()
-        """Files that were told of."""
+        """Files that were already warned about."""
         self._turned_away = 0
-        """Viewers that were not told of yet."""
+        """Rejected viewers that were not logged yet."""
         self._quiet_until = 0.0
 
     def callback(self, _domain: str, key: bytes) -> bool:
         """Whether the viewer with this public key (Z85, 40 characters) is let in.
 
-        Raises `OSError` where that cannot be known at this moment, and nothing else: that would end the thread that
-        asks, and nobody would be let in any more.
+        Raises `OSError` if that cannot be known at the moment, and nothing else: any other error would end the calling
+        thread, and no viewer would be let in again.
         """
         try:
             is_known = any(key == theirs for theirs in map(self._read, key_files(self._folder)))
@@ -89,8 +89,8 @@ class Guests:
         return is_known
 
     def _read(self, path: Path) -> bytes | None:
-        """The public key in a file; None where there is none, which is told once. Raises `OSError` where the process
-        or the machine may open no more files."""
+        """The public key in a file; None if there is none, which is logged once. Raises `OSError` if the process or the
+        machine has no file descriptors left."""
         try:
             key, _ = read_keys(path)
         except (OSError, ValueError) as error:
@@ -104,7 +104,7 @@ class Guests:
         return key
 
     def _tell(self, line: str) -> bool:
-        """Whether a line was logged: none is within `TOLD_SECONDS` of another one."""
+        """Log a line, unless another was within `TOLD_SECONDS`; True if it was logged."""
         now = monotonic()
         if now < self._quiet_until:
             return False

@@ -1,6 +1,6 @@
-"""Which received messages a reader is given: none after a hole before the next key frame, and never old ones.
+"""Decides which received messages a reader is given: none between a gap and the next key frame, and never stale ones.
 
-Nothing here reads a clock or a socket: every call is told the time, in nanoseconds of a steady clock.
+Nothing here reads a clock or a socket: every call is passed the time, in nanoseconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ Reason = Literal["late", "unread", "no key frame"]
 """Why a message is dropped: it came too late; its reader took too long; it needs a picture that isn't there."""
 
 SHORTEST_NS, LONGEST_NS = 1_000_000_000, 8_000_000_000
-"""Between two requests for a key frame of one feed (the relay makes no more than one a second, either), and how long
-nothing but late messages may come before the connection is to be made anew: at first, and where that does not help."""
+"""Shortest and longest pause between two requests for a key frame of one feed (the relay makes at most one a second),
+and before a connection that brings only late messages is made anew; it grows while attempts do not help."""
 
 LASTING_NS = 5_000_000_000
-"""For how long pictures must come after such an attempt for it to have helped."""
+"""For how long pictures must come after such an attempt for it to count as a success."""
 
 LONGEST_KEY_NS = 1_000_000_000
-"""How late a key frame may be for its own length; one that is later is late like any other message."""
+"""How late a key frame may be because of its size; one that is later is late like any other message."""
 
 NEVER = 2**63
 
 
 class Inbox:
-    """Messages that wait for their reader: none of them is more than `max_age` seconds older than it could be.
+    """Messages that wait for their reader, none of them delayed by more than `max_age` seconds.
 
-    A key frame that alone takes longer, on a link that is not backed up, and what is behind it may be as late as it was
-    and a third of `max_age` more. With `max_age` None no age is too high, and whoever adds messages looks at `len()`
-    first.
+    If a key frame alone takes longer, on a link without a backlog, it and what follows may be as late as it was plus a
+    third of `max_age`. With `max_age` None nothing is too old, and whoever adds messages checks `len()` first.
     """
 
     def __init__(self, max_age: float | None) -> None:
@@ -42,23 +41,23 @@ class Inbox:
         self._max_age_ns = None if max_age is None else int(max_age * 1e9)
         self._lateness = Lateness()
         self._before_ns = 0
-        """How late the message before was."""
+        """How late the previous message was."""
         self._key_took_ns = 0
-        """How late the latest key frame was for its own length."""
+        """How late the latest key frame was because of its size."""
         self._late_since_ns: int | None = None
         self._patience = Pause()
         """Before the connection is made anew."""
         self._is_read = True
-        """Whether there is a reader: for one that stands still no relay is to make key frames."""
+        """Whether the reader takes messages: no key frame is requested for one that stands still."""
         self._tracks: dict[tuple[str, Kind], Track] = {}
         self._waiting: deque[tuple[Message, int]] = deque()
-        """With the time until which each is worth reading."""
+        """Each with the time until which it is worth reading."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, message: Message, now_ns: int) -> bool:
-        """Take in what has just come; tells whether to ask the relay for a key frame of this message's topic."""
+        """Add a message that has just arrived; True if the relay is to be asked for a key frame on its topic."""
         header = message.header
         self.received += 1
         if message.kind == "video" and header.state is not None:
@@ -76,7 +75,7 @@ class Inbox:
         else:
             self._waiting.append((message, best_before_ns))
         self._drop_unread(now_ns)
-        in_vain = is_late and self._patience.has_grown  # the key frame would be as late
+        in_vain = is_late and self._patience.has_grown  # a key frame would be just as late
         return message.kind == "video" and self._is_read and not in_vain and track.asks(now_ns)
 
     def take(self, now_ns: int) -> Message | None:
@@ -86,11 +85,11 @@ class Inbox:
         return self._waiting.popleft()[0] if self._waiting else None
 
     def is_behind(self, now_ns: int) -> bool:
-        """Whether nothing but late messages has come for so long that what is on its way is better thrown away."""
+        """Whether only late messages have come for so long that the backlog is better thrown away."""
         return self._late_since_ns is not None and now_ns - self._late_since_ns > self._patience.ns
 
     def begin_anew(self, now_ns: int) -> None:
-        """The connection is a new one, with nothing old on its way."""
+        """Note that the connection is new, with no backlog."""
         self._lateness = Lateness()
         self._key_took_ns = self._before_ns = 0
         self._late_since_ns = None
@@ -99,11 +98,11 @@ class Inbox:
             track.ask(now_ns)
 
     def _best_before(self, message: Message, now_ns: int) -> int:
-        """Until when a message that has just come is worth reading; a time that is over where it is late."""
+        """Until when a message that has just arrived is worth reading; in the past if it is late."""
         if self._max_age_ns is None:
             return NEVER
         late_ns = self._lateness.of(message.header.relay, message.header.published_ns, now_ns)
-        if message.header.key and self._before_ns <= self._max_age_ns // 3:  # nothing was backed up before it
+        if message.header.key and self._before_ns <= self._max_age_ns // 3:  # no backlog before it
             self._key_took_ns = late_ns if late_ns <= LONGEST_KEY_NS else 0
         elif late_ns <= self._max_age_ns // 3:
             self._key_took_ns = 0
@@ -122,7 +121,7 @@ class Inbox:
             self._is_read = False
 
     def _drop_group(self, topic: tuple[str, Kind], now_ns: int) -> None:
-        """Drop a topic's oldest message, and of pictures all up to the next key frame."""
+        """Drop a topic's oldest message; of pictures, all up to the next key frame."""
         track = self._tracks[topic]
         kept: deque[tuple[Message, int]] = deque()
         first, keep = True, False
@@ -145,7 +144,7 @@ def address(message: Message) -> tuple[str, Kind]:
 
 
 class Track:
-    """What came last on one topic."""
+    """The latest state of one topic."""
 
     def __init__(self, pictures: bool) -> None:
         self.pictures = pictures
@@ -155,12 +154,12 @@ class Track:
         self._pause = Pause()
         """Before one is asked for again."""
         self._broken = pictures
-        """Whether the next message is of no use unless it is a key frame."""
+        """Whether the next message is useless unless it is a key frame."""
         self._relay: str | None = None
         self._seq = -1
 
     def follow(self, relay: str, seq: int, now_ns: int) -> int:
-        """How many messages were lost just before this one; a new relay starts anew."""
+        """Note a message's `seq`; returns how many were lost just before it. A new relay starts anew."""
         expected, same = self._seq + 1, relay == self._relay
         self._relay, self._seq = relay, seq
         if not same or seq != expected:
@@ -170,7 +169,7 @@ class Track:
         return max(0, seq - expected) if same else 0
 
     def cut(self, now_ns: int) -> None:
-        """What comes next has lost what it refers to."""
+        """Note that what the next messages refer to is missing."""
         if self.pictures and not self._broken:
             self._broken = True
             self._pause.end(now_ns)
@@ -181,21 +180,21 @@ class Track:
         return not self._broken
 
     def asks(self, now_ns: int) -> bool:
-        """Whether a key frame is missing and to be asked for now."""
+        """Whether to ask for a missing key frame now, which is noted."""
         if not self._broken or now_ns - self._asked_ns < self._pause.ns:
             return False
         self.ask(now_ns)
         return True
 
     def ask(self, now_ns: int) -> None:
-        """A key frame is asked for."""
+        """Note that a key frame is asked for."""
         self._asked_ns = now_ns
         self._pause.begin(now_ns)
 
 
 class Pause:
-    """How long to wait before the next attempt to have fresh pictures again: it doubles with each one that did not help
-    for long, and is the shortest again after one that did. For a link that is too thin each costs all viewers bits."""
+    """The pause before the next attempt to get fresh pictures: doubled by each attempt that did not help for long,
+    reset by one that did. On a link that is too thin, each attempt costs all viewers bandwidth."""
 
     def __init__(self) -> None:
         self.ns = SHORTEST_NS
@@ -209,11 +208,11 @@ class Pause:
         return self.ns > SHORTEST_NS
 
     def begin(self, now_ns: int) -> None:
-        """An attempt is made."""
+        """Note that an attempt is made."""
         self._begun_ns, self._judged = now_ns, False
 
     def end(self, now_ns: int) -> None:
-        """Pictures have ceased to come, or to be fresh."""
+        """Note that pictures have stopped coming, or being fresh."""
         if now_ns - self._begun_ns >= LASTING_NS:
             self.ns = SHORTEST_NS
         elif not self._judged:
@@ -222,14 +221,13 @@ class Pause:
 
 
 class Lateness:
-    """Tells how much longer than the quickest one a message took, whatever two clocks say.
+    """Measures how much longer a message took than the quickest one, without synchronised clocks.
 
-    Sender and receiver need not agree on the time: the smallest difference between coming and publishing stands
-    for "at once".
+    The smallest difference between arrival and publishing counts as no delay.
     """
 
     DRIFT = 0.001
-    """By how much two clocks may run apart, in seconds a second."""
+    """Assumed drift between the two clocks, in seconds per second."""
 
     def __init__(self) -> None:
         self._relay: str | None = None
@@ -237,7 +235,7 @@ class Lateness:
         self._measured_ns = 0
 
     def of(self, relay: str, published_ns: int, now_ns: int) -> int:
-        """Nanoseconds by which a message that has just come is later than it could be."""
+        """Nanoseconds that a message that has just arrived took longer than the quickest one."""
         taken_ns = now_ns - published_ns
         usual_ns = self._least_ns + int(self.DRIFT * (now_ns - self._measured_ns))
         if relay != self._relay or taken_ns <= usual_ns:

@@ -12,17 +12,17 @@ from tempfile import TemporaryDirectory
 import zmq.auth
 
 SECRET, PUBLIC = "key_secret", "key"
-"""How the names of the files end."""
+"""Suffixes of the files."""
 
 KEY = re.compile(rb"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
 """A key as files hold it: 32 bytes in Z85."""
 
 
 def make_keys(name: str, folder: Path) -> tuple[Path, Path]:
-    """A new pair, in the files `NAME.key`, which is public, and `NAME.key_secret`, which only its owner may read.
+    """Create a pair in the files `NAME.key`, which is public, and `NAME.key_secret`, which only its owner may read.
 
-    The secret file holds both keys. Raises `FileExistsError` rather than replace a key, and `OSError`; then it leaves
-    neither file.
+    The secret file holds both keys. Raises `FileExistsError` rather than replace a key, and `OSError`; neither leaves a
+    new file behind.
     """
     public, secret = folder / f"{name}.{PUBLIC}", folder / f"{name}.{SECRET}"
     if public.exists():
@@ -43,10 +43,10 @@ def make_keys(name: str, folder: Path) -> tuple[Path, Path]:
 
 
 def read_keys(path: Path) -> tuple[bytes, bytes | None]:
-    """The public key in a file, and the secret one where there is one. Raises `OSError` and `ValueError`."""
+    """The public key in a file, and the secret one if it holds one. Raises `OSError` and `ValueError`."""
     try:
         public, secret = zmq.auth.load_certificate(path)
-    except IndexError:  # a line that ends behind its name
+    except IndexError:  # a line with a key's name and no value
         raise ValueError(f"{path} names a key and does not hold it") from None
     for key in (public, secret):
         if key is not None and not KEY.fullmatch(key):
@@ -55,12 +55,12 @@ def read_keys(path: Path) -> tuple[bytes, bytes | None]:
 
 
 def key_files(folder: Path) -> Iterator[Path]:
-    """The files of a folder that hold public keys; one that is hidden lets nobody in. Raises `OSError`, also where
-    there is no such folder, of which `glob` says nothing."""
+    """The files of a folder that hold public keys, except hidden ones. Raises `OSError`, also for a missing folder,
+    which `glob` would not report."""
     return (path for path in folder.iterdir() if path.match(f"[!.]*.{PUBLIC}"))
 
 
 def check_public_keys(folder: Path) -> None:
-    """Raise `OSError` or `ValueError` where a public key in a folder cannot be read."""
+    """Raise `OSError` or `ValueError` if a public key in a folder cannot be read."""
     for path in key_files(folder):
         read_keys(path)

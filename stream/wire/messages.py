@@ -1,4 +1,4 @@
-"""Wire version 1 as values and bytes, both ways. No socket, clock or thread lives here; docs/wire.md is its text."""
+"""Converts messages of wire version 1 (docs/wire.md) to bytes and back. No socket, clock or thread lives here."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from stream.codecs.orientation import UPRIGHT, Orientation
 from stream.errors import WireError
 
 VERSION = 1
-"""Major version: a message of another one is refused."""
+"""Major version: a message of any other is refused."""
 
 Kind = Literal["video", "source", "data", "status", "feeds"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PICTURE_KINDS: tuple[Kind, ...] = ("video", "source")
-"""Their payloads refer to each other, from key frame to key frame."""
+"""Kinds whose payloads refer to earlier ones, back to the last key frame."""
 
 Side = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 LARGEST_TICKS = 2**62
 Ticks = Annotated[int, msgspec.Meta(ge=-LARGEST_TICKS, le=LARGEST_TICKS)]
 LATEST = 2**62
 Moment = Annotated[int, msgspec.Meta(ge=0, le=LATEST)]
-"""What a header may say: more would not fit where a viewer puts it."""
+"""Limits of header values: viewers could not store larger ones."""
 LARGEST_BASE = 2**31 - 1
-"""Of the two integers of a time base."""
+"""Limit of the two integers of a time base."""
 
 FEED_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 ALL_FEEDS = "*"
-"""In place of a feed's name: messages of kind `feeds`, and they alone, tell of all."""
+"""Takes the place of a feed's name in messages of kind `feeds`, which alone are about all feeds."""
 TOPICS_KEPT = 1024
-"""That need not be put together anew for each message."""
+"""Topics that are cached."""
 TOPIC = re.compile(rf"(?P<feed>{FEED_NAME.pattern}(?!/feeds)|\*(?=/feeds))/(?P<kind>{'|'.join(KINDS)})/")
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is known of a payload by whoever publishes it; keys at their default do not travel."""
+    """What the sender of a payload knows about it; keys at their default are not sent."""
 
     key: bool = False
     """Decoding can begin with this picture."""
@@ -72,15 +72,15 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str | None = None
     """Id of the weights."""
     source_sha256: bytes | None = None
-    """32 bytes: of the access unit that this picture came from."""
+    """SHA-256 (32 bytes) of the access unit that this picture came from."""
 
 
 class Stamped(Header, frozen=True, kw_only=True, omit_defaults=True):
-    """A header as it travels: what is known of the payload, and what the publisher adds."""
+    """A header as it is sent: what is known about the payload, and what the publisher adds."""
 
     v: int
     relay: str
-    """Id of the relay's run: another one means a new start."""
+    """Id of the relay's run: a different one means a restart."""
     feed: str
     seq: int
     """Number of the message on its topic, from 0, without holes unless messages were lost."""
@@ -102,9 +102,8 @@ class Message:
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a feed is doing: the payload of kind `status`. Counts are since the feed began;
-    `received` is `published`, all of `dropped`, all of `lost` and `under_way` together.
-    """
+    """A feed's status: the payload of kind `status`. Counts are since the feed began; `received` is the sum of
+    `published`, all of `dropped`, all of `lost`, and `under_way`."""
 
     state: str
     """`connecting`, `live`, `ended` or `failed`."""
@@ -119,8 +118,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lost: dict[str, int]
     """Access units that gave no picture, by reason."""
     reason: str | None = None
-    """Why the feed is `connecting` again, has `failed`, or gives no pictures although it is live, for people; holds no
-    password."""
+    """Human-readable reason why the feed is `connecting` again, has `failed`, or gives no pictures although it is live;
+    holds no password."""
 
 
 class Numbering:
@@ -132,7 +131,7 @@ class Numbering:
         self._begun = False  # there was a key frame that the next pictures refer to
 
     def begin_anew(self) -> None:
-        """The next pictures, up to a key frame, refer to none of those before them."""
+        """Mark the next pictures, up to a key frame, as referring to none of those before them."""
         self._begun, self._au = False, -1
 
     def stamp(self, header: Header, relay: str, feed: str, published_ns: int) -> Stamped:
@@ -154,18 +153,18 @@ class Numbering:
 
 
 def ticks(stamp: int | None) -> int | None:
-    """A source's stamp as a header may say it; None for one so wild that viewers would refuse the message."""
+    """A source's time stamp, as a header allows it; None for one so wild that viewers would refuse the message."""
     return stamp if stamp is not None and abs(stamp) <= LARGEST_TICKS else None
 
 
 def moment(utc_ns: int) -> int | None:
-    """A time as a header may say it; None for one before 1970 or so late that viewers would refuse the message."""
+    """A time, as a header allows it; None for one before 1970 or so late that viewers would refuse the message."""
     return utc_ns if 0 <= utc_ns <= LATEST else None
 
 
 @lru_cache(TOPICS_KEPT)
 def topic(feed: str, kind: Kind) -> bytes:
-    """The first part of a message, and the prefix to subscribe to. Raises `WireError` for names that cannot travel."""
+    """The first part of a message, and the prefix to subscribe to. Raises `WireError` for invalid names."""
     if not TOPIC.fullmatch(name := f"{feed}/{kind}/"):
         raise WireError(
             f"the topic {name!r}; a feed's name is 1 to 64 of a-z, 0-9, _ and -, "
@@ -190,7 +189,7 @@ def encode_message(topic: bytes, header: Stamped, payload: bytes) -> list[bytes]
 def decode_message(parts: Sequence[bytes]) -> Message:
     """A message from its parts; keys and parts that version 1 does not know are ignored.
 
-    Raises `WireError` for another major version and for what is no message.
+    Raises `WireError` for another major version and for anything that is not a message.
     """
     if len(parts) < 3:
         raise WireError(f"a message of {len(parts)} parts; wire version {VERSION} has topic, header and payload")

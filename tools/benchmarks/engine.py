@@ -21,7 +21,7 @@ from stream.enhance import fill
 from stream.frame import Frame
 
 ROUNDS, PICTURES = 5, 40
-"""A figure is the median over all pictures of all rounds; what is compared takes turns, round by round."""
+"""Each figure is the median over all pictures of all rounds; what is compared takes turns, round by round."""
 
 Picture = Callable[[], object]
 """Enhances the next picture."""
@@ -67,7 +67,7 @@ def engine_figures(frames: Sequence[Frame], weights: str, runtime: str, options:
 
 
 def side_by_side(engine: Door, frames: Sequence[Frame], count: int) -> Picture:
-    """So many pictures at once, each of a feed of its own."""
+    """`count` pictures at once, each of a different feed."""
     upcoming = cycle(frames)
 
     def pictures() -> None:
@@ -99,7 +99,7 @@ def through_the_door(engine: Door, frames: Sequence[Frame]) -> Picture:
 
 
 def onnxruntime_picture(frames: Sequence[Frame], weights: str, threads: int) -> Picture | None:
-    """The same ONNX file in ONNX Runtime on as many cores; None without it (extra `dev`) or without fp32.onnx."""
+    """The same ONNX file in ONNX Runtime on as many cores; None without that (extra `dev`) or fp32.onnx."""
     try:
         import onnxruntime
     except ImportError:
@@ -122,7 +122,7 @@ def onnxruntime_picture(frames: Sequence[Frame], weights: str, threads: int) -> 
 
 
 def in_turns(runners: dict[str, Picture]) -> dict[str, float]:
-    """Median milliseconds of a picture, by name."""
+    """Median milliseconds per picture, by name."""
     times: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(ROUNDS):
         for name, picture in runners.items():

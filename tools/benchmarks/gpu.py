@@ -1,7 +1,7 @@
-"""`nightbridge bench --gpu`: all that is worth knowing of an NVIDIA GPU, part by part, within some minutes.
+"""`nightbridge bench --gpu`: measures an NVIDIA GPU, part by part, within some minutes.
 
-This process uses no CUDA: it begins a process for each part, ends it when its time is over, and keeps what it found.
-What is worth most comes first.
+This process uses no CUDA: it starts a process for each part, kills it when its time is over, and keeps its figures.
+The most valuable parts come first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tools.benchmarks.gpu_findings import Findings, print_findings
 from tools.benchmarks.stream import in_full
 
 TRY_SECONDS = 90.0
-"""How long a runtime may take to its first picture: TensorRT-RTX compiles."""
+"""How long a runtime may take until its first picture: TensorRT-RTX compiles."""
 TRY = """
 import faulthandler, os, sys
 from dataclasses import replace
@@ -44,22 +44,22 @@ except Exception as error:
     os._exit(1)
 os._exit(0)  # how the libraries end with the interpreter is not what is asked
 """
-"""One picture through a runtime, in a process of its own: a library that refuses a GPU can end its process, or hang."""
+"""Program that enhances one picture: a library that does not support the GPU can end its process, or hang."""
 NEID = "paper"
-"""The weights of the large network, whose share of the arithmetic is asked for."""
+"""Weights of the large network, whose share of the GPU's arithmetic is measured."""
 NEID_BATCH = 8
-"""That this is measured with."""
+"""Batch that it is measured with."""
 OTHERS_BATCHES = (8, 32)
-"""Of the weights that are not the chosen ones."""
+"""Batches of weights other than the chosen ones."""
 
 
 class Limit(NamedTuple):
-    """How long processes that measure the same of one runtime after another may take."""
+    """Time for processes that measure the same for one runtime after another."""
 
     each: float
     """Seconds."""
     until: float
-    """The share of all time at which the last one has ended; they get equal parts of what is left until then."""
+    """Share of the total time by which the last one ends; the time left until then is divided equally."""
 
 
 ENVIRONMENT = Limit(45, 0.15)
@@ -72,16 +72,16 @@ CODECS = Limit(75, 0.76)
 RELAY = Limit(math.inf, 0.92)
 FURTHER_TIMES = Limit(120, 0.97)
 FURTHER = Limit(60, 1.00)
-"""In this order: what comes last may find no time."""
+"""In the order of execution: no time may be left for the last."""
 
 
 @dataclass
 class Run:
-    """Processes one after another, and what they find."""
+    """Runs processes one after another, and collects what they find."""
 
     findings: Findings
     tell: Callable[[str], None]
-    """For people, what is under way."""
+    """Shows people what is under way."""
 
     @property
     def figures(self) -> Mapping[str, object]:
@@ -89,12 +89,12 @@ class Run:
         return self.findings.figures
 
     def seconds(self, limit: Limit, processes: int = 1) -> float:
-        """What the next of so many processes gets."""
+        """Seconds for the next of so many processes."""
         left = self.findings.time_left(limit.until) / processes
         return min(limit.each, left) - KILL_SECONDS
 
     def measure(self, limit: Limit, *children: Child, more: int = 0) -> None:
-        """Keep what each process finds; `more` of their kind may follow them."""
+        """Run the processes, and keep what they find; leaves time for `more` of their kind."""
         for number, child in enumerate(children):
             seconds = self.seconds(limit, len(children) - number + more)
             self.tell(f"measuring {child.name}, for {seconds:.0f} s at most")
@@ -105,7 +105,7 @@ class Run:
 def bench_gpu(weights: str, minutes: float, path: Path | None, runtime: str = "auto") -> None:
     """Measure everything, write `path` after each step, print it; `runtime` is one of `ON_CUDA`, or auto for all.
 
-    Raises `EngineMissing` where there is no GPU, and `EngineMismatch` for a runtime that needs none.
+    Raises `EngineMissing` without a GPU, and `EngineMismatch` for a runtime that needs none.
     """
     if find_gpu() == NO_GPU:
         raise EngineMissing("bench --gpu needs an NVIDIA GPU and its driver; here is none")
@@ -140,12 +140,12 @@ def bench_gpu(weights: str, minutes: float, path: Path | None, runtime: str = "a
 
 
 def checks(runtime: str, weights: str, name: str, sizes: int | None) -> Child:
-    """Contract and parity of weights of this name, over the first `sizes` of all sizes (None: all)."""
+    """Contract and parity of the weights called `name`, over the first `sizes` of all sizes (None: all)."""
     return Child(f"{runtime}_checks", f"checks_{runtime}_{name}", "checks", (runtime, weights, sizes))
 
 
 def times_of_others(runtime: str, other: str, counts: Sequence[int]) -> Child:
-    """Times of other weights."""
+    """Times of weights other than the chosen ones."""
     return Child(f"times_{other}", f"times_{runtime}_{other}", "times_of_others", (runtime, other, counts))
 
 
@@ -166,20 +166,20 @@ def relays(run: Run, usable: Sequence[str], weights: str, folder: str) -> None:
 
 
 def codecs_ms(figures: Mapping[str, object]) -> float | None:
-    """What decoding and encoding a picture cost alone; None where that is not known."""
+    """CPU milliseconds of decoding and encoding a picture alone; None if not known."""
     decode, encode = figures.get("relay_decode_ms"), figures.get("relay_encode_ms")
     return decode + encode if isinstance(decode, float) and isinstance(encode, float) else None
 
 
 def runtimes(wanted: Sequence[str], weights: str, seconds: Callable[[int], float]) -> Iterator[Mapping[str, object]]:
-    """`RUNTIME_works`, and `RUNTIME_missing`: why not. `seconds` tells what the next of so many may take."""
+    """`RUNTIME_works`, and `RUNTIME_missing`: why not. `seconds(n)` gives the time for the next of `n`."""
     for number, runtime in enumerate(wanted):
         reason = why_not(runtime, weights, seconds(len(wanted) - number))
         yield {f"{runtime}_works": reason is None, f"{runtime}_missing": reason}
 
 
 def why_not(runtime: str, weights: str, seconds: float = math.inf) -> str | None:
-    """Why a runtime cannot enhance a picture here, for people; None where it can."""
+    """Why a runtime cannot enhance a picture here, for people; None if it can."""
     within = min(seconds, TRY_SECONDS)
     with TemporaryDirectory(prefix="nightbridge-bench-") as folder:
         command = [sys.executable, "-c", TRY, runtime, weights, str(within)]
@@ -196,7 +196,7 @@ def why_not(runtime: str, weights: str, seconds: float = math.inf) -> str | None
 
 
 def known_shares(figures: Mapping[str, object]) -> dict[str, float]:
-    """See `shares`: by what is known of operations and of the peak."""
+    """`shares`, from the operations and the peak rate known so far."""
     peak, needed = figures.get("matrix_peak_tflops"), dict[str, float]()
     for key, gflop in figures.items():
         if key.startswith("gflop_") and isinstance(gflop, float):
@@ -205,7 +205,10 @@ def known_shares(figures: Mapping[str, object]) -> dict[str, float]:
 
 
 def shares(figures: Mapping[str, object], needed: Mapping[str, float], peak: float) -> dict[str, float]:
-    """For each network that was timed alone, `..._tflops` and `..._matrix_share`: of the rate `peak`."""
+    """`..._tflops` and `..._matrix_share` (of `peak`, operations per second) of each network that was timed alone.
+
+    `needed`: operations per picture.
+    """
     found: dict[str, float] = {}
     for key, network_ms in figures.items():
         if key.endswith("_network_ms") and isinstance(network_ms, float):

@@ -1,4 +1,4 @@
-"""Whether engines on a GPU do what every engine does, and how close they come to fp32 torch on the processor."""
+"""Checks that engines on a GPU keep the contract of all engines, and how close they come to fp32 torch on the CPU."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FILM = 6
 KEPT = 0.9
 """The share of a film's memory that is kept from picture to picture."""
 BATCH_DIFFERENCE = 2
-"""Code values that a picture of a batch may differ from the same picture alone: kernels differ with the count."""
+"""Code values by which a picture in a batch may differ from the same one alone: kernels depend on the count."""
 CUT_DB = 50
-"""PSNR between a picture after a cut and the same picture alone, at least."""
+"""Least PSNR between a picture after a cut and the same picture alone."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between planes in code values; what several pictures add up to."""
+    """Difference between planes, in code values; those of several pictures add up."""
 
     largest: int
     sum: float
@@ -49,12 +49,12 @@ class Difference:
 
     @property
     def mean(self) -> float:
-        """Of all samples, without their signs."""
+        """Mean absolute difference of all samples."""
         return self.sum / self.samples
 
     @property
     def psnr(self) -> float:
-        """In dB over all planes; infinite where nothing differs."""
+        """In dB over all planes; infinite if nothing differs."""
         return 10 * math.log10(255**2 * self.samples / self.squares) if self.squares else math.inf
 
     def __add__(self, other: Difference) -> Difference:
@@ -70,13 +70,13 @@ NO_DIFFERENCE = Difference(0, 0.0, 0.0, 0)
 
 
 def difference(made: Sequence[Plane], expected: Sequence[Plane]) -> Difference:
-    """Between two pictures, each as its planes."""
+    """The difference between two pictures, each given as its planes."""
     apart = np.concatenate([np.abs(a.astype(int) - b).ravel() for a, b in zip(made, expected, strict=True)])
     return Difference(int(apart.max()), float(apart.sum()), float((apart**2).sum()), apart.size)
 
 
 def make_picture(scene: str, size: Size, seed: int = 1) -> Picture:
-    """A sky over darker ground with a lit window and sensor noise: at dusk, by day, or in infrared's grey."""
+    """A sky over darker ground with a lit window and sensor noise: at dusk, by day, or in infrared grey."""
     (width, height), random = size, np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width]
     y = 60.0 - 30 * rows / height + 6 * np.sin(columns / 9)
@@ -91,7 +91,7 @@ def make_picture(scene: str, size: Size, seed: int = 1) -> Picture:
 
 
 class Reference:
-    """The picture graph in fp32 torch on the processor."""
+    """The picture graph in fp32 torch on the CPU."""
 
     def __init__(self, weights: Weights) -> None:
         network = load_network(weights.file(NUMBERS))
@@ -101,7 +101,7 @@ class Reference:
     def enhance(
         self, picture: Picture, memory: NDArray[np.float32] | None = None
     ) -> tuple[list[Plane], NDArray[np.float32]]:
-        """The enhanced planes, and what is remembered for the next picture; `memory` None: of nothing."""
+        """The enhanced planes, and the memory for the next picture; `memory` is None for the first one."""
         inputs = (
             picture.y[None, None],
             picture.uv[None],
@@ -115,7 +115,7 @@ class Reference:
 
 
 def contract(engine: Door, sizes: Sequence[Size]) -> dict[str, bool | int]:
-    """What every engine promises, by name, and whether this one keeps it."""
+    """What every engine promises, by name, and whether this one keeps it; differences are in code values."""
     apart = max(batch_difference(engine, size) for size in sizes)
     return {
         "doubles": all(doubles(engine, make_picture(scene, size)) for size in sizes for scene in SCENES),
@@ -141,7 +141,7 @@ def stays_grey(engine: Door, size: Size) -> bool:
 
 
 def batch_difference(engine: Door, size: Size) -> int:
-    """The most that a batch of different pictures differs from the same pictures one by one, in code values."""
+    """The largest difference, in code values, between pictures in one batch and the same pictures one by one."""
     pictures = [make_picture(scene, size, seed) for seed, scene in enumerate(SCENES)]
     slots = [engine.acquire(*size) for _ in pictures]
     try:
@@ -159,19 +159,19 @@ def batch_difference(engine: Door, size: Size) -> int:
 
 
 def film(engine: Door, size: Size) -> tuple[list[tuple[Plane, Plane]], Memory]:
-    """A still scene at dusk under fresh noise, each picture with what the ones before left, and what is left then."""
+    """The enhanced pictures of a still scene at dusk under fresh noise, with one memory, and that memory at the end."""
     memory = engine.remember()
     return [through(engine, make_picture("dusk", size, seed), memory) for seed in range(FILM)], memory
 
 
 def memory_carried(engine: Door, size: Size) -> bool:
-    """Whether the last picture of a film is another than the same picture alone."""
+    """Whether the last picture of a film differs from the same picture alone."""
     made, _ = film(engine, size)
     return difference(made[-1], through(engine, make_picture("dusk", size, FILM - 1))).largest > 0
 
 
 def cut_followed(engine: Door, size: Size) -> bool:
-    """Whether a picture by day after a film at dusk is as it is alone."""
+    """Whether a picture by day after a film at dusk comes out as it does alone."""
     _, memory = film(engine, size)
     day = make_picture("day", size)
     return difference(through(engine, day, memory), through(engine, day)).psnr > CUT_DB

@@ -1,4 +1,4 @@
-"""A part of `nightbridge bench --gpu` in a process of its own: a fault of CUDA, or a hang, costs that part alone."""
+"""A part of `nightbridge bench --gpu` in a process of its own: a CUDA fault, or a hang, costs only that part."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tools.common.report import plain
 from tools.demo_parts import ROOT, without_overrides
 
 COMMAND: tuple[str, ...] = (sys.executable, "-m", "tools.benchmarks.gpu_child")
-"""Begins a part; `main` reads what stands behind it."""
+"""Starts a part; `main` reads the arguments that follow."""
 LEAST_SECONDS = 8.0
-"""With less time left no part is begun."""
+"""With less time left no part is started."""
 LOOK_SECONDS = 0.1
-"""Between two looks at what a part has found."""
+"""Between two checks for new figures of a part."""
 KILL_SECONDS = 3.0
-"""How long one that is killed may take to be gone: what the driver holds fast is left behind."""
+"""How long a killed process may take to end: one that is stuck in the driver is left behind."""
 OWN_SHARE = 0.95
-"""Of a part's time: when it is over the process ends by itself, and tells where it was, as no other could."""
+"""Share of a part's time after which its process ends by itself, since only it can tell where it was."""
 SPARE_SHARE, SPARE_MOST = 0.2, 20.0
-"""Of a part's time, and seconds: in its last ones nothing more is begun."""
+"""Share of a part's time, and most seconds, at its end in which nothing more is started."""
 HUNG = "(most recent call first):\n"
-"""Behind it `faulthandler` tells where a thread is, the main one at last."""
+"""After this, `faulthandler` tells where a thread is; the main thread comes last."""
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +44,20 @@ class Child(NamedTuple):
     """What is measured in one process."""
 
     part: str
-    """Its time counts for `PART_seconds`."""
+    """Its time is added to `PART_seconds`."""
     name: str
-    """`NAME_failed` tells why it ended early, `NAME_left_out` that it was not begun."""
+    """`NAME_failed` tells why it ended early, `NAME_left_out` that it was not started."""
     function: str
-    """By its name in `tools.benchmarks.gpu_parts.PARTS`."""
+    """Its name in `tools.benchmarks.gpu_parts.PARTS`."""
     arguments: tuple[object, ...] = ()
-    """What JSON can hold; behind them the function gets `time_left`."""
+    """Values that JSON can hold; `time_left` is passed after them."""
 
 
 class OwnProcess:
-    """A program of our own; with the `with` block it ends, and all that it began."""
+    """Runs a program; at the end of the `with` block it is killed, with its process group."""
 
     def __init__(self, command: Sequence[str], said: Path) -> None:
-        """What it says goes into the file `said`."""
+        """Its output goes into the file `said`."""
         self._command, self._said = command, said
 
     def __enter__(self) -> Self:
@@ -81,19 +81,19 @@ class OwnProcess:
         self.wait(KILL_SECONDS)
 
     def wait(self, seconds: float) -> int | None:
-        """Its exit code, below 0 the signal that ended it; None where it goes on for longer than that."""
+        """Its exit code (negative: the signal that ended it), or None if it still runs after `seconds`."""
         with suppress(subprocess.TimeoutExpired):
             return self._process.wait(max(0.0, seconds))
         return None
 
     @property
     def said(self) -> str:
-        """All that it said so far."""
+        """Its output so far."""
         return self._said.read_text(encoding="utf-8", errors="replace")
 
 
 def in_child(child: Child, seconds: float) -> Iterator[Mapping[str, object]]:
-    """What a part finds, when it finds it; after so many seconds its process is killed."""
+    """Run a part, and yield what it finds when it finds it; after `seconds` its process is killed."""
     if seconds < LEAST_SECONDS:
         yield {f"{child.name}_left_out": NO_TIME}
         return
@@ -115,13 +115,13 @@ def in_child(child: Child, seconds: float) -> Iterator[Mapping[str, object]]:
 
 
 def lines_of(found: Path) -> list[dict[str, object]]:
-    """What a part has written: an object a line, the last of which may be on its way."""
+    """What a part has written, an object per line; an incomplete last line is left out."""
     *lines, _ = found.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines]
 
 
 def why_early(code: int | None, said: str, seconds: float) -> str | None:
-    """Why a part's process ended after so long, for people; None where it was done. Code None: it was killed."""
+    """Why a part's process ended after `seconds`, for people; None if it was done. Code None: it was killed."""
     if code == 0:
         return None
     if code is None:
@@ -134,20 +134,20 @@ def why_early(code: int | None, said: str, seconds: float) -> str | None:
 
 
 def place(said: str) -> str:
-    """Where `faulthandler` found a process: its innermost line of Python; empty where it told nothing."""
+    """Where `faulthandler` found a process: its innermost line of Python; empty if `said` does not tell."""
     _, told, stack = said.rpartition(HUNG)
     return stack.strip().partition("\n")[0] if told else ""
 
 
 def last_line(said: str) -> str:
-    """Of what a process said: the end of an error."""
+    """Of a process's output: the end of an error message."""
     return (said.strip().splitlines() or ["it does not say why"])[-1]
 
 
 def main() -> None:
-    """Measure one part in this process, see `in_child`, and write what it finds a line each."""
+    """Measure one part in this process, see `in_child`, and write what it finds line by line."""
     name, function, arguments, end, path = sys.argv[1:]
-    parent, seconds = os.getppid(), float(end) - time.monotonic()  # the machine's clock, the same in all processes
+    parent, seconds = os.getppid(), float(end) - time.monotonic()  # this clock is the same in all processes
     begin_until = float(end) - min(SPARE_SHARE * seconds, SPARE_MOST)
     faulthandler.enable(all_threads=False)
     faulthandler.dump_traceback_later(OWN_SHARE * seconds, exit=True)
@@ -169,7 +169,7 @@ def main() -> None:
         except Exception as error:  # whatever it is: the report names it
             traceback.print_exc()
             tell({f"{name}_failed": f"{type(error).__name__}: {error}"})
-    os._exit(0)  # how the libraries end with the interpreter is not what is asked
+    os._exit(0)  # how the libraries shut down is not of interest
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `nightbridge bench --gpu` has found: kept in a file while it goes on, and printed at the end."""
+"""The figures of `nightbridge bench --gpu`: kept in a file while it runs, and printed at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.common.report import plain, print_values, write_json
 
 NO_TIME = "no time was left"
 WIDTH = 150
-"""Columns of the printed tables, at least: a narrower terminal breaks their lines, and loses nothing."""
+"""Least width of the printed tables, in columns: a narrower terminal wraps their lines, and loses nothing."""
 
 TIMES_COLUMNS = (
     *("door_ms", "latency_ms", "network_ms", "upload_ms", "download_ms", "fps", "door_ratio"),
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Findings:
-    """Figures so far: the file holds them after each step, so that a run that is killed leaves what it measured."""
+    """Figures so far, written to the file after each step, so that a killed run leaves what it measured."""
 
     path: Path | None
     seconds: float
@@ -43,18 +43,18 @@ class Findings:
     _began: float = field(default_factory=lambda: time.monotonic())
 
     def time_left(self, share: float = 1.0) -> float:
-        """Seconds until this share of all time is over; below 0 afterwards."""
+        """Seconds until this share of the total time is over; negative afterwards."""
         return self._began + share * self.seconds - time.monotonic()
 
     def add(self, figures: Mapping[str, object]) -> None:
-        """Keep more figures."""
+        """Add figures, and write the file."""
         self.figures |= figures
         write_json(self.path, self.figures)
 
     def measure(self, name: str, part: Part) -> None:
-        """Keep what a part finds; where it fails, `NAME_failed` says why, and what it found before stays.
+        """Keep what a part finds. If it fails, `NAME_failed` says why, and its earlier figures stay.
 
-        One that is gone on with later has its times added up.
+        The times of a part that is measured in several calls add up.
         """
         began = time.monotonic()
         try:
@@ -70,7 +70,7 @@ class Findings:
 
 
 def print_findings(console: Console, figures: Mapping[str, object]) -> None:
-    """Batches and relays as tables, all else as lines."""
+    """Print batches and relays as tables, all else as lines."""
     console.width = max(console.width, WIDTH)
     tables = [
         as_table("batch", "_door_ms", TIMES_COLUMNS, figures),
@@ -84,7 +84,7 @@ def print_findings(console: Console, figures: Mapping[str, object]) -> None:
 
 
 def as_table(title: str, mark: str, columns: tuple[str, ...], figures: Mapping[str, object]) -> tuple[Table, list[str]]:
-    """A row for every figure whose name ends with `mark`, and the names of the figures that are in the table."""
+    """A table with a row for each figure whose name ends with `mark`, and the names of all figures in it."""
     table = Table(title)
     for column in columns:
         table.add_column(column, justify="right")
@@ -97,7 +97,7 @@ def as_table(title: str, mark: str, columns: tuple[str, ...], figures: Mapping[s
 
 
 def as_cell(value: object) -> str:
-    """A figure with three digits that count; - where it is missing."""
+    """A figure with three significant digits, or whole from 100 on; - if it is missing."""
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
     return "-" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""How much of the GPU's arithmetic the network uses: what it needs, over what a plain matrix product reaches."""
+"""How much of the GPU's arithmetic the network uses: its operations, and the rate of a plain matrix product."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from engines.picture import PictureGraph
 from tools.benchmarks.gpu_checks import Size
 
 SIDES = (4096, 8192, 16384)
-"""Of the square matrices; the fastest counts."""
+"""Of the square matrices; the fastest product counts."""
 ROUNDS = 7
 
 
 def flop(weights: Weights, size: Size) -> int:
     """Floating-point operations of one picture: twice the multiply-accumulates of its convolutions and products.
 
-    Counted without computing anything, padding included; sums, activations and pooling are not.
+    Counted without computing anything, with padding, but without sums, activations and pooling.
     """
     width, height = size
     graph = PictureGraph(network := load_network(weights.file(NUMBERS))).eval().to("meta")
@@ -40,12 +40,12 @@ def flop(weights: Weights, size: Size) -> int:
 def matrix_peak(
     device: str = "cuda", kind: torch.dtype = torch.float16, sides: Sequence[int] = SIDES
 ) -> tuple[float, int]:
-    """Operations a second of the fastest product of two square matrices, by the median of its rounds, and its side."""
+    """Operations per second of the fastest product of two square matrices (median of its rounds), and its side."""
     return max((product_rate(device, kind, side), side) for side in sides)
 
 
 def product_rate(device: str, kind: torch.dtype, side: int) -> float:
-    """Operations a second of one product of square matrices."""
+    """Operations per second of one product of square matrices."""
     one, other = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
     product = torch.empty_like(one)
     seconds = []
@@ -59,6 +59,6 @@ def product_rate(device: str, kind: torch.dtype, side: int) -> float:
 
 
 def synchronise(device: str) -> None:
-    """Wait for what the device was given."""
+    """Wait until the device has finished its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()

@@ -1,7 +1,7 @@
-"""What `nightbridge bench --gpu` measures, each part a function that yields figures when it has them.
+"""The parts of `nightbridge bench --gpu`: functions that yield figures when they have them.
 
-They run in processes of their own, see `tools.benchmarks.gpu_child`. `time_left` tells the seconds in which they may
-begin something more.
+They run in processes of their own, see `tools.benchmarks.gpu_child`. `time_left` gives the seconds in which they may
+still start something.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tools.benchmarks.gpu_findings import NO_TIME
 
 PACKAGES = ("torch", "tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings", "av", "numpy")
 TAPE_SECONDS, TAPE_COPIES = 20, 30
-"""Of the recording that each feed of the relay plays, and how often."""
+"""Length of the recording that each feed of the relay plays, and how often it does."""
 
 ON_GPU = EngineOptions(cuda_only=True, tried=True)
-"""On the GPU or not at all, in batches as large as the relay's; a library that the GPU may not suit is tried before."""
+"""On the GPU or not at all, in batches as large as the relay's; TensorRT is first tried in its own process."""
 
 Figures = Mapping[str, object]
 TimeLeft = Callable[[], float]
@@ -40,7 +40,7 @@ def environment(time_left: TimeLeft) -> Iterator[Figures]:
     yield {"gpu": gpu.name, "driver": gpu.driver, "cores": available_cores(), "python": platform.python_version()}
     yield {f"{name.replace('-', '_')}_version": installed(name) for name in PACKAGES}
     with suppress(EngineMissing):
-        library = import_tensorrt()  # may be a folder that pip knows nothing of
+        library = import_tensorrt()  # may be a folder that pip does not know
         yield {f"{library.name}_version": library.version}
     yield {f"weights_id_{name}": find_weights(name).id for name in shipped()}
     if installed("torch") is None:
@@ -53,7 +53,7 @@ def environment(time_left: TimeLeft) -> Iterator[Figures]:
 
 
 def installed(package: str) -> str | None:
-    """The version of an installed package; None where it is not."""
+    """The version of an installed package; None if it is not installed."""
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
@@ -80,7 +80,7 @@ def checks(runtime: str, weights: str, sizes: int | None, time_left: TimeLeft) -
 
 
 def times(runtime: str, weights: str, first: int, last: int | None, time_left: TimeLeft) -> Iterator[Figures]:
-    """Times of the chosen weights: those from `first` to before `last` of all cells, as long as there is time."""
+    """Times of the chosen weights, for `cells()[first:last]`, while there is time."""
     from tools.benchmarks.gpu_times import cells
 
     for size, counts in cells()[first:last]:
@@ -97,13 +97,13 @@ def times(runtime: str, weights: str, first: int, last: int | None, time_left: T
 def times_of_size(
     engines: Mapping[str, Door], size: tuple[int, int], counts: Sequence[int], time_left: TimeLeft
 ) -> Iterator[Figures]:
-    """GPU memory of each engine for this size and the largest batches, then its times for each count of pictures."""
+    """GPU memory of each engine, if the largest batch of all is in `counts`, then its times for each count."""
     from tools.benchmarks.gpu_times import BATCHES, memory_growth, times
 
     where = in_words(size)
     if time_left() > 0 and max(counts) == max(map(max, BATCHES)):
         for name, engine in engines.items():
-            with suppress(EngineError):  # told with the times
+            with suppress(EngineError):  # reported with the times
                 yield {f"{name}_{where}_gpu_memory_mb": memory_growth(engine, size, max(counts), used_mb)}
     for count in counts:
         if time_left() <= 0:
@@ -115,7 +115,7 @@ def times_of_size(
 
 
 def left_out(name: str, size: tuple[int, int], counts: Sequence[int]) -> Figures:
-    """What tells that no time was left."""
+    """Figures that say that no time was left."""
     return {f"times_{name}_{in_words(size)}_b{count}_left_out": NO_TIME for count in counts}
 
 
@@ -137,14 +137,14 @@ def times_of_others(runtime: str, weights: str, counts: Sequence[int], time_left
 
 
 def timed(count: int) -> EngineOptions:
-    """Of an engine that is to be kept busy with batches of up to so many pictures, and is made ready for no larger."""
+    """Options of an engine to be kept busy with batches of up to `count` pictures, and prepared for no larger ones."""
     from tools.benchmarks.gpu_times import UNDER_WAY
 
     return replace(ON_GPU, batch=count, slots=UNDER_WAY * count)
 
 
 def efficiency(weights: str, time_left: TimeLeft) -> Iterator[Figures]:
-    """Operations of a picture, and the GPU's rate in a plain product."""
+    """Operations per picture, and the GPU's rate in a plain matrix product."""
     from tools.benchmarks.gpu_matrix import flop, matrix_peak
     from tools.benchmarks.gpu_times import OTHERS_SIZE, SIZES
 
@@ -161,7 +161,7 @@ def efficiency(weights: str, time_left: TimeLeft) -> Iterator[Figures]:
 
 
 def codecs(runtime: str, weights: str, folder: str, time_left: TimeLeft) -> Iterator[Figures]:
-    """What the relay's codecs cost alone; what a runtime keeps for the next time is made ready for the relay before."""
+    """What the relay's codecs cost alone. First prepares the engine, which fills its caches for the relay."""
     from tools.benchmarks.gpu_relay import SIZE, codecs_figures
 
     del time_left
@@ -192,7 +192,7 @@ def relay(
 
 
 def relay_options() -> EngineOptions:
-    """What a relay with the settings' defaults opens its engine with: what it keeps, such as plans, holds for these."""
+    """The engine options of a relay with default settings: caches, such as plans, are valid for these."""
     from stream.settings import load_settings
 
     engine = load_settings(None).engine
@@ -212,19 +212,19 @@ def night(folder: Path) -> Path:
 
 
 def used_mb() -> float | None:
-    """MB of the GPU's memory that anybody has taken; None without torch on CUDA."""
+    """MB of the GPU's memory in use by all processes; None without torch on CUDA."""
     try:
         import torch
 
-        torch.cuda.empty_cache()  # or what torch keeps of a size that is gone would count
+        torch.cuda.empty_cache()  # else what torch keeps of an earlier size would count
         free, total = torch.cuda.mem_get_info()
-    except Exception:  # ImportError, or whatever torch says without CUDA
+    except Exception:  # ImportError, or whatever torch raises without CUDA
         return None
     return (total - free) / 1e6
 
 
 def in_words(size: tuple[int, int]) -> str:
-    """As it stands in the names of figures."""
+    """The size as in the names of figures."""
     return f"{size[0]}x{size[1]}"
 
 
@@ -237,4 +237,4 @@ PARTS: dict[str, Callable[..., Iterator[Figures]]] = {
     "codecs": codecs,
     "relay": relay,
 }
-"""By the name that `tools.benchmarks.gpu_child` is given."""
+"""By the names that `tools.benchmarks.gpu_child` receives."""

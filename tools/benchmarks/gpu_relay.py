@@ -1,4 +1,4 @@
-"""How many live feeds one relay carries: more and more of them, until pictures are dropped or grow old."""
+"""How many live feeds one relay carries before pictures are dropped, lost or too old."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from tools.benchmarks.stream import (
 
 SIZE = (352, 288)
 COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256)
-"""Feeds, one relay each."""
+"""Numbers of feeds, one relay each."""
 FIRST = 64
-"""The count that is tried first; from there on more, or fewer if that were too many."""
+"""The count that is tried first; then more, or fewer if that was too many."""
 TRIES = 2
-"""Relays of one count, the later ones if the earlier dropped pictures."""
+"""Relays of one count, the later ones if the earlier did not carry it."""
 START_SECONDS = 120.0
-"""How long a relay may take until every feed has a picture, where there is time: TensorRT-RTX compiles when a plan is
-first run."""
+"""How long a relay may take until every feed has a picture, if there is time: TensorRT-RTX compiles at a plan's first
+run."""
 WATCH_SECONDS = 8.0
 SETTLE_SECONDS = 4.0
-"""From the first picture of the last feed until it is watched: the engine sees new counts of pictures."""
+"""From the last feed's first picture until measuring begins: the engine sees new counts of pictures."""
 STEP_SECONDS = 30.0
-"""What one more relay takes with its start and its end; with less time left none is begun."""
+"""What one more relay takes, start and end included; with less time left none is started."""
 OLDEST_MS = 150.0
-"""Age that 95 of 100 pictures may have."""
+"""Largest 95th percentile of the age."""
 SLOWEST = 0.98
-"""Share of the cameras' pictures that must come out."""
+"""Least share of the cameras' pictures that must be published."""
 
 Figures = dict[str, float | int | str | None]
 
@@ -61,18 +61,18 @@ class Watched:
     """Of the relay, all its threads."""
     first: dict[str, int] = field(default_factory=dict)
     latest: dict[str, int] = field(default_factory=dict)
-    """By feed: the number of its first and its latest picture."""
+    """By feed: `seq` of its first and its latest picture."""
     before: dict[str, Status] = field(default_factory=dict)
     after: dict[str, Status] = field(default_factory=dict)
-    """By feed: what it had done when the watch began, and at its end."""
+    """By feed: its status when measuring began, and at the end."""
 
     @property
     def pictures(self) -> int:
-        """How many the relay published, whether or not they came here."""
+        """How many the relay published, whether or not they arrived here."""
         return sum(self.latest[feed] - self.first[feed] + 1 for feed in self.latest)
 
     def counted(self, what: Callable[[Status], Mapping[str, int]]) -> int:
-        """How many more were dropped or lost at the end than at the beginning."""
+        """How many pictures were dropped, or lost, in between, as `what` reads from a status."""
         return sum(sum(what(self.after[feed]).values()) - sum(what(self.before[feed]).values()) for feed in self.after)
 
 
@@ -87,15 +87,15 @@ def relay_figures(
     alone: bool = True,
 ) -> Iterator[Figures]:
     """Figures of one relay after another: `FIRST` feeds, then twice as many while they are carried, or half as many
-    until they are, then those `counts` that halve what lies between. A first count that brings no picture at all ends
-    it; unless it is `alone` after one try, within half of the time: another engine can still be tried then.
+    until they are, then a bisection of the `counts` in between. If the first count brings no picture at all, the search
+    ends: unless `alone`, after one try within half of the time, so that another engine can still be tried.
 
     `feed` is a recording, or a folder of them, that each feed plays at its own pace; `engine` are settings of the
     relay's `[engine]`; `codecs_ms` is what decoding and encoding a picture cost alone. `relay_feeds` comes whenever
-    more are carried; the last figures say why it ended.
+    more are carried; the last figures say why the search ended.
     """
     limit, heard = "the most that is tried", False
-    low, high, place = -1, len(counts), first_place(counts)  # places of the most that is carried, the least that is not
+    low, high, place = -1, len(counts), first_place(counts)  # indices: largest carried, smallest not carried
     while low + 1 < high:
         count, tries, reason = counts[place], 0, NO_TIME
         while reason and tries < (TRIES if alone or heard else 1) and time_left() >= STEP_SECONDS:
@@ -113,18 +113,18 @@ def relay_figures(
             low = place
             yield {"relay_feeds": count}
         if not heard:
-            break  # of fewer feeds there would be no picture either
+            break  # fewer feeds would bring no picture either
         place = next_place(counts, low, high)
     yield {"relay_feeds": counts[low] if low >= 0 else 0, "relay_limit": limit}
 
 
 def first_place(counts: Sequence[int]) -> int:
-    """The place of the count to begin with: `FIRST`, or the next below it."""
+    """Index of the count to begin with: `FIRST`, or the next below it."""
     return max(0, sum(count <= FIRST for count in counts) - 1)
 
 
 def next_place(counts: Sequence[int], low: int, high: int) -> int:
-    """Of the count to go on with, between the place of one that is carried (-1: none) and of one that is not."""
+    """Index of the next count to try, between that of one that is carried (-1: none) and of one that is not."""
     if low < 0:
         return max(0, sum(2 * count <= counts[high] for count in counts) - 1)
     if high < len(counts):
@@ -141,9 +141,9 @@ def one_relay(
     time_left: Callable[[], float],
     used_mb: Callable[[], float | None],
 ) -> tuple[Figures, str]:
-    """Figures of a relay with so many feeds, and why they are too many for it; empty where they are not.
+    """Figures of a relay with `count` feeds, and why they are too many for it; the reason is empty if they are not.
 
-    There are no figures of a relay that ended, or sent no picture.
+    A relay that ended, or sent no picture, has no figures.
     """
     before, settled = used_mb(), Watched()
     with running_relay(feed, folder, count, engine) as (relay, endpoint):
@@ -161,7 +161,7 @@ def watch_all(
 ) -> Watched:
     """Everything that a relay publishes of all its feeds, for `WATCH_SECONDS`; what comes before is noted in `settled`.
 
-    Raises `StreamError` where not every feed has a picture within `START_SECONDS`, or in time to watch it, or the relay
+    Raises `StreamError` if not every feed has a picture within `START_SECONDS` and in time to watch it, or if the relay
     ends.
     """
     within = min(START_SECONDS, time_left() - SETTLE_SECONDS - WATCH_SECONDS)
@@ -185,7 +185,7 @@ def listen(
     seconds: float,
     until: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Note what comes for some seconds, or until something is so; raises `StreamError` where the relay ends."""
+    """Note what comes for `seconds`, or until `until()` is true; raises `StreamError` if the relay ends."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and not until():
         if relay.poll() is not None:
@@ -204,8 +204,8 @@ def listen(
 
 
 def step_figures(seen: Watched, codecs_ms: float | None) -> Figures:
-    """What one relay did, see docs/benchmarks.md. What codecs cost more in a relay than alone (`codecs_ms`) is not
-    known, and counts as the relay's own."""
+    """The figures of one relay, see docs/benchmarks.md. What codecs cost in a relay beyond `codecs_ms` is not known,
+    and counts as the relay's own."""
     cpu_ms = 1000 * seen.cpu_seconds / max(1, seen.pictures)
     ages = {f"age_p{p}_ms": float(np.percentile(seen.ages_ms, p)) if seen.ages_ms else None for p in (50, 95, 99)}
     return {
@@ -220,7 +220,7 @@ def step_figures(seen: Watched, codecs_ms: float | None) -> Figures:
 
 
 def why_too_many(figures: Figures, count: int) -> str | None:
-    """Why a relay does not carry so many feeds, for people; None where it does."""
+    """Why a relay does not carry so many feeds, for people; None if it does."""
     age, fps, wanted = figures["age_p95_ms"], figures["fps"], float(count * RATE)
     if figures["dropped"] or figures["lost"]:
         return f"{figures['dropped']} pictures were dropped and {figures['lost']} lost"
@@ -239,6 +239,6 @@ def codecs_figures(feed: Path, engine: Door) -> dict[str, float]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of the processor, that a process has used so far in all its threads (Linux)."""
+    """CPU seconds that a process has used so far, in all its threads (Linux)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""What batches cost through the door of an engine, and what upload, network and download of them cost alone."""
+"""Times of batches through the door of an engine, and of their upload, network and download alone."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from tools.benchmarks.gpu_checks import Size, make_picture
 
 SIZES: tuple[Size, ...] = ((640, 360), (352, 288), (1280, 720))
 BATCHES = ((8, 1, 2, 4), (32, 16))
-"""Each row is measured with an engine that is made ready for its largest batch, the first one as a relay's is. In both
-what is worth most comes first."""
+"""Each row is measured with an engine prepared for its largest batch, which for the first row is a relay's. The most
+valuable counts of each row come first."""
 OTHERS_SIZE: Size = (640, 360)
-"""Of the weights that are not the chosen ones."""
+"""Of weights other than the chosen ones."""
 ROUNDS = 3
-"""A figure is the median of these; what is compared takes turns, round by round."""
+"""Each figure is the median of these; what is compared takes turns, round by round."""
 TURN_SECONDS = 0.1
-"""How long a figure is measured in each round, about."""
+"""How long, about, a figure is measured in each round."""
 FEWEST, MOST = 3, 500
-"""Batches of a turn."""
+"""Batches per turn."""
 UNDER_WAY = LANES
-"""Batches that are in the engine at once where it is kept busy."""
+"""Batches that are in the engine at once while it is kept busy."""
 KEPT = 0.9
-"""Of each feed's memory, as a relay has it."""
+"""Share of each feed's memory that is kept, as in a relay."""
 
 Figures = dict[str, float | str]
 
 
 def cells() -> list[tuple[Size, tuple[int, ...]]]:
-    """What is measured with one engine, all that there is: a size and counts of pictures in a batch."""
+    """All that is measured, one engine each: a picture size, and counts of pictures in a batch."""
     return [(size, counts) for counts in BATCHES for size in SIZES]
 
 
@@ -47,12 +47,12 @@ class Batches:
         self._engine, self._size = engine, size
         self._memories = [engine.remember() for _ in range(count)]
         self._pictures = cycle([make_picture("dusk", size, seed) for seed in range(3)])
-        for _ in range(LANES + 1):  # what is compiled or captured when it is first used
+        for _ in range(LANES + 1):  # some things are compiled or captured at first use
             self.whole()
         self.times = min(MOST, max(FEWEST, round(TURN_SECONDS / self.whole())))
 
     def start(self) -> list[Slot]:
-        """A submitted batch: slots acquired and filled, as a relay does."""
+        """Submit a batch: acquire and fill its slots, as a relay does."""
         slots = []
         try:
             for memory in self._memories:
@@ -82,11 +82,11 @@ class Batches:
         return time.perf_counter() - began
 
     def latency(self) -> dict[str, float]:
-        """The median of batches one after another."""
+        """Median seconds of batches one after another."""
         return {"latency": median(self.whole() for _ in range(self.times))}
 
     def door(self) -> dict[str, float]:
-        """A batch's share of the time while `UNDER_WAY` batches are always in the engine."""
+        """Seconds per batch while `UNDER_WAY` batches are always in the engine."""
         under_way: deque[list[Slot]] = deque()
         try:
             under_way.extend(self.start() for _ in range(UNDER_WAY - 1))
@@ -101,7 +101,7 @@ class Batches:
                     self.end(slots)
 
     def alone(self) -> dict[str, float]:
-        """Upload, network and download alone; nothing where the engine is not on a GPU."""
+        """Seconds of upload, network and download alone; empty if the engine is not on a GPU."""
         if not isinstance(self._engine, CudaEngine):
             return {}
         slots = self.start()
@@ -121,7 +121,7 @@ def give_back(slots: Sequence[Slot]) -> None:
 
 
 def times(engines: Mapping[str, Door], size: Size, count: int) -> dict[str, Figures]:
-    """Figures of a batch for each engine, which take turns; `failed` says why there are none."""
+    """Figures of a batch for each engine, measured in turns; `failed` says why there are none."""
     runners: dict[str, Batches] = {}
     failed: dict[str, Figures] = {}
     for name, engine in engines.items():
@@ -161,12 +161,12 @@ def derived(seconds: Mapping[str, float], count: int) -> Figures:
 
 
 def hidden(visible: float, copies: float) -> float:
-    """The share of the copies' time, 0 to 1, that a batch does not wait for beside its network."""
+    """The share of the copying time, 0 to 1, that overlaps with the network; `visible` is what does not overlap."""
     return min(1.0, max(0.0, 1 - visible / copies))
 
 
 def memory_growth(engine: Door, size: Size, count: int, used_mb: Callable[[], float | None]) -> float | None:
-    """MB of the GPU that are taken when an engine has been made ready for batches of this size and count."""
+    """MB of GPU memory that an engine takes for batches of this size and count; None if not known."""
     before = used_mb()
     Batches(engine, size, count)
     after = used_mb()

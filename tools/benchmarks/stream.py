@@ -39,21 +39,21 @@ BIT_RATE = 300_000
 START_SECONDS = 60.0
 """How long a relay may take to its first picture."""
 END_SECONDS = 30.0
-"""How long it may take to its end, before it is killed."""
+"""How long it may take to stop, before it is killed."""
 JOINS = 10
-"""How many viewers are timed from their beginning to their first picture."""
+"""Viewers that are timed from connecting to their first picture."""
 TAPE_SECONDS = 40
-"""Of the recording that they see."""
+"""Length of the recording that they see."""
 FURTHER_FEEDS = 3
-"""More feeds whose memory is measured."""
+"""Additional feeds whose memory is measured."""
 KEPT = 125
 """Frames that engine and encoder are timed on alone: five seconds."""
 ROUNDS = 5
 """Every CPU figure is the median of this many whole runs."""
 MEMORY = "64GB"
-"""Of a feed: pictures of any size are let in."""
+"""Memory limit of a feed: enough for pictures of any size."""
 HIGH_WATER_MARK = 4096
-"""Messages that wait for the one viewer of all feeds: the usual 64 hold what 16 feeds publish at one moment."""
+"""Messages that may wait for the one viewer of all feeds: the default of 64 is enough for 16 feeds only."""
 
 
 def make_feed(clip: Path, feed: Path, size: tuple[int, int], pictures: int) -> None:
@@ -82,10 +82,10 @@ def decode(feed: Path) -> Iterator[Frame]:
 
 
 def path_figures(feed: Path, engine: Door) -> dict[str, float]:
-    """File to wire as fast as it goes, taking turns with its parts alone.
+    """Figures of the path from file to wire, as fast as it goes, and of its parts alone, measured in turns.
 
-    CPU milliseconds of a frame: `decode_ms`, `engine_cpu_ms`, `encode_ms`, each alone, and `pipeline_cpu_ms`.
-    `pipeline_efficiency` is the parts' sum over the pipeline's; `pipeline_fps` is by the clock.
+    CPU milliseconds per frame: `decode_ms`, `engine_cpu_ms`, `encode_ms`, each alone, and `pipeline_cpu_ms`.
+    `pipeline_efficiency` is the sum of the parts over `pipeline_cpu_ms`; `pipeline_fps` is by wall time.
     """
     rounds: list[dict[str, float]] = []
     for _ in range(ROUNDS):
@@ -103,14 +103,14 @@ def path_figures(feed: Path, engine: Door) -> dict[str, float]:
 
 
 def decode_alone(feed: Path) -> float:
-    """CPU milliseconds of a frame."""
+    """CPU milliseconds per frame."""
     began = time.process_time()
     count = sum(1 for _ in decode(feed))
     return 1000 * (time.process_time() - began) / count
 
 
 def enhance_alone(engine: Door, frames: Sequence[Frame]) -> tuple[list[tuple[Plane, Plane]], float]:
-    """The enhanced planes of every frame, and the CPU milliseconds of one, without the copy that keeps it."""
+    """The enhanced planes of every frame, and the CPU milliseconds per frame, without copying the planes."""
     planes, spent = [], 0.0
     for frame in frames:
         began = time.process_time()
@@ -135,7 +135,7 @@ def encode_alone(planes: Sequence[tuple[Plane, Plane]], frames: Sequence[Frame])
 
 def run_pipeline(feed: Path, engine: Door) -> dict[str, float]:
     """One whole run: `pipeline_fps` and `pipeline_cpu_ms`."""
-    settings = Settings.model_construct(  # whatever the environment says of another relay
+    settings = Settings.model_construct(  # ignores environment variables meant for another relay
         relay=RelaySettings(endpoint="tcp://127.0.0.1:*"),
         feeds={"bench": FeedSettings.model_validate({"url": str(feed), "mode": "replay", "memory": MEMORY})},
     )
@@ -149,11 +149,11 @@ def run_pipeline(feed: Path, engine: Door) -> dict[str, float]:
 
 
 def live_figures(feed: Path, folder: Path, seconds: float, engine: Mapping[str, str]) -> dict[str, float | None]:
-    """A relay of its own on a paced feed, and this process as its viewer, for some seconds after the first picture.
+    """Run a relay process on a paced feed, with this process as its viewer, for `seconds` after the first picture.
 
     `engine` are settings of the relay's `[engine]`. Figures: `live_fps`, `live_dropped`, `age_*` (capture to
-    published), `view_age_*` (capture to received here), `join_*` (connecting a viewer to its first picture),
-    `relay_memory_mb` (the most that was resident), `feed_memory_mb` (what each further feed adds to that).
+    published), `view_age_*` (capture to received here), `join_*` (from a viewer's connecting to its first picture),
+    `relay_memory_mb` (peak resident memory), `feed_memory_mb` (what each further feed adds to that).
     """
     with running_relay(feed, folder, 1, engine) as (relay, endpoint):
         with Subscriber(endpoint, "bench0", ("video", "status")) as viewer:
@@ -181,7 +181,7 @@ def live_figures(feed: Path, folder: Path, seconds: float, engine: Mapping[str, 
 
 
 def repeated(feed: Path, folder: Path, times: int) -> Path:
-    """A folder that plays a recording so many times, one after another."""
+    """A folder with `times` copies of a recording, to be played one after another."""
     folder.mkdir()
     for number in range(times):
         shutil.copy(feed, folder / f"{number:03}{feed.suffix}")
@@ -192,7 +192,7 @@ def repeated(feed: Path, folder: Path, times: int) -> Path:
 def running_relay(
     feed: Path, folder: Path, count: int, engine: Mapping[str, str]
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A relay process with so many feeds, `bench0` and so on, all of one recording, and its endpoint."""
+    """Run a relay process with `count` feeds of one recording, `bench0` and so on; yields it and its endpoint."""
     config = folder / "bench.toml"
     endpoint = f"ipc://{folder}/wire{count}"
     chosen = "\n".join(f'{key} = "{in_full(value)}"' for key, value in engine.items())
@@ -214,19 +214,19 @@ def running_relay(
 
 
 def in_full(value: str) -> str:
-    """A setting of the engine; where it is a folder of weights, with its path from the root on."""
+    """A setting of the engine; a folder of weights becomes an absolute path."""
     return str(Path(value).absolute()) if value not in shipped() and Path(value).is_dir() else value
 
 
 def joins_ms(endpoint: str) -> list[float]:
-    """Milliseconds from a viewer's beginning to its first picture, each in a group of pictures that has just begun.
+    """Milliseconds from a viewer's connecting to its first picture, each measured just after a key frame.
 
-    Then the next key frame would be far away, but a new viewer gets one at once. No more viewers come than one in a
-    group: for those the relay makes key frames without an end.
+    The next regular key frame is then far away, but a new viewer gets one at once. The key frame made for a viewer
+    starts no other measurement: else each would cause the next without end.
     """
     joins: list[float] = []
     with Subscriber(endpoint, "bench0") as witness:
-        seen = next_picture(witness).header.seq  # for whom a key frame was made
+        seen = next_picture(witness).header.seq  # a key frame was made for the witness
         while len(joins) < JOINS:
             message = next_picture(witness)
             if message.header.key and message.header.seq > seen:
@@ -238,7 +238,7 @@ def joins_ms(endpoint: str) -> list[float]:
 
 
 def next_picture(viewer: Subscriber) -> Message:
-    """The picture that a viewer gets next."""
+    """The next picture that a viewer receives."""
     message = viewer.receive(START_SECONDS)
     if message is None:
         raise StreamError(f"no picture within {START_SECONDS:g} s")
@@ -248,7 +248,7 @@ def next_picture(viewer: Subscriber) -> Message:
 def watch(
     viewer: Subscriber, seconds: float, alive: Callable[[], bool]
 ) -> tuple[list[tuple[Message, int]], Message | None]:
-    """Pictures with the time of their coming, and the last status, until `seconds` after the first picture."""
+    """Pictures with their arrival times (UTC ns), and the latest status, until `seconds` after the first picture."""
     pictures: list[tuple[Message, int]] = []
     status = None
     end = time.monotonic() + START_SECONDS
@@ -268,6 +268,6 @@ def watch(
 
 
 def peak_memory_mb(pid: int) -> float:
-    """The most memory that a process has had resident, in MB (Linux)."""
+    """Peak resident memory of a process, in MB (Linux)."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields["VmHWM"].split()[0]) * 1024 / 1e6

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 WIDTH, HEIGHT, RATE = 640, 480, 25
 LAKE_PICTURES, RACCOON_PICTURES = 155, 95
 FINE = 8
-"""What moves is drawn this many times larger, then reduced, so that it glides between pixels."""
+"""Moving shapes are drawn this many times larger, then reduced, so that they move by less than a pixel."""
 
 Picture = NDArray[np.uint8]
 Paint = tuple[int, int, int, int]
@@ -106,7 +106,7 @@ def boat(share: float) -> list[Shape]:
 
 
 def bird(share: float, seconds: float, behind: float) -> list[Shape]:
-    """A bird after `share` of its way across the sky, so many pixels `behind`, wings beating with the time."""
+    """A bird after `share` of its way across the sky, `behind` pixels late, wings beating with the time."""
     x, y = 345 - 3 * behind + 260 * share, 118 + 1.5 * behind - 26 * share + 3 * math.sin(2 * seconds)
     beat = 0.45 * math.sin(2 * math.pi * 2.3 * seconds) - 0.15
     wing = [(0.0, 0.1), (0.45, 0.75 * beat + 0.02), (1.0, beat), (0.42, 0.75 * beat - 0.1), (0.0, -0.1)]
@@ -130,14 +130,14 @@ def drawn_on(photo: Image.Image, shapes: list[Shape]) -> Image.Image:
 
 
 def read_photos(wheels: Path) -> tuple[Image.Image, Image.Image]:
-    """The lake out of scikit-learn's wheel and the raccoon out of SciPy's."""
+    """The lake from scikit-learn's wheel and the raccoon from SciPy's."""
     china = io.BytesIO(read_member(wheels, "scikit_learn-*.whl", "sklearn/datasets/images/china.jpg"))
     face = bz2.decompress(read_member(wheels, "scipy-*.whl", "scipy/misc/face.dat"))
     return Image.open(china).convert("RGB"), Image.frombytes("RGB", (1024, 768), face)
 
 
 def read_member(wheels: Path, pattern: str, member: str) -> bytes:
-    """One file out of the wheel of this name."""
+    """One file from the wheel that matches `pattern`."""
     found = sorted(wheels.glob(pattern))
     if not found:
         raise FileNotFoundError(f"{wheels}: no {pattern} in it")
@@ -146,7 +146,7 @@ def read_member(wheels: Path, pattern: str, member: str) -> bytes:
 
 
 def write_clip(pictures: Iterable[Picture], path: Path) -> None:
-    """An MP4 file of H.264 pictures, BT.601, limited range."""
+    """Write an MP4 file of H.264 pictures, BT.601, limited range."""
     with av.open(path, "w", options={"movflags": "faststart"}) as out:
         stream = out.add_stream("libx264", rate=RATE, options={"crf": "19.5", "preset": "slow"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"

@@ -1,4 +1,4 @@
-"""What a process that runs for weeks may take of its machine."""
+"""Limits of memory and open files for a process that runs for weeks."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import ctypes
 import resource
 
 M_ARENA_MAX = -8
-"""Of glibc's malloc.h."""
+"""From glibc's malloc.h."""
 ARENAS = 2
 
 MOST_FILES = 65_536
-"""Open at once: each viewer and each connection to a camera takes one."""
+"""Open files: each viewer and each connection to a camera takes one."""
 
 
 def bound_arenas() -> None:
-    """Let glibc allocate from two pools, not from eight for each core; without effect where there is no glibc.
+    """Let glibc use two malloc arenas, in place of eight per core; no effect without glibc.
 
-    A feed's threads come and go with its connections. Each would begin another pool, whose gaps nobody else can use.
+    A feed's threads come and go with its connections. Each would begin another arena, whose gaps no other can use.
     """
     try:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
@@ -25,7 +25,7 @@ def bound_arenas() -> None:
 
 
 def raise_file_limit() -> None:
-    """Let the process open as many files as its hard limit allows, `MOST_FILES` at most; 1024 is usual at first."""
+    """Raise the soft limit of open files, usually 1024, to the hard limit, but to `MOST_FILES` at most."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line now and then elsewhere; on stderr."""
+"""Progress of long work, on stderr: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINE_SECONDS = 10.0
 
 
 class Meter:
-    """Shows how much of all bytes is done, and how many pictures that made. A context manager."""
+    """Shows how many bytes are done, and how many pictures were made of them. A context manager."""
 
     def __init__(self, total: int) -> None:
         """`total` is in bytes."""
@@ -42,7 +42,7 @@ class Meter:
         self._bar.stop()
 
     def update(self, doing: str, done: int, pictures: int) -> None:
-        """`done` bytes of all are done, `doing` is under way, and so many pictures were made."""
+        """Show that `done` bytes are done, `doing` is under way, and `pictures` were made."""
         self._bar.update(self._task, description=doing, completed=done, pictures=pictures)
         if self._bar.disable and time.monotonic() >= self._line_due:
             self._line_due = time.monotonic() + LINE_SECONDS

@@ -1,4 +1,4 @@
-"""What a command found out: lines for people, one JSON object for programs."""
+"""Results of a command: lines for people, one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 
 def in_a_folder(path: Path | None) -> Path | None:
-    """The path of a file that is to be written; its folder must be there before any work is done."""
+    """The path of a file to be written; its folder must exist before any work is done."""
     if path is not None and not path.absolute().parent.is_dir():
         raise typer.BadParameter(f"{path}; must be in a folder that is there")
     return path
@@ -23,13 +23,13 @@ def in_a_folder(path: Path | None) -> Path | None:
 JsonFile = Annotated[
     Path | None,
     typer.Option(
-        "--json", dir_okay=False, callback=in_a_folder, metavar="FILE", help="Write it there too, as one JSON object."
+        "--json", dir_okay=False, callback=in_a_folder, metavar="FILE", help="Write it to FILE, too, as a JSON object."
     ),
 ]
 
 
 def print_values(console: Console, values: Mapping[str, object]) -> None:
-    """One line for each value, names in one column; what is inside another value has a dotted name."""
+    """Print one line per value, names in one column; nested values have dotted names."""
     lines = list(_flat(plain(values)))
     width = max((len(name) for name, _ in lines), default=0)
     for name, value in lines:
@@ -37,27 +37,27 @@ def print_values(console: Console, values: Mapping[str, object]) -> None:
 
 
 def in_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows as lines whose columns stand under one another."""
+    """Rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 def write_json(path: Path | None, values: Mapping[str, object]) -> None:
-    """Write the values as one JSON object; whoever reads the file finds it whole, or as it was before.
+    """Write the values as one JSON object; readers find the file complete, or as it was before.
 
     Without a path nothing is written. Raises `OSError`.
     """
     if path is None:
         return
     text = json.dumps(plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, text.encode(errors="backslashreplace"))  # names of files may be no UTF-8; JSON escapes alike
+    write_whole(path, text.encode(errors="backslashreplace"))  # file names may not be UTF-8; JSON has the same escapes
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that whoever reads it finds whole, or as it was before. Raises `OSError` with its name.
+    """Write a file; readers find it complete, or as it was before. Raises `OSError` with its name.
 
-    Where it is what stdout or stderr goes to, such as `/dev/stdout`, the content is added to that.
+    If it is the file that stdout or stderr leads to, such as `/dev/stdout`, the content is appended there.
     """
     target = path.resolve()
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
@@ -68,7 +68,7 @@ def write_whole(path: Path, content: bytes) -> None:
                 with open(descriptor, "wb", closefd=False) as output:
                     output.write(content)
                 return
-        if path.exists() and not path.is_file():  # a pipe or a terminal, such as /dev/stdout
+        if path.exists() and not path.is_file():  # a named pipe or a device
             path.write_bytes(content)
             return
         try:
@@ -81,7 +81,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def leads_to(path: Path, descriptor: int) -> bool:
-    """Whether a path is another name of what is open by this number."""
+    """Whether a path leads to the file that this descriptor has open."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:  # one of them is not there
@@ -89,7 +89,7 @@ def leads_to(path: Path, descriptor: int) -> bool:
 
 
 def plain(value: object) -> object:
-    """The value in JSON's own types: NumPy numbers are numbers, other things text, NaN and infinity None."""
+    """The value in JSON's types: NumPy numbers become numbers, NaN and infinity None, other things text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

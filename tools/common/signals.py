@@ -1,4 +1,4 @@
-"""Ending a command from outside, or telling it something."""
+"""Signals that end a command, or ask it for something."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class Terminated(BaseException):
-    """A signal came that ends the process."""
+    """Raised for a signal that ends the process."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -19,15 +19,15 @@ class Terminated(BaseException):
 
 
 def heeded(*numbers: signal.Signals) -> list[signal.Signals]:
-    """Those of these signals that are not ignored, as SIGHUP is by what `nohup` starts."""
+    """Those of these signals that are not ignored, as SIGHUP is under `nohup`."""
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager
 def clearing_up_at_signals() -> Iterator[None]:
-    """Inside the block SIGTERM leaves every block that is open, as SIGINT does, and then ends the process as ever.
+    """Inside the block, SIGTERM and SIGHUP leave all open blocks, as SIGINT does, and then end the process as usual.
 
-    So does SIGHUP, which comes when the terminal is closed, and often twice.
+    SIGHUP comes when the terminal is closed, often twice: later ones are ignored.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -46,15 +46,15 @@ def clearing_up_at_signals() -> Iterator[None]:
 
 
 def stopped_by_signals(stop: Callable[[], None]) -> AbstractContextManager[None]:
-    """Inside the block SIGINT, SIGTERM and SIGHUP call `stop` and nothing else, in a thread of its own."""
+    """Inside the block, SIGINT, SIGTERM and SIGHUP only call `stop`, in a thread of its own."""
     return answering(dict.fromkeys((signal.SIGINT, signal.SIGTERM, *heeded(signal.SIGHUP)), stop))
 
 
 @contextmanager
 def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Inside the block SIGINT, SIGTERM and SIGHUP call `stop`, in a thread of its own; after it they end the process.
+    """Inside the block, SIGINT, SIGTERM and SIGHUP call `stop`, in a thread of its own; then the first is raised again.
 
-    For work that is called by a library which would swallow what they raise.
+    For work that is called by a library that would swallow exceptions from signal handlers.
     """
     came: list[signal.Signals] = []
 
@@ -72,10 +72,9 @@ def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def answering(calls: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
-    """Inside the block each of these signals makes its call and nothing else, in a thread of its own.
+    """Inside the block, each of these signals only makes its call, in a thread of its own.
 
-    A handler runs in the middle of whatever the main thread does: if that held a lock which the call needs, both would
-    wait for ever.
+    A handler interrupts the main thread anywhere: if that held a lock that the call needs, there would be a deadlock.
     """
 
     def answer(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

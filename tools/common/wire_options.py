@@ -1,4 +1,4 @@
-"""What the commands that publish and subscribe are told of the wire: the endpoint, and keys for an encrypted relay."""
+"""Options of the commands that publish and subscribe: the endpoint, and keys for an encrypted relay."""
 
 from __future__ import annotations
 
