@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from socket import SO_LINGER, SOL_SOCKET, create_connection, socket
+from socket import AF_UNIX, MSG_WAITALL, SO_LINGER, SOL_SOCKET, create_connection, create_server, socket, socketpair
 
 import pytest
+import zmq
 
 from stream.publish import Publisher
 from stream.settings import RelaySettings
@@ -63,10 +64,10 @@ def wait_until_looked_at(publisher: Publisher, guests: int) -> None:
     """That so many connections are there, and that each was looked at twice since they were."""
     watching = publisher._bouncer
     assert watching is not None
-    wait_until(lambda: len(watching._guests) == guests, "the guests")
+    wait_until(lambda: len(watching._connections) == guests, "the guests")
     began = time.monotonic()
     wait_until(
-        lambda: all(guest.looked - began > bouncer.LOOK_SECONDS for guest in list(watching._guests.values())),
+        lambda: all(guest.looked - began > bouncer.LOOK_SECONDS for guest in list(watching._connections.values())),
         "two looks at each of them",
     )
 
@@ -309,6 +310,30 @@ def test_a_viewer_beyond_the_share_that_could_not_be_cut_off_at_once_is_cut_off_
         wait_until(lambda: is_cut_off(late), "the end of the second")
         wait_until_looked_at(publisher, 1)
         assert not is_cut_off(guest)
+
+
+def test_what_has_taken_the_place_of_a_viewer_that_has_gone_is_left_alone(publisher: Publisher, tmp_path: Path) -> None:
+    watching = publisher._bouncer
+    assert watching is not None
+    with ExitStack() as stack:
+        server = stack.enter_context(create_server(("127.0.0.1", 0)))
+        camera = stack.enter_context(create_connection(server.getsockname()))
+        sender, _ = server.accept()
+        stack.enter_context(sender)
+        received = threading.Thread(target=lambda: camera.recv(200_000, MSG_WAITALL))
+        received.start()
+        sender.sendall(bytes(200_000))
+        received.join()
+        others = [camera, *socketpair(AF_UNIX), (tmp_path / "file").open("w")]
+        for other in others:
+            stack.enter_context(other)
+        before = open_files()
+        for other in others:
+            watching._note(zmq.EVENT_ACCEPTED, other.fileno(), publisher.endpoint.encode())
+        wait_until(lambda: not watching._connections, "the bouncer to see that these are no viewers")
+        assert open_files() == before
+        sender.sendall(b"more")
+        assert camera.recv(4) == b"more"
 
 
 def test_the_end_of_a_publisher_leaves_no_thread_and_no_file(publisher: Publisher) -> None:

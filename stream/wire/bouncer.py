@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from errno import EBADF, ENOTSOCK
-from socket import IPPROTO_TCP, SHUT_RDWR, TCP_INFO, socket
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, SHUT_RDWR, TCP_INFO, socket
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -36,22 +36,25 @@ or 2, libzmq does not say who subscribes: such a viewer may send that many bytes
 LOOK_SECONDS = 0.1
 SHARE_OF_FILES = 4
 """Viewers may use one in so many of the process's file descriptors; the newest beyond that are cut off."""
-TELL_SECONDS = 10.0
+LOG_INTERVAL_SECONDS = 10.0
 """Minimum time between two log lines."""
 BYTES_RECEIVED = struct.Struct("=128xQ")
 """Where Linux's `tcp_info` has `tcpi_bytes_received`."""
 GONE = (EBADF, ENOTSOCK)
-"""Errors for a file descriptor that is not a socket any more; after any other error the guest is still there."""
+"""Errors for a file descriptor that is not a socket any more; after any other error the connection is still there."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Guest:
+class Connection:
     """An accepted connection."""
 
     inode: int
-    """Of its socket: file descriptors are reused."""
+    """Of what its file descriptor stood for when libzmq's event was read."""
+    port: int
+    """Of the publisher: with another one, or none, the viewer had gone by then, and the file descriptor was in use
+    again, as for a file or a connection to a camera."""
     received: int = 0
     level: float = 0.0
     """Bytes that it has sent beyond `RATE`."""
@@ -71,12 +74,12 @@ class Bouncer:
         """`publisher` must not be bound yet."""
         self._publisher = publisher
         self._events = publisher.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
-        self._guests: dict[int, Guest] = {}
+        self._connections: dict[int, Connection] = {}
         self._nameless = 0
         """Bytes of prefixes whose subscriber libzmq did not name, as `SUBSCRIBED_MOST` counts them."""
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE_OF_FILES
         self._stopping = threading.Event()
-        self._told, self._untold = -TELL_SECONDS, 0
+        self._logged_at, self._unlogged = -LOG_INTERVAL_SECONDS, 0
         self._thread = threading.Thread(target=self._run, name="nightbridge-bouncer", daemon=True)
         self._thread.start()
 
@@ -96,71 +99,77 @@ class Bouncer:
         if kind != b"\1":
             return
         try:
-            guest = self._guests.get(int(event.get(zmq.SRCFD)))
+            connection = self._connections.get(int(event.get(zmq.SRCFD)))
         except zmq.ZMQError:
             self._nameless += len(prefix) + PREFIX_EXTRA
             return
-        if guest is None or guest.unwanted or prefix in guest.prefixes:
+        if connection is None or connection.unwanted or prefix in connection.prefixes:
             return
-        guest.prefixes.add(prefix)
-        guest.subscribed += len(prefix) + PREFIX_EXTRA
-        if guest.subscribed > SUBSCRIBED_MOST:
-            guest.unwanted = f"it subscribed to {len(guest.prefixes)} different topics"
+        connection.prefixes.add(prefix)
+        connection.subscribed += len(prefix) + PREFIX_EXTRA
+        if connection.subscribed > SUBSCRIBED_MOST:
+            connection.unwanted = f"it subscribed to {len(connection.prefixes)} different topics"
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             if self._events.poll(round(LOOK_SECONDS * 1000)):
                 event = recv_monitor_message(self._events)
-                self._note(event["event"], event["value"])
-            for number, guest in list(self._guests.items()):
-                if time.monotonic() - guest.looked >= LOOK_SECONDS:
-                    self._look_at(number, guest)
+                self._note(event["event"], event["value"], event["endpoint"])
+            for number, connection in list(self._connections.items()):
+                if time.monotonic() - connection.looked >= LOOK_SECONDS:
+                    self._look_at(number, connection)
 
-    def _note(self, event: int, number: int) -> None:
-        """Note that a connection has come or gone."""
+    def _note(self, event: int, number: int, endpoint: bytes) -> None:
+        """Note that a connection to `endpoint` has come or gone."""
         if event != zmq.EVENT_ACCEPTED:
-            self._guests.pop(number, None)
+            self._connections.pop(number, None)
             return
         try:
-            self._guests[number] = Guest(os.fstat(number).st_ino)
+            inode = os.fstat(number).st_ino
         except OSError:  # it has gone already
             return
-        if len(self._guests) > self._most:
-            self._guests[number].unwanted = f"more than {self._most} viewers"
+        self._connections[number] = Connection(inode, port=int(endpoint.rpartition(b":")[2]))
+        if len(self._connections) > self._most:
+            self._connections[number].unwanted = f"more than {self._most} viewers"
 
-    def _look_at(self, number: int, guest: Guest) -> None:
+    def _look_at(self, number: int, connection: Connection) -> None:
         now = time.monotonic()
         try:
-            with connection_of(number, guest) as connection:
-                (received,) = BYTES_RECEIVED.unpack_from(
-                    connection.getsockopt(IPPROTO_TCP, TCP_INFO, BYTES_RECEIVED.size)
-                )
-                allowed = RATE * (now - guest.looked) if guest.looked else 0.0
-                guest.level = max(0.0, guest.level + received - guest.received - allowed)
-                guest.received, guest.looked = received, now
-                nameless = not guest.prefixes and self._nameless > SUBSCRIBED_MOST
-                if guest.level > BURST or (nameless and received > SUBSCRIBED_MOST):
-                    guest.unwanted = f"it sent {received} bytes"
-                if guest.unwanted:
-                    self._cut_off(connection, guest.unwanted)
-                    self._guests.pop(number)
+            with socket_of(number, connection) as tcp:
+                (received,) = BYTES_RECEIVED.unpack_from(tcp.getsockopt(IPPROTO_TCP, TCP_INFO, BYTES_RECEIVED.size))
+                allowed = RATE * (now - connection.looked) if connection.looked else 0.0
+                connection.level = max(0.0, connection.level + received - connection.received - allowed)
+                connection.received, connection.looked = received, now
+                nameless = not connection.prefixes and self._nameless > SUBSCRIBED_MOST
+                if connection.level > BURST or (nameless and received > SUBSCRIBED_MOST):
+                    connection.unwanted = f"it sent {received} bytes"
+                if connection.unwanted:
+                    self._cut_off(tcp, connection.unwanted)
+                    self._connections.pop(number)
         except (OSError, struct.error) as error:
             if isinstance(error, OSError) and error.errno in GONE:
-                self._guests.pop(number)
+                self._connections.pop(number)
 
-    def _cut_off(self, connection: socket, why: str) -> None:
-        who = connection.getpeername()[0]
-        connection.shutdown(SHUT_RDWR)
-        self._untold += 1
-        if time.monotonic() - self._told >= TELL_SECONDS:
-            log.warning("%d viewers were cut off; the last one at %s: %s", self._untold, who, why)
-            self._told, self._untold = time.monotonic(), 0
+    def _cut_off(self, tcp: socket, why: str) -> None:
+        who = tcp.getpeername()[0]
+        tcp.shutdown(SHUT_RDWR)
+        self._unlogged += 1
+        if time.monotonic() - self._logged_at >= LOG_INTERVAL_SECONDS:
+            log.warning("%d viewers were cut off; the last one at %s: %s", self._unlogged, who, why)
+            self._logged_at, self._unlogged = time.monotonic(), 0
 
 
-def connection_of(number: int, guest: Guest) -> socket:
-    """A guest's connection under a duplicated file descriptor. Raises `OSError`, one of `GONE` if it is gone."""
+def socket_of(number: int, connection: Connection) -> socket:
+    """A connection's socket under a duplicated file descriptor. Raises `OSError`, one of `GONE` if it is gone."""
     copy = os.dup(number)
-    if os.fstat(copy).st_ino != guest.inode:
+    try:
+        if os.fstat(copy).st_ino != connection.inode:
+            raise OSError(EBADF, os.strerror(EBADF))
+        tcp = socket(fileno=copy)
+    except OSError:  # also if it is not a socket
         os.close(copy)
+        raise
+    if tcp.family not in (AF_INET, AF_INET6) or tcp.getsockname()[1] != connection.port:
+        tcp.close()
         raise OSError(EBADF, os.strerror(EBADF))
-    return socket(fileno=copy)
+    return tcp
