@@ -19,8 +19,9 @@ for name in [*os.environ]:
     if name.upper().startswith("NIGHTBRIDGE__") or name.lower().endswith("_proxy") or name in TERMINAL:
         del os.environ[name]
 
-if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup
-    signal.signal(signal.SIGHUP, lambda *_: None)  # ignored here, but not by the commands that tests begin
+for signal_ignored in (signal.SIGHUP, signal.SIGINT):  # as under nohup, and in the background of a script
+    if signal.getsignal(signal_ignored) == signal.SIG_IGN:
+        signal.signal(signal_ignored, lambda *_: None)  # ignored here, but not by the commands that tests begin
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

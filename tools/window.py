@@ -43,7 +43,7 @@ class Window:
         if display.get_driver() in UNSEEN and "SDL_VIDEODRIVER" not in os.environ:
             self._pygame.quit()
             raise StreamError("no window can be opened here (no display); --snapshot and --stats need none")
-        self.tell("waiting for a picture")
+        self.set_caption("waiting for a picture")
         return self
 
     def __exit__(
@@ -56,8 +56,6 @@ class Window:
         pygame = self._pygame
         height, width = picture.shape[:2]
         surface = pygame.image.frombuffer(picture.tobytes(), (width, height), "RGB")
-        if warning is not None:
-            pygame.draw.rect(surface, warning, surface.get_rect(), FRAME_WIDTH)
         if self._is_empty:
             self._is_empty = False
             desktop = pygame.Rect((0, 0), pygame.display.get_desktop_sizes()[0])
@@ -69,10 +67,12 @@ class Window:
         screen.blit(
             surface if place.size == surface.get_size() else pygame.transform.smoothscale(surface, place.size), place
         )
-        self.tell(caption)
+        if warning is not None:  # drawn last: scaled with a large picture, it would hardly be seen
+            pygame.draw.rect(screen, warning, place, FRAME_WIDTH)
+        self.set_caption(caption)
         pygame.display.flip()
 
-    def tell(self, caption: str) -> None:
+    def set_caption(self, caption: str) -> None:
         """Put the caption beside the title."""
         self._pygame.display.set_caption(f"{self.title}   {caption}")
 
