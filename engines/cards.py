@@ -66,13 +66,13 @@ class Weights:
         except FileNotFoundError:
             raise EngineMissing(f"no weights in {folder}: it holds no {CARD}") from None
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise EngineMismatch(f"{folder / CARD} is no card: {error}") from error
+            raise EngineMismatch(f"{folder / CARD} is not a valid card: {error}") from error
 
     @property
     def id(self) -> str:
         """SHA-256 of the stored numbers, in hex, the `model` of headers and metrics; raises `EngineMissing`."""
         if not self.has(NUMBERS):
-            raise EngineMissing(f"{self.folder / CARD} tells of no {NUMBERS}")
+            raise EngineMissing(f"{self.folder / CARD} lists no {NUMBERS}")
         return self.card.files[NUMBERS]
 
     def has(self, name: str) -> bool:
@@ -108,7 +108,7 @@ class Weights:
             return
         lacking = f"weights {self.card.name} ({self.folder}) have no {name}"
         if self.has(name):
-            raise UnknownName(f"{lacking}: their card tells of it, but it is not in the folder")
+            raise UnknownName(f"{lacking}: it is listed in {CARD} but missing from the folder")
         remedy = ""
         if name != NUMBERS and self.folder.parent != SHIPPED:
             pictures = " --calibrate PICTURES" if name in INT8 else ""

@@ -64,14 +64,14 @@ def kept_after(seconds: float) -> float:
 class Memory:
     """What an engine keeps of one feed from picture to picture, so that brightness does not flicker.
 
-    The caller of `Door.remember` owns it, sets it on one slot after another, and uses it for one picture size only.
+    The caller of `Door.new_memory` owns it, sets it on one slot after another, and uses it for one picture size only.
     """
 
     def __init__(self, numbers: int) -> None:
         """An empty memory, for a feed that has had no picture yet."""
         self._both = np.zeros((2, 1, numbers), np.float32)
-        self.turns = 0
-        """Calls of `turn` and `clear`: they tell an engine with a copy on its device that another used the memory."""
+        self.version = 0
+        """Calls of `swap` and `clear`: they tell an engine with a copy on its device that another used the memory."""
 
     @classmethod
     def of(cls, numbers: Numbers) -> Self:
@@ -82,20 +82,20 @@ class Memory:
 
     def numbers(self) -> Numbers:
         """A copy of the contents, (1, numbers) float32; outdated if an engine keeps them on its device, see
-        `Door.recollect`."""
+        `Door.read_memory`."""
         held: Numbers = self._both[0].copy()
         return held
 
-    def turn(self) -> tuple[Numbers, Numbers]:
+    def swap(self) -> tuple[Numbers, Numbers]:
         """What the next picture reads, and where to write what it leaves: (1, numbers) float32 each."""
         self._both = self._both[::-1]
-        self.turns += 1
+        self.version += 1
         return self._both[1], self._both[0]
 
     def clear(self) -> None:
         """Empty the memory; a picture still under way writes to the old array, not to the new one."""
         self._both = np.zeros_like(self._both)
-        self.turns += 1
+        self.version += 1
 
 
 @dataclass
@@ -178,23 +178,23 @@ class Door(ABC):
         """Whether the engine is prepared for pictures of this size."""
 
     @abstractmethod
-    def allow(self, slots: int, sizes: int) -> None:
+    def set_limits(self, slots: int, sizes: int) -> None:
         """Set how many pictures of one size may be in the engine at once, and how many sizes it keeps.
 
         Unused slots and sizes beyond that are freed.
         """
 
     @abstractmethod
-    def remember(self) -> Memory:
+    def new_memory(self) -> Memory:
         """An empty memory for a feed; set it on the slots of the feed's pictures, in order."""
 
-    def recollect(self, memory: Memory) -> Numbers:
+    def read_memory(self, memory: Memory) -> Numbers:
         """A copy of what a memory of this engine holds after `wait`: (1, numbers) float32.
 
         Raises `EngineMismatch` if several engines share it.
         """
         del memory
-        raise EngineMismatch(f"{self.info} does not tell what it remembers")
+        raise EngineMismatch(f"the memory of {self.info} cannot be read")
 
     @abstractmethod
     def submit(self, slots: Sequence[Slot]) -> None:

@@ -38,7 +38,7 @@ def export_onnx(network: Neid, path: Path, *, half: bool = False) -> None:
         torch.zeros(2, 1, 3 * multiple + 2, 2 * multiple + 2, dtype=torch.uint8),
         torch.zeros(2, 2, 3 * multiple // 2 + 1, multiple + 1, dtype=torch.uint8),
         torch.zeros(2, 2, 3, 4),
-        torch.zeros(2, network.config.remembers),
+        torch.zeros(2, network.config.memory_size),
         torch.zeros(2, 1),
     )
     free = torch.export.Dim.DYNAMIC

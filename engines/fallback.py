@@ -52,8 +52,8 @@ class FallbackEngine(Door):
         self._wanted: dict[Size, None] = {}  # sizes to prepare the preferred engine for, in order
         self._refused: dict[Size, None] = {}  # sizes that it will never be ready for
         self._loans = Loans(self._changed)
-        self._allowed: tuple[int, int] | None = None  # arguments of the last `allow`
-        self._readying = threading.Thread(target=self._make_ready, name=THREAD, daemon=True)
+        self._allowed: tuple[int, int] | None = None  # arguments of the last `set_limits`
+        self._readying = threading.Thread(target=self._run_better_engines, name=THREAD, daemon=True)
 
     @property
     def failures(self) -> dict[str, int]:
@@ -75,7 +75,8 @@ class FallbackEngine(Door):
             self._loans.clear()
         self._readying.join(EXIT_SECONDS)
         if self._readying.is_alive():
-            log.warning("engine: %s is left behind, busy for more than %g s", self._readying.name, EXIT_SECONDS)
+            name = self._readying.name
+            log.warning("engine: thread %s did not stop within %g s and was abandoned", name, EXIT_SECONDS)
         self._last.__exit__(kind, error, trace)
 
     def acquire(self, width: int, height: int, timeout: float | None = None) -> Slot:
@@ -104,21 +105,21 @@ class FallbackEngine(Door):
         """See `Door.is_ready`."""
         return self._last.is_ready(width, height)
 
-    def allow(self, slots: int, sizes: int) -> None:
-        """See `Door.allow`."""
-        self._last.allow(slots, sizes)
+    def set_limits(self, slots: int, sizes: int) -> None:
+        """See `Door.set_limits`."""
+        self._last.set_limits(slots, sizes)
         with self._changed:
             self._allowed = (slots, sizes)
             preferred = self._preferred
         if preferred is not None:
             try:
-                preferred.allow(slots, sizes)
+                preferred.set_limits(slots, sizes)
             except Exception as error:  # its device may be lost already
                 self._give_up(preferred, error)
 
-    def remember(self) -> Memory:
-        """See `Door.remember`; any engine for the same weights can use it."""
-        return self._last.remember()
+    def new_memory(self) -> Memory:
+        """See `Door.new_memory`; any engine for the same weights can use it."""
+        return self._last.new_memory()
 
     def submit(self, slots: Sequence[Slot]) -> None:
         """See `Door.submit`; the slots may come from several engines. `wait` raises what failed, for each picture."""
@@ -188,7 +189,7 @@ class FallbackEngine(Door):
             self._check_open()
             return self._loans.of(slot)
 
-    def _make_ready(self) -> None:
+    def _run_better_engines(self) -> None:
         """Open the better engines in turn, each once the one before is given up; runs in its own thread."""
         for runtime, opener in self._better.items():
             if not self._opened:
@@ -215,7 +216,7 @@ class FallbackEngine(Door):
             self._preferred = engine
             self._refused.clear()
             if self._allowed is not None:
-                engine.allow(*self._allowed)
+                engine.set_limits(*self._allowed)
         while (size := self._next_wanted(engine)) is not None:
             try:
                 engine.prepare(*size)
@@ -256,7 +257,7 @@ class FallbackEngine(Door):
         runtime, where = engine.info.runtime, f" for {size[0]}x{size[1]}"
         if isinstance(error, EngineMismatch):
             self.reason = f"{runtime} is not used{where}: {error}"
-            log.warning("engine: %s goes on, since %s", self._last.info.runtime, self.reason)
+            log.warning("engine: falling back to %s: %s", self._last.info.runtime, self.reason)
         else:
             self._fail(runtime, error, where)
 
@@ -275,7 +276,7 @@ class FallbackEngine(Door):
         with self._changed:
             self._failures[runtime] += 1
             self.reason = f"{runtime} failed{where}: {error}"
-        log.error("engine: %s goes on, since %s", self._last.info.runtime, self.reason)
+        log.error("engine: falling back to %s: %s", self._last.info.runtime, self.reason)
 
 
 def is_left_behind() -> bool:

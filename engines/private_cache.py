@@ -46,7 +46,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedBytes:
     """Bytes from the cache."""
 
     data: bytes
@@ -78,29 +78,29 @@ class PrivateCache:
         kept, and the log says so once. `largest` replaces `LARGEST_BYTES`."""
         self.folder = folder
         self._largest = largest
-        self._is_told = False
+        self._is_reported = False
 
     def path(self, kind: str, key: msgspec.Struct) -> Path:
         """The path of a key's file; `kind` is the ending of its name."""
         digest = hashlib.sha256(b"\n".join((FORMAT, kind.encode(), msgspec.json.encode(key))))
         return self.folder / f"{digest.hexdigest()}.{kind}"
 
-    def get(self, kind: str, key: msgspec.Struct, make: Callable[[], bytes]) -> Kept:
+    def get(self, kind: str, key: msgspec.Struct, make: Callable[[], bytes]) -> CachedBytes:
         """The bytes of a key, made by `make` if there are none: by one process, while the others wait.
 
         Raises `EngineError` if the folder belongs to another user, and what `make` raises.
         """
         if not self._own_folder():
-            return Kept(make(), None, made=True)
+            return CachedBytes(make(), None, made=True)
         path = self.path(kind, key)
         with suppress(Unfit, FileNotFoundError):
-            return Kept(_verified(path, key), path, made=False)
+            return CachedBytes(_verified(path, key), path, made=False)
         with self._making():
             data = self._load(path, key)  # another process may have made them meanwhile
             if data is not None:
-                return Kept(data, path, made=False)
+                return CachedBytes(data, path, made=False)
             data = make()
-            return Kept(data, path if self._store(path, key, data) else None, made=True)
+            return CachedBytes(data, path if self._store(path, key, data) else None, made=True)
 
     def load(self, kind: str, key: msgspec.Struct) -> bytes | None:
         """The bytes of a key, or None. Raises `EngineError` like `get`."""
@@ -128,15 +128,16 @@ class PrivateCache:
             status = self.folder.stat()
             if status.st_uid != os.geteuid():
                 raise EngineError(
-                    f"{self.folder} belongs to another user: what is kept there is executed; name another"
+                    f"{self.folder} belongs to another user; "
+                    "cached code is executed, so choose a cache folder of your own"
                 )
             if status.st_mode & OTHERS_WRITE:
                 self.folder.chmod(stat.S_IRWXU)
-                log.warning("%s could be written by others; now it cannot", self.folder)
+                log.warning("%s was writable by other users; permissions corrected", self.folder)
         except OSError as error:
-            if not self._is_told:
-                log.warning("%s cannot be used, so nothing is kept: %s", self.folder, error.strerror)
-            self._is_told = True
+            if not self._is_reported:
+                log.warning("cache folder %s cannot be used; nothing is cached: %s", self.folder, error.strerror)
+            self._is_reported = True
             return False
         return True
 
@@ -154,7 +155,7 @@ class PrivateCache:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.info("%s: waiting for another process that builds", self.folder)
+                log.info("%s: waiting for another build, of this process or another one, to finish", self.folder)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
@@ -166,7 +167,7 @@ class PrivateCache:
         except FileNotFoundError:
             return None
         except Unfit as reason:
-            log.warning("%s %s: it is not used, and made again", path, reason)
+            log.warning("ignoring cache file %s, which %s; building it again", path, reason)
             return None
 
     def _store(self, path: Path, key: msgspec.Struct, data: bytes) -> bool:
@@ -176,7 +177,7 @@ class PrivateCache:
             self._remove_abandoned()
             _replace(path, content)
         except OSError as error:
-            log.warning("%s cannot be kept: %s", path, error.strerror)
+            log.warning("cache file %s cannot be stored: %s", path, error.strerror)
             return False
         others = [other for other in self.folder.glob("[!.]*.*") if other != path]
         make_room(others, (LARGEST_BYTES if self._largest is None else self._largest) - len(content))
@@ -206,7 +207,7 @@ def make_room(paths: Iterable[Path], largest: int) -> None:
             return
         with suppress(OSError):  # it is a folder, or another process removed it first
             path.unlink()
-            log.debug("%s was removed: it was not used for the longest time", path)
+            log.debug("removed %s, the least recently used cache file", path)
             held -= size
 
 
@@ -234,7 +235,7 @@ def _verified(path: Path, key: msgspec.Struct) -> bytes:
     """The bytes of a file after all checks, its key included; raises `Unfit` or `FileNotFoundError`."""
     header, data = _read(path)
     if header.key != msgspec.to_builtins(key):
-        raise Unfit("was made from something else")
+        raise Unfit("holds something other than its name says")
     _mark_used(path)
     return data
 
@@ -275,11 +276,11 @@ def _read_private(path: Path) -> bytes:
 
 def _check_private(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise Unfit("is no plain file")
+        raise Unfit("is not a regular file")
     if status.st_uid != os.geteuid():
         raise Unfit("belongs to another user")
     if status.st_mode & OTHERS_WRITE:
-        raise Unfit("could be written by others")
+        raise Unfit("is writable by other users")
 
 
 def _open_no_link(path: str, flags: int) -> int:

@@ -34,7 +34,7 @@ class Engine(Door):
     def __init__(self, info: EngineInfo, slots: int) -> None:
         """`slots` bounds the memory: it is the most pictures of one size at once, and the most sizes kept.
 
-        Beyond that the least recently used size is forgotten. See `allow`.
+        Beyond that the least recently used size is forgotten. See `set_limits`.
         """
         self.info = info
         self._slots = self._sizes = slots
@@ -44,7 +44,7 @@ class Engine(Door):
         self._making: dict[tuple[int, int], threading.Lock] = {}
         self._ready: set[tuple[int, int]] = set()
         self._opened = False
-        self._remembers = 0
+        self._memory_size = 0
 
     def __enter__(self) -> Self:
         try:
@@ -113,8 +113,8 @@ class Engine(Door):
         with self._free:
             return (width, height) in self._ready
 
-    def allow(self, slots: int, sizes: int) -> None:
-        """See `Door.allow`."""
+    def set_limits(self, slots: int, sizes: int) -> None:
+        """See `Door.set_limits`."""
         surplus: list[Slot] = []  # freed outside the lock
         with self._free:
             self._slots, self._sizes = slots, sizes
@@ -126,13 +126,13 @@ class Engine(Door):
         surplus.clear()
         self._forget_sizes()
 
-    def remember(self) -> Memory:
-        """See `Door.remember`."""
+    def new_memory(self) -> Memory:
+        """See `Door.new_memory`."""
         self._check_open()
-        return Memory(self._remembers)
+        return Memory(self._memory_size)
 
-    def recollect(self, memory: Memory) -> Numbers:
-        """See `Door.recollect`."""
+    def read_memory(self, memory: Memory) -> Numbers:
+        """See `Door.read_memory`."""
         self._check_open()
         return memory.numbers()
 
@@ -222,7 +222,7 @@ class Engine(Door):
 
     @abstractmethod
     def _open(self) -> None:
-        """Take the device, and set `_remembers` to how many numbers a memory has."""
+        """Take the device, and set `_memory_size` to how many numbers a memory has."""
 
     @abstractmethod
     def _close(self) -> None:

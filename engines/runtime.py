@@ -26,7 +26,7 @@ PRECISIONS = {"tensorrt": ("fp16",), "torch": ("fp32", "fp16"), "openvino": ("fp
 ON_CUDA = ("tensorrt", "torch")
 """Tried by `auto` only if there is an NVIDIA driver with a GPU: importing them costs seconds and memory."""
 
-TRIAL = (64, 48)
+TRIAL_SIZE = (64, 48)
 """Width and height that a GPU is tried with before it is used."""
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class EngineOptions:
     """The largest batch; a GPU reserves memory for it."""
     cuda_only: bool = False
     """Whether a runtime that also runs on the CPU counts as missing without CUDA."""
-    tried: bool = False
+    trial_first: bool = False
     """Whether TensorRT must run in a separate process before it is opened, see `engines.nvidia.trial`."""
     capability: str | None = None
     """What TensorRT's plans are built for, one of `engines.nvidia.tensorrt_builder.capabilities`; None: the first one
@@ -87,7 +87,7 @@ def open_with_fallback(runtime: str = "auto", weights: str = "field", options: E
     try:
         engine = open_as_auto(last, found, options)
     except EngineError as error:
-        log.warning("engine: nothing to fall back on; %s: %s", last, error)
+        log.warning("engine: no fallback, since %s cannot be opened: %s", last, error)
         return _choose(runtime, weights, options, logging.INFO)
     log.info("engine: %s, until %s is ready", engine.info, " or ".join(better))
     return FallbackEngine(engine, {name: partial(open_as_auto, name, found, options) for name in better})
@@ -104,10 +104,10 @@ def open_as_auto(runtime: str, weights: Weights, options: EngineOptions) -> Door
     if not has_driver():
         raise EngineMissing("no NVIDIA driver with a GPU")
     if not is_sound():
-        raise EngineMissing("the GPU has failed, and serves this process no more; another start of it may help")
-    engine = _open_runtime(runtime, weights, replace(options, cuda_only=True, tried=True))
+        raise EngineMissing("the GPU has failed and this process can no longer use it; restart the process")
+    engine = _open_runtime(runtime, weights, replace(options, cuda_only=True, trial_first=True))
     with engine:
-        engine.prepare(*TRIAL)
+        engine.prepare(*TRIAL_SIZE)
     return engine
 
 

@@ -116,7 +116,7 @@ class OpenVinoEngine(Engine):
 
     def _open(self) -> None:
         self._model = read_model(self._core, self._weights, self.info.precision)
-        self._remembers = self._model.input("memory").get_partial_shape()[1].get_length()
+        self._memory_size = self._model.input("memory").get_partial_shape()[1].get_length()
 
     def _close(self) -> None:
         """Cancel running requests, and wait for them before the memory that they write to is freed."""
@@ -156,7 +156,7 @@ class OpenVinoEngine(Engine):
             request=request,
             coefficients=planes["colour"][0],
             kept=planes["keep"],
-            alone=self.remember(),
+            alone=self.new_memory(),
         )
 
     def _forget(self, width: int, height: int) -> None:
@@ -173,7 +173,7 @@ class OpenVinoEngine(Engine):
                     "y": [1, 1, height, width],
                     "uv": [1, 2, *chroma],
                     "colour": [1, 2, 3, 4],
-                    "memory": [1, self._remembers],
+                    "memory": [1, self._memory_size],
                     "keep": [1, 1],
                 }
             )
@@ -201,7 +201,13 @@ class OpenVinoEngine(Engine):
             kept = self._cache.get(BLOB, self._key(width, height), make)
             return made if made is not None else self._core.import_model(kept.data, DEVICE, self._properties())
         except (EngineError, RuntimeError) as error:
-            log.warning("%s is not used for %dx%d: %s", self._cache.folder, width, height, " ".join(str(error).split()))
+            log.warning(
+                "compiled-model cache %s skipped for %dx%d: %s",
+                self._cache.folder,
+                width,
+                height,
+                " ".join(str(error).split()),
+            )
             return made if made is not None else self._core.compile_model(model, DEVICE, self._properties())
 
     def _key(self, width: int, height: int) -> CompiledKey:
@@ -232,7 +238,7 @@ class OpenVinoEngine(Engine):
             assert isinstance(slot, OpenVinoSlot)
             slot.coefficients[:] = slot.colour.coefficients()
             slot.kept[:] = slot.keep if slot.memory else 0
-            slot.numbers = before, after = (slot.memory or slot.alone).turn()
+            slot.numbers = before, after = (slot.memory or slot.alone).swap()
             slot.request.set_tensor("memory", openvino.Tensor(before, shared_memory=True))
             slot.request.set_tensor("memory_out", openvino.Tensor(after, shared_memory=True))
             slot.lent = slot.memory if self._parallel > 1 else None  # run one at a time, they are in order anyway
@@ -264,7 +270,7 @@ class OpenVinoEngine(Engine):
 
     def _finish(self, slot: Slot) -> None:
         assert isinstance(slot, OpenVinoSlot)
-        turn = slot.numbers
+        swapped = slot.numbers
         if (before := slot.follows) is not None:
             with suppress(EngineError):  # it is raised to whoever waits for that picture
                 self._finish(before)
@@ -277,17 +283,17 @@ class OpenVinoEngine(Engine):
             reason = " ".join(str(error).split())
             raise EngineError(f"OpenVINO failed on a picture of {slot.width}x{slot.height}: {reason}") from error
         finally:
-            self._pass_on(slot, turn)
+            self._pass_on(slot, swapped)
         if slot.failure is not None:
             raise slot.failure
 
-    def _pass_on(self, slot: OpenVinoSlot, turn: tuple[Numbers, Numbers] | None) -> None:
+    def _pass_on(self, slot: OpenVinoSlot, swapped: tuple[Numbers, Numbers] | None) -> None:
         """Begin the feed's next picture, once `slot` has written its memory or failed to.
 
-        Does nothing if the slot has another picture by now, so that `turn` is not its own: a waiter may wake that late.
+        Does nothing if the slot has another picture by now, whose numbers are others: a waiter may wake that late.
         """
         with self._order:
-            if slot.numbers is not turn:
+            if slot.numbers is not swapped:
                 return
             self._computing.pop(id(slot), None)
             following, slot.followed_by = slot.followed_by, None

@@ -118,7 +118,7 @@ class TensorRtEngine(CudaEngine):
         self._gpu = PycudaDevice(self._cuda.driver)
         with self._gpu.current():
             self._runtime = self._cuda.library.module.Runtime(message_log(self._cuda.library))
-        self._remembers = CONFIGS[self._weights.card.network].remembers
+        self._memory_size = CONFIGS[self._weights.card.network].memory_size
         return self._gpu
 
     def _make_lanes(self, device: Device, width: int, height: int) -> PlanLanes:
@@ -130,20 +130,25 @@ class TensorRtEngine(CudaEngine):
             key = self._plans.key(
                 self._weights, width, height, self.info.largest_batch, self.info.precision, capability
             )
-            if refusal := self._plans.refusal(key):  # it may crash this process
-                refusals.append(f"{capability or 'as usual'}: {refusal}")
+            if refusal := self._plans.trial_result(key):  # it may crash this process
+                refusals.append(f"{capability or 'default capability'}: {refusal}")
                 continue
             try:
                 lanes = self._lanes_for(capability, device, width, height)
             except (EngineMissing, EngineMismatch):
                 raise  # another plan would not help
             except EngineError as error:
-                refusals.append(f"{capability or 'as usual'}: {error}")
+                refusals.append(f"{capability or 'default capability'}: {error}")
                 continue
             if refusals:
-                log.warning("%s takes a plan built for %s (%s)", self.info.device, capability, "; ".join(refusals))
+                log.warning(
+                    "%s uses a plan built for compute capability %s; others failed: %s",
+                    self.info.device,
+                    capability,
+                    "; ".join(refusals),
+                )
             return lanes
-        raise EngineError(f"{library} runs no plan for {width}x{height} here: {'; '.join(refusals)}")
+        raise EngineError(f"{library} could not run any plan for {width}x{height} here: {'; '.join(refusals)}")
 
     def _lanes_for(self, capability: str, device: PycudaDevice, width: int, height: int) -> PlanLanes:
         """Lanes of a plan that has run once; raises `EngineError` with the library's own words if the GPU refuses it,
@@ -166,7 +171,7 @@ class TensorRtEngine(CudaEngine):
         with collected_errors(self._cuda.library) as errors:
             loaded = self._runtime.deserialize_cuda_engine(plan.data)
         if loaded is None:
-            raise EngineError(f"the plan is refused: {'; '.join(errors) or 'it does not say why'}")
+            raise EngineError(f"the plan was refused: {'; '.join(errors) or 'no reason given'}")
         return loaded
 
     def _close_device(self) -> None:
@@ -183,7 +188,7 @@ def open_engine(weights: Weights, options: EngineOptions) -> TensorRtEngine:
         raise EngineMismatch(f"precision {precision!r}: TensorRT takes one of auto, {', '.join(FILES)}")
     library, gpu = import_tensorrt(), find_gpu()
     if gpu == NO_GPU:
-        raise EngineMissing("runtime tensorrt needs an NVIDIA GPU and its driver; here is none")
+        raise EngineMissing("runtime tensorrt needs an NVIDIA GPU and its driver, and none was found")
     info = EngineInfo(
         runtime="tensorrt",
         device=gpu.name,
@@ -193,8 +198,8 @@ def open_engine(weights: Weights, options: EngineOptions) -> TensorRtEngine:
         largest_batch=options.batch,
     )
     cuda = Cuda(import_driver(), library, gpu)
-    if options.tried:
-        options = replace(options, capability=capability_that_runs(library, gpu, weights, options), tried=False)
+    if options.trial_first:
+        options = replace(options, capability=capability_that_runs(library, gpu, weights, options), trial_first=False)
     return TensorRtEngine(weights, info, cuda, options)
 
 

@@ -44,7 +44,7 @@ class TorchEngine(Engine):
     def _open(self) -> None:
         network = load_network(self._weights.file(NUMBERS))
         self._graph = PictureGraph(network).eval()
-        self._remembers = network.config.remembers
+        self._memory_size = network.config.memory_size
 
     def _close(self) -> None:
         self._graph = None
@@ -63,7 +63,7 @@ class TorchEngine(Engine):
     def _start(self, slots: Sequence[Slot]) -> None:
         assert self._graph is not None
         with self._computing, torch.inference_mode():
-            memories = [(slot.memory or self.remember()).turn() for slot in slots]
+            memories = [(slot.memory or self.new_memory()).swap() for slot in slots]
             inputs = (
                 np.stack([slot.y[None] for slot in slots]),
                 np.stack([slot.uv for slot in slots]),

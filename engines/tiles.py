@@ -71,7 +71,7 @@ def enhance_tiles(engine: Door, picture: Picture, colour: Colour) -> Iterator[tu
     own = [own_weights(engine, tile, colour) for tile in tiles]
     wanted = typical(own)
     for (rows, columns), tile, weights in zip(places, tiles, own, strict=True):
-        y, uv = engine.enhance(*to_planes(tile, colour), colour, *holding(wanted, weights))
+        y, uv = engine.enhance(*to_planes(tile, colour), colour, *memory_towards(wanted, weights))
         yield SCALE * rows.first, SCALE * columns.first, to_rgb(y, uv, colour)[rows.taken(), columns.taken()]
 
 
@@ -88,9 +88,9 @@ def cover(length: int) -> list[Span]:
 
 def own_weights(engine: Door, tile: Picture, colour: Colour) -> Numbers:
     """Feature fusing's weights (1, C) of a tile (H, W, 3), in [0, 1]."""
-    memory = engine.remember()
+    memory = engine.new_memory()
     engine.enhance(*to_planes(tile, colour), colour, memory)
-    return engine.recollect(memory)
+    return engine.read_memory(memory)
 
 
 def typical(own: Sequence[Numbers]) -> Numbers:
@@ -101,7 +101,7 @@ def typical(own: Sequence[Numbers]) -> Numbers:
     return common
 
 
-def holding(wanted: Numbers, own: Numbers) -> tuple[Memory, float]:
+def memory_towards(wanted: Numbers, own: Numbers) -> tuple[Memory, float]:
     """The memory and the `keep` that make a picture use the `wanted` weights (1, C) in place of its `own`.
 
     A memory is kept in full only if it is near. So this one lies on the way to `wanted`, at most `NEAR` from `own`, and

@@ -90,17 +90,17 @@ class WatchedEngine(Door):
         """See `Door.is_ready`."""
         return self._engine.is_ready(width, height)
 
-    def allow(self, slots: int, sizes: int) -> None:
-        """See `Door.allow`."""
-        self._engine.allow(slots, sizes)
+    def set_limits(self, slots: int, sizes: int) -> None:
+        """See `Door.set_limits`."""
+        self._engine.set_limits(slots, sizes)
 
-    def remember(self) -> Memory:
-        """See `Door.remember`."""
-        return self._engine.remember()
+    def new_memory(self) -> Memory:
+        """See `Door.new_memory`."""
+        return self._engine.new_memory()
 
-    def recollect(self, memory: Memory) -> Numbers:
-        """See `Door.recollect`."""
-        return self._engine.recollect(memory)
+    def read_memory(self, memory: Memory) -> Numbers:
+        """See `Door.read_memory`."""
+        return self._engine.read_memory(memory)
 
     def submit(self, slots: Sequence[Slot]) -> None:
         """See `Door.submit`."""
@@ -117,7 +117,7 @@ class WatchedEngine(Door):
         if watched is None:  # nothing is under way: it returns at once
             self._engine.wait(slot)
             return
-        if not self._comes(watched):
+        if not self._wait_for(watched):
             raise EngineError(f"no picture within {PATIENCE_LOOKS * LOOK_SECONDS:g} s")
         self._watched.pop(id(slot), None)
         if watched.failure is not None:
@@ -134,7 +134,7 @@ class WatchedEngine(Door):
         else:
             self._engine.release(slot)
 
-    def _comes(self, watched: Watched) -> bool:
+    def _wait_for(self, watched: Watched) -> bool:
         """Wait for a picture; returns whether it came. Once one did not, no other is waited for."""
         looks = PATIENCE_LOOKS
         while not self._hangs:

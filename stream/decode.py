@@ -19,9 +19,9 @@ from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from stream.codecs.damage import Damage
-from stream.codecs.ffmpeg_log import overheard, tells
+from stream.codecs.ffmpeg_log import captured_log, has_line_starting_with
 from stream.codecs.h264 import ReferenceCheck, is_idr
-from stream.codecs.hardware import informed, is_on_gpu, nvdec, trouble
+from stream.codecs.hardware import copy_parameters, is_on_gpu, nvdec, trouble
 from stream.codecs.orientation import UPRIGHT, orientation_of, swaps_sides
 from stream.codecs.plain import PlainPictures, colour_of, display_matrix, is_neutral
 from stream.errors import CodecError
@@ -112,7 +112,7 @@ class Decoder:
         Whether NVDEC supports the pictures is known once a frame has come.
         """
         if self._trouble is None and self._choice == "nvdec" and not is_on_gpu(self._context):
-            return "NVDEC does not take pictures of this kind or size"
+            return "NVDEC does not support pictures of this kind or size"
         return self._trouble
 
     @property
@@ -178,7 +178,7 @@ class Decoder:
         try:
             context.open(strict=False)
         except av.FFmpegError as error:
-            raise CodecError(f"the decoder {context.name} does not open: {error.strerror}") from None
+            raise CodecError(f"the decoder {context.name} cannot be opened: {error.strerror}") from None
         return context
 
     def _leave_gpu(self, error: av.FFmpegError) -> None:
@@ -212,7 +212,7 @@ class Decoder:
         """
         context = av.CodecContext.create(self._software.codec, "r")
         assert isinstance(context, VideoCodecContext)
-        informed(context, self._software)
+        copy_parameters(context, self._software)
         context.width = context.height = 0  # set by the key frame
         self._open(context)
         frames: list[Frame] = []
@@ -226,7 +226,7 @@ class Decoder:
     def _enter(self, source: SourcePacket, damaged: bool) -> AccessUnit:
         packet = source.packet
         if self._misses_references(packet):
-            self._damage.meet()
+            self._damage.note_damage()
         unit = AccessUnit(
             number=self._count,
             pts=packet.pts,
@@ -239,8 +239,8 @@ class Decoder:
             sha256=sha256(packet).digest(),
             damaged=damaged,
             tainted=self._damage.enter(key=packet.is_keyframe, damaged=damaged),
-            says_when=self._references is not None and self._references.says_when,
-            completes=self._references.completes if self._references is not None else None,
+            announces_refresh=self._references is not None and self._references.announces_refresh,
+            completes_refresh_of=self._references.completes_refresh_of if self._references is not None else None,
         )
         self._inside.add(unit.number)
         self._count += 1
@@ -266,12 +266,12 @@ class Decoder:
         """The frames for a packet; for None, those that FFmpeg still holds."""
         plain: list[VideoFrame] = []
         try:
-            with overheard() as lines:
+            with captured_log() as lines:
                 pictures = self._context.decode(packet)
-            damaged = tells(lines, *DAMAGE.get(self._context.name, ()))
+            damaged = has_line_starting_with(lines, *DAMAGE.get(self._context.name, ()))
             self._mixes = damaged and self._context.name == "h264"
             if self._mixes:
-                self._damage.meet()  # pictures that refer to this one may come out before it
+                self._damage.note_damage()  # pictures that refer to this one may come out before it
                 self._spoilt = True
             for picture in pictures:
                 self._refuse_large(self._context)
@@ -279,7 +279,7 @@ class Decoder:
                 self._damage.come_out(picture, self._unit_of(picture), damaged=its_own)
                 plain += self._pictures.add(picture)
         except av.FFmpegError as error:
-            self._damage.meet()
+            self._damage.note_damage()
             if packet and packet.is_keyframe and not packet.is_corrupt:
                 self._refuse_large(self._context, error)
             if isinstance(error, GPU_FAILURES) and is_on_gpu(self._context):
@@ -334,10 +334,10 @@ class Decoder:
 
     def _aspect(self, picture: VideoFrame) -> Fraction:
         """Pixel aspect ratio (width over height): the container's, unless the codec's has changed since the start."""
-        told = self._context.sample_aspect_ratio
-        if not told or told == self._first_aspect:
-            told = self._video.sample_aspect_ratio  # the container's, or else the codec's first one
-        aspect = told or Fraction(1)
+        stated = self._context.sample_aspect_ratio
+        if not stated or stated == self._first_aspect:
+            stated = self._video.sample_aspect_ratio  # the container's, or else the codec's first one
+        aspect = stated or Fraction(1)
         return aspect / 2 if picture.interlaced_frame else aspect  # a field coded alone: all others are deinterlaced
 
     def _see_orientation(self, picture: VideoFrame, unit: AccessUnit, state: State) -> None:

@@ -77,7 +77,7 @@ class Gather(Generic[Key]):
             lane = self._lanes.pop(feed)
             self._abandon(lane)
             self._turns.difference_update(lane.in_engine)
-            self._tell()
+            self._wake()
 
     def put(self, feed: Key, frame: Frame) -> None:
         """Add a frame. Live: never blocks; a full lane drops its oldest frames. Else: waits for room."""
@@ -120,7 +120,7 @@ class Gather(Generic[Key]):
         with self._changed:
             if feed in self._lanes:
                 self._come_out(self._lanes[feed])
-                self._tell()
+                self._wake()
 
     def done(self, feed: Key) -> None:
         """Note that a frame that was taken has left the encoder."""
@@ -130,7 +130,7 @@ class Gather(Generic[Key]):
                 lane.in_flight -= 1
                 while len(lane.in_engine) > lane.in_flight:
                     self._come_out(lane)
-                self._tell()
+                self._wake()
 
     def drain(self, feed: Key) -> None:
         """Wait until no frame of a feed is here, in the engine or in the encoder."""
@@ -142,16 +142,16 @@ class Gather(Generic[Key]):
         """Take no more frames; those that wait can still be taken out."""
         with self._changed:
             self._closed = True
-            self._tell()
+            self._wake()
 
     def abandon(self, feed: Key | None = None) -> None:
         """Drop all waiting and all further frames, of one feed or of all."""
         with self._changed:
             for lane in self._lanes.values() if feed is None else [self._lanes[feed]]:
                 self._abandon(lane)
-            self._tell()
+            self._wake()
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         """Wake the threads that may find what they wait for."""
         self._changed.notify_all()
         if self._closed or any(lane.waiting for lane in self._lanes.values()):

@@ -20,7 +20,7 @@ Reason = Literal["refused", "unauthorised", "not found", "no video", "codec", "t
 - `unauthorised`: user name or password is missing or wrong
 - `not found`: no such host, path or file
 - `no video`: what comes holds no video, or has an unknown format
-- `codec`: its video has a codec that is not known here
+- `codec`: its video codec is not supported
 - `time-out`: nothing came for too long, or host names cannot be looked up at the moment
 - `lost`: it was there and ended
 - `address`: the address itself is malformed

@@ -26,7 +26,7 @@ from stream.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
-TELL_SECONDS = 10.0
+LOG_INTERVAL_SECONDS = 10.0
 """Minimum time between two log lines about a feed's lost pictures: one for each would flood the log."""
 
 LOAD_SECONDS = 60.0
@@ -71,7 +71,7 @@ class Feed:
     backoff: Backoff = field(default_factory=Backoff)
     codecs: dict[CodecStage, str] = field(default_factory=dict)
     """Names of the decoder and the encoder, once known."""
-    under_way: SimpleQueue[tuple[Frame, Slot] | None] = field(default_factory=SimpleQueue)
+    submitted: SimpleQueue[tuple[Frame, Slot] | None] = field(default_factory=SimpleQueue)
     """Submitted pictures in order, at most as many as a feed may have in the engine; None ends the feed."""
     _why: str | None = field(default=None, init=False, repr=False)
     """Reason for its state."""
@@ -79,7 +79,7 @@ class Feed:
     """Why pictures have been lost since the last one that was published."""
     _published: tuple[int, float] = field(default=(0, -math.inf), init=False, repr=False)
     """Count of published pictures, and when it was last seen to grow (seconds of `time.monotonic`)."""
-    _told: float | None = field(default=None, init=False, repr=False)
+    _logged_at: float | None = field(default=None, init=False, repr=False)
     """When lost pictures were last logged; seconds of `time.monotonic`."""
     _live_since: float | None = field(default=None, init=False, repr=False)
     """Seconds of `time.monotonic`."""
@@ -102,7 +102,7 @@ class Feed:
 
     def seconds_live(self) -> float:
         """Seconds since the source became live; 0 if it is not."""
-        since = self._live_since  # read once: `turn` may change it in another thread
+        since = self._live_since  # read once: `set_state` may change it in another thread
         return 0.0 if since is None else time.monotonic() - since
 
     def figures(self) -> FeedFigures:
@@ -129,7 +129,7 @@ class Feed:
     def _lately(self) -> float:
         return max(LATELY_SECONDS, 2 * self.settings.read_timeout)
 
-    def turn(self, state: FeedState, error: Exception | None = None) -> None:
+    def set_state(self, state: FeedState, error: Exception | None = None) -> None:
         """Change to a state, because of `error` if there is one; logged unless both are unchanged."""
         why = None if error is None else reason_of(error)
         self._live_since = time.monotonic() if state == "live" else None
@@ -140,7 +140,7 @@ class Feed:
         if state != "ended":  # an ended feed keeps the reason why its last pictures were lost
             self._trouble = None
 
-    def work_with(self, stage: CodecStage, codec: str, trouble: str | None = None) -> None:
+    def note_codec(self, stage: CodecStage, codec: str, trouble: str | None = None) -> None:
         """Note which codec is in use; a change is logged, with the trouble that led to it."""
         if self.codecs.get(stage) == codec:
             return
@@ -148,11 +148,11 @@ class Feed:
         level, why = (logging.WARNING, f", since {trouble}") if trouble else (logging.INFO, "")
         log.log(level, "feed %s: the %s is %s%s", self.name, stage, codec, why)
 
-    def tell(self, error: Exception) -> None:
-        """Note why pictures are lost; logged at most once every `TELL_SECONDS`."""
+    def note_trouble(self, error: Exception) -> None:
+        """Note why pictures are lost; logged at most once every `LOG_INTERVAL_SECONDS`."""
         now, self._trouble = time.monotonic(), reason_of(error)
-        if self._told is None or now - self._told >= TELL_SECONDS:
-            self._told = now
+        if self._logged_at is None or now - self._logged_at >= LOG_INTERVAL_SECONDS:
+            self._logged_at = now
             log.error("feed %s: pictures are lost: %s%s", self.name, reason_of(error), place_of(error))
 
     def watch_load(self, figures: FeedFigures) -> None:
@@ -171,9 +171,9 @@ class Feed:
         if not came or overloaded == self._overloaded:
             return
         self._overloaded = overloaded
-        figure = f"{dropped} of {came} were dropped within {now - since:.0f} s"
+        figure = f"{dropped} of {came} pictures were dropped within {now - since:.0f} s"
         if overloaded:
-            log.warning("feed %s: pictures come faster than this machine takes them: %s", self.name, figure)
+            log.warning("feed %s: this machine cannot keep up: %s", self.name, figure)
         else:
             log.info("feed %s: this machine keeps up again: %s", self.name, figure)
 

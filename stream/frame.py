@@ -75,9 +75,9 @@ class AccessUnit(msgspec.Struct, frozen=True, eq=False):
     """Whether the source reports missing bytes, or FFmpeg mixes in remains of a damaged picture."""
     tainted: bool
     """Whether an earlier access unit since the last key frame, in decoding order, was damaged."""
-    says_when: bool = False
+    announces_refresh: bool = False
     """Whether it starts a gradual refresh of the picture and says when that will be complete."""
-    completes: int | None = None
+    completes_refresh_of: int | None = None
     """Number of the access unit that started the refresh which this one completes."""
 
     @property

@@ -61,7 +61,7 @@ class Intake:
         elif packet.received_ns - self._shown_ns >= PICTURELESS_SECONDS * 1_000_000_000:
             self._shown_ns = packet.received_ns
             words = f"no key frame that can be decoded has come for {PICTURELESS_SECONDS} s"
-            self._feed.tell(CodecError(words))
+            self._feed.note_trouble(CodecError(words))
         return frames
 
     def finish(self) -> None:
@@ -74,7 +74,7 @@ class Intake:
         """Put frames into the gather, which may block in a replay; what was dropped or lost so far is counted."""
         self._count()
         if frames:
-            self._feed.work_with("decoder", self._decoder.name, self._decoder.trouble)
+            self._feed.note_codec("decoder", self._decoder.name, self._decoder.trouble)
         for frame in frames:
             if size(frame) != self._size or time.monotonic() >= self._try_again:
                 self._prepare(*size(frame))
@@ -99,7 +99,7 @@ class Intake:
         try:
             self._engine.prepare(width, height)
         except EngineError as error:
-            self._feed.tell(error)
+            self._feed.note_trouble(error)
             self._fits = False
             if not isinstance(error, EngineMismatch):
                 self._try_again = time.monotonic() + RETRY_SECONDS

@@ -60,9 +60,9 @@ class Outlet:
                 self._encoder = Encoder(self._settings, *wanted[:-1], self._feed.rate, frame.aspect)
             key = self._publisher.take_join(self._feed.name)
             self._publish(self._encoder.encode(slot.y_out, slot.uv_out[0], slot.uv_out[1], frame.pts, key))
-            self._feed.work_with("encoder", self._encoder.name, self._encoder.trouble)
+            self._feed.note_codec("encoder", self._encoder.name, self._encoder.trouble)
         except Exception as error:
-            self._feed.tell(error)
+            self._feed.note_trouble(error)
             if isinstance(error, CodecError) and self._encoder and self._encoder.on_gpu:
                 self._settings = self._settings.model_copy(update={"hardware": "none"})
             self._close()
@@ -74,7 +74,7 @@ class Outlet:
             if self._encoder is not None:
                 self._publish(self._encoder.flush())
         except Exception as error:
-            self._feed.tell(error)
+            self._feed.note_trouble(error)
         finally:
             self._close()
 

@@ -39,16 +39,16 @@ def bring_in(feed: Feed, engine: Door, gather: Gather[Feed], publisher: Publishe
         except Exception as error:  # whatever it is: the other feeds go on
             if not worth_another_try(feed, error):
                 end = "failed"
-                feed.turn(end, error)
+                feed.set_state(end, error)
                 break
             feed.meter.reconnect(kind_of(error))
             pause = feed.backoff.pause(feed.seconds_live())
-            feed.turn("connecting", error)
+            feed.set_state("connecting", error)
             feed.stop.wait(pause)
     gather.drain(feed)
     if end != "failed":
-        feed.turn(end)
-    feed.under_way.put(None)
+        feed.set_state(end)
+    feed.submitted.put(None)
 
 
 def worth_another_try(feed: Feed, error: Exception) -> bool:
@@ -75,7 +75,7 @@ def relay_source(feed: Feed, engine: Door, gather: Gather[Feed], publisher: Publ
     with open_source(feed.settings, feed.stop, feed.opener) as source:
         for segment in source.segments():
             feed.rate = segment.rate
-            feed.turn("live")
+            feed.set_state("live")
             try:
                 relay_segment(feed, segment, engine, gather, publisher)
             except CodecError as error:
@@ -136,14 +136,14 @@ def light_up(engine: Door, gather: Gather[Feed], batch: int) -> None:
             slots = enhance(engine, [frame for _, frame, _ in readable], recalls, [planes for _, _, planes in readable])
         except Exception as error:
             for feed, _, _ in readable:
-                feed.tell(error)
+                feed.note_trouble(error)
                 feed.meter.lose("engine")
                 gather.done(feed)
             if not isinstance(error, EngineError):
                 raise
             continue
         for (feed, frame, _), slot in zip(readable, slots, strict=True):
-            feed.under_way.put((frame, slot))
+            feed.submitted.put((frame, slot))
 
 
 def planes_of(feed: Feed, frame: Frame, gather: Gather[Feed]) -> Planes | None:
@@ -151,7 +151,7 @@ def planes_of(feed: Feed, frame: Frame, gather: Gather[Feed]) -> Planes | None:
     try:
         return frame.planes()
     except Exception as error:
-        feed.tell(error)
+        feed.note_trouble(error)
         feed.meter.lose("undecodable")
         gather.done(feed)
         return None
@@ -160,7 +160,7 @@ def planes_of(feed: Feed, frame: Frame, gather: Gather[Feed]) -> Planes | None:
 def send_out(feed: Feed, gather: Gather[Feed], publisher: Publisher, model: str) -> None:
     """Relay one feed from engine to wire: wait for, encode and publish each picture; at the end flush the encoder."""
     outlet = Outlet(feed, publisher, model)
-    while (item := feed.under_way.get()) is not None:
+    while (item := feed.submitted.get()) is not None:
         frame, slot = item
         try:
             if feed.lane.closed:
@@ -178,7 +178,7 @@ def is_enhanced(feed: Feed, slot: Slot, gather: Gather[Feed]) -> bool:
     try:
         slot.wait()
     except Exception as error:  # whatever it is: the other feeds go on
-        feed.tell(error)
+        feed.note_trouble(error)
         feed.meter.lose("engine")
         return False
     finally:

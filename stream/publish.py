@@ -105,9 +105,9 @@ class Publisher:
         self._socket: zmq.SyncSocket | None = None
         self._doorkeeper: ThreadAuthenticator | None = None
         self._bouncer: Bouncer | None = None
-        self._lines: dict[bytes, Line] = {}
+        self._sequences: dict[bytes, TopicSequence] = {}
         self._joins = Joins(JOIN_INTERVAL)
-        self._deaf_until = 0.0
+        self._next_look = 0.0
         """When to read subscriptions again; seconds of `time.monotonic`."""
         self.endpoint = settings.endpoint
         """Where viewers connect; inside the `with` block with its real port."""
@@ -156,9 +156,9 @@ class Publisher:
         A lossless publisher waits for room; messages of `HURRIED` kinds are lost for all viewers if there is none soon.
         """
         name = topic(feed, kind)
-        line = self._line(name, kind)
-        with line.turn:
-            stamped = line.numbers.stamp(header, self.relay_id, feed, time.time_ns())
+        sequence = self._sequence(name, kind)
+        with sequence.turn:
+            stamped = sequence.numbers.stamp(header, self.relay_id, feed, time.time_ns())
             end, is_over = time.monotonic() + (HURRIED_PATIENCE if kind in HURRIED else PATIENCE), False
             while not self._send(name, stamped, payload, lossy=is_over and kind not in HURRIED) and not is_over:
                 time.sleep(ROOM_INTERVAL)
@@ -167,17 +167,17 @@ class Publisher:
 
     def begin_anew(self, feed: str, kind: Kind) -> None:
         """Number the next messages as pictures that refer to none of those before them."""
-        line = self._line(topic(feed, kind), kind)
-        with line.turn:
-            line.numbers.begin_anew()
+        sequence = self._sequence(topic(feed, kind), kind)
+        with sequence.turn:
+            sequence.numbers.begin_anew()
 
-    def _line(self, name: bytes, kind: Kind) -> Line:
-        return self._lines.get(name) or self._lines.setdefault(name, Line(kind))
+    def _sequence(self, name: bytes, kind: Kind) -> TopicSequence:
+        return self._sequences.get(name) or self._sequences.setdefault(name, TopicSequence(kind))
 
     def take_join(self, feed: str) -> bool:
         """Whether the feed is to make a key frame: True once after viewers have joined, at most once a second, and in
         the long run at most every two seconds."""
-        if time.monotonic() >= self._deaf_until:
+        if time.monotonic() >= self._next_look:
             with self._lock:
                 self._hear_viewers(self._open_socket())
         return self._joins.take(topic(feed, "video"), time.monotonic())
@@ -222,7 +222,7 @@ class Publisher:
         socket.set(zmq.SNDHWM, UNDER_WAY_MOST if self._lossless else self._settings.high_water_mark)
         least = LEAST_BUFFER if self._lossless else 0
         socket.set(zmq.SNDBUF, max(least, self._settings.send_buffer))
-        notice_lost_viewers(socket, PATIENCE if self._lossless else VIEWER_LOST)
+        drop_lost_viewers(socket, PATIENCE if self._lossless else VIEWER_LOST)
 
     def _open_socket(self) -> zmq.SyncSocket:
         if self._socket is None:
@@ -231,9 +231,9 @@ class Publisher:
 
     def _hear_viewers(self, socket: zmq.SyncSocket) -> None:
         now = time.monotonic()
-        if now < self._deaf_until:
+        if now < self._next_look:
             return
-        end, self._deaf_until = now + EVENTS_SECONDS, now + LOOK_INTERVAL
+        end, self._next_look = now + EVENTS_SECONDS, now + LOOK_INTERVAL
         with suppress(zmq.Again):
             while time.monotonic() < end:
                 event = socket.recv(zmq.DONTWAIT, copy=False)
@@ -260,7 +260,7 @@ class Publisher:
             self._context.term()
 
 
-class Line:
+class TopicSequence:
     """One topic's numbering and sending order."""
 
     def __init__(self, kind: Kind) -> None:
@@ -330,7 +330,7 @@ def refusal(endpoint: str) -> str | None:
     if scheme != "ipc":
         return None
     if os.path.lexists(path) and not Path(path).is_socket():
-        return "what is there is no socket"
+        return "the path exists and is not a socket"
     with system_socket(AF_UNIX) as asking:
         asking.setblocking(False)
         try:
@@ -342,7 +342,7 @@ def refusal(endpoint: str) -> str | None:
     return os.strerror(EADDRINUSE)
 
 
-def notice_lost_viewers(socket: zmq.SyncSocket, seconds: float) -> None:
+def drop_lost_viewers(socket: zmq.SyncSocket, seconds: float) -> None:
     """Make a socket that is not bound yet cut off viewers whose machines have taken nothing for `seconds`.
 
     TCP does this. ZeroMQ's heartbeats cannot: they are not sent while a connection is full, and they abort a viewer

@@ -26,6 +26,6 @@ class Recall:
         shown = frame.pts * base.numerator / base.denominator
         size, seconds = (frame.width, frame.height), shown - self._shown
         if self._memory is None or size != self._size or seconds < 0:
-            self._memory, seconds = slot.engine.remember(), math.inf
+            self._memory, seconds = slot.engine.new_memory(), math.inf
         slot.memory, slot.keep = self._memory, kept_after(seconds)
         self._size, self._shown = size, shown

@@ -46,7 +46,7 @@ OPTIONS = {
     "movflags": "frag_keyframe+empty_moov+default_base_moof",
 }
 
-Loss = Literal["no key frame", "no time", "time jumps back", "not recordable"]
+Loss = Literal["no key frame", "no time stamp", "time jumps back", "codec not supported by the file"]
 """Why a message is in no file: the key frame that it needs is missing; it has no time stamp; its time stamp is not
 later than the one before; its codec has no place in the file."""
 
@@ -92,7 +92,7 @@ class Recorder:
         if message.kind not in (self._kind, "data"):
             return
         if message.kind == self._kind and (header.pts is None or header.time_base is None):
-            self.lost["no time"] += 1
+            self.lost["no time stamp"] += 1
             return
         early: list[Message] = []
         if message.kind == self._kind and header.key:
@@ -262,7 +262,7 @@ class SegmentFile:
     def _write_data(self, message: Message) -> Loss | None:
         codec = message.header.codec or ""
         if codec not in self._data:
-            return "not recordable"
+            return "codec not supported by the file"
         time = decode_time(message.header)
         if message.header.pts is None or abs(time - self.latest) > LONGEST_LEAD:
             time = self.latest

@@ -168,8 +168,8 @@ class Relay:
         """
         if any(running.join(time.monotonic()) for running in self._hanging):
             self._share_engine()
-        told = {name: self._publish_status(feed) for name, feed in self.feeds.items()}
-        self._publisher.publish(ALL_FEEDS, "feeds", Header(), encode_feeds(told))
+        statuses = {name: self._publish_status(feed) for name, feed in self.feeds.items()}
+        self._publisher.publish(ALL_FEEDS, "feeds", Header(), encode_feeds(statuses))
 
     def stop(self) -> None:
         """Ask every feed to end: what is decoded is still enhanced, encoded, flushed and published."""
@@ -198,7 +198,7 @@ class Relay:
             self._gather.close_lane(running.feed)
             self._hanging.remove(running)
         count = max(1, len(self._running) + len(self._hanging))
-        self._engine.allow(count * Gather.IN_FLIGHT, count + 1)
+        self._engine.set_limits(count * Gather.IN_FLIGHT, count + 1)
 
     def _end(self, leaving: Iterable[Running]) -> None:
         leaving = list(leaving)
@@ -210,7 +210,7 @@ class Relay:
         if not late:
             return
         names = ", ".join(running.feed.name for running in late)
-        log.error("stopping %s took longer than %g s; what was under way is dropped", names, patience)
+        log.error("feeds not stopped within %g s: %s; dropping their pictures in progress", patience, names)
         for running in late:
             self._gather.abandon(running.feed)
         until = time.monotonic() + patience

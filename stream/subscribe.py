@@ -95,7 +95,7 @@ class Subscriber:
         self.endpoint = endpoint
         self._prefixes = [topic(ALL_FEEDS if kind == "feeds" else feed, kind) for kind in kinds] if feed else [b""]
         self._endings = tuple(f"/{kind}/".encode() for kind in kinds)
-        self._is_aside = {"status", "feeds"}.issuperset(kinds)
+        self._receives_status_only = {"status", "feeds"}.issuperset(kinds)
         self._lossless = max_age is None
         self._keys = keys
         self._inbox = Inbox(max_age)
@@ -187,12 +187,12 @@ class Subscriber:
         if self._broken < BROKEN_MOST:
             return None
         others = (
-            "or an encrypted one, which needs --relay-key and --secret-key (docs/deploy.md)"
+            "or an encrypted relay, which needs --relay-key and --secret-key (docs/deploy.md)"
             if self._keys is None
-            else f"not the one that {self._keys.server_public_key_file} belongs to, "
-            "or one that cannot read its viewers' keys now"
+            else f"or its key is not the one in {self._keys.server_public_key_file}, "
+            "or it cannot read its viewers' keys at the moment"
         )
-        return f"what answers at {self.endpoint} ends every connection before it begins: it is no relay, {others}"
+        return f"connections to {self.endpoint} fail in the handshake: what listens there is not a relay, {others}"
 
     def _connect(self) -> zmq.SyncSocket:
         try:
@@ -201,7 +201,7 @@ class Subscriber:
                 socket = context.socket(zmq.SUB)
                 opened.callback(shut, socket)
                 socket.set(zmq.LINGER, 0)
-                socket.set(zmq.IPV6, has_ipv6_alone(self.endpoint))  # else a name with both is looked up as IPv6 alone
+                socket.set(zmq.IPV6, is_ipv6_only(self.endpoint))  # else a name with both is looked up as IPv6 alone
                 socket.set(zmq.RCVBUF, RECEIVE_BUFFER)
                 socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
                 socket.set(zmq.RECONNECT_IVL_MAX, LONGEST_RECONNECT_MS)
@@ -272,15 +272,20 @@ class Subscriber:
             self._broken = 0
             return
         self._broken += 1
-        if self._broken == BROKEN_MOST and not self._is_aside:
-            log.warning("%s; trying on", self.trouble)
+        if self._broken == BROKEN_MOST and not self._receives_status_only:
+            log.warning("%s; still retrying", self.trouble)
 
     def _refused(self, event: int) -> WireError:
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            return WireError(f"the relay at {self.endpoint} does not let this viewer in: it must know the public key")
+            return WireError(
+                f"the relay at {self.endpoint} rejected this viewer: "
+                "its public key must be in the relay's client_keys_folder"
+            )
         if self._keys is None:
-            return WireError(f"{self.endpoint} refuses: an encrypted relay needs keys, see docs/deploy.md")
-        return WireError(f"{self.endpoint} refuses: a relay that is not encrypted takes no keys")
+            return WireError(
+                f"the relay at {self.endpoint} is encrypted and needs --relay-key and --secret-key (docs/deploy.md)"
+            )
+        return WireError(f"the relay at {self.endpoint} is not encrypted: leave out --relay-key and --secret-key")
 
     def _has_last_ones(self, socket: zmq.SyncSocket) -> bool:
         """Whether a closed lossless subscriber still has messages to read.
@@ -302,7 +307,7 @@ class Subscriber:
             self._changed.notify_all()
 
 
-def has_ipv6_alone(endpoint: str) -> bool:
+def is_ipv6_only(endpoint: str) -> bool:
     """Whether the host of an endpoint has IPv6 addresses and none of IPv4; False if that is not known soon."""
     scheme, _, rest = endpoint.partition("://")
     host = rest.rpartition(":")[0]
@@ -364,7 +369,7 @@ def use_keys(socket: zmq.SyncSocket, keys: ViewerKeys) -> None:
         server, _ = read_keys(keys.server_public_key_file)
         public, secret = read_keys(keys.secret_key_file)
     except (OSError, ValueError) as error:
-        raise WireError(f"CURVE keys that cannot be read: {error}") from None
+        raise WireError(f"cannot read the CURVE keys: {error}") from None
     if secret is None:
         raise WireError(f"{keys.secret_key_file} holds no secret key")
     socket.set(zmq.CURVE_SERVERKEY, server)

@@ -103,7 +103,7 @@ def open_decoder(codec: str) -> av.VideoCodecContext:
     except ValueError:
         raise CodecError(f"pictures of codec {codec!r} cannot be decoded here") from None
     if not isinstance(context, av.VideoCodecContext):
-        raise CodecError(f"{codec!r} is no codec of pictures")
+        raise CodecError(f"{codec!r} is not a video codec")
     if codec in AT_ONCE:
         context.flags |= Flags.low_delay
     return context

@@ -29,6 +29,8 @@ from tests.waiting import CATCH_UP
 
 Plane = NDArray[np.uint8]
 
+REAL_CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
+"""Recordings of real cameras, where there are any."""
 SQUARES = 4
 """On each side of the field that holds the number: 16 bits."""
 PATCHES = ((81, 90, 240), (145, 54, 34), (41, 240, 110), (180, 128, 128))

@@ -36,8 +36,8 @@ class FakeTensorRt:
     CudaGraphStrategy = SimpleNamespace(DISABLED=0, WHOLE_GRAPH_CAPTURE=1)
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY=0, EAGER=1, NONE=2)
 
-    def __init__(self, driver: FakeCuda, compute: Compute, remembers: int = 4, name: str = "tensorrt_rtx") -> None:
-        self.driver, self.compute, self.remembers = driver, compute, remembers
+    def __init__(self, driver: FakeCuda, compute: Compute, memory_size: int = 4, name: str = "tensorrt_rtx") -> None:
+        self.driver, self.compute, self.memory_size = driver, compute, memory_size
         self.__name__ = name
         self.calls = 0
         """How often a batch was started by the library, and not by a graph."""
@@ -84,11 +84,11 @@ class FakePlan:
             "y": (1, "uint8", (1, height, width)),
             "uv": (1, "uint8", (2, *half)),
             "colour": (1, "float32", (2, 3, 4)),
-            "memory": (1, "float32", (library.remembers,)),
+            "memory": (1, "float32", (library.memory_size,)),
             "keep": (1, "float32", (1,)),
             "y_out": (2, "uint8", (1, 2 * height, 2 * width)),
             "uv_out": (2, "uint8", (2, height, width)),
-            "memory_out": (2, "float32", (library.remembers,)),
+            "memory_out": (2, "float32", (library.memory_size,)),
         }
         self.num_io_tensors = len(self.tensors)
 

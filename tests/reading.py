@@ -80,3 +80,18 @@ def numbers(segment: Segment, count: int) -> list[int]:
         if len(seen) >= count:
             break
     return seen
+
+
+def read_all(url: str | Path) -> list[list[SourcePacket]]:
+    """The packets of each segment."""
+    with open_source(feed(url)) as source:
+        return [list(segment.packets()) for segment in source.segments()]
+
+
+def video(packets: list[SourcePacket]) -> list[SourcePacket]:
+    return [packet for packet in packets if packet.kind == "video"]
+
+
+def pictures_of(packets: list[SourcePacket]) -> list[int]:
+    """Numbers of the pictures, from their time stamps."""
+    return [round(float((packet.packet.pts or 0) * packet.packet.time_base) * 25) for packet in video(packets)]

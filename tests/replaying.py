@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 from tests.clips import read_number
-from tests.test_check import ROOT
+from tests.command import ROOT
 from tests.waiting import wait_until
 
 COMMAND = """

@@ -14,7 +14,7 @@ import pytest
 from engines import fallback
 from engines.errors import EngineMissing
 from stream.errors import SettingsError, SourceLost
-from tests.test_check import ROOT, nightbridge
+from tests.command import ROOT, nightbridge
 from tests.waiting import DEADLINE
 from tools import app
 from tools.engine import engine
@@ -134,7 +134,7 @@ def test_the_log_level_is_stronger_than_the_settings() -> None:
 LEFT = """
 import atexit, sys, threading, time
 from engines import fallback
-from tests.test_fallback import Fake
+from tests.fake_engine import Fake
 from tools import app
 
 def command():
@@ -163,7 +163,7 @@ def test_a_library_that_cannot_be_interrupted_sees_no_interpreter_end(state: str
     )
     assert done.returncode == 3, done.stderr
     assert done.stdout == ("ended as usual\n" if state == "idle" else "")
-    assert ("is left behind" in done.stderr) == (state == "busy")
+    assert ("and was abandoned" in done.stderr) == (state == "busy")
 
 
 ENDED = """
@@ -209,10 +209,10 @@ def test_a_command_that_is_started_by_nohup_outlives_its_terminal() -> None:
 
 STOPPED = """
 import signal, threading
-from tools.common.signals import stopped_by_signals
+from tools.common.signals import stop_on_signals
 
 stop = threading.Event()
-with stopped_by_signals(stop.set):
+with stop_on_signals(stop.set):
     print("under way", flush=True)
     stop.wait()
     print("deaf to SIGHUP:", signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)

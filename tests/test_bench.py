@@ -22,8 +22,8 @@ from stream.settings import load_settings
 from stream.subscribe import Subscriber
 from stream.wire.messages import Header
 from tests.clips import make_clip
+from tests.command import ROOT, nightbridge
 from tests.doubling import DoublingEngine
-from tests.test_check import ROOT, nightbridge
 from tools.benchmarks import engine, stream
 from tools.benchmarks.engine import engine_figures, onnxruntime_picture
 from tools.benchmarks.stream import decode, run_pipeline, running_relay, watch

@@ -19,8 +19,8 @@ from rich.console import Console
 from engines.cards import find_weights
 from engines.errors import EngineMismatch
 from engines.nvidia.gpu import Gpu, has_driver
+from tests.command import ROOT, nightbridge
 from tests.short_bench import DOOR, shorten
-from tests.test_check import ROOT, nightbridge
 from tools.benchmarks import gpu, gpu_child, gpu_findings, gpu_relay, gpu_times
 from tools.benchmarks.gpu import why_not
 from tools.benchmarks.gpu_child import Child
@@ -41,7 +41,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
     done = nightbridge(tmp_path, "bench", "--gpu", "--json", "gpu.json")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "nightbridge: bench --gpu needs an NVIDIA GPU and its driver; here is none\n"
+    assert done.stderr == "nightbridge: bench --gpu needs an NVIDIA GPU and its driver, and none was found\n"
     assert not (tmp_path / "gpu.json").exists()
 
 
@@ -137,7 +137,7 @@ def test_who_stops_the_command_keeps_what_was_measured(tmp_path: Path) -> None:
     [
         ("pass", None),
         ("import sys; print('a note', file=sys.stderr); sys.exit('EngineMissing: no GPU')", "EngineMissing: no GPU"),
-        ("import os; os.kill(os.getpid(), 9)", "it ended with signal 9: it does not say why"),
+        ("import os; os.kill(os.getpid(), 9)", "it ended with signal 9: no reason given"),
         ("import threading; threading.Event().wait()", "no picture within 1 s"),
     ],
 )
@@ -279,7 +279,7 @@ def test_nine_minutes_are_enough_to_try_64_feeds_twice_however_long_each_part_ta
         return left - len(begun) * gpu_relay.STEP_SECONDS
 
     monkeypatch.setattr(gpu_relay, "one_relay", one_relay)
-    list(relay_figures(tmp_path, tmp_path, {}, 1.0, time_left, lambda: None, gpu_relay.COUNTS, alone=False))
+    list(relay_figures(tmp_path, tmp_path, {}, 1.0, time_left, lambda: None, gpu_relay.COUNTS, is_last_runtime=False))
     assert begun == [64, 64]
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from engines.nvidia.gpu import Gpu
+from tests.command import ROOT
 from tests.short_bench import shorten, together
-from tests.test_check import ROOT
 from tools.benchmarks import gpu, gpu_child
 from tools.benchmarks.gpu_child import Child, in_child
 from tools.benchmarks.gpu_findings import Findings
@@ -53,9 +53,9 @@ def child_of(monkeypatch: pytest.MonkeyPatch, program: str) -> Child:
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
-        ("os.kill(os.getpid(), 11)", "it ended with signal 11: it does not say why"),
+        ("os.kill(os.getpid(), 11)", "it ended with signal 11: no reason given"),
         ("print('CUDA error 700', file=sys.stderr); os._exit(3)", "it ended with exit code 3: CUDA error 700"),
-        ("os._exit(3)", "it ended with exit code 3: it does not say why"),
+        ("os._exit(3)", "it ended with exit code 3: no reason given"),
         ("threading.Event().wait()", "it was killed after 15 s"),
     ],
 )
@@ -89,7 +89,7 @@ def test_with_a_part_ends_all_that_it_began(monkeypatch: pytest.MonkeyPatch, tmp
     try:
         wait = f"open({str(pipe)!r}, 'w').close(); os._exit(1)"
         told = together(in_child(child_of(monkeypatch, f"{DEAD}{begin}; {wait}"), 60.0))
-        assert told["times_torch_failed"] == "it ended with exit code 1: it does not say why"
+        assert told["times_torch_failed"] == "it ended with exit code 1: no reason given"
         ended = select.poll()
         ended.register(reading, select.POLLHUP)
         assert ended.poll(30_000), "it is still there"

@@ -21,7 +21,7 @@ from engines.runtime_torch import TorchEngine
 from tests.doubling import DoublingEngine
 from tests.fake_tensorrt import Arrays, Compute
 from tests.short_bench import DOOR, SIZES, shorten, together
-from tests.test_runtime_tensorrt import bench, counting
+from tests.tensorrt_bench import bench, counting
 from tools.benchmarks import gpu, gpu_matrix, gpu_parts, gpu_times
 from tools.benchmarks.gpu import shares
 from tools.benchmarks.gpu_checks import Reference, contract, difference, make_picture, parity
@@ -54,7 +54,7 @@ def network(weights: str = "field") -> Compute:
 
 
 def test_an_engine_that_keeps_the_contract_and_equals_the_reference_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    with bench(monkeypatch, remembers=256) as b:
+    with bench(monkeypatch, memory_size=256) as b:
         b.library.compute = network()
         found = contract(b.engine, SIZES)
         assert found.pop("batch_difference_max") in (0, 1)
@@ -100,7 +100,7 @@ def test_what_an_engine_does_wrong_is_named(
 
 def test_a_memory_that_is_not_used_shows_at_the_end_of_the_film_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     right = network()
-    with bench(monkeypatch, remembers=256) as b:
+    with bench(monkeypatch, memory_size=256) as b:
         b.library.compute = lambda inputs: right(inputs | {"keep": np.zeros_like(inputs["keep"])})
         figures = parity(b.engine, Reference(find_weights("field")), SIZES)
         b.library.compute = right
@@ -181,7 +181,7 @@ def test_other_weights_are_timed_at_one_size(monkeypatch: pytest.MonkeyPatch, sh
     assert found.pop("times_tensorrt_field_failed") == "refused"
     assert found.keys() == {f"torch_field_32x32_b{count}_{name}" for count in (1, 2) for name in DOOR}
     assert [options.batch for options in opened] == [1, 2], "made ready for more than is timed"
-    assert all(options.tried and options.cuda_only for options in opened)
+    assert all(options.trial_first and options.cuda_only for options in opened)
 
 
 @pytest.mark.parametrize("name", ["field", "field-lite", "paper"])
@@ -265,7 +265,7 @@ def test_the_memory_of_a_size_is_that_of_the_largest_batches(monkeypatch: pytest
     monkeypatch.setattr(gpu_times, "BATCHES", ((1,), (2,)))
     monkeypatch.setattr(gpu_parts, "used_mb", lambda: 100.0)
     with DoublingEngine() as engine:
-        engine.allow(24, 1)
+        engine.set_limits(24, 1)
         found = {
             count: together(gpu_parts.times_of_size({"torch": engine}, (32, 32), [count], lambda: 1.0))
             for count in (1, 2)

@@ -70,7 +70,7 @@ def test_a_relay_that_ends_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("carries", "slips", "tried", "limit"),
     [
-        (1000, 0, [64, 128], "the most that is tried"),
+        (1000, 0, [64, 128], "largest number of feeds that is tried"),
         (90, 0, [64, 128, 128, 80, 96, 96], "96 feeds: too many"),
         (70, 0, [64, 128, 128, 80, 80], "80 feeds: too many"),
         (40, 0, [64, 64, 32, 48, 48], "48 feeds: too many"),
@@ -118,7 +118,7 @@ def test_fewer_feeds_are_tried_only_where_the_first_relay_sends_pictures(
 def test_a_first_relay_that_is_not_alone_leaves_half_of_the_time_to_the_next_runtime(
     tmp_path: Path, waits: list[float]
 ) -> None:
-    list(relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 100.0, lambda: None, (4,), alone=False))
+    list(relay_figures(tmp_path, tmp_path, {}, 1.0, lambda: 100.0, lambda: None, (4,), is_last_runtime=False))
     assert waits == [38.0]
 
 
@@ -215,7 +215,7 @@ def test_figures_of_a_relay_are_of_the_time_in_which_it_was_watched() -> None:
         ({"lost": 1}, "0 pictures were dropped and 1 lost"),
         ({"age_p95_ms": 151.0}, "age_p95_ms is above 150"),
         ({"age_p95_ms": None}, "age_p95_ms is above 150"),
-        ({"fps": 97.0}, "of 100 pictures a second fewer came out"),
+        ({"fps": 97.0}, "fewer than 100 pictures a second came out"),
     ],
 )
 def test_what_is_too_much_for_a_relay_is_said(change: gpu_relay.Figures, reason: str | None) -> None:

@@ -23,7 +23,7 @@ from stream.settings import RelaySettings
 from stream.subscribe import Subscriber
 from stream.wire import bouncer
 from stream.wire.messages import Header
-from tests.test_check import ROOT
+from tests.command import ROOT
 from tests.waiting import wait_until
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)

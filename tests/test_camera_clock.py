@@ -70,7 +70,7 @@ def test_a_clock_that_is_far_off_is_told_once_and_not_believed_at_once_when_it_i
     assert captured(90_000, received=2, says=2 + off) == (2, "arrival")
     assert captured(180_000, received=3, says=2.9) == (3, "arrival")
     assert len(caplog.records) == 1
-    assert f"rtsp://camera/: the camera's clock is {off:+.0f} s off and not believed" in caplog.text
+    assert f"rtsp://camera/: the camera's clock is off by {off:+.0f} s and is ignored" in caplog.text
 
 
 def test_a_clock_that_has_been_right_for_a_minute_is_believed_again(
@@ -89,7 +89,7 @@ def test_a_clock_that_has_been_right_for_a_minute_is_believed_again(
         now[0] += seconds
         told = captured(360_000, received=3605, says=3604.9)
     assert told == (3604.9, "rtcp")
-    assert [record.message for record in caplog.records][1:] == ["rtsp://camera/: the camera's clock is believed again"]
+    assert [record.message for record in caplog.records][1:] == ["rtsp://camera/: the camera's clock is used again"]
 
 
 def test_a_clock_that_is_a_little_off_is_believed(captured: Captured) -> None:

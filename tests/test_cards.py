@@ -10,9 +10,7 @@ from PIL import Image
 
 from engines.cards import NUMBERS, SHIPPED, Card, Weights, find_weights, shipped, write_card
 from engines.errors import EngineMismatch, EngineMissing, UnknownName
-from tests.test_check import nightbridge
-
-ROOT = Path(__file__).parents[1]
+from tests.command import ROOT, nightbridge
 
 
 @pytest.mark.parametrize("folder", sorted(SHIPPED.iterdir()), ids=lambda folder: folder.name)
@@ -72,10 +70,10 @@ def test_a_missing_or_broken_card_is_told(tmp_path: Path) -> None:
     with pytest.raises(EngineMismatch, match="speed"):
         Weights(tmp_path)
     (tmp_path / "card.json").write_bytes(b'{"name": "\xff"}')
-    with pytest.raises(EngineMismatch, match=r"card\.json is no card"):
+    with pytest.raises(EngineMismatch, match=r"card\.json is not a valid card"):
         Weights(tmp_path)
     (tmp_path / "card.json").write_text('{"name": "mine", "network": "neid", "files": {}}')
-    with pytest.raises(EngineMissing, match=r"card\.json tells of no weights\.safetensors"):
+    with pytest.raises(EngineMissing, match=r"card\.json lists no weights\.safetensors"):
         _ = Weights(tmp_path).id
 
 
@@ -139,7 +137,7 @@ def test_weights_without_a_file_that_their_card_tells_of_are_wrong_settings(
     assert (done.returncode, done.stderr) == (
         2,
         f"nightbridge: config.toml: [engine] weights field-lite ({tmp_path}/mine) have no int8.bin: "
-        "their card tells of it, but it is not in the folder\n",
+        "it is listed in card.json but missing from the folder\n",
     )
 
 
@@ -172,7 +170,7 @@ def test_the_files_that_may_be_opened_are_required_and_no_others(
         return
     weights.require(runtime, precision)
     (tmp_path / there[0]).unlink()
-    with pytest.raises(UnknownName, match=f"have no {there[0]}: their card tells of it, but it is not in the folder"):
+    with pytest.raises(UnknownName, match=f"have no {there[0]}: it is listed in card.json but missing from the folder"):
         weights.require(runtime, precision)
 
 

@@ -17,7 +17,7 @@ from stream.settings import EngineSettings, FeedSettings, RelaySettings, Setting
 from stream.wire.messages import decode_status
 from tests.clips import UdpSender, free_port, make_clip, read_number
 from tests.doubling import DoublingEngine
-from tests.test_pipeline import decoded, holds, luma, pictures, watched
+from tests.relaying import decoded, holds, luma, pictures, watched
 from tests.waiting import wait_until
 
 RELAY = RelaySettings(endpoint="tcp://127.0.0.1:*", high_water_mark=10_000)
@@ -124,9 +124,9 @@ class Allowing(DoublingEngine):
         super().__init__(pace)
         self.allowed: list[tuple[int, int]] = []
 
-    def allow(self, slots: int, sizes: int) -> None:
+    def set_limits(self, slots: int, sizes: int) -> None:
         self.allowed.append((slots, sizes))
-        super().allow(slots, sizes)
+        super().set_limits(slots, sizes)
 
 
 def test_a_feed_that_hangs_at_its_end_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:

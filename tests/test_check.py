@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.command import ROOT, nightbridge
+
 SETTINGS = """
 [engine]
 batch = 3
@@ -20,19 +18,6 @@ url = "rtsp://relay:hu@sh@10.0.0.7/s?channel=1"
 password_file = "secret"
 read_timeout = "2500ms"
 """
-
-
-def nightbridge(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The finished command, which ran in `folder`."""
-    return subprocess.run(
-        [sys.executable, "-m", "tools", *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -65,7 +50,7 @@ def test_a_path_where_nothing_is_yet_is_told(folder: Path) -> None:
     done = nightbridge(folder, "check")
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        f"nightbridge: config.toml: [feeds.pier] url is the path {folder / '10.0.0.7'}, where nothing is yet; "
+        f"nightbridge: config.toml: [feeds.pier] url is the path {folder / '10.0.0.7'}, which does not exist yet; "
         "the address of a camera begins with rtsp:// or udp://"
     ]
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.command import ROOT
+
 SURROUNDINGS = {
     "NIGHTBRIDGE__ENGINE__BATCH": "none",
     "nightbridge__relay__endpoint": "nowhere",
@@ -19,8 +19,8 @@ TOUCHED = [
     "test_app.py::test_the_help_names_every_command",
     "test_check.py::test_check_of_the_shipped_file_is_clean",
     "test_probe.py::test_a_signal_ends_it_at_once_without_a_report[silence-2-130]",
-    "test_remote.py::test_a_web_page_is_no_video",
-    "test_settings.py::test_the_shipped_file_equals_the_defaults",
+    "test_remote_access.py::test_a_web_page_is_no_video",
+    "test_settings_reading.py::test_the_shipped_file_equals_the_defaults",
     "test_simulate.py::test_a_signal_is_a_clean_stop",
 ]
 

@@ -12,7 +12,7 @@ import pytest
 
 from engines.colour import Colour
 from tests.clips import PATCHES, joined, make_clip, read_patches
-from tests.test_decode import Decoded
+from tests.decoding import Decoded
 
 COUNT = 12
 """Pictures of each part."""

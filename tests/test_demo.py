@@ -24,13 +24,13 @@ from stream.frame import plane_view
 from stream.settings import EncoderSettings
 from stream.wire.messages import Kind, Message, Stamped
 from tests.clips import make_clip
+from tests.command import ROOT
 from tests.waiting import wait_until
 from tools import demo_parts
 from tools.demo import CLIP, demo
-from tools.demo_parts import Part
+from tools.demo_parts import CommandProcess
 from tools.demo_pictures import Pairs, as_rgb, compare, enlarged, side_by_side
 
-ROOT = Path(__file__).parents[1]
 LONGEST = 90.0
 """Seconds that a demo of 3 s may take on a busy machine."""
 
@@ -170,7 +170,7 @@ def test_a_relay_that_fails_is_one_clear_error(tmp_path: Path) -> None:
     with running_demo(tmp_path, NIGHTBRIDGE__ENGINE__WEIGHTS="nowhere") as demo:
         code, _, errors = demo.finish()
         assert code == 1
-        assert errors.startswith("nightbridge: the relay ended by itself with code 2\n")
+        assert errors.startswith("nightbridge: the relay ended unexpectedly with exit code 2\n")
         assert 'WEIGHTS is "nowhere"; it must be one of field, field-lite, paper, or a folder of weights' in errors
         assert "Traceback" not in errors
         assert demo.left_behind() == []
@@ -179,7 +179,7 @@ def test_a_relay_that_fails_is_one_clear_error(tmp_path: Path) -> None:
 def test_a_process_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_parts, "STOP_SECONDS", 0.1)
     before = children()
-    with Part("camera", tmp_path, "simulate", str(CLIP), "udp://127.0.0.1:9", "--loop", "--seconds", "60"):
+    with CommandProcess("camera", tmp_path, "simulate", str(CLIP), "udp://127.0.0.1:9", "--loop", "--seconds", "60"):
         (child,) = children() - before
         os.kill(child, signal.SIGSTOP)
     assert child not in processes()
@@ -187,12 +187,12 @@ def test_a_process_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pyt
 
 def test_a_process_that_has_ended_is_an_error_with_its_last_words(tmp_path: Path) -> None:
     before = children()
-    with Part("camera", tmp_path, "simulate", "gone.mp4", "udp://127.0.0.1:9") as camera:
+    with CommandProcess("camera", tmp_path, "simulate", "gone.mp4", "udp://127.0.0.1:9") as camera:
         wait_until(lambda: "gone.mp4" in camera.last_words(), "a complaint about the clip")
         (tmp_path / "camera.log").write_text("nightbridge: first\nsecond\n")
         wait_until(lambda: children() <= before, "its end")
         with pytest.raises(
-            StreamError, match=r"^the camera ended by itself with code 2\n  camera: first\n  camera: second"
+            StreamError, match=r"^the camera ended unexpectedly with exit code 2\n  camera: first\n  camera: second"
         ):
             camera.check()
 
@@ -268,7 +268,7 @@ def test_pictures_are_compared_with_the_clip_as_it_was_played(clip: tuple[Path, 
 def test_a_long_demo_keeps_few_pictures(
     clip: tuple[Path, list[av.VideoFrame]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tools.demo_pictures.MOST", 4)
+    monkeypatch.setattr("tools.demo_pictures.MOST_PAIRS", 4)
     assert [pair.number for pair in paired(clip[1], 0, 60, set()).found] == [0, 5, 10, 15]
 
 

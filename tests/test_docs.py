@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from stream.settings import Settings
+from tests.command import ROOT
 from tools.app import COMMANDS
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "tools").rglob("*.md")])
 
 

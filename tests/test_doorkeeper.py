@@ -15,7 +15,7 @@ from stream.publish import Publisher
 from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
 from stream.wire import doorkeeper
-from stream.wire.doorkeeper import Guests
+from stream.wire.doorkeeper import AllowedViewers
 from stream.wire.keys import make_keys, read_keys
 from tests.published import Camera
 from tests.waiting import DEADLINE, wait_until
@@ -55,7 +55,7 @@ def assert_sees(publisher: Publisher, subscriber: Subscriber) -> None:
 
 
 def assert_turned_away(subscriber: Subscriber) -> None:
-    with pytest.raises(WireError, match="does not let this viewer in"):
+    with pytest.raises(WireError, match="rejected this viewer"):
         subscriber.receive(DEADLINE)
 
 
@@ -87,7 +87,7 @@ def test_keys_that_are_added_and_taken_away_count_from_the_next_connection_on(ke
 
 def test_a_key_in_a_hidden_file_lets_nobody_in(keys: Path) -> None:
     (keys / "guests" / "guest.key").rename(keys / "guests" / ".guest.key")
-    guests = Guests(keys / "guests")
+    guests = AllowedViewers(keys / "guests")
     public, _ = read_keys(keys / "guests" / ".guest.key")
     assert not guests.callback("global", public)
     (keys / "guests" / ".guest.key").rename(keys / "guests" / "guest.key")
@@ -98,8 +98,8 @@ def test_a_key_in_a_hidden_file_lets_nobody_in(keys: Path) -> None:
     ("text", "reason"),
     [
         ("nothing", "No public key found in {}"),
-        ("public-key", "{} names a key and does not hold it"),
-        ('public-key = "a"', "{} holds a key that is none; must be 40 characters of Z85"),
+        ("public-key", "{} names a key without its value"),
+        ('public-key = "a"', "{} holds an invalid key; it must be 40 characters of Z85"),
     ],
 )
 def test_a_key_that_is_damaged_later_lets_nobody_in_and_is_told_once(
@@ -114,7 +114,7 @@ def test_a_key_that_is_damaged_later_lets_nobody_in_and_is_told_once(
             assert_sees(publisher, guest)
     told = [line for line in caplog.messages if "broken.key" in line]
     path = keys / "guests" / "broken.key"
-    assert told == [f"a viewer's key that cannot be read lets nobody in: {reason.format(path)}"]
+    assert told == [f"ignoring a viewer's key that cannot be read: {reason.format(path)}"]
 
 
 def test_keys_that_are_damaged_before_the_relay_starts_are_named(keys: Path) -> None:
@@ -138,7 +138,7 @@ def test_the_relay_tells_whom_it_turned_away(keys: Path, caplog: pytest.LogCaptu
 def test_many_viewers_that_are_turned_away_are_counted_and_told_in_one_line(
     keys: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guests = Guests(keys / "guests")
+    guests = AllowedViewers(keys / "guests")
     for now in (100.0, 101.0, 109.9, 110.0):
         monkeypatch.setattr(doorkeeper, "monotonic", lambda now=now: now)
         assert not guests.callback("*", public_key(keys / "stranger.key"))
@@ -151,7 +151,7 @@ def test_many_viewers_that_are_turned_away_are_counted_and_told_in_one_line(
 def test_in_a_time_without_file_descriptors_no_viewer_is_judged_and_it_is_got_over(
     keys: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guests, key = Guests(keys / "guests"), public_key(keys / "guests" / "guest.key")
+    guests, key = AllowedViewers(keys / "guests"), public_key(keys / "guests" / "guest.key")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.dup(0)
     os.close(free)
@@ -162,7 +162,9 @@ def test_in_a_time_without_file_descriptors_no_viewer_is_judged_and_it_is_got_ov
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert guests.callback("*", key)
-    assert caplog.messages == [f"viewers are kept waiting: {keys / 'guests'} cannot be read: Too many open files"]
+    assert caplog.messages == [
+        f"viewers cannot be checked and will retry: {keys / 'guests'} cannot be read: Too many open files"
+    ]
 
 
 def test_a_file_that_cannot_be_opened_for_want_of_descriptors_is_not_taken_for_one_without_a_key(
@@ -171,7 +173,7 @@ def test_a_file_that_cannot_be_opened_for_want_of_descriptors_is_not_taken_for_o
     def fail(path: Path) -> tuple[bytes, bytes | None]:
         raise OSError(EMFILE, os.strerror(EMFILE), str(path))
 
-    guests, key = Guests(keys / "guests"), public_key(keys / "guests" / "guest.key")
+    guests, key = AllowedViewers(keys / "guests"), public_key(keys / "guests" / "guest.key")
     with monkeypatch.context() as patched:
         patched.setattr(doorkeeper, "read_keys", fail)
         with pytest.raises(OSError, match="Too many open files"):
@@ -189,7 +191,7 @@ def test_a_viewer_that_comes_while_the_keys_cannot_be_read_tries_on_and_is_let_i
             (keys / "away").rename(keys / "guests")
             assert_sees(publisher, guest)
     assert caplog.messages[0] == (
-        f"viewers are kept waiting: {keys / 'guests'} cannot be read: No such file or directory"
+        f"viewers cannot be checked and will retry: {keys / 'guests'} cannot be read: No such file or directory"
     )
 
 
@@ -203,6 +205,7 @@ def test_a_viewer_with_the_key_of_another_relay_is_told_and_tries_on(
         wait_until(lambda: bool(caplog.messages), "a word about the key")
         assert misled.receive(0) is None
     assert caplog.messages == [
-        f"what answers at {publisher.endpoint} ends every connection before it begins: it is no relay, "
-        f"not the one that {keys / 'stranger.key'} belongs to, or one that cannot read its viewers' keys now; trying on"
+        f"connections to {publisher.endpoint} fail in the handshake: what listens there is not a relay, "
+        f"or its key is not the one in {keys / 'stranger.key'}, "
+        "or it cannot read its viewers' keys at the moment; still retrying"
     ]

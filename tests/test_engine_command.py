@@ -16,11 +16,11 @@ from engines import runtime_tensorrt
 from engines.nvidia import gpu, plans, tensorrt_library
 from engines.nvidia.tensorrt_builder import Built
 from engines.nvidia.tensorrt_library import Library, import_tensorrt
+from tests.command import nightbridge
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRt
-from tests.test_check import nightbridge
-from tests.test_plans import DOCUMENTED, H200, REMEMBERS, doubling, store_doubling
-from tests.test_runtime_tensorrt import counting
+from tests.planning import DOCUMENTED, H200, REMEMBERS, doubling, store_doubling
+from tests.tensorrt_bench import counting
 from tools import engine as command
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is made for x86-64 only")
@@ -74,7 +74,8 @@ def test_building_tells_size_bytes_time_and_where_the_plan_is(folder: Path) -> N
 
     code, lines, _ = engine(folder, *words)
     assert [re.sub(r"\d+ bytes", "", line) for line in lines] == [
-        f"{plan['weights']} {plan['width']}x{plan['height']}: , was there: {plan['path']}" for plan in values["plans"]
+        f"{plan['weights']} {plan['width']}x{plan['height']}: , already there: {plan['path']}"
+        for plan in values["plans"]
     ]
 
 
@@ -149,7 +150,7 @@ def test_without_the_library_building_says_what_to_install_and_listing_still_wor
     path = f"{hidden}{os.pathsep}{Path(__file__).parents[1]}"
     code, lines, error = engine(folder, "build", "--weights", "doubling", "--size", "64x48", PYTHONPATH=path)
     assert (code, lines, error.count("\n")) == (1, [], 1)
-    assert error.startswith("nightbridge: no TensorRT here: pip install 'nightbridge[nvidia]'")
+    assert error.startswith("nightbridge: no usable TensorRT: pip install 'nightbridge[nvidia]'")
     code, lines, _ = engine(folder, "list", PYTHONPATH=path)
     assert (code, len(lines)) == (0, 2)
 
@@ -169,7 +170,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
         monkeypatch.setattr(module, "import_tensorrt", library.library)
     monkeypatch.setattr(plans, "build_plan", build_plan)
     monkeypatch.setattr(runtime_tensorrt, "import_driver", lambda: driver)
-    monkeypatch.setattr(runtime_tensorrt, "CONFIGS", {"doubling": SimpleNamespace(remembers=REMEMBERS)})
+    monkeypatch.setattr(runtime_tensorrt, "CONFIGS", {"doubling": SimpleNamespace(memory_size=REMEMBERS)})
     return library
 
 
@@ -194,7 +195,7 @@ def test_on_a_gpu_the_plan_is_built_that_it_runs_and_the_list_tells_it_from_thos
     assert [file["path"] for file in listed if file["usable"]] == [plan["path"]]
     lines = capsys.readouterr().out.splitlines()
     assert "built in" in lines[0]
-    assert "was there" in lines[1]
+    assert "already there" in lines[1]
 
 
 def test_on_a_gpu_without_a_cache_folder_a_plan_runs_and_is_told_as_not_kept(
@@ -205,9 +206,9 @@ def test_on_a_gpu_without_a_cache_folder_a_plan_runs_and_is_told_as_not_kept(
     command.build(["64x48"], str(folder / "doubling"), cache=folder / "file" / "cache", json=told)
     (plan,) = json.loads(told.read_text())["plans"]
     assert (plan["path"], plan["capability"], plan["built"]) == (None, "", True)
-    assert capsys.readouterr().out.endswith(": not kept\n")
+    assert capsys.readouterr().out.endswith(": not stored\n")
     assert {record.getMessage().partition("/tensorrt ")[2] for record in caplog.records} == {
-        "cannot be used, so nothing is kept: Not a directory"
+        "cannot be used; nothing is cached: Not a directory"
     }
 
 

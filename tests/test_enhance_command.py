@@ -17,8 +17,8 @@ from PIL import Image
 
 from stream.files.parts import GROWING
 from tests.clips import make_clip, read_number
-from tests.test_check import ROOT, nightbridge
-from tests.test_convert import headless, with_sound
+from tests.command import ROOT, nightbridge
+from tests.converting import headless, with_sound
 from tests.waiting import wait_until
 from tools.enhance import save as save_picture
 
@@ -163,7 +163,7 @@ def test_a_picture_that_the_folder_only_links_to_is_not_written_over(tmp_path: P
     before = (tmp_path / "out" / "pier.png").read_bytes()
     done = enhance("in", "out")
     assert done.returncode == 2
-    assert "out/pier.png is one of IN's pictures, which would be lost" in done.stderr
+    assert "out/pier.png is one of IN's pictures and would be overwritten" in done.stderr
     assert (tmp_path / "out" / "pier.png").read_bytes() == before
 
 
@@ -195,7 +195,7 @@ def test_unknown_weights_are_told_in_one_line_and_nothing_is_made(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("broken", "reason"),
-    [(b"no picture", "not a picture of a known kind"), (None, "image file is truncated")],
+    [(b"no picture", "not a picture in a known format"), (None, "image file is truncated")],
     ids=["text", "cut off"],
 )
 def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_made(
@@ -217,7 +217,7 @@ def test_one_picture_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, enh
     (tmp_path / "a.png").write_bytes(b"no picture")
     done = enhance("a.png", "b.png")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "nightbridge: a.png: not a picture of a known kind\n"
+    assert done.stderr == "nightbridge: a.png: not a picture in a known format\n"
 
 
 def test_an_ended_command_takes_its_half_written_files_along(tmp_path: Path, cache: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_picture_cannot_become_a_file_of_another_kind(tmp_path: Path, enhance:
     save(tmp_path / "dark.png")
     done = enhance("dark.png", out)
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"{out} is no picture; OUT must end in one of .avif, .bmp" in done.stderr
+    assert f"{out} is not a picture file; OUT must end in one of .avif, .bmp" in done.stderr
     assert names(tmp_path) == ["dark.png"]
 
 
@@ -279,7 +279,7 @@ def test_one_file_cannot_become_a_folder(tmp_path: Path, enhance: Enhance) -> No
     (tmp_path / "out").mkdir()
     done = enhance("dark.png", "out")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "out is a folder; for one file OUT must be a file" in done.stderr
+    assert "out is a folder; if IN is a file, OUT must be one too" in done.stderr
 
 
 def test_a_folder_cannot_become_one_file(tmp_path: Path, enhance: Enhance) -> None:
@@ -287,7 +287,7 @@ def test_a_folder_cannot_become_one_file(tmp_path: Path, enhance: Enhance) -> No
     (tmp_path / "notes.txt").write_text("no folder")
     done = enhance("in", "notes.txt")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "notes.txt is no folder; for a folder OUT must be one" in done.stderr
+    assert "notes.txt is not a folder; if IN is a folder, OUT must be one too" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["picture.png", "video.mp4", "folder"])
@@ -301,7 +301,7 @@ def test_what_goes_in_is_never_written_over(tmp_path: Path, enhance: Enhance, ki
     for out in (kind, "link"):
         done = enhance(kind, out)
         assert (done.returncode, done.stdout) == (2, "")
-        assert f"{out} is IN itself" in done.stderr
+        assert f"{out} is the same file as IN" in done.stderr
     assert [file.read_bytes() for file in files] == before
     assert names(tmp_path / "folder") == ["a.png"]
 

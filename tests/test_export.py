@@ -21,8 +21,8 @@ from engines.evaluation.scores import psnr
 from engines.network.neid import Neid, initialise
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
+from tests.command import ROOT, nightbridge
 from tests.identity import SMALL
-from tests.test_check import ROOT, nightbridge
 from tests.test_runtimes import day, dusk
 
 ONNX = ("fp32.onnx", "fp16.onnx")
@@ -82,7 +82,7 @@ def batch(width: int, height: int, count: int) -> Batch:
     """Dark and bright scenes in turn, each with colours of its own."""
     planes = [dusk(width, height, seed) if seed % 2 == 0 else day(width, height) for seed in range(count)]
     coefficients = np.stack([colour.coefficients() for colour in COLOURS[:count]])
-    memory = np.random.default_rng(count).uniform(0.4, 0.6, (count, SMALL.remembers)).astype(np.float32)
+    memory = np.random.default_rng(count).uniform(0.4, 0.6, (count, SMALL.memory_size)).astype(np.float32)
     keep = np.full((count, 1), 0.9, np.float32)
     return np.stack([y[None] for y, _ in planes]), np.stack([uv for _, uv in planes]), coefficients, memory, keep
 

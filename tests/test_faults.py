@@ -24,8 +24,8 @@ from stream.sources import backoff
 from tests.cameras import LiveCamera
 from tests.clips import UdpSender, free_port, make_clip
 from tests.doubling import DoublingEngine
+from tests.relaying import decoded, pictures, watched
 from tests.rtsp_server import RtspServer, camera
-from tests.test_pipeline import decoded, pictures, watched
 from tests.waiting import wait_until
 
 RELAY = RelaySettings(endpoint="tcp://127.0.0.1:*")

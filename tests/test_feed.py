@@ -21,10 +21,10 @@ def feed(caplog: pytest.LogCaptureFixture) -> Feed:
 
 def test_a_state_is_told_when_it_or_its_reason_changes(feed: Feed, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(100):
-        feed.turn("connecting", SourceLost("no packet for 5 s"))
-    feed.turn("connecting", SourceLost("address already in use"))
+        feed.set_state("connecting", SourceLost("no packet for 5 s"))
+    feed.set_state("connecting", SourceLost("address already in use"))
     for _ in range(100):
-        feed.turn("live")
+        feed.set_state("live")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "feed pier: connecting: no packet for 5 s"),
         ("WARNING", "feed pier: connecting: address already in use"),
@@ -43,19 +43,19 @@ def test_lost_pictures_are_told_once_in_a_while(
     feed: Feed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(100):
-        feed.tell(EngineMismatch(f"picture {number} is too large"))
+        feed.note_trouble(EngineMismatch(f"picture {number} is too large"))
     assert [record.getMessage() for record in caplog.records] == [
         "feed pier: pictures are lost: picture 0 is too large"
     ]
-    monkeypatch.setattr(module, "TELL_SECONDS", 0)
-    feed.tell(EngineMismatch("picture 100 is too large"))
+    monkeypatch.setattr(module, "LOG_INTERVAL_SECONDS", 0)
+    feed.note_trouble(EngineMismatch("picture 100 is too large"))
     assert len(caplog.records) == 2
 
 
 def test_what_was_told_last_is_the_reason_until_a_picture_is_published(feed: Feed) -> None:
-    feed.turn("live")
-    feed.tell(EngineMismatch("picture 1 is too large"))
-    feed.tell(EngineMismatch("picture 2 is too large"))
+    feed.set_state("live")
+    feed.note_trouble(EngineMismatch("picture 1 is too large"))
+    feed.note_trouble(EngineMismatch("picture 2 is too large"))
     feed.figures()
     assert (feed.state, feed.reason) == ("live", "picture 2 is too large")
     feed.meter.publish(age_ms=40)
@@ -66,11 +66,11 @@ def test_what_was_told_last_is_the_reason_until_a_picture_is_published(feed: Fee
 def test_the_reason_of_a_feed_that_ended_in_trouble_stays_and_of_one_that_is_opened_again_it_does_not(
     feed: Feed,
 ) -> None:
-    feed.turn("live")
-    feed.tell(EngineMismatch("picture 1 is too large"))
-    feed.turn("ended")
+    feed.set_state("live")
+    feed.note_trouble(EngineMismatch("picture 1 is too large"))
+    feed.set_state("ended")
     assert feed.reason == "picture 1 is too large"
-    feed.turn("live")
+    feed.set_state("live")
     assert feed.reason is None
 
 
@@ -81,7 +81,7 @@ def test_a_live_feed_gives_pictures_as_long_as_one_was_published_within_twice_th
     now = 1000.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     feed = Feed("pier", FeedSettings(url="clip.ts", read_timeout=read_timeout))
-    feed.turn("live")
+    feed.set_state("live")
     assert (feed.gives_pictures, feed.reason) == (False, None), "it has just begun"
     now += lately
     assert (feed.gives_pictures, feed.reason) == (False, f"no picture has been published for {lately:g} s")
@@ -95,7 +95,7 @@ def test_a_live_feed_gives_pictures_as_long_as_one_was_published_within_twice_th
     assert (feed.gives_pictures, feed.reason) == (False, f"no picture has been published for {lately:g} s")
     feed.meter.publish(age_ms=40)
     feed.figures()
-    feed.turn("connecting", SourceLost("gone"))
+    feed.set_state("connecting", SourceLost("gone"))
     assert (feed.gives_pictures, feed.reason) == (False, "gone")
 
 
@@ -116,9 +116,9 @@ def test_an_engine_that_is_too_slow_is_told_once_and_so_is_its_recovery(
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             "WARNING",
-            "feed pier: pictures come faster than this machine takes them: 76 of 1500 were dropped within 60 s",
+            "feed pier: this machine cannot keep up: 76 of 1500 pictures were dropped within 60 s",
         ),
-        ("INFO", "feed pier: this machine keeps up again: 75 of 1500 were dropped within 60 s"),
+        ("INFO", "feed pier: this machine keeps up again: 75 of 1500 pictures were dropped within 60 s"),
     ]
 
 
@@ -147,18 +147,18 @@ def test_a_camera_that_goes_does_not_make_the_machine_fast_enough(
         now += 60
         feed.watch_load(feed.figures())
     assert caplog.messages == [
-        "feed pier: pictures come faster than this machine takes them: 500 of 1500 were dropped within 60 s",
-        "feed pier: this machine keeps up again: 0 of 1500 were dropped within 60 s",
+        "feed pier: this machine cannot keep up: 500 of 1500 pictures were dropped within 60 s",
+        "feed pier: this machine keeps up again: 0 of 1500 pictures were dropped within 60 s",
     ]
 
 
 def test_a_source_may_go_while_somebody_asks_how_long_it_has_been_there(
     feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    feed.turn("live")
+    feed.set_state("live")
 
     def gone_meanwhile() -> float:
-        feed.turn("connecting", SourceLost("gone"))
+        feed.set_state("connecting", SourceLost("gone"))
         return 0.0
 
     monkeypatch.setattr(module.time, "monotonic", gone_meanwhile)
@@ -179,22 +179,22 @@ def mistake() -> KeyError:
 def test_an_unexpected_error_shows_where_it_happened_in_the_log_alone(
     feed: Feed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    feed.turn("failed", mistake())
+    feed.set_state("failed", mistake())
     assert feed.reason == "unexpected KeyError"
-    feed.tell(mistake())
+    feed.note_trouble(mistake())
     for record in caplog.records:
         first, *place = record.getMessage().splitlines()
         assert first.endswith("unexpected KeyError")
         assert "in mistake" in "".join(place)
-    feed.turn("failed", SourceLost("gone"))
+    feed.set_state("failed", SourceLost("gone"))
     assert caplog.messages[2] == "feed pier: failed: gone"
 
 
 def test_the_words_of_an_unexpected_error_are_told_nowhere_since_they_may_hold_a_password(
     feed: Feed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    feed.turn("failed", mistake())
-    feed.tell(mistake())
+    feed.set_state("failed", mistake())
+    feed.note_trouble(mistake())
     assert len(caplog.records) == 2
     assert "secret" not in caplog.text
     assert "secret" not in str(feed.reason)

@@ -16,7 +16,7 @@ from engines.errors import EngineError
 from engines.training import graphs, guard, train
 from engines.training.recipe import Recipe
 from engines.training.steps import NO_LESSONS, EagerSteps, Lesson, train_step
-from tests.test_train import sample
+from tests.training import sample
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(batch=2, crop=(32, 32), ssim_weight=0.0, exposure_free=0.5, mix=(1.0, 0.0, 0.0), clip=float("inf"))

@@ -14,7 +14,7 @@ from engines.training import guard as guarding
 from engines.training import steps as stepping
 from engines.training import train as training
 from engines.training.guard import Guard
-from tests.test_train import CPU, recipe, sample
+from tests.training import CPU, recipe, sample
 
 PAIRS = ([sample()], [], [])
 LOSS = stepping.loss_parts

@@ -19,7 +19,7 @@ from engines.colour import Colour
 from engines.nvidia.gpu import Gpu, has_driver
 from stream import decode, encode, outlet
 from stream.codecs import hardware
-from stream.codecs.hardware import NVENC, informed, nvdec, nvenc_options
+from stream.codecs.hardware import NVENC, copy_parameters, nvdec, nvenc_options
 from stream.decode import Decoder
 from stream.encode import EncodedPicture, Encoder, encoder_options
 from stream.errors import CodecError
@@ -34,7 +34,7 @@ from tests.clips import make_clip
 from tests.doubling import DoublingEngine
 from tests.test_outlet import send
 
-NO_NVDEC = "NVDEC needs an NVIDIA GPU, and this process can use none"
+NO_NVDEC = "NVDEC needs an NVIDIA GPU, and none is available to this process"
 without_gpu = pytest.mark.skipif(has_driver(), reason="there is an NVIDIA GPU here")
 codecs = pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
 
@@ -88,7 +88,9 @@ class Pretender:
     def __init__(self, video: VideoStream, fails_at: int | None = None, pix_fmt: str = "cuda") -> None:
         context = av.CodecContext.create(video.codec_context.codec, "r")
         assert isinstance(context, VideoCodecContext)
-        vars(self).update(context=informed(context, video.codec_context), pix_fmt=pix_fmt, fails_at=fails_at, count=0)
+        vars(self).update(
+            context=copy_parameters(context, video.codec_context), pix_fmt=pix_fmt, fails_at=fails_at, count=0
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.context, name)
@@ -155,13 +157,13 @@ def test_nvdec_decodes_in_the_engines_context_or_in_its_own_where_that_is_refuse
     clip = make_clip(tmp_path / "clip.mp4", pictures=2)
     with av.open(str(clip)) as container, pytest.raises(CodecError, match="NVDEC") as refused:
         nvdec(container.streams.video[0])
-    assert ("take the place" in str(refused.value)) == (refusals < 2)  # what it was given is a decoder of the CPU
+    assert ("does not support" in str(refused.value)) == (refusals < 2)  # what it was given is a decoder of the CPU
     assert asked == [{"primary_ctx": "1"}, {}][: refusals + 1]
 
 
 def test_a_codec_without_nvdec_is_a_clear_error(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mkv", codec="ffv1", pictures=2)
-    with av.open(str(clip)) as container, pytest.raises(CodecError, match="NVDEC cannot take the place of ffv1"):
+    with av.open(str(clip)) as container, pytest.raises(CodecError, match="NVDEC does not support ffv1"):
         nvdec(container.streams.video[0])
 
 
@@ -184,7 +186,7 @@ def test_without_a_gpu_the_cpu_encodes_and_says_why_if_it_was_not_asked_to(codec
     with encoder(codec=codec, hardware=choice) as encode:
         assert encode.name == {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}[codec]
         assert not encode.on_gpu
-        wanted = f"{NVENC[codec]} needs an NVIDIA GPU, and this process can use none"
+        wanted = f"{NVENC[codec]} needs an NVIDIA GPU, and none is available to this process"
         assert encode.trouble == (wanted if choice == "nvenc" else None)
         assert len(encoded(encode)) == 10
 
@@ -226,7 +228,7 @@ def test_a_relay_without_a_gpu_warns_once_and_publishes_everything(
     relayed(wanted)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         f"feed cam: the decoder is h264, since {NO_NVDEC}",
-        "feed cam: the encoder is libx264, since h264_nvenc needs an NVIDIA GPU, and this process can use none",
+        "feed cam: the encoder is libx264, since h264_nvenc needs an NVIDIA GPU, and none is available to this process",
     ]
 
 
@@ -274,7 +276,7 @@ def test_headers_that_stand_in_the_container_alone_are_known_to_the_decoder_of_t
         video = container.streams.video[0]
         context = av.CodecContext.create(video.codec_context.codec, "r")
         assert isinstance(context, VideoCodecContext)
-        informed(context, video.codec_context)
+        copy_parameters(context, video.codec_context)
         assert len([frame for packet in container.demux(video) for frame in context.decode(packet)]) == 5
 
 
@@ -291,7 +293,7 @@ def test_a_gpu_that_fails_leaves_the_feed_to_the_cpu_from_the_next_key_frame_on(
     assert decoder.trouble == "NVDEC does not work on the NVIDIA Test: Generic error in an external library"
 
 
-@pytest.mark.parametrize(("choice", "told"), [("nvdec", "NVDEC does not take"), ("auto", None)])
+@pytest.mark.parametrize(("choice", "told"), [("nvdec", "NVDEC does not support"), ("auto", None)])
 def test_pictures_that_nvdec_does_not_take_are_told_where_it_was_asked_for(
     tmp_path: Path, pretend: Callable[..., None], choice: DecoderChoice, told: str | None
 ) -> None:

@@ -29,7 +29,7 @@ from stream.sources.segment import Segment
 from tests.cameras import LiveCamera
 from tests.clips import UdpSender, free_port, make_clip
 from tests.doubling import DoublingEngine
-from tests.test_pipeline import as_filmed
+from tests.relaying import as_filmed
 from tests.waiting import wait_until
 
 PAGE = (Path(__file__).parents[1] / "docs" / "health.md").read_text()

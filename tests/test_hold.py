@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.test_check import ROOT
+from tests.command import ROOT
 
 
 def child(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

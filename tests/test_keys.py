@@ -14,7 +14,7 @@ from stream.settings import CurveSettings, RelaySettings
 from stream.subscribe import Subscriber, ViewerKeys
 from stream.wire.keys import make_keys
 from stream.wire.messages import Header
-from tests.test_check import nightbridge
+from tests.command import nightbridge
 from tests.waiting import wait_until
 
 

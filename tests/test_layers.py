@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.command import ROOT
+
 FORBIDDEN = {
     "engines": {"stream", "tools", "tests", "zmq"},
     "stream": {"tools", "tests", "torch", "openvino", "onnx", "nncf"},

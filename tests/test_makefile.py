@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.command import ROOT
+
 SAYING = """#!/bin/sh
 echo "{name} $*" >> '{log}'
 case "$*" in

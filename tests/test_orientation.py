@@ -25,7 +25,7 @@ from stream.view import PictureDecoder
 from stream.wire.messages import Message
 from tests.clips import joined, make_clip, picture, read_number, turned
 from tests.doubling import DoublingEngine
-from tests.test_pipeline import recording, replayed
+from tests.relaying import recording, replayed
 
 ONE = 1 << 16
 ORIENTATION = 0x112

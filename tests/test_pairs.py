@@ -26,7 +26,7 @@ from engines.data.pairs import (
 )
 from engines.training.graphs import Deck
 from engines.training.steps import twins as cut_twins
-from tests.test_train import scene
+from tests.training import scene
 
 
 def light(size: tuple[int, int], count: int, **changes: float) -> Draw:

@@ -12,7 +12,7 @@ import pytest
 
 from stream.errors import StreamError
 from stream.files.parts import Job, Layout, Part, Parts
-from tests.test_check import ROOT
+from tests.command import ROOT
 
 JOB = Job(source="a.mp4", size=100, mtime_ns=1, model="field fp32", encoder="libx264")
 QUARTER_TURN = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
@@ -102,7 +102,7 @@ def test_work_of_another_job_is_told_and_begun_anew(work: Work, job: Job, caplog
     work.do(2)
     with work.parts(job) as parts:
         assert (parts.pictures, parts.layout) == (0, None)
-    assert "begun anew" in caplog.text
+    assert "starting over" in caplog.text
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff\xfe\n", b"[1, 2]\n", b'{"type":"part"}\n', b"{}\n{}\n"])
@@ -144,7 +144,7 @@ def test_no_two_processes_work_on_one_file(work: Work) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"in\n"
-        with pytest.raises(StreamError, match="another process is at work here"), work.parts():
+        with pytest.raises(StreamError, match="another process is working in this folder"), work.parts():
             pass
         other.kill()
     with work.parts() as parts:

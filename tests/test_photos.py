@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.data import photos
+from engines.data import overlay, photos
 from engines.data.coded import at_bit_rate
 from engines.data.darken import DECODE, Night, darken, encode, gather, record, visible
 from engines.data.lamps import POWER, lamps
@@ -33,7 +33,7 @@ from engines.data.photos import (
 )
 from engines.evaluation.scores import psnr
 from engines.training.recipe import LARGEST_WIDE_CROP
-from tests.test_train import scene, write_lol
+from tests.training import scene, write_lol
 
 WIDE = (8_000_000, 8_000_001)
 CLEAR = Night(exposure=1.0, photons=1e9, read_noise=0.0)
@@ -41,9 +41,9 @@ CLEAR = Night(exposure=1.0, photons=1e9, read_noise=0.0)
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """No lamps, infrared, shadow or crushed black, a wide link, scenes at their own size; every day is damaged."""
+    """No lamps, infrared, shadow, text or crushed black, a wide link, scenes as they are; every day is damaged."""
     monkeypatch.setattr(photos, "AS_IT_IS", 1.0)
-    for name in ("GREY", "LIT", "CRUSHED", "SHADED", "UNDAMAGED"):
+    for name in ("GREY", "LIT", "CRUSHED", "OVERLAID", "SHADED", "UNDAMAGED"):
         monkeypatch.setattr(photos, name, 0.0)
     monkeypatch.setattr(photos, "BIT_RATES", WIDE)
     return monkeypatch
@@ -140,6 +140,23 @@ def test_a_shadow_darkens_one_side_of_a_whole_clip_by_day_and_is_part_of_its_tar
     for day in day_samples([clip[:1]], 4, seed=1):
         assert np.ptp(day.large) > 10
         assert np.abs(halve(day.large).astype(int) - day.small).mean() < 8, "and the camera saw it"
+
+
+def test_text_is_in_every_picture_that_is_sent_and_as_bright_in_the_target(plain: pytest.MonkeyPatch) -> None:
+    plain.setattr(photos, "OVERLAID", 1.0)
+    plain.setattr(overlay, "WHITE", 1.0)
+    plain.setattr(overlay, "BOXED", 0.0)
+    plain.setattr(overlay, "OUTLINED", 0.0)
+    plain.setattr(overlay, "HEIGHT", (0.1, 0.11))
+    grey = np.full((1, 256, 384, 3), 120, np.uint8)
+    for sample in (*night_samples([grey], 3, seed=1), *day_samples([grey], 3, seed=1)):
+        text = sample.large[..., 1] > 200
+        assert 0.001 < text.mean() < 0.3
+        assert sample.small[halve(sample.large)[..., 1] > 200].mean() > 180
+        assert sample.small[~text[::2, ::2]].mean() < 125
+    without = night_samples([grey], 1, seed=1)[0]
+    plain.setattr(photos, "OVERLAID", 0.0)
+    assert night_samples([grey], 1, seed=1)[0].mean == without.mean == pytest.approx(120, abs=1)
 
 
 def test_a_day_s_target_is_the_double_of_its_clean_small_picture(plain: pytest.MonkeyPatch) -> None:

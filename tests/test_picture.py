@@ -22,7 +22,7 @@ def network_of(config: NetworkConfig) -> Neid:
 
 
 def no_memory(config: NetworkConfig, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(count, config.remembers), torch.zeros(count, 1)
+    return torch.zeros(count, config.memory_size), torch.zeros(count, 1)
 
 
 def plainly(network: Neid, y: torch.Tensor, uv: torch.Tensor, colour: Colour) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +67,7 @@ def test_the_graph_makes_whatever_it_needs_on_the_device_of_its_inputs(config: N
     y, uv = torch.empty(2, 1, 48, 64, dtype=torch.uint8, device=meta), torch.empty(2, 2, 24, 32, device=meta)
     memory, keep = (part.to(meta) for part in no_memory(config, 2))
     made = PictureGraph(network_of(config)).to(meta)(y, uv, torch.empty(2, 2, 3, 4, device=meta), memory, keep)
-    assert [part.shape[1:] for part in made] == [(1, 96, 128), (2, 48, 64), (config.remembers,)]
+    assert [part.shape[1:] for part in made] == [(1, 96, 128), (2, 48, 64), (config.memory_size,)]
 
 
 def test_a_grey_picture_stays_grey_whatever_its_chroma_planes_hold() -> None:

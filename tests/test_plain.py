@@ -18,7 +18,7 @@ from engines.colour import CENTRE, Colour
 from stream.codecs.plain import PlainPictures, colour_of, is_hdr
 from stream.frame import Frame, plane_view
 from tests.clips import PATCHES, joined, make_clip, read_patches
-from tests.test_check import ROOT
+from tests.command import ROOT
 from tests.test_orientation import decoded
 
 Values = NDArray[np.float64]
@@ -213,4 +213,4 @@ def test_a_picture_that_libswscale_would_end_the_process_at_is_an_error(pix_fmt:
         [sys.executable, "-c", ABORTING.format(pix_fmt)], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == 2 * f"pictures of {pix_fmt} cannot be made plain\n"
+    assert done.stdout == 2 * f"pictures of format {pix_fmt} cannot be converted\n"

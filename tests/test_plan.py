@@ -19,7 +19,7 @@ from engines.data.pairs import Sample
 from engines.training import plan
 from engines.training.recipe import read_recipe
 from engines.training.train import Budget
-from tests.test_check import ROOT
+from tests.command import ROOT
 
 TINY = {"network": "neid-live", "batch": 2, "crop": (32, 32)}
 

@@ -2,77 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import platform
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import msgspec
 import onnx
 import pytest
-from onnx import TensorProto, helper
-from packaging.requirements import Requirement
+from onnx import helper
 
-from engines.cards import NUMBERS, SHIPPED, Card, Weights, write_card
+from engines.cards import SHIPPED, Weights
 from engines.errors import EngineError, EngineMismatch, EngineMissing
-from engines.nvidia import gpu, plans, tensorrt_builder
-from engines.nvidia.gpu import NO_GPU, Gpu, find_gpu, has_driver, is_sound, prepare_primary_context
+from engines.nvidia import plans, tensorrt_builder
+from engines.nvidia.gpu import NO_GPU, Gpu, find_gpu
 from engines.nvidia.plans import Machine, PlanKey, Plans
 from engines.nvidia.tensorrt_builder import build_plan, make_profile
 from engines.nvidia.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
-from tests.test_check import ROOT
-
-REMEMBERS = 4
-H200 = Gpu("NVIDIA H200", "580.95.05")
-DOCUMENTED = onnx.ModelProto(doc_string="changed").SerializeToString()
-"""Behind an ONNX file it changes the bytes and not the graph."""
-
-
-def doubling() -> bytes:
-    """A tiny ONNX file with the doors of the exported graph, which makes every pixel four."""
-    floats = [("colour", ("N", 2, 3, 4)), ("memory", ("N", REMEMBERS)), ("keep", ("N", 1))]
-    planes = [("y", ("N", 1, "H", "W")), ("uv", ("N", 2, "h", "w"))]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name, shape in planes]
-    inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in floats]
-    outputs = [
-        helper.make_tensor_value_info("y_out", TensorProto.UINT8, ("N", 1, "2H", "2W")),
-        helper.make_tensor_value_info("uv_out", TensorProto.UINT8, ("N", 2, "2h", "2w")),
-        helper.make_tensor_value_info("memory_out", TensorProto.FLOAT, ("N", REMEMBERS)),
-    ]
-    nodes = [
-        helper.make_node("ReduceMean", ["colour", "axes"], ["mean"], keepdims=1),
-        helper.make_node("Reshape", ["mean", "column"], ["tint"]),
-        helper.make_node("Mul", ["memory", "keep"], ["kept"]),
-        helper.make_node("Add", ["kept", "tint"], ["memory_out"]),
-    ]
-    for name in ("y", "uv"):
-        nodes += [
-            helper.make_node("Cast", [name], [f"{name}_float"], to=TensorProto.FLOAT),
-            helper.make_node("Resize", [f"{name}_float", "", "scales"], [f"{name}_double"]),
-            helper.make_node("Cast", [f"{name}_double"], [f"{name}_out"], to=TensorProto.UINT8),
-        ]
-    numbers = [
-        helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
-        helper.make_tensor("column", TensorProto.INT64, [2], [-1, 1]),
-        helper.make_tensor("scales", TensorProto.FLOAT, [4], [1, 1, 2, 2]),
-    ]
-    graph = helper.make_graph(nodes, "doubling", inputs, outputs, numbers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
-
-
-def store_doubling(folder: Path, onnx_file: bytes | None = None) -> Weights:
-    """A weights folder with such a file in both precisions."""
-    folder.mkdir(exist_ok=True)
-    (folder / NUMBERS).write_bytes(b"numbers")
-    for name in plans.FILES.values():
-        (folder / name).write_bytes(onnx_file or doubling())
-    write_card(folder, Card(name="doubling", network="doubling", files={}))
-    return Weights(folder)
+from tests.command import ROOT
+from tests.planning import DOCUMENTED, H200, doubling, store_doubling
 
 
 @pytest.fixture
@@ -199,7 +149,7 @@ def test_a_plan_that_somebody_put_there_is_not_handed_out(
     again = here.get(weights, 64, 48, 1)
     assert again.built
     assert b"\xcc" * 100 not in again.data
-    assert f"{plan.path} is damaged: it is not used, and made again" in caplog.messages
+    assert f"ignoring cache file {plan.path}, which is damaged; building it again" in caplog.messages
 
 
 RACE = """
@@ -352,7 +302,7 @@ def test_what_one_build_learns_of_the_gpus_kernels_is_there_for_the_next(
 
 def test_full_tensorrt_needs_a_gpu_to_build(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_builder, "has_driver", lambda: False)
-    with pytest.raises(EngineMissing, match=r"TensorRT 11\.4 builds on a GPU only, and here is none.*TensorRT-RTX"):
+    with pytest.raises(EngineMissing, match=r"TensorRT 11\.4 builds only on a GPU, and none was found.*TensorRT-RTX"):
         build_plan(Library(library.module, "tensorrt", "11.4"), doubling(), 64, 48, 1)
 
 
@@ -364,11 +314,11 @@ def test_only_a_plan_for_this_machine_and_the_present_weights_counts_as_usable(
     assert [file.useless for file in here.files()] == [""]
     newer = Plans(library, Gpu(H200.name, "590.1"), cache)
     assert [file.useless for file in newer.files()] == ["built for another GPU, driver or library"]
-    assert [file.useless for file in Plans(None, H200, cache).files()] == ["no TensorRT is installed"]
+    assert [file.useless for file in Plans(None, H200, cache).files()] == ["TensorRT is not installed"]
     store_doubling(weights.folder, doubling() + DOCUMENTED)
     assert [file.useless for file in here.files()] == ["its weights have changed"]
     weights.folder.rename(tmp_path / "moved")
-    assert [file.useless for file in here.files()] == ["its weights are not here"]
+    assert [file.useless for file in here.files()] == ["its weights are missing"]
 
 
 @pytest.mark.parametrize("built_for", [NO_GPU])
@@ -384,141 +334,7 @@ def test_a_plan_under_the_name_of_another_is_told(here: Plans, weights: Weights)
     assert other.path is not None
     other.path.write_bytes(one.path.read_bytes())
     told = {file.path: file.useless for file in here.files()}
-    assert told == {one.path: "", other.path: "it was made from something else"}
-
-
-def forget_tensorrt(monkeypatch: pytest.MonkeyPatch, **modules: ModuleType | None) -> None:
-    """Let imports find these modules, and where they are None nothing."""
-    for name in ("tensorrt", "tensorrt_rtx"):
-        monkeypatch.setitem(sys.modules, name, modules.get(name))
-
-
-def module(name: str, version: str) -> ModuleType:
-    made = ModuleType(name)
-    made.__version__ = version
-    return made
-
-
-def test_without_a_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_tensorrt(monkeypatch)
-    with pytest.raises(EngineMissing, match=r"no TensorRT here: pip install 'nightbridge\[nvidia\]' .*tensorrt_rtx"):
-        import_tensorrt()
-
-
-def test_full_tensorrt_goes_before_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
-    full, rtx = module("tensorrt", "10.13.3"), module("tensorrt_rtx", "1.6.1.120")
-    forget_tensorrt(monkeypatch, tensorrt=full, tensorrt_rtx=rtx)
-    assert import_tensorrt() == Library(full, "tensorrt", "10.13.3")
-    forget_tensorrt(monkeypatch, tensorrt_rtx=rtx)
-    assert str(import_tensorrt()) == "TensorRT-RTX 1.6.1.120"
-
-
-def test_a_tensorrt_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_tensorrt(monkeypatch, tensorrt=module("tensorrt", "8.6.1"))
-    with pytest.raises(EngineMissing, match=r"tensorrt 8\.6\.1 is too old: it must be 10\.1 or newer"):
-        import_tensorrt()
-
-
-def test_what_users_install_may_be_the_last_tensorrt_rtx_that_refuses_no_gpu() -> None:
-    """1.7 says that it does not support compute capability 9.0."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    (wanted,) = [each for each in map(Requirement, extras["nvidia"]) if each.name == "tensorrt-rtx"]
-    assert all(wanted.specifier.contains(version) for version in ("1.6.1.120", "1.7.1.116"))
-
-
-class Driver:
-    """Answers as libcuda does: with 0, or the number of an error."""
-
-    def __init__(self, initialised: int = 0, gpus: int = 1) -> None:
-        self.cuInit = lambda _: initialised
-        self.cuDeviceGetCount = lambda count: self.write(count._obj, gpus)
-        self.cuDeviceGet = lambda _device, _index: 0
-        self.cuDeviceGetName = lambda name, _length, _device: self.write(name, b"NVIDIA H200")
-        self.flags: list[int] = []
-        self.cuDevicePrimaryCtxSetFlags_v2 = lambda _device, flags: self.flags.append(flags) or 0
-        self.cuDriverGetVersion = lambda version: self.write(version._obj, 13010)
-
-    @staticmethod
-    def write(place: ctypes.c_int | ctypes.Array[ctypes.c_char], value: int | bytes) -> int:
-        place.value = value
-        return 0
-
-
-def test_a_gpu_is_known_by_its_name_and_its_drivers_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver())
-    monkeypatch.setattr(gpu, "DRIVER_VERSION", tmp_path / "version")
-    assert has_driver()
-    assert find_gpu() == Gpu("NVIDIA H200", "CUDA 13.1")
-    (tmp_path / "version").write_text("580.95.05\n")
-    assert find_gpu() == H200
-
-
-def test_the_primary_context_is_made_as_ffmpeg_wants_to_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Driver()
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
-    prepare_primary_context()
-    assert driver.flags == [4]  # CU_CTX_SCHED_BLOCKING_SYNC
-    for none in (Driver(gpus=0), Driver(initialised=100)):
-        monkeypatch.setattr(ctypes, "CDLL", lambda _, none=none: none)
-        prepare_primary_context()
-        assert none.flags == []
-
-
-class Used(Driver):
-    """A driver whose primary context somebody uses, or not; `fails` is the call that it answers with an error."""
-
-    def __init__(self, active: bool, fails: str = "") -> None:
-        super().__init__()
-        self.held, self.current = 0, 0
-        self.fails = fails
-        self.cuDevicePrimaryCtxGetState = lambda _device, _flags, state: self.write(state._obj, int(active))
-        self.cuDevicePrimaryCtxRetain = lambda _context, _device: self.count("held", 1, "retain")
-        self.cuDevicePrimaryCtxRelease_v2 = lambda _device: self.count("held", -1, "release")
-        self.cuCtxPushCurrent_v2 = lambda _context: self.count("current", 1, "push")
-        self.cuCtxPopCurrent_v2 = lambda _context: self.count("current", -1, "pop")
-        self.cuMemGetInfo_v2 = lambda _free, _total: 700 if fails == "any use" else 0
-
-    def count(self, what: str, by: int, call: str) -> int:
-        if call == self.fails:
-            return 700
-        setattr(self, what, getattr(self, what) + by)
-        return 0
-
-
-@pytest.mark.parametrize(
-    ("driver", "sound"),
-    [
-        (Driver(gpus=0), True),
-        (Used(active=False, fails="any use"), True),
-        (Used(active=True), True),
-        (Used(active=True, fails="any use"), False),
-        (Used(active=True, fails="retain"), False),
-        (Used(active=True, fails="push"), False),
-    ],
-    ids=["no GPU", "not used", "sound", "spoilt", "cannot be held", "cannot be current"],
-)
-def test_a_gpu_whose_context_a_fault_has_spoilt_is_known(
-    monkeypatch: pytest.MonkeyPatch, driver: Driver, sound: bool
-) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
-    assert is_sound() == sound
-    if isinstance(driver, Used):
-        assert (driver.held, driver.current) == (0, 0)
-
-
-@pytest.mark.parametrize("driver", [None, Driver(initialised=100), Driver(gpus=0)], ids=["none", "fails", "no GPU"])
-def test_without_a_driver_that_serves_a_gpu_there_is_none(
-    monkeypatch: pytest.MonkeyPatch, driver: Driver | None
-) -> None:
-    def load(name: str) -> Driver:
-        assert name == "libcuda.so.1"
-        if driver is None:
-            raise OSError("no such file")
-        return driver
-
-    monkeypatch.setattr(ctypes, "CDLL", load)
-    assert not has_driver()
-    assert find_gpu() == NO_GPU
+    assert told == {one.path: "", other.path: "it holds something other than its name says"}
 
 
 @pytest.mark.gpu

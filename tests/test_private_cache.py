@@ -18,7 +18,7 @@ import pytest
 from engines import private_cache
 from engines.errors import EngineError
 from engines.private_cache import ABANDONED_SECONDS, PrivateCache
-from tests.test_check import ROOT
+from tests.command import ROOT
 from tests.waiting import DEADLINE
 
 GENUINE, FAKE = b"made here\n" * 1000, b"somebody else's\n" * 1000
@@ -138,7 +138,7 @@ def test_a_folder_in_the_place_of_a_file_is_no_file_and_costs_only_the_keeping(
     cache.folder.chmod(0o700)
     kept = cache.get("plan", KEY, lambda: GENUINE)
     assert (kept.data, kept.path) == (GENUINE, None)
-    assert "cannot be kept: Is a directory" in caplog.text
+    assert "cannot be stored: Is a directory" in caplog.text
     assert [path.name for path in cache.folder.glob(".*.part")] == []
 
 
@@ -181,7 +181,7 @@ def test_a_folder_that_others_may_write_to_is_closed_to_them(
     cache.folder.chmod(open_to)
     assert cache.load("plan", KEY) is None
     assert mode(cache.folder) == 0o700
-    assert "could be written by others; now it cannot" in caplog.text
+    assert "was writable by other users; permissions corrected" in caplog.text
 
 
 def test_a_folder_of_another_user_is_refused(cache: PrivateCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_a_full_disk_costs_the_keeping_not_the_bytes(
     monkeypatch.setattr(os, "fsync", full)
     kept = cache.get("plan", KEY, lambda: GENUINE)
     assert (kept.data, kept.path, kept.made) == (GENUINE, None, True)
-    assert "cannot be kept: No space left on device" in caplog.text
+    assert "cannot be stored: No space left on device" in caplog.text
     assert [path.name for path in cache.folder.iterdir()] == ["lock"]
 
 
@@ -221,7 +221,7 @@ def test_where_there_can_be_no_folder_all_is_made_anew_and_the_log_says_so_once(
         assert not cache.store("plan", KEY, GENUINE)
         assert cache.load("plan", KEY) is None
     assert [record.getMessage() for record in caplog.records] == [
-        f"{cache.folder} cannot be used, so nothing is kept: Not a directory"
+        f"cache folder {cache.folder} cannot be used; nothing is cached: Not a directory"
     ]
 
 
@@ -241,7 +241,7 @@ def test_a_folder_that_cannot_be_written_to_is_read_and_costs_only_the_keeping(
     kept = cache.get("plan", Key("day"), lambda: GENUINE)
     assert (kept.data, kept.path, kept.made) == (GENUINE, None, True)
     (line,) = caplog.records
-    assert "cannot be kept: Read-only file system" in line.getMessage()
+    assert "cannot be stored: Read-only file system" in line.getMessage()
 
 
 def test_what_fails_to_be_made_leaves_nothing_and_blocks_nobody(cache: PrivateCache) -> None:
@@ -311,7 +311,7 @@ def test_of_two_processes_one_makes_and_the_other_waits_for_it(start: Callable[.
     assert said(first) == "making"
     second = start("theirs")
     assert second.stderr is not None
-    assert "waiting for another process that builds" in second.stderr.readline()
+    assert "waiting for another build, of this process or another one, to finish" in second.stderr.readline()
     assert first.communicate("go\n")[0] == "True ours\n"
     assert second.communicate("go\n") == ("False ours\n", "")
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from stream.errors import SourceLost, SourceUnsupported
 from stream.settings import FeedSettings
 from tests.clips import UdpSender, datagrams, free_port, make_clip
-from tests.test_check import ROOT
-from tests.test_convert import cut_in_front
+from tests.command import ROOT
+from tests.converting import cut_in_front
 from tests.waiting import DEADLINE
 from tools.probe import probe, survey
 
@@ -139,7 +139,7 @@ def test_a_feed_without_a_key_frame_says_so(tmp_path: Path) -> None:
     clip, port = make_clip(tmp_path / "clip.ts", pictures=200, key_interval=1000), free_port()
     with (
         UdpSender(clip, port, bit_rate=1_000_000, start=len(datagrams(clip)) // 4),
-        pytest.raises(SourceUnsupported, match=r"no picture in \d+ access units, 0 of them key frames"),
+        pytest.raises(SourceUnsupported, match=r"no picture could be decoded from \d+ access units, 0 of them key"),
     ):
         found(f"udp://127.0.0.1:{port}", seconds=0.3)
 

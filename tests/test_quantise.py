@@ -19,11 +19,11 @@ from openvino import opset13 as ops
 from engines.data.lol import Picture
 from engines.export import export_onnx, quiet
 from engines.int8.quantise import export_int8, inputs_of, spell_out
-from engines.int8.unbias import biased, channel_means
+from engines.int8.unbias import bias_additions, channel_means
 from engines.network.neid import Neid, initialise
+from tests.command import ROOT
 from tests.identity import SMALL
 
-ROOT = Path(__file__).parents[1]
 FLOAT_CONVOLUTIONS = 2 + 1 + 2
 """The first two, one of the decoder, and two of feature fusing."""
 
@@ -103,7 +103,9 @@ def test_all_convolutions_but_the_first_two_a_sensitive_one_and_those_of_fusing_
 
 def transposed_sums(model: openvino.Model) -> list[openvino.Node]:
     """What transposed convolutions make, with their biases."""
-    return [add for add in biased(model).values() if "Backprop" in add.input_value(0).get_node().get_type_name()]
+    return [
+        add for add in bias_additions(model).values() if "Backprop" in add.input_value(0).get_node().get_type_name()
+    ]
 
 
 def test_no_quantisation_stands_alone_behind_a_transposed_convolution(int8: openvino.Model) -> None:
@@ -152,9 +154,9 @@ def test_every_layer_has_the_means_that_it_has_in_float(folder: Path, int8: open
     """Without the correction they are up to 0.009 off."""
     graph = openvino.convert_model(folder / "fp32.onnx")
     values = [inputs_of(graph, shown) for shown in CALIBRATION]
-    wanted = channel_means(graph, list(biased(graph).values()), values)
+    wanted = channel_means(graph, list(bias_additions(graph).values()), values)
     assert len(wanted) > 10
-    for add, target in zip(biased(int8).values(), wanted, strict=True):  # in one order, if not by one name
+    for add, target in zip(bias_additions(int8).values(), wanted, strict=True):  # in one order, if not by one name
         [mean] = channel_means(int8, [add], values)
         np.testing.assert_allclose(mean, target, atol=1e-5)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import ROOT
 from tests.rtsp_server import require_rtsp_server
 
-ROOT = Path(__file__).parents[1]
 RECONNECTS = 300
 
 

@@ -26,7 +26,7 @@ from stream.wire.messages import Message
 from tests.clips import klv_packet, make_clip, read_number
 from tests.link import thin_link
 from tests.replaying import Replay, finished, replay, result
-from tools.replay_wire import Show, feed_settings
+from tools.replay_wire import ReplayRequest, feed_settings
 
 BEGAN_NS = 1795361400_000_000_000
 """2026-11-22T15:30:00Z."""
@@ -114,7 +114,7 @@ def test_what_was_killed_goes_on_from_a_key_frame_and_the_viewer_misses_nothing(
         with Subscriber(second.endpoint(), "replay", ("video",), max_age=None) as viewer:
             after = collect(viewer, second, lambda _: False)
         assert second.code() == 0, second.said
-    assert "going on in in/b.mp4, at picture" in second.said
+    assert "resuming in/b.mp4 at picture" in second.said
     seen = pictures(after)
     assert seen == list(range(seen[0], 201))
     assert 0 < seen[0] <= 130
@@ -141,13 +141,13 @@ def test_a_position_can_be_forgotten_and_one_that_is_damaged_stops_nothing(tmp_p
     stop_in_the_middle().write_text("{no mark")
     damaged = finished(tmp_path, *words)
     assert damaged.code() == 0
-    assert "the remembered position is ignored, since it cannot be read" in damaged.said
+    assert "the saved position is ignored, since it cannot be read" in damaged.said
     assert result(tmp_path)["published"] == 60
     stop_in_the_middle()
     os.utime(tmp_path / "a.mp4", ns=(0, 0))
     foreign = finished(tmp_path, *words)
     assert foreign.code() == 0
-    assert "a.mp4 is not as it was" in foreign.said
+    assert "a.mp4 has changed" in foreign.said
     assert result(tmp_path)["published"] == 60
 
 
@@ -158,7 +158,7 @@ def test_a_stop_while_it_plays_is_clean(tmp_path: Path) -> None:
             assert viewer.receive(10) is not None
         running.process.send_signal(signal.SIGINT)
         assert running.code() == 1
-    assert "the same command goes on from here" in running.said
+    assert "run the same command again to resume" in running.said
     assert "Traceback" not in running.said
     done = result(tmp_path)
     assert not done["complete"]
@@ -194,7 +194,7 @@ def test_a_signal_while_the_last_pictures_leave_ends_the_replay_which_goes_on_fr
         running.waits_for(lambda: "waiting until the viewers have the last pictures" in running.said, "the wait")
         running.process.send_signal(signal.SIGTERM)
         assert running.code() == 1
-    assert "the same command goes on from here" in running.said
+    assert "run the same command again to resume" in running.said
     assert "Traceback" not in running.said
     done = result(tmp_path)
     assert (done["published"], done["complete"]) == (8, False)
@@ -208,7 +208,7 @@ def test_what_the_environment_says_of_another_feed_does_not_matter(
     monkeypatch.setenv("NIGHTBRIDGE__DEFAULTS__ENCODER__BIT_RATE", "300k")
     config = tmp_path / "config.toml"
     config.write_text('[defaults]\nmemory = "50MB"\n[feeds.pier]\nurl = "udp://0.0.0.0:5000"\n')
-    feed = feed_settings(load_settings(config), Show([], [tmp_path / "a b.ts"], "replay", 4.0))
+    feed = feed_settings(load_settings(config), ReplayRequest([], [tmp_path / "a b.ts"], "replay", 4.0))
     assert (feed.url, feed.mode, feed.speed) == (f"file://{tmp_path}/a%20b.ts", "replay", 4.0)
     assert (feed.memory, feed.encoder.bit_rate) == (50_000_000, 300_000)
 
@@ -303,7 +303,7 @@ def test_who_plays_what_another_process_plays_leaves_its_position_alone(
         for further in ((), ("--from-start",)):
             second = finished(tmp_path, *words, *further)
             assert second.code() == 0
-            assert "another process plays this already" in second.said
+            assert "another process is replaying these recordings" in second.said
             assert (result(tmp_path)["went_on_from"], result(tmp_path)["published"]) == (None, 60)
         assert first.read([clip]) == Position(0, 20)
     third = finished(tmp_path, *words)
@@ -324,8 +324,8 @@ def test_who_is_stopped_while_another_process_plays_the_same_is_not_told_to_go_o
             assert viewer.receive(10) is not None
         running.process.send_signal(signal.SIGINT)
         assert running.code() == 1
-    assert "another process plays this already" in running.said
-    assert "goes on from here" not in running.said
+    assert "another process is replaying these recordings" in running.said
+    assert "again to resume" not in running.said
     assert not result(tmp_path)["complete"]
 
 
@@ -349,7 +349,7 @@ def test_no_two_are_inside_where_one_leaves_while_another_comes(
                 assert (second.kept, third.kept) == (True, False)
             assert second.path.with_suffix(".lock").exists()
     assert caplog.messages == [
-        "another process plays this already: begun at the start, and the position is not remembered"
+        "another process is replaying these recordings: starting from the beginning without saving the position"
     ]
     assert not list(second.path.parent.iterdir())
 
@@ -373,7 +373,7 @@ def test_where_the_position_cannot_be_kept_it_is_told_once(
     for _ in range(3):
         bookmark.write([clip], Position(0, 0))
     assert len(caplog.messages) == 1
-    assert "the position cannot be remembered" in caplog.text
+    assert "the position cannot be saved" in caplog.text
 
 
 def test_a_full_disk_costs_the_position_and_leaves_no_file(
@@ -390,5 +390,5 @@ def test_a_full_disk_costs_the_position_and_leaves_no_file(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert caplog.messages == [f"the position cannot be remembered: {bookmark.path}: File too large"]
+    assert caplog.messages == [f"the position cannot be saved: {bookmark.path}: File too large"]
     assert not list(bookmark.path.parent.iterdir())

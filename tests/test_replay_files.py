@@ -20,10 +20,10 @@ from stream.files.join import join
 from stream.files.parts import Parts
 from stream.settings import load_settings
 from tests.clips import make_clip
+from tests.command import ROOT
+from tests.converting import headless, with_sound
 from tests.doubling import DoublingEngine
 from tests.replaying import COMMAND, finished, names, numbers, packets, replay, result
-from tests.test_check import ROOT
-from tests.test_convert import headless, with_sound
 from tools.app import app
 from tools.replay_files import Job, file_jobs, to_files
 
@@ -46,7 +46,7 @@ def test_what_was_killed_goes_on_where_it_was_and_the_file_is_whole(tmp_path: Pa
     assert not out.exists()
     second = finished(tmp_path, *words, pictures=150)  # which is enough for the rest alone
     assert second.code() == 0, second.said
-    assert "going on after 250 pictures" in second.said
+    assert "resuming after 250 pictures" in second.said
     assert result(tmp_path)["files"][0]["pictures"] == 400
     assert names(tmp_path / "out") == ["mission.ts"]
     assert numbers(out) == list(range(400))
@@ -66,7 +66,7 @@ def test_a_signal_keeps_all_that_is_done(tmp_path: Path, mission: Path) -> None:
         first.waits_for((tmp_path / ".part-out.mkv" / "growing.nut").exists, "the first part")
         first.process.send_signal(signal.SIGTERM)
         assert first.code() == 1
-    assert "the same command goes on from here" in first.said
+    assert "run the same command again to resume" in first.said
     assert "Traceback" not in first.said
     [stopped] = result(tmp_path)["files"]
     assert stopped["state"] == "stopped"
@@ -206,7 +206,9 @@ def test_a_file_system_that_keeps_no_times_costs_no_file(
     monkeypatch.setattr(os, "utime", refuse)
     [outcome] = to_new_folder([source], tmp_path / "out", monkeypatch)
     assert outcome["state"] == "done"
-    told = f"{tmp_path / 'out' / 'clip.mp4'} cannot have the time of its recording: Operation not permitted"
+    told = (
+        f"cannot give {tmp_path / 'out' / 'clip.mp4'} the modification time of its recording: Operation not permitted"
+    )
     assert told in caplog.messages
     assert numbers(tmp_path / "out" / "clip.mp4") == list(range(5))
 
@@ -250,14 +252,14 @@ def test_a_file_of_a_recorder_whose_clock_is_ahead_is_made_once(tmp_path: Path) 
     ("words", "reason"),
     [
         (["missing.mp4"], "'missing.mp4' does not exist"),
-        (["empty"], "empty: no recording that can be read, in 0 media files"),
-        (["a.mp4", "--to", "a.mp4"], "a.mp4 is a recording itself, which would be lost"),
-        (["in", "--to", "in"], "in/a.mp4 is a recording itself, which would be lost"),
+        (["empty"], "empty: the folder holds no media files"),
+        (["a.mp4", "--to", "a.mp4"], "a.mp4 is one of the recordings and would be overwritten"),
+        (["in", "--to", "in"], "in/a.mp4 is one of the recordings and would be overwritten"),
         (["in/a.mp4", "in/b.mp4", "--to", "out.mkv"], "out.mkv is one file, and there are 2 recordings"),
         (["a.mp4", "in/a.mp4", "--to", "out"], "a.mp4 and in/a.mp4 would both become out/a.mp4"),
-        (["a.mp4", "--to", "notes.txt"], "notes.txt is no folder"),
+        (["a.mp4", "--to", "notes.txt"], "notes.txt is not a folder"),
         (["a.mp4", "--to", "new/y.webm"], "a video file cannot end in '.webm'; try .mp4 or .mkv"),
-        (["a.mp4", "--to", "out", "--speed", "4"], "files are always made as fast as it goes"),
+        (["a.mp4", "--to", "out", "--speed", "4"], "--to always converts as fast as possible"),
         (["a.mp4", "--speed", "fast"], "'fast'; must be a number from 0.01 to 100, or max"),
         (["a.mp4", "--speed", "nan"], "'nan'; must be a number from 0.01 to 100, or max"),
         (["a.mp4", "--feed", "Pier/1"], "'--feed': 'Pier/1'; must be 1 to 64 of a-z, 0-9, _ and -"),

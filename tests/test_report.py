@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.test_check import ROOT
+from tests.command import ROOT
 from tools.common.report import print_values, write_json
 
 VALUES = {

@@ -96,7 +96,7 @@ def test_a_size_that_is_being_forgotten_keeps_only_those_waiting_who_want_it_aga
     with SlowToForget() as engine:
         use(engine, 32, 34)
         held = engine.acquire(34, 32)
-        shrinking = threading.Thread(target=engine.allow, args=(4, 1))
+        shrinking = threading.Thread(target=engine.set_limits, args=(4, 1))
         shrinking.start()
         assert engine.forgetting.wait(10)
         engine.acquire(34, 32).release()
@@ -212,7 +212,7 @@ class Hurried(DoublingEngine):
 
 def test_whoever_prepares_a_size_and_whoever_wants_its_only_slot_do_not_wait_for_each_other() -> None:
     with Hurried() as engine:
-        engine.allow(1, 4)
+        engine.set_limits(1, 4)
         preparing = threading.Thread(target=engine.prepare, args=(32, 32), name="prepares", daemon=True)
         preparing.start()
         assert engine.overtake.wait(10)
@@ -228,10 +228,10 @@ def test_fewer_slots_and_sizes_free_what_nobody_uses() -> None:
         for slot in [engine.acquire(32, 32) for _ in range(4)]:
             slot.release()
         use(engine, 34, 36)
-        engine.allow(1, 2)
+        engine.set_limits(1, 2)
         assert engine.forgotten == [(32, 32)]
         held = engine.acquire(34, 32)
-        engine.allow(2, 1)
+        engine.set_limits(2, 1)
         assert engine.forgotten == [(32, 32), (36, 32)]
         held.release()
 
@@ -239,7 +239,7 @@ def test_fewer_slots_and_sizes_free_what_nobody_uses() -> None:
 def test_fewer_slots_are_fewer_pictures_at_once_also_when_more_were_under_way() -> None:
     with DoublingEngine() as engine:
         held = [engine.acquire(32, 32) for _ in range(4)]
-        engine.allow(1, 4)
+        engine.set_limits(1, 4)
         for slot in held:
             slot.release()
         slot = engine.acquire(32, 32)
@@ -271,7 +271,7 @@ def test_more_slots_can_be_allowed_while_somebody_waits_for_one() -> None:
             engine.acquire(32, 32)
         waiter = threading.Thread(target=engine.acquire, args=(32, 32))
         waiter.start()
-        engine.allow(5, 5)
+        engine.set_limits(5, 5)
         waiter.join(10)
         assert not waiter.is_alive()
 

@@ -219,7 +219,7 @@ def test_a_codec_that_changes_within_a_transport_stream_in_rtp_is_noticed(tmp_pa
     sending = threading.Thread(target=send_once, args=(datagrams, port, 0.005))
     sending.start()
     try:
-        assert "another codec" in str(why_lost(settings))
+        assert "the codec of its video has changed" in str(why_lost(settings))
         with open_source(settings) as source:
             segment = next(source.segments())
             assert segment.info.codec == "hevc"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +17,9 @@ from engines.fallback import FallbackEngine
 from engines.nvidia.plans import FILES as OF_TENSORRT
 from engines.runtime import PRECISIONS, EngineOptions, open_engine, open_with_fallback
 from engines.runtime_openvino import FILES as OF_OPENVINO
-from tests.test_fallback import Fake
+from tests.command import ROOT
+from tests.fake_engine import Fake
 from tests.waiting import wait_until
-
-ROOT = Path(__file__).parents[1]
 
 WITHOUT_DRIVER = """
 import logging, sys
@@ -228,7 +226,7 @@ def test_where_the_cpu_cannot_do_it_the_relay_uses_what_can_alone(
 ) -> None:
     Machine(monkeypatch, "tensorrt")
     assert open_with_fallback().info.runtime == "tensorrt"
-    assert told(caplog)[0] == "engine: nothing to fall back on; openvino: openvino is not here"
+    assert told(caplog)[0] == "engine: no fallback, since openvino cannot be opened: openvino is not here"
 
 
 def test_an_unknown_runtime_is_named_with_those_that_are_known() -> None:

@@ -74,7 +74,7 @@ def dusk(width: int, height: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray
 
 def film(engine: Door, seeds: range) -> tuple[list[np.ndarray], Memory]:
     """Luma of a still scene under fresh noise, each picture with what the ones before left, and what is left then."""
-    memory = engine.remember()
+    memory = engine.new_memory()
     made = [engine.enhance(*dusk(64, 48, seed), Colour(), memory, 0.9)[0] for seed in seeds]
     return made, memory
 
@@ -86,33 +86,33 @@ def test_what_a_feed_leaves_in_its_memory_is_used_for_its_next_picture_as_in_the
     expected, expected_memory = film(reference, range(6))
     assert min(map(psnr, made, expected)) > BOUNDS_DB[engine.info.precision] - 2
     if engine.info.precision == "fp32":
-        np.testing.assert_allclose(engine.recollect(memory), reference.recollect(expected_memory), atol=0.001)
+        np.testing.assert_allclose(engine.read_memory(memory), reference.read_memory(expected_memory), atol=0.001)
     alone = engine.enhance(*dusk(64, 48, 5), Colour())[0]
     assert not np.array_equal(alone, made[-1]), "the memory changes nothing"
 
 
 def test_a_memory_holds_its_pictures_own_weights_smoothed_by_keep_and_by_how_far_they_moved(engine: Door) -> None:
-    expected = engine.recollect(film(engine, range(1))[1])
+    expected = engine.read_memory(film(engine, range(1))[1])
     for seed in range(1, 6):
-        own = engine.recollect(film(engine, range(seed, seed + 1))[1])
+        own = engine.read_memory(film(engine, range(seed, seed + 1))[1])
         kept = 0.9 * np.clip((0.04 - np.abs(own - expected).mean()) / 0.02, 0, 1)
         assert kept > 0.5, "the scene stands still"
         expected = own + kept * (expected - own)
-    left = engine.recollect(film(engine, range(6))[1])
+    left = engine.read_memory(film(engine, range(6))[1])
     assert left.shape == (1, 256)
     assert np.abs(left).max() > 0.1
     np.testing.assert_allclose(left, expected, atol=0.001)
 
 
 def test_a_memory_takes_steps_that_are_finer_than_the_precision(engine: Door) -> None:
-    memory = engine.remember()
+    memory = engine.new_memory()
     still = dusk(64, 48, 1)
     engine.enhance(*still, Colour(), memory, 0.0)
-    own = engine.recollect(memory)
-    for numbers in memory.turn():
+    own = engine.read_memory(memory)
+    for numbers in memory.swap():
         numbers[:] = own + np.float32(0.002)
     engine.enhance(*still, Colour(), memory, 0.9)
-    np.testing.assert_allclose(engine.recollect(memory) - own, 0.0018, atol=0.0001)
+    np.testing.assert_allclose(engine.read_memory(memory) - own, 0.0018, atol=0.0001)
 
 
 def test_a_cut_is_followed_at_once(engine: Door) -> None:
@@ -129,7 +129,7 @@ def test_a_picture_that_stands_alone_neither_reads_nor_leaves_anything(engine: D
 
 def test_pictures_of_one_feed_that_are_under_way_together_pass_its_memory_on_in_order(engine: Door) -> None:
     expected, _ = film(engine, range(4))
-    memory, slots = engine.remember(), [engine.acquire(64, 48) for _ in range(4)]
+    memory, slots = engine.new_memory(), [engine.acquire(64, 48) for _ in range(4)]
     for seed, slot in enumerate(slots):
         slot.y[:], slot.uv[:] = dusk(64, 48, seed)
         slot.colour, slot.memory, slot.keep = Colour(), memory, 0.9
@@ -142,7 +142,7 @@ def test_pictures_of_one_feed_that_are_under_way_together_pass_its_memory_on_in_
 
 def test_a_slot_that_is_given_back_forgets_its_feed(engine: Door) -> None:
     slot = engine.acquire(64, 48)
-    slot.memory = engine.remember()
+    slot.memory = engine.new_memory()
     slot.release()
     slots = [engine.acquire(64, 48) for _ in range(4)]
     assert all(slot.memory is None for slot in slots)

@@ -298,7 +298,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
 def test_a_clip_of_a_codec_that_is_not_known_is_refused(small_clip: Path, tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(small_clip.read_bytes().replace(b"avc1", b"none"))
-    with pytest.raises(SourceUnsupported, match=r"clip\.mp4: its video has a codec that is not known here"):
+    with pytest.raises(SourceUnsupported, match=r"clip\.mp4: its video codec is not supported"):
         NightCamera(clip, "udp://127.0.0.1:9").run()
 
 

@@ -19,9 +19,9 @@ from engines.evaluation.evaluate import PICTURE_COLOUR, enhance_picture
 from engines.fallback import FallbackEngine
 from engines.network.memory import SAME
 from engines.runtime import EngineOptions, open_engine
-from engines.tiles import GRID, NEAR, OVERLAP, cover, enhance_tiles, holding, is_large, own_weights, typical
+from engines.tiles import GRID, NEAR, OVERLAP, cover, enhance_tiles, is_large, memory_towards, own_weights, typical
 from tests.doubling import DoublingEngine
-from tests.test_runtime_tensorrt import bench, filled
+from tests.tensorrt_bench import bench, filled
 from tools.enhance import enhance_image
 
 WIDTH, HEIGHT = 501, 379
@@ -66,7 +66,7 @@ class Remembering(DoublingEngine):
         self.sizes: list[tuple[int, int]] = []
 
     def _open(self) -> None:
-        self._remembers = 4
+        self._memory_size = 4
 
     def _make(self, width: int, height: int) -> Slot:
         self.sizes.append((width, height))
@@ -102,7 +102,7 @@ def test_tiles_that_are_held_make_the_whole_picture_without_a_seam(engine: Door,
 
 
 def test_without_being_held_tiles_would_not_fit_each_other(engine: Door, small_tiles: None) -> None:
-    with mock.patch.object(tiles, "holding", return_value=(engine.remember(), 0.0)):
+    with mock.patch.object(tiles, "memory_towards", return_value=(engine.new_memory(), 0.0)):
         made = whole_of(enhance_tiles(engine, street(), PICTURE_COLOUR))
     assert np.abs(made.astype(int) - enhance_picture(engine, street())).max() > 8
 
@@ -125,18 +125,18 @@ def test_a_picture_uses_weights_that_are_far_from_its_own_where_it_is_held(tmp_p
         own = own_weights(engine, tile, PICTURE_COLOUR)
         wanted = np.clip(1 - own, 0.1, 0.9)
         assert np.abs(wanted - own).mean() > 0.2
-        memory, keep = holding(wanted, own)
+        memory, keep = memory_towards(wanted, own)
         engine.enhance(*to_planes(tile, PICTURE_COLOUR), PICTURE_COLOUR, memory, keep)
-        np.testing.assert_allclose(engine.recollect(memory), wanted, atol=1e-4)
+        np.testing.assert_allclose(engine.read_memory(memory), wanted, atol=1e-4)
 
 
 def test_a_memory_that_holds_is_near_enough_to_be_kept_whole() -> None:
     own, wanted = np.full((1, 8), 0.2, np.float32), np.full((1, 8), 0.9, np.float32)
-    memory, keep = holding(wanted, own)
+    memory, keep = memory_towards(wanted, own)
     assert np.abs(memory.numbers() - own).mean() == pytest.approx(NEAR, rel=1e-3)
     assert NEAR < SAME
     assert keep == pytest.approx(70)
-    assert holding(own, own)[1] == 1.0
+    assert memory_towards(own, own)[1] == 1.0
 
 
 def test_weights_have_in_common_what_lies_between_them_also_where_they_are_sure() -> None:
@@ -195,13 +195,13 @@ def test_a_gpus_memory_is_read_where_it_is_kept_and_taken_from_where_it_was_set(
 ) -> None:
     """The stand-in counts on in the memory with every picture."""
     with bench(monkeypatch) as b:
-        for memory, expected in ((b.engine.remember(), 0.0), (Memory.of(np.full((1, 4), 6, np.float32)), 6.0)):
-            np.testing.assert_array_equal(b.engine.recollect(memory), np.full((1, 4), expected))
+        for memory, expected in ((b.engine.new_memory(), 0.0), (Memory.of(np.full((1, 4), 6, np.float32)), 6.0)):
+            np.testing.assert_array_equal(b.engine.read_memory(memory), np.full((1, 4), expected))
             slot = filled(b.engine, 100)
             slot.memory, slot.keep = memory, 1.0
             b.engine.submit([slot])
             slot.wait()
-            left: Numbers = b.engine.recollect(memory)
+            left: Numbers = b.engine.read_memory(memory)
             np.testing.assert_array_equal(left, np.full((1, 4), expected + 1))
             slot.release()
         assert b.driver.copied_pageable == 0
@@ -211,21 +211,21 @@ def test_a_memory_that_another_engine_used_since_is_not_told_as_the_gpu_left_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with bench(monkeypatch) as b:
-        memory = b.engine.remember()
+        memory = b.engine.new_memory()
         slot = filled(b.engine, 100)
         slot.memory, slot.keep = memory, 1.0
         b.engine.submit([slot])
         slot.wait()
-        _, left = memory.turn()
+        _, left = memory.swap()
         left[:] = 7
-        np.testing.assert_array_equal(b.engine.recollect(memory), np.full((1, 4), 7))
+        np.testing.assert_array_equal(b.engine.read_memory(memory), np.full((1, 4), 7))
         memory.clear()
-        np.testing.assert_array_equal(b.engine.recollect(memory), np.zeros((1, 4)))
+        np.testing.assert_array_equal(b.engine.read_memory(memory), np.zeros((1, 4)))
 
 
 def test_engines_that_share_a_memory_do_not_guess_what_it_holds() -> None:
-    with FallbackEngine(DoublingEngine(), {}) as engine, pytest.raises(EngineMismatch, match="does not tell"):
-        engine.recollect(engine.remember())
+    with FallbackEngine(DoublingEngine(), {}) as engine, pytest.raises(EngineMismatch, match="cannot be read"):
+        engine.read_memory(engine.new_memory())
 
 
 def test_neighbours_share_twice_what_the_network_sees() -> None:

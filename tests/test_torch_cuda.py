@@ -21,7 +21,7 @@ from engines.nvidia.torch_cuda import TorchCudaEngine
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions
 from engines.runtime_torch import TorchEngine
-from tests.test_check import ROOT
+from tests.command import ROOT
 from tests.test_runtimes import dusk
 
 SIZE = (33, 21)
@@ -146,7 +146,7 @@ def test_batches_with_their_feeds_memories_equal_the_reference(graphs: list[Grap
         opened() as engine,
         TorchEngine(find_weights("field"), EngineOptions()) as reference,
     ):
-        memory, expected_memory = engine.remember(), reference.remember()
+        memory, expected_memory = engine.new_memory(), reference.new_memory()
         colours = [Colour("bt601"), Colour("bt709", full_range=True), Colour(grey=True)]
         for count in (1, 3, 2, 3):
             slots = [engine.acquire(*SIZE) for _ in range(count)]
@@ -163,7 +163,7 @@ def test_batches_with_their_feeds_memories_equal_the_reference(graphs: list[Grap
                 assert np.abs(slot.uv_out.astype(int) - uv).max() <= 1
                 slot.release()
         kept = engine._memories[memory].numbers.numpy()
-        assert np.abs(kept - expected_memory.turn()[0]).max() < 1e-3
+        assert np.abs(kept - expected_memory.swap()[0]).max() < 1e-3
         assert np.abs(kept).max() > 0.1
 
 
@@ -177,7 +177,7 @@ def test_an_error_of_a_gpu_that_was_lost_is_not_hidden_by_those_of_its_end(
     with pytest.raises(EngineError, match="on purpose"), opened():
         raise EngineError("a failure on purpose")
     assert [record.getMessage() for record in caplog.records] == [
-        "torch at the end: CUDA error: unspecified launch failure"
+        "torch: error while closing: CUDA error: unspecified launch failure"
     ]
 
 

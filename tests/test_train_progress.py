@@ -34,7 +34,7 @@ def test_a_line_tells_loss_parts_score_and_speed(clock: mock.Mock) -> None:
     told = console()
     with TrainProgress(told, batch=4) as progress:
         progress.report(1, 0.1, {"huber": 0.5})
-        progress.told(1, 20.5)
+        progress.report_score(1, 20.5)
         progress.report(2, 0.2, {"huber": 0.5})
         clock.return_value += 62
         progress.report(33, 0.5, {"huber": 0.25, "colour": 0.125})
@@ -49,7 +49,7 @@ def test_the_time_of_scoring_is_none_of_a_step_s(clock: mock.Mock) -> None:
     clock.return_value += 1
     progress.report(11, 0.2, {})
     clock.return_value += 500
-    progress.told(11, 20.0)
+    progress.report_score(11, 20.0)
     progress.report(12, 0.3, {})
     assert progress.step_ms == 100
 
@@ -59,7 +59,7 @@ def test_every_figure_goes_into_the_log() -> None:
     progress = TrainProgress(console(), batch=1, log=lambda *point: points.append(point))
     for step in range(1, 101):
         progress.report(step, step / 100, {"huber": 0.5})
-    progress.told(100, 21.0)
+    progress.report_score(100, 21.0)
     assert ("loss/huber", 0.5, 50) in points
     assert ("held_out_psnr_db", 21.0, 100) in points
     assert {name for name, _, _ in points} == {"loss/huber", "step_ms", "pictures_per_second", "held_out_psnr_db"}

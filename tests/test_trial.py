@@ -21,10 +21,10 @@ from engines.nvidia.gpu import Gpu, has_driver
 from engines.nvidia.plans import Plans
 from engines.nvidia.trial import capability_that_runs, refusal_of
 from engines.runtime import EngineOptions, open_engine, open_with_fallback
+from tests.command import ROOT
 from tests.fake_cuda import FakeCuda
+from tests.fake_engine import Fake
 from tests.fake_tensorrt import FakeTensorRt
-from tests.test_check import ROOT
-from tests.test_fallback import Fake
 from tests.waiting import wait_until
 
 H200 = Gpu("NVIDIA H200", "580.95.05")
@@ -84,8 +84,8 @@ def refusal(cache: Path) -> str:
     [
         ("pass", ""),
         ("import sys; print('a note', file=sys.stderr); sys.exit('error 209')", "error 209"),
-        (ABORTS, "its process ended with signal 6: it does not say why"),
-        ("import os; os.kill(os.getpid(), 11)", "its process ended with signal 11: it does not say why"),
+        (ABORTS, "its process ended with signal 6: no reason given"),
+        ("import os; os.kill(os.getpid(), 11)", "its process ended with signal 11: no reason given"),
         ("import threading; threading.Event().wait()", "it was not ready within 1 s"),
     ],
 )
@@ -106,8 +106,9 @@ def test_each_capability_has_a_process_of_its_own_and_what_they_found_is_kept(
         caplog.clear()
         assert capability(tmp_path) == "SM80"
         assert caplog.messages == [
-            "NVIDIA H200 takes a plan built for SM80 (as usual: cuStreamSynchronize failed: invalid device function; "
-            "CURRENT: its process ended with signal 6: it does not say why)"
+            "NVIDIA H200 uses a plan built for compute capability SM80; others failed: "
+            "default capability: cuStreamSynchronize failed: invalid device function; "
+            "CURRENT: its process ended with signal 6: no reason given"
         ]
     (plan,) = [file for file in Plans(None, cache=tmp_path).files() if file.key and file.key.capability == "SM80"]
     assert plan.key
@@ -120,9 +121,10 @@ def test_a_refusal_holds_for_a_day_and_for_one_machine_and_network_alone(
     monkeypatch.setattr(trial, "PROGRAM", ABORTS)
     with pytest.raises(EngineMissing) as refused:
         capability(tmp_path)
-    ended = "its process ended with signal 6: it does not say why"
+    ended = "its process ended with signal 6: no reason given"
     assert str(refused.value) == (
-        f"TensorRT-RTX 1.6.1 runs no plan on NVIDIA H200: as usual: {ended}; CURRENT: {ended}; SM80: {ended}"
+        "TensorRT-RTX 1.6.1 could not run any plan on NVIDIA H200: "
+        f"default capability: {ended}; CURRENT: {ended}; SM80: {ended}"
     )
     monkeypatch.setattr(trial, "PROGRAM", "pass")
     with pytest.raises(EngineMissing, match="signal 6"):
@@ -158,13 +160,14 @@ def test_what_tells_nothing_of_the_gpu_is_not_kept(
 def test_the_process_opens_the_engine_of_the_same_program(tmp_path: Path) -> None:
     if has_driver():
         pytest.skip("there is a GPU")
-    with pytest.raises(EngineMissing, match=r"^runtime tensorrt needs an NVIDIA GPU and its driver; here is none$"):
+    missing = "runtime tensorrt needs an NVIDIA GPU and its driver, and none was found"
+    with pytest.raises(EngineMissing, match=f"^{missing}$"):
         refusal(tmp_path)
 
 
 def test_where_there_can_be_no_process_nothing_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(EngineMissing, match=r"^TensorRT cannot be tried in a process of its own: No such file"):
+    with pytest.raises(EngineMissing, match=r"^TensorRT cannot be tested in a separate process: No such file"):
         refusal(tmp_path)
 
 
@@ -258,7 +261,7 @@ class AnyPlan:
 
     def key(self, *_: object) -> None: ...
 
-    def refusal(self, _: object) -> None: ...
+    def trial_result(self, _: object) -> None: ...
 
     def get(self, *rest: object) -> SimpleNamespace:
         self.asked.append(rest[-1])
@@ -280,8 +283,8 @@ def test_auto_opens_nothing_whose_trial_died_and_takes_the_next_runtime(
         assert engine.failures == {"tensorrt": 0, "torch": 0, "openvino": 0}
     (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert line.startswith(
-        "engine: tensorrt cannot be used: TensorRT-RTX 1.6.1 runs no plan on NVIDIA H200: "
-        "as usual: its process ended with signal 6: it does not say why; CURRENT: "
+        "engine: tensorrt cannot be used: TensorRT-RTX 1.6.1 could not run any plan on NVIDIA H200: "
+        "default capability: its process ended with signal 6: no reason given; CURRENT: "
     )
 
 

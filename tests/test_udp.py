@@ -69,7 +69,7 @@ def test_two_senders_to_one_port_whose_streams_take_turns_are_told_as_a_loss(tmp
         LiveCamera(one, port),
         LiveCamera(other, port),
         open_source(feed(f"udp://127.0.0.1:{port}")) as source,
-        pytest.raises(SourceLost, match=r"its streams change all the time; does somebody else send there too\?"),
+        pytest.raises(SourceLost, match=r"its streams keep changing; does another sender use this address too\?"),
     ):
         sum(1 for segment in source.segments() for _ in segment.packets())
 
@@ -169,7 +169,7 @@ def test_a_name_is_listened_at_where_it_leads(tmp_path: Path) -> None:
     [
         (socket.gaierror(socket.EAI_NONAME, "?"), "not found", "no such host"),
         (UnicodeError("label too long"), "not found", "no such host"),
-        (socket.gaierror(socket.EAI_AGAIN, "?"), "time-out", "the name of the host cannot be looked up now"),
+        (socket.gaierror(socket.EAI_AGAIN, "?"), "time-out", "the host name cannot be looked up at the moment"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_told(
@@ -199,7 +199,7 @@ def test_a_name_whose_looking_up_hangs_is_told_and_does_not_keep_a_feed_from_sto
         lost = why_lost(feed("udp://camera:5000", open_timeout=0.3))
         assert (lost.reason, str(lost)) == (
             "time-out",
-            "udp://camera:5000: the name of the host cannot be looked up now",
+            "udp://camera:5000: the host name cannot be looked up at the moment",
         )
         asked.clear()
         camera = open_source(feed("udp://another:5000", open_timeout=60.0), stop)
@@ -225,7 +225,7 @@ def test_a_name_whose_looking_up_hangs_is_asked_for_once_however_often_it_is_wan
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     with nothing_left():
         words = [str(why_lost(feed("udp://camera:5000", open_timeout=0.2))).rpartition(": ")[2] for _ in range(3)]
-        assert words == ["the name of the host cannot be looked up now"] * 3
+        assert words == ["the host name cannot be looked up at the moment"] * 3
         assert asked == ["camera"]
         assert sum(thread.name == "nightbridge-lookup" for thread in threading.enumerate()) == 1
         answer.set()

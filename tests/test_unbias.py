@@ -7,7 +7,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from engines.int8.unbias import biased, channel_means, unbias
+from engines.int8.unbias import bias_additions, channel_means, unbias
 
 
 def graph(weight: float, bias: float, name: str = "only") -> openvino.Model:
@@ -27,7 +27,7 @@ def test_the_bias_takes_the_mean_that_is_missing() -> None:
     pictures = [shown(1, 2, 3, 4), shown(0, 0, 0, 2)]  # means 2.5 and 0.5
     wrong, right = graph(weight=1.0, bias=0.5), graph(weight=2.0, bias=0.0)
     unbias(wrong, right, pictures)
-    ((mean,),) = channel_means(wrong, list(biased(wrong).values()), pictures)
+    ((mean,),) = channel_means(wrong, list(bias_additions(wrong).values()), pictures)
     assert mean == pytest.approx(2 * 1.5)
     compiled = openvino.Core().compile_model(wrong, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert compiled(shown(0, 0, 0, 0))[0].max() == pytest.approx(3.0 - 1.5)

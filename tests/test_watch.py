@@ -15,7 +15,7 @@ from engines.errors import EngineError
 from engines.fallback import FallbackEngine
 from engines.watch import PATIENCE_LOOKS, WatchedEngine
 from tests.clips import make_clip
-from tests.test_fallback import SIZE, Fake, await_takeover, figures, picture, relayed, several
+from tests.fake_engine import SIZE, Fake, await_takeover, figures, picture, relayed, several
 from tests.waiting import DEADLINE, wait_until
 
 
@@ -134,7 +134,7 @@ def test_a_gpu_that_hangs_while_a_size_is_being_prepared_is_given_up_too(
 
 def test_a_slot_of_an_engine_that_hangs_is_nobodys_until_its_picture_is_done(better: Hanging, hurry: None) -> None:
     with WatchedEngine(better) as engine:
-        engine.allow(1, 1)
+        engine.set_limits(1, 1)
         better.goes_on.clear()
         slot = engine.acquire(32, 32)
         engine.submit([slot])
@@ -195,7 +195,7 @@ def test_the_end_does_not_wait_for_ever_for_an_engine_that_hangs(
             picture(engine)
     assert last.closed.is_set()
     assert not better.closed.is_set()
-    assert "nightbridge-engine is left behind" in caplog.text
+    assert "nightbridge-engine did not stop within" in caplog.text
     better.goes_on.set()
     assert better.closed.wait(DEADLINE)
     wait_until(lambda: not engine._readying.is_alive(), "the end of the thread")

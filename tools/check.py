@@ -14,16 +14,16 @@ def check(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings file.")] = Path("config.toml"),
 ) -> None:
     """Validate the settings and print the effective ones: defaults, file and environment, secrets hidden."""
-    from stream.settings import load_settings, low_mark, require_weights
+    from stream.settings import high_water_mark_warning, load_settings, require_weights
 
     settings = load_settings(config)
     require_weights(settings.engine, f"{config}: [engine]")
-    if low := low_mark(settings.relay.high_water_mark, len(settings.feeds)):
+    if low := high_water_mark_warning(settings.relay.high_water_mark, len(settings.feeds)):
         typer.echo(f"nightbridge: {config}: {low}", err=True)
     for name, feed in settings.feeds.items():
         if "://" not in feed.url and is_missing(Path(feed.url)):
             typer.echo(
-                f"nightbridge: {config}: [feeds.{name}] url is the path {feed.url}, where nothing is yet; "
+                f"nightbridge: {config}: [feeds.{name}] url is the path {feed.url}, which does not exist yet; "
                 "the address of a camera begins with rtsp:// or udp://",
                 err=True,
             )

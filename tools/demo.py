@@ -19,7 +19,7 @@ from rich.console import Console
 from stream.errors import StreamError
 from tools.common.report import JsonFile, write_json
 from tools.common.signals import answering
-from tools.demo_parts import Part, camera_and_relay
+from tools.demo_parts import CommandProcess, camera_and_relay
 
 if TYPE_CHECKING:
     from stream.wire.messages import Message
@@ -54,11 +54,11 @@ def demo(
     limit = FIRST_PICTURE_SECONDS + seconds
     with (
         answering(dict.fromkeys(ENDINGS, stop.set)),
-        camera_and_relay(FEED, CLIP, BIT_RATE, limit) as (endpoint, parts),
+        camera_and_relay(FEED, CLIP, BIT_RATE, limit) as (endpoint, processes),
     ):
-        viewing = watch(endpoint, parts, Viewing(begin, seconds), stop, console)
+        viewing = watch(endpoint, processes, Viewing(begin, seconds), stop, console)
     with console.status("comparing with the clip by day"):
-        figures = viewing.figures() | compared(viewing)
+        figures = viewing.figures() | compare_with_clip(viewing)
     print_figures(console, figures)
     write_json(json, figures)
 
@@ -125,27 +125,29 @@ class Viewing:
         return f"watching: {len(self._times)} pictures, {self.rate:.1f} a second, {self._view_ages[-1]:.0f} ms old"
 
 
-def watch(endpoint: str, parts: Sequence[Part], viewing: Viewing, stop: Event, console: Console) -> Viewing:
+def watch(
+    endpoint: str, processes: Sequence[CommandProcess], viewing: Viewing, stop: Event, console: Console
+) -> Viewing:
     """Watch until the time is over or `stop` is set. Raises `StreamError` if there is nothing to compare."""
     from stream.subscribe import Subscriber
 
     with Subscriber(endpoint, FEED, ("video", "source")) as subscriber, console.status(str(viewing)) as status:
         while time.monotonic() < viewing.until and not stop.is_set():
-            for part in parts:
-                part.check()
+            for process in processes:
+                process.check()
             if (message := subscriber.receive(0.1)) is None:
                 continue
             if viewing.add(message):
-                tell(console, "started", f"first picture after {viewing.first_picture_s:.1f} s")
+                print_row(console, "started", f"first picture after {viewing.first_picture_s:.1f} s")
             status.update(str(viewing))
     if viewing.pairs.found:
         return viewing
     if stop.is_set():
         raise StreamError("stopped before there were pictures to compare")
-    raise StreamError("no pictures came that can be compared" + "".join(part.last_words() for part in parts))
+    raise StreamError("no pictures came that can be compared" + "".join(process.last_words() for process in processes))
 
 
-def compared(viewing: Viewing) -> dict[str, object]:
+def compare_with_clip(viewing: Viewing) -> dict[str, object]:
     """Figures of quality, by the keys of `--json`; a moment from the middle is written to `PICTURE`."""
     from tools.demo_pictures import compare, save_png, side_by_side
 
@@ -169,9 +171,9 @@ def print_figures(console: Console, figures: Mapping[str, object]) -> None:
         ("PSNR", "{psnr_in_db:.1f} dB before, [bold green]{psnr_out_db:.1f} dB[/] after, against the clip by day"),
         ("picture", "[bold]{picture}[/], before and after side by side"),
     ):
-        tell(console, name, text.format_map(figures))
+        print_row(console, name, text.format_map(figures))
 
 
-def tell(console: Console, name: str, text: str) -> None:
+def print_row(console: Console, name: str, text: str) -> None:
     """Print a line, with its name in the first column."""
     console.print(f"[cyan]{name:<8}[/] {text}", soft_wrap=True)

@@ -39,7 +39,7 @@ def without_overrides() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if not name.upper().startswith(OVERRIDES)}
 
 
-class Part:
+class CommandProcess:
     """`python -m tools WORDS` in a process of its own, which lives as long as the `with` block."""
 
     def __init__(self, name: str, folder: Path, *words: str) -> None:
@@ -74,7 +74,7 @@ class Part:
         """Raise `StreamError`, with its last lines, if it has ended."""
         code = self._process.poll()
         if code is not None:
-            raise StreamError(f"the {self._name} ended by itself with code {code}{self.last_words()}")
+            raise StreamError(f"the {self._name} ended unexpectedly with exit code {code}{self.last_words()}")
 
     def last_words(self) -> str:
         """The last lines of its output, each after a line break and its name: the end of an error message."""
@@ -83,7 +83,9 @@ class Part:
 
 
 @contextmanager
-def camera_and_relay(feed: str, clip: Path, bit_rate: int, seconds: float) -> Iterator[tuple[str, list[Part]]]:
+def camera_and_relay(
+    feed: str, clip: Path, bit_rate: int, seconds: float
+) -> Iterator[tuple[str, list[CommandProcess]]]:
     """Run a night camera and a relay; yields the endpoint for viewers, and both processes, which are still starting.
 
     After `seconds` of video the camera ends by itself, even if nobody is left to stop it.
@@ -95,7 +97,10 @@ def camera_and_relay(feed: str, clip: Path, bit_rate: int, seconds: float) -> It
         folder = Path(name)
         config = folder / "config.toml"
         config.write_text(SETTINGS.format(endpoint=endpoint, feed=feed, url=url), encoding="utf-8")
-        with Part("relay", folder, "run", str(config)) as relay, Part("camera", folder, *play) as camera:
+        with (
+            CommandProcess("relay", folder, "run", str(config)) as relay,
+            CommandProcess("camera", folder, *play) as camera,
+        ):
             yield endpoint, [camera, relay]
 
 

@@ -20,9 +20,9 @@ from stream.simulator.camera import Clip
 from stream.view import PictureDecoder, RgbPicture
 from stream.wire.messages import Kind, Message
 
-EVERY = 5
+COMPARE_EVERY = 5
 """One of this many pictures is compared."""
-MOST = 50
+MOST_PAIRS = 50
 """Most pairs that are kept: ten seconds of video, about 30 MB at the size of the demo."""
 BAR = 32
 """Height of the line of text above the pictures, in pixels."""
@@ -53,7 +53,7 @@ class Pairs:
         """Decode a picture; most are only needed to decode later ones."""
         for picture in self._decoders[message.kind].decode(message):
             number = round((picture.pts or 0) * (message.header.time_base or 0) * self._rate)
-            if number % EVERY or len(self.found) == MOST:
+            if number % COMPARE_EVERY or len(self.found) == MOST_PAIRS:
                 continue
             if message.kind == "source":
                 self._waiting[number] = picture

@@ -79,10 +79,12 @@ def build(
             else:
                 plan = plan_that_runs(plans, library, found, (width, height), batch, cache)
         seconds = time.monotonic() - began
-        rows.append(about(plan.key, plan.path, len(plan.data)) | {"built": plan.built, "seconds": round(seconds, 3)})
-        done = f"built in {seconds:.1f} s" if plan.built else "was there"
+        rows.append(
+            as_values(plan.key, plan.path, len(plan.data)) | {"built": plan.built, "seconds": round(seconds, 3)}
+        )
+        done = f"built in {seconds:.1f} s" if plan.built else "already there"
         print(
-            f"{plan.key.weights} {width}x{height}: {len(plan.data)} bytes, {done}: {plan.path or 'not kept'}",
+            f"{plan.key.weights} {width}x{height}: {len(plan.data)} bytes, {done}: {plan.path or 'not stored'}",
             flush=True,
         )
     if gpu == NO_GPU:
@@ -105,11 +107,12 @@ def list_plans(cache: CACHE = None, json: JsonFile = None) -> None:
         library = None
     plans = Plans(library, find_gpu(), cache)
     files = [replace(file, useless=why_useless(plans, library, file)) for file in plans.files()]
-    for line in in_columns([texts(file) for file in files]):
+    for line in in_columns([as_columns(file) for file in files]):
         print(line)
     print(f"{len(files)} plans in {plans.folder}")
     rows = [
-        about(file.key, file.path, file.bytes) | {"made": moment(file), "usable": not file.useless, "why": file.useless}
+        as_values(file.key, file.path, file.bytes)
+        | {"made": made_at(file), "usable": not file.useless, "why": file.useless}
         for file in files
     ]
     write_json(json, {"folder": plans.folder, "plans": rows})
@@ -148,7 +151,7 @@ def why_useless(plans: Plans, library: Library | None, file: PlanFile) -> str:
     return NEVER_RAN if plans.load_cache(file.key) is None else ""
 
 
-def about(key: PlanKey | None, path: Path | None, size: int) -> dict[str, object]:
+def as_values(key: PlanKey | None, path: Path | None, size: int) -> dict[str, object]:
     """A plan as values for programs."""
     from msgspec import to_builtins
 
@@ -156,7 +159,7 @@ def about(key: PlanKey | None, path: Path | None, size: int) -> dict[str, object
     return {"path": path, "bytes": size, **parts.pop("machine", {}), **parts}
 
 
-def texts(file: PlanFile) -> list[str]:
+def as_columns(file: PlanFile) -> list[str]:
     """A plan as columns for people."""
     from engines.nvidia.gpu import NO_GPU
     from engines.nvidia.tensorrt_library import TITLES
@@ -168,9 +171,9 @@ def texts(file: PlanFile) -> list[str]:
         gpu = "no GPU" if machine.gpu == NO_GPU.name else f"{machine.gpu}, driver {machine.driver}"
         made_by = f"{TITLES.get(machine.library, machine.library)} {machine.version}"
         parts = [key.weights, f"{key.width}x{key.height}", f"batch 1-{key.batch}", key.precision, made_by, gpu]
-    return [*parts, f"{file.bytes} bytes", moment(file), use]
+    return [*parts, f"{file.bytes} bytes", made_at(file), use]
 
 
-def moment(file: PlanFile) -> str:
+def made_at(file: PlanFile) -> str:
     """When it was made, in UTC."""
     return datetime.fromtimestamp(file.made, UTC).isoformat(timespec="seconds")

@@ -40,7 +40,7 @@ def enhance(
     from engines.runtime import EngineOptions, open_engine
 
     if target.exists() and target.samefile(source):
-        raise typer.BadParameter(f"{target} is IN itself, which would be lost; OUT must be another")
+        raise typer.BadParameter(f"OUT {target} is the same file as IN and would overwrite it; choose another")
     jobs = picture_jobs(source, target)
     with open_engine(runtime, weights, EngineOptions(precision=precision, batch=1)) as engine:
         if jobs:
@@ -53,15 +53,15 @@ def picture_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     """Each picture with its output file; empty if `source` is a video."""
     if source.is_dir():
         if target.exists() and not target.is_dir():
-            raise typer.BadParameter(f"{target} is no folder; for a folder OUT must be one")
+            raise typer.BadParameter(f"{target} is not a folder; if IN is a folder, OUT must be one too")
         return folder_jobs(source, target)
     if target.is_dir():
-        raise typer.BadParameter(f"{target} is a folder; for one file OUT must be a file")
+        raise typer.BadParameter(f"{target} is a folder; if IN is a file, OUT must be one too")
     if source.suffix.lower() not in PICTURES:
         require_container(target)
         return []
     if target.suffix.lower() not in PICTURES:
-        raise typer.BadParameter(f"{target} is no picture; OUT must end in one of {KNOWN}")
+        raise typer.BadParameter(f"{target} is not a picture file; OUT must end in one of {KNOWN}")
     return [(source, target)]
 
 
@@ -86,7 +86,9 @@ def folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
         sources[file] = path
     for file in sources:
         if file.exists() and any(file.samefile(path) for path in sources.values()):
-            raise typer.BadParameter(f"{file} is one of IN's pictures, which would be lost; OUT must be another folder")
+            raise typer.BadParameter(
+                f"{file} is one of IN's pictures and would be overwritten; choose another folder for OUT"
+            )
     return [(path, file) for file, path in sources.items()]
 
 
@@ -167,7 +169,7 @@ def enhance_image(engine: Door, picture: Picture) -> Image.Image:
     from engines.evaluation.evaluate import enhance_picture, picture_colour
     from engines.tiles import enhance_tiles, is_large
 
-    engine.allow(1, 1)  # keeps memory for one size at a time
+    engine.set_limits(1, 1)  # keeps memory for one size at a time
     if not is_large(engine, picture):
         return Image.fromarray(enhance_picture(engine, picture))
     height, width = picture.shape[:2]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CLIP = Path(__file__).parent / "clip" / "day.mp4"
 """The clip that `--steady` measures on."""
+TEXTS = 20
+"""Its pictures that `--steady` shows with text, each with another."""
 Split = Literal["eval15", "held-out", "our485"]
 Row = TypeVar("Row")
 Figures = Mapping[str, Any]
@@ -74,7 +76,7 @@ def evaluate(
     crf: Annotated[
         int | None, typer.Option(help="Compress --daylight by libx264 at this CRF first.", min=0, max=51)
     ] = None,
-    steady: Annotated[bool, typer.Option("--steady", help="Measure flicker on the shipped clip, darkened.")] = False,
+    steady: Annotated[bool, typer.Option("--steady", help="Measure steadiness on the shipped clip, darkened.")] = False,
     clips: Annotated[
         list[Path] | None,
         typer.Option(
@@ -128,15 +130,15 @@ def evaluate(
         *([folder_measure(folder, contact_sheet)] if folder and contact_sheet else []),
     ]
     if not measures:
-        raise typer.BadParameter("nothing to measure: name --lol, --daylight, --steady, --clips or --folder")
-    results = [measured(*engine, measures) for engine in engines]
+        raise typer.BadParameter("nothing to measure: give --lol, --daylight, --steady, --clips or --folder")
+    results = [measure_engine(*engine, measures) for engine in engines]
     for name in {result["weights"]: None for result in results if result.get("lol", {}).get("learned_before")}:
-        message = f"{name} learned these scenes before: scores on {split} tell nothing of others"
+        message = f"{name} was trained on these scenes: its scores on {split} do not show how it does on new ones"
         Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
     console = Console()
     for result in results:
         print_values(console, without_rows(result))
-    together = compared(results)
+    together = compare(results)
     if together:
         print_values(console, together)
     write_json(json, {**shown_first(results[0]), "engines": results, **together})
@@ -176,27 +178,29 @@ def daylight_measure(folder: Path, crf: int | None) -> Measure:
             return (day_score(engine, name, picture, crf) for name, picture in read_bright(path))
 
         anything = False
-        for row in each(paths, scores):
+        for row in rows_of_files(paths, scores):
             anything = True
             yield row
         if not anything:
-            yield Failed(f"{folder} holds no picture by day: none has a mean of {BRIGHT} of 255 or more")
+            yield Failed(f"{folder} holds no daylight picture: none has a mean of {BRIGHT} of 255 or more")
 
     return Measure("daylight", len(paths), rows, lambda rows: {"damage": damage} | summary(rows))
 
 
 def steady_measure(frames: int) -> Measure:
-    """Flicker on a still and on a moving dark scene."""
+    """Flicker on a still and on a moving dark scene, and brightness of dark scenes with text."""
     from engines.data.clips import read_clip
     from engines.evaluation.steady import NOISE, moving_scene, still_scene
+    from engines.evaluation.text import text_scenes
 
     clean = list(islice(read_clip(CLIP), frames))
 
     def scenes(engine: Door) -> Iterator[tuple[str, dict[str, float]]]:
         yield "still", still_scene(engine, clean[0], len(clean))
         yield "moving", moving_scene(engine, clean)
+        yield "text", text_scenes(engine, clean[:: max(1, len(clean) // TEXTS)][:TEXTS])
 
-    return Measure("steady", 2, scenes, lambda rows: {"frames": len(clean), "noise": NOISE, **dict(rows)})
+    return Measure("steady", 3, scenes, lambda rows: {"frames": len(clean), "noise": NOISE, **dict(rows)})
 
 
 def clips_measure(paths: Sequence[Path], frames: int) -> Measure:
@@ -204,7 +208,10 @@ def clips_measure(paths: Sequence[Path], frames: int) -> Measure:
     from engines.evaluation.clips import score_clip, summary
 
     return Measure(
-        "clips", len(paths), lambda engine: each(paths, lambda path: [score_clip(engine, path, frames=frames)]), summary
+        "clips",
+        len(paths),
+        lambda engine: rows_of_files(paths, lambda path: [score_clip(engine, path, frames=frames)]),
+        summary,
     )
 
 
@@ -216,7 +223,7 @@ def folder_measure(folder: Path, target: Path) -> Measure:
     from tools.enhance import KNOWN, save
 
     if target.suffix.lower() not in PICTURES:
-        raise typer.BadParameter(f"{target} is no picture; --contact-sheet must end in one of {KNOWN}")
+        raise typer.BadParameter(f"{target} is not a picture file; --contact-sheet must end in one of {KNOWN}")
     paths = find_files(folder, PICTURES)
     target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -232,12 +239,12 @@ def folder_measure(folder: Path, target: Path) -> Measure:
     return Measure(
         "folder",
         len(paths),
-        lambda engine: each(paths, lambda path: [sheet_row(engine, path.name, read_picture(path))]),
+        lambda engine: rows_of_files(paths, lambda path: [sheet_row(engine, path.name, read_picture(path))]),
         summary,
     )
 
 
-def each(paths: Iterable[Path], rows_of: Callable[[Path], Iterable[Row]]) -> Iterator[Row | Failed]:
+def rows_of_files(paths: Iterable[Path], rows_of: Callable[[Path], Iterable[Row]]) -> Iterator[Row | Failed]:
     """The rows of file after file. One that cannot be read or enhanced yields `Failed`, and the next one follows."""
     from engines.errors import EngineError
 
@@ -248,7 +255,7 @@ def each(paths: Iterable[Path], rows_of: Callable[[Path], Iterable[Row]]) -> Ite
             yield Failed(str(error))
 
 
-def measured(weights: str, runtime: str, precision: str, measures: Sequence[Measure]) -> dict[str, Any]:
+def measure_engine(weights: str, runtime: str, precision: str, measures: Sequence[Measure]) -> dict[str, Any]:
     """A description of one engine, and its figures by the names of the measures."""
     from engines.cards import find_weights
     from engines.evaluation.evaluate import learned_before
@@ -270,14 +277,14 @@ def measured(weights: str, runtime: str, precision: str, measures: Sequence[Meas
 
 def figures_of(measure: Measure, engine: Door) -> dict[str, Any]:
     """The figures of one measure; "failed" lists what could not be measured."""
-    rows = list(watched(measure.rows(engine), measure.name, measure.total))
+    rows = list(with_progress(measure.rows(engine), measure.name, measure.total))
     failed = [row.reason for row in rows if isinstance(row, Failed)]
     figures = measure.summary([row for row in rows if not isinstance(row, Failed)]) if len(failed) < len(rows) else {}
     failed += figures.pop("failed", [])
     return figures | ({"failed": failed} if failed else {})
 
 
-def compared(results: Sequence[Figures]) -> dict[str, object]:
+def compare(results: Sequence[Figures]) -> dict[str, object]:
     """Mean and spread over several weights, differences between several runtimes or precisions; else empty."""
     from engines.evaluation.compare import difference, largest_difference, mean_and_spread
 
@@ -309,7 +316,7 @@ def without_rows(figures: Figures) -> dict[str, object]:
     }
 
 
-def watched(rows: Iterable[Row], name: str, total: int) -> Iterable[Row]:
+def with_progress(rows: Iterable[Row], name: str, total: int) -> Iterable[Row]:
     """The rows, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track

@@ -12,7 +12,9 @@ import typer
 def as_name(text: str) -> str:
     """The name of a relay or a viewer, fit for a file name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
-        raise typer.BadParameter(f"{text!r}; must be 1 to 64 of A-Z, a-z, 0-9, '.', _ and -, with no sign in front")
+        raise typer.BadParameter(
+            f"{text!r}; must be 1 to 64 of A-Z, a-z, 0-9, '.', _ and -, beginning with a letter or digit"
+        )
     return text
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from tools.common.report import JsonFile, print_values, write_json
-from tools.common.signals import ended_by_signals
+from tools.common.signals import stop_on_signals_then_reraise
 
 if TYPE_CHECKING:
     from stream.frame import Frame, SourcePacket
@@ -47,7 +47,7 @@ def probe(
 
     stop = Event()
     try:
-        with ended_by_signals(stop.set):
+        with stop_on_signals_then_reraise(stop.set):
             values = survey(feed_at(url, username, password_file, transport, tls_ca_file), seconds, stop)
     except SourceError as error:
         write_json(json, {"error": str(error), "reason": error.reason})
@@ -100,7 +100,8 @@ def survey(feed: FeedSettings, seconds: float, stop: Event | None = None) -> dic
         if seen.picture is None:
             keys = sum(unit.key for unit in seen.units)
             raise SourceUnsupported(
-                f"{redact(feed.url)}: no picture in {len(seen.units)} access units, {keys} of them key frames",
+                f"{redact(feed.url)}: no picture could be decoded from {len(seen.units)} access units, "
+                f"{keys} of them key frames",
                 reason="no video",
             )
         return {

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stream.errors import StreamError
-from tools.common.signals import stopped_by_signals
+from tools.common.signals import stop_on_signals
 from tools.common.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
-from tools.view_feed import LISTING_SECONDS, Span, Wanted, listed_feeds, relay_says, why_silent
+from tools.view_feed import LISTING_SECONDS, FeedAddress, Span, listed_feeds, relay_says, why_silent
 
 if TYPE_CHECKING:
     from stream.record import Recorder
@@ -57,7 +57,7 @@ def record(
     from stream.wire.messages import Kind
 
     kind: Kind = "source" if source else "video"
-    wanted = Wanted(endpoint, feed, kind, viewer_keys(relay_key, secret_key))
+    address = FeedAddress(endpoint, feed, kind, viewer_keys(relay_key, secret_key))
     stop = Event()
 
     def end() -> None:
@@ -66,15 +66,15 @@ def record(
 
     with (
         Recorder(folder, as_seconds(segment), kind) as recorder,
-        Subscriber(endpoint, feed, (kind, "data"), max_age=None, keys=wanted.keys) as subscriber,
-        stopped_by_signals(end),
+        Subscriber(endpoint, feed, (kind, "data"), max_age=None, keys=address.keys) as subscriber,
+        stop_on_signals(end),
         summed_up(recorder, subscriber),
     ):
-        tell(f"recording {feed} from {endpoint} into {folder}")
-        keep(subscriber, recorder, wanted, stop)
+        print_line(f"recording {feed} from {endpoint} into {folder}")
+        record_feed(subscriber, recorder, address, stop)
 
 
-def tell(text: str, err: bool = False) -> None:
+def print_line(text: str, err: bool = False) -> None:
     """Print a line if possible: a reader that has gone, or a log on a full disk, must not end a recording."""
     with suppress(OSError):
         typer.echo(text, err=err)
@@ -92,13 +92,13 @@ class Silence:
         self._gap = SILENCE_SECONDS
         """Seconds between the latest two pictures, or this before there are two."""
 
-    def end(self, now: float) -> None:
+    def picture_came(self, now: float) -> None:
         """A picture has come."""
         if self.has_come:
             self._gap = now - self._since
         self.has_come, self._since, self.due = True, now, now + SILENCE_SECONDS
 
-    def tell(self, is_well: bool) -> str | None:
+    def describe(self, is_well: bool) -> str | None:
         """The end of a message: how long no picture has come. Call it when due. None if it is too early to report the
         silence of a healthy feed with few pictures."""
         silent, usual = self.due - self._since, RARE_GAPS * self._gap
@@ -109,36 +109,36 @@ class Silence:
         return f"for {silent:.0f} s" if self.has_come else "yet"
 
 
-def keep(subscriber: Subscriber, recorder: Recorder, wanted: Wanted, stop: Event) -> None:
+def record_feed(subscriber: Subscriber, recorder: Recorder, address: FeedAddress, stop: Event) -> None:
     """Record until the subscriber is closed. Print each file's name as it begins, and report each silence once."""
     silence = Silence(time.monotonic())
     while True:
         message = subscriber.receive(None if silence.due == math.inf else silence.due - time.monotonic())
         if message is None and not subscriber.is_closed:
-            look_into(silence, subscriber, wanted, stop)
+            report_silence(silence, subscriber, address, stop)
             continue
         message = message or subscriber.receive()
         if message is None:
             return
-        if message.kind == wanted.kind:
-            silence.end(time.monotonic())
+        if message.kind == address.kind:
+            silence.picture_came(time.monotonic())
         with naming(recorder):
             recorder.write(message)
 
 
-def look_into(silence: Silence, subscriber: Subscriber, wanted: Wanted, stop: Event) -> None:
+def report_silence(silence: Silence, subscriber: Subscriber, address: FeedAddress, stop: Event) -> None:
     """Report that no picture comes, with what the relay says about it. Setting `stop` ends the query."""
     feeds: dict[str, Status] | None = None
     if not subscriber.trouble:
         with suppress(StreamError, OSError, RuntimeError):  # the recording must go on
-            feeds = listed_feeds(wanted.endpoint, wanted.keys, Span(stop, LISTING_SECONDS))
+            feeds = listed_feeds(address.endpoint, address.keys, Span(stop, LISTING_SECONDS))
     if stop.is_set():
         return
-    status = (feeds or {}).get(wanted.feed)
+    status = (feeds or {}).get(address.feed)
     is_well = status is not None and status.state == "live" and status.reason is None
-    if since := silence.tell(is_well):
-        why = subscriber.trouble or relay_says(wanted, status, feeds, silence.has_come)
-        tell(f"no picture of {wanted} {since}{why_silent(why)}", err=True)
+    if since := silence.describe(is_well):
+        why = subscriber.trouble or relay_says(address, status, feeds, silence.has_come)
+        print_line(f"no picture of {address} {since}{why_silent(why)}", err=True)
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def naming(recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         for path in recorder.paths[known:]:
-            tell(str(path))
+            print_line(str(path))
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def summed_up(recorder: Recorder, subscriber: Subscriber) -> Iterator[None]:
             with naming(recorder):
                 recorder.close()
         finally:
-            tell(summary(recorder, subscriber))
+            print_line(summary(recorder, subscriber))
 
 
 def summary(recorder: Recorder, subscriber: Subscriber) -> str:

@@ -65,10 +65,10 @@ def replay(
     from stream.settings import load_settings, require_weights
     from stream.sources.recording import find_recordings
     from tools.replay_files import file_jobs, to_files
-    from tools.replay_wire import Show, to_wire
+    from tools.replay_wire import ReplayRequest, to_wire
 
     if to is not None and speed not in (None, float("inf")):
-        raise typer.BadParameter("files are always made as fast as it goes: leave --speed out, or --to")
+        raise typer.BadParameter("--to always converts as fast as possible: leave out --speed or --to")
     settings = load_settings(config)
     relay = settings.relay.model_copy(update={"endpoint": endpoint} if endpoint else {})
     engine = settings.engine.model_copy(update={"weights": weights} if weights else {})
@@ -83,8 +83,8 @@ def replay(
     if to is not None:
         done = to_files(settings, file_jobs(files, to), from_start)
     else:
-        show = Show(paths, files, feed, None if speed == float("inf") else speed or 1.0)
-        done = to_wire(settings, show, wait=not no_wait, from_start=from_start)
+        request = ReplayRequest(paths, files, feed, None if speed == float("inf") else speed or 1.0)
+        done = to_wire(settings, request, wait=not no_wait, from_start=from_start)
     write_json(json, done | {"seconds": round(time.monotonic() - began, 3)})
     if not done["complete"]:
         raise typer.Exit(1)

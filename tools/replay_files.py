@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from tools.common.progress import Meter
-from tools.common.signals import stopped_by_signals
+from tools.common.signals import stop_on_signals
 from tools.enhance import require_container, said_of_lost
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def file_jobs(files: Sequence[Path], to: Path) -> list[Job]:
         require_container(to)
         targets = [to]
     elif to.exists() and not to.is_dir():
-        raise typer.BadParameter(f"{to} is no folder; --to must be one, or end like a video file")
+        raise typer.BadParameter(
+            f"{to} is not a folder; --to must be a folder, or a file name with the ending of a video"
+        )
     else:
         targets = [to / f"{file.stem}{KEPT.get(file.suffix.lower(), '.mkv')}" for file in files]
     sources: dict[Path, Path] = {}
@@ -84,7 +86,9 @@ def file_jobs(files: Sequence[Path], to: Path) -> list[Job]:
         if target in sources:
             raise typer.BadParameter(f"{sources[target]} and {file} would both become {target}")
         if target.exists() and any(target.samefile(other) for other in files):
-            raise typer.BadParameter(f"{target} is a recording itself, which would be lost; --to must be another place")
+            raise typer.BadParameter(
+                f"{target} is one of the recordings and would be overwritten; choose another place for --to"
+            )
         sources[target] = file
     return [Job(file, target, file.stat().st_size) for target, file in sources.items()]
 
@@ -98,7 +102,7 @@ def to_files(settings: Settings, jobs: Sequence[Job], from_start: bool) -> dict[
     engine = settings.engine
     options = EngineOptions(precision=engine.precision, threads=engine.threads, cache=engine.cache, batch=1)
     with (
-        stopped_by_signals(stop.set),
+        stop_on_signals(stop.set),
         open_engine(engine.runtime, engine.weights, options) as opened,
         Meter(sum(job.size for job in jobs)) as meter,
     ):
@@ -129,7 +133,7 @@ class Work:
         self._meter.update(job.source.name, self._bytes, self._pictures)
         try:
             if job.finished and not self._from_start:
-                log.info("%s is there already; --from-start makes it anew", job.target)
+                log.info("%s exists already; use --from-start to make it again", job.target)
                 return Outcome(source, target, "there already")
             outcome = self._make(job)
         except (StreamError, EngineError, OSError) as error:
@@ -174,9 +178,9 @@ def summary(outcomes: Sequence[Outcome], jobs: int) -> dict[str, object]:
         f"{states.count(state)} {state}" for state in ("done", "there already", "stopped", "failed") if state in states
     ]
     lost = said_of_lost(sum(outcome.lost for outcome in outcomes))
-    print(f"{pictures} pictures; of {jobs} recordings {', '.join(counts) or 'none begun'}{lost}")
+    print(f"{pictures} pictures; of {jobs} recordings {', '.join(counts) or 'none started'}{lost}")
     if "stopped" in states or len(outcomes) < jobs:
-        print("the same command goes on from here")
+        print("run the same command again to resume")
     return {
         "files": [asdict(outcome) for outcome in outcomes],
         "recordings": jobs,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools.common.progress import Meter
-from tools.common.signals import stopped_by_signals
+from tools.common.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from stream.feed import Feed
@@ -33,7 +33,7 @@ UNSENT = 32
 
 
 @dataclass(frozen=True)
-class Show:
+class ReplayRequest:
     """What is played."""
 
     paths: Sequence[Path]
@@ -44,63 +44,65 @@ class Show:
     """A multiple of the recordings' own; None: as fast as possible."""
 
 
-def feed_settings(settings: Settings, show: Show) -> FeedSettings:
+def feed_settings(settings: Settings, request: ReplayRequest) -> FeedSettings:
     """The settings of the replayed feed: the defaults, but with the URL, mode and speed of a replay."""
     from stream.settings import FeedSettings
 
-    table = {"url": show.files[0].absolute().as_uri(), "mode": "replay", "speed": show.speed}
+    table = {"url": request.files[0].absolute().as_uri(), "mode": "replay", "speed": request.speed}
     return FeedSettings.model_validate(settings.defaults.model_dump(mode="json", exclude_unset=True) | table)
 
 
-def to_wire(settings: Settings, show: Show, *, wait: bool, from_start: bool) -> dict[str, object]:
+def to_wire(settings: Settings, request: ReplayRequest, *, wait: bool, from_start: bool) -> dict[str, object]:
     """Play to viewers and return the summary. At full speed, playing begins with the first viewer, if `wait`."""
     from engines.runtime import EngineOptions, open_engine
     from stream.files.replay import Bookmark, Playlist
     from stream.publish import Publisher
     from stream.relay import Relay
 
-    feed = feed_settings(settings, show)
-    with Bookmark(show.paths, show.feed) as bookmark:
+    feed = feed_settings(settings, request)
+    with Bookmark(request.paths, request.feed) as bookmark:
         if from_start:
             bookmark.remove()
-        start = bookmark.read(show.files)
-        playlist = Playlist(show.files, start)
+        start = bookmark.read(request.files)
+        playlist = Playlist(request.files, start)
         stop = threading.Event()
         engine = settings.engine
         options = EngineOptions(precision=engine.precision, threads=engine.threads, cache=engine.cache, batch=1)
         with (
-            stopped_by_signals(stop.set),
+            stop_on_signals(stop.set),
             open_engine(engine.runtime, engine.weights, options) as opened,
             Publisher(settings.relay, uuid.uuid4().hex, lossless=True) as publisher,
         ):
-            log.info("publishing %s at %s", show.feed, publisher.endpoint)
+            log.info("publishing %s at %s", request.feed, publisher.endpoint)
             if start:
-                log.info("going on in %s, at picture %d; --from-start forgets that", show.files[start.file], start.unit)
-            if wait and show.speed is None:
-                wait_for_viewer(publisher, show.feed, stop)
+                log.info(
+                    "resuming %s at picture %d; use --from-start to start over", request.files[start.file], start.unit
+                )
+            if wait and request.speed is None:
+                wait_for_viewer(publisher, request.feed, stop)
             with Relay(settings.model_copy(update={"feeds": {}}), opened, publisher) as relay:
-                playing = relay.add(show.feed, feed, playlist.open)
+                playing = relay.add(request.feed, feed, playlist.open)
                 complete = play(relay, playing, playlist, bookmark, stop)
             relay.publish_status()
             if complete:
-                complete = see_off(publisher, stop)
+                complete = close_when_sent(publisher, stop)
         if complete:
             bookmark.remove()
         if relay.failure is not None:
             raise relay.failure
-        told = summary(show, playing, playlist, complete and not playlist.failed, kept=bookmark.kept)
-        began = {"file": str(show.files[start.file]), "picture": start.unit} if start else None
+        told = summary(request, playing, playlist, complete and not playlist.failed, kept=bookmark.kept)
+        began = {"file": str(request.files[start.file]), "picture": start.unit} if start else None
         return told | {"went_on_from": began}
 
 
 def wait_for_viewer(publisher: Publisher, feed: str, stop: threading.Event) -> None:
     """Return when somebody has subscribed to the feed, or `stop` is set."""
-    log.info("waiting for a viewer of %s; --no-wait begins at once", feed)
+    log.info("waiting for a viewer of %s; use --no-wait to start at once", feed)
     while not stop.is_set() and not publisher.wait_for_viewer(feed, LOOK_SECONDS):
         pass
 
 
-def see_off(publisher: Publisher, stop: threading.Event) -> bool:
+def close_when_sent(publisher: Publisher, stop: threading.Event) -> bool:
     """Close the publisher as soon as the viewers have its last messages; False if `stop` is set before that."""
     from stream.publish import LONGEST_LINGER
 
@@ -110,7 +112,7 @@ def see_off(publisher: Publisher, stop: threading.Event) -> bool:
     closing.start()
     closing.join(LOOK_SECONDS)
     if closing.is_alive():
-        log.info("waiting until the viewers have the last pictures; Ctrl-C ends that")
+        log.info("waiting until the viewers have the last pictures; press Ctrl-C to stop waiting")
     while closing.is_alive() and not stop.is_set():
         closing.join(LOOK_SECONDS)
     publisher.linger = usual
@@ -135,17 +137,17 @@ def play(relay: Relay, feed: Feed, playlist: Playlist, bookmark: Bookmark, stop:
     return ended and not stop.is_set() and feed.state == "ended" and relay.failure is None
 
 
-def summary(show: Show, feed: Feed, playlist: Playlist, complete: bool, *, kept: bool) -> dict[str, object]:
+def summary(request: ReplayRequest, feed: Feed, playlist: Playlist, complete: bool, *, kept: bool) -> dict[str, object]:
     """Print what became of the replay, and return it as values for programs. `kept`: the bookmark is stored."""
     figures = feed.figures()
     print(f"feed {feed.name}: {figures}")
     if feed.reason:
         print(f"feed {feed.name}: {feed.state}: {feed.reason}")
     elif kept and not complete and not playlist.failed:
-        print("the same command goes on from here")
+        print("run the same command again to resume")
     return {
-        "feed": show.feed,
-        "recordings": len(show.files),
+        "feed": request.feed,
+        "recordings": len(request.files),
         "received": figures.received,
         "published": figures.published,
         "dropped": dict(figures.dropped),

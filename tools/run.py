@@ -32,25 +32,25 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings 
     """Relay every feed of CONFIG until SIGTERM or SIGINT; a clean stop flushes every encoder.
 
     Feeds can be added, removed and changed while it runs: CONFIG is reloaded when it changes, and on SIGHUP, which also
-    reopens failed feeds, and accepts a file without feeds.
+    reopens failed feeds, and accepts a file without feeds unless it is empty or holds only comments.
     """
     from engines.runtime import EngineOptions, open_with_fallback
     from stream.errors import StreamError
     from stream.feed import reason_of
     from stream.publish import Publisher
     from stream.relay import Relay
-    from stream.settings import load_settings, low_mark, require_weights
+    from stream.settings import high_water_mark_warning, load_settings, require_weights
 
     bound_arenas()
     raise_file_limit()
-    watch = Watch(config)
+    watch = FileWatch(config)
     settings = load_settings(config)
     require_weights(settings.engine, f"{config}: [engine]")
     logging.getLogger().setLevel(settings.relay.log_level.upper())
     stop, reload = threading.Event(), threading.Event()
     if not settings.feeds:
         log.warning("%s has no feeds: add a table [feeds.NAME] with a url", config)
-    if low := low_mark(settings.relay.high_water_mark, len(settings.feeds)):
+    if low := high_water_mark_warning(settings.relay.high_water_mark, len(settings.feeds)):
         log.warning("%s", low)
     options = EngineOptions(
         precision=settings.engine.precision,
@@ -71,21 +71,21 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings 
                 health = served.enter_context(Health(settings.relay.metrics, relay))
                 log.info("metrics and status at http://%s", health.address)
             log.info("publishing %d feeds at %s", len(settings.feeds), publisher.endpoint)
-            told: tuple[object, str | None] | None = None
+            reported: tuple[object, str | None] | None = None
             while not stop.wait(STATUS_SECONDS) and relay.failure is None:
                 changed, asked = watch.changed(), reload.is_set()
                 if changed or asked:
                     reload.clear()
-                    relay.refused = wrong = read_again(config, relay, asked)
+                    relay.refused = wrong = reload_settings(config, relay, asked)
                     if wrong is None:
-                        watch.take()
-                        if low := low_mark(settings.relay.high_water_mark, len(relay.feeds)):
-                            log.warning("%s; another one takes effect at the next start", low)
+                        watch.accept()
+                        if low := high_water_mark_warning(settings.relay.high_water_mark, len(relay.feeds)):
+                            log.warning("%s; a new value takes effect at the next start", low)
                     else:
                         watch.refuse()
-                        if asked or (watch.seen, wrong) != told:
-                            log.error("the settings stay as they were: %s", wrong)
-                    told = watch.seen, wrong
+                        if asked or (watch.seen, wrong) != reported:
+                            log.error("new settings not applied, the old ones stay in effect: %s", wrong)
+                    reported = watch.seen, wrong
                 relay.publish_status()
         relay.publish_status()
         for feed in relay.feeds.values():
@@ -99,15 +99,15 @@ def pictures_at_once(feeds: int) -> int:
     return 2 if feeds >= 4 else 1
 
 
-class Watch:
-    """Tells whether a file was replaced, or written to, since it was last taken."""
+class FileWatch:
+    """Tells whether a file was replaced, or written to, since it was last accepted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.seen = self._look()
         """Fingerprint of the file at the latest check."""
         self._known: tuple[int, ...] | None = self.seen
-        """Fingerprint of the file at the start, or as taken; None after a refusal."""
+        """Fingerprint of the file at the start, or as accepted; None after a refusal."""
         self._looks = 1
         """Checks in a row that have found the same fingerprint."""
 
@@ -121,7 +121,7 @@ class Watch:
         enough = LOOKS if any(self.seen) else LOOKS_AT_NOTHING
         return self.seen != self._known and self._looks >= enough
 
-    def take(self) -> None:
+    def accept(self) -> None:
         """Make the file as last seen the known one."""
         self._known = self.seen
 
@@ -138,12 +138,12 @@ class Watch:
         return (found.st_size, found.st_ino, found.st_mtime_ns) if found.st_size else (0,)
 
 
-def read_again(config: Path, relay: Relay, asked: bool) -> str | None:
+def reload_settings(config: Path, relay: Relay, asked: bool) -> str | None:
     """Reload the settings file; returns None, or in one line what is wrong: then the old settings stay.
 
-    They also stay if feeds would be removed because the file says nothing, as when writing begins, or has no feeds, in
-    which case it may be cut off. `asked`: the reload was requested; then the file may have no feeds, and failed feeds
-    are reopened.
+    They also stay if feeds would be removed because the file is empty or holds only comments, as when writing begins,
+    or because it has no feeds, so that it may be incomplete. `asked`: the reload was requested; then the file may have
+    no feeds, and failed feeds are reopened.
     """
     from stream.errors import SettingsError
     from stream.settings import load_settings, require_weights
@@ -157,13 +157,13 @@ def read_again(config: Path, relay: Relay, asked: bool) -> str | None:
     named = settings.feeds and tables.get("feeds")  # without the second, all come from the environment
     if relay.feeds.keys() - settings.feeds.keys() and not named:
         if not tables:
-            return f"{config} says nothing"
+            return f"{config} is empty or holds only comments"
         if not asked:
-            return f"{config} has no feeds, as if it were cut off; SIGHUP takes it as it is"
+            return f"{config} has no feeds, so it may be incomplete; send SIGHUP to apply it anyway"
     changes = relay.apply(settings, reopen_failed=asked)
-    log.log(logging.WARNING if changes.removed else logging.INFO, "%s was read again: %s", config, changes)
+    log.log(logging.WARNING if changes.removed else logging.INFO, "reloaded %s: %s", config, changes)
     if changes.need_restart:
-        log.warning("%s of %s takes effect at the next start", ", ".join(changes.need_restart), config)
+        log.warning("changes to %s in %s take effect at the next start", ", ".join(changes.need_restart), config)
     return None
 
 

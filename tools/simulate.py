@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from tools.common.signals import stopped_by_signals
+from tools.common.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from stream.simulator.camera import NightCamera, Sent
@@ -97,7 +97,7 @@ def simulate(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    with stopped_by_signals(camera.stop):
+    with stop_on_signals(camera.stop):
         run_camera(camera, Console())
 
 
@@ -108,11 +108,11 @@ def run_camera(camera: NightCamera, console: Console) -> None:
         with console.status("starting") as status:
             camera.run(lambda sent: status.update(as_line(sent)))
     else:
-        camera.run(now_and_then(console))
+        camera.run(periodic_report(console))
     console.print(as_line(camera.sent), highlight=False)
 
 
-def now_and_then(console: Console) -> Callable[[Sent], None]:
+def periodic_report(console: Console) -> Callable[[Sent], None]:
     """A callback that prints a line after every `LINE_SECONDS` of video."""
     due = LINE_SECONDS
 

@@ -55,11 +55,11 @@ def train(
     if seed is not None:
         plan = msgspec.structs.replace(plan, seed=seed)
     if photos is None and any(plan.mix[1:]):
-        raise typer.BadParameter(f"recipe {recipe} mixes in nights and days: give --photos, a folder by day")
+        raise typer.BadParameter(f"recipe {recipe} also needs daylight photos: give their folder with --photos")
     if any(plan.taught) and teacher is None:
         raise typer.BadParameter(f"recipe {recipe} has lessons (`taught`): give --teacher, the weights of a network")
     if teacher is not None and not any(plan.taught):
-        raise typer.BadParameter(f"recipe {recipe} has no lessons (`taught`) for which a --teacher would be needed")
+        raise typer.BadParameter(f"recipe {recipe} has no lessons (`taught`), so it takes no --teacher")
     if minutes is None:
         minutes = math.inf if steps or plan.steps else 120
     out = out or Path("runs") / Path(recipe).stem
@@ -80,7 +80,7 @@ def train(
             out / "checkpoint.pt",
             progress.report,
             start,
-            training.Trial(held_out, progress.told) if plan.hold_out else None,
+            training.HeldOut(held_out, progress.report_score) if plan.hold_out else None,
             teacher=teacher,
         )
     scores: dict[str, object] = {}
@@ -91,6 +91,8 @@ def train(
     if progress.step_ms:
         console.print(f"{progress.step_ms:.1f} ms a step, {progress.pictures_per_second:.1f} pictures/s")
     if not progress.steps:
-        console.print("the budget was used up before, and nothing was learned: give a larger one, or another --out")
+        console.print(
+            "earlier runs have used up the budget, so nothing was trained: give a larger budget or another --out"
+        )
     training.store(network, plan, out, scores, origin)
     console.print(f"{out}: stored; `nightbridge export {out}` makes the files that runtimes open")

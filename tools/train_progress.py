@@ -60,7 +60,7 @@ class TrainProgress:
             for name, value in self._figures(parts).items():
                 self._log(name, value, step)
 
-    def told(self, step: int, score: float) -> None:
+    def report_score(self, step: int, score: float) -> None:
         """To be called after every score on held-out pairs, in dB; its time does not count as step time."""
         self._score = f", {score:.2f} dB held out at step {step}"
         self._console.print(f"step {step}: raw PSNR {score:.3f} dB on held-out scenes", highlight=False)

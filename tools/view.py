@@ -13,10 +13,10 @@ import typer
 from msgspec.structs import asdict
 from rich.console import Console
 
-from tools.common.report import JsonFile, in_a_folder, in_columns, print_values, write_json, write_whole
-from tools.common.signals import stopped_by_signals
+from tools.common.report import JsonFile, in_columns, print_values, require_folder, write_json, write_whole
+from tools.common.signals import stop_on_signals
 from tools.common.wire_options import Endpoint, RelayKey, SecretKey, as_feed_name, viewer_keys
-from tools.view_feed import Reception, Span, Wanted, first_feed, listed_feeds
+from tools.view_feed import FeedAddress, Reception, Span, first_feed, listed_feeds
 from tools.view_figures import Figures
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def as_png(path: Path | None) -> Path | None:
     """The path of a picture file that can be written."""
     if path is not None and path.suffix.lower() != ".png" and (path.is_file() or not path.exists()):
         raise typer.BadParameter(f"{path}; must end in .png")
-    return in_a_folder(path)
+    return require_folder(path)
 
 
 def view(
@@ -67,11 +67,11 @@ def view(
 ) -> None:
     """Show FEED in a window until it is closed; q and Escape close it, too."""
     if (snapshot is not None) + stats + feeds > 1:
-        raise typer.BadParameter("--snapshot, --stats and --feeds do not go together")
+        raise typer.BadParameter("give only one of --snapshot, --stats and --feeds")
     if feeds and (feed or source):
-        raise typer.BadParameter("--feeds tells of all feeds, and shows no pictures: it takes no FEED and no --source")
+        raise typer.BadParameter("--feeds lists all feeds and shows no pictures: it takes neither FEED nor --source")
     if json and not (stats or feeds):
-        raise typer.BadParameter("--json writes what --stats or --feeds prints, and both are missing")
+        raise typer.BadParameter("--json needs --stats or --feeds: it writes what they print")
     kind: Kind = "source" if source else "video"
     keys = viewer_keys(relay_key, secret_key)
     stop = Event()
@@ -79,20 +79,20 @@ def view(
         longest = SNAPSHOT_SECONDS if snapshot else FEEDS_SECONDS
         seconds = longest if seconds is None else min(seconds, longest)
     span = Span(stop, seconds)
-    with stopped_by_signals(stop.set):
+    with stop_on_signals(stop.set):
         if feeds:
             list_feeds(endpoint, keys, json, span)
             return
         if feed is None:
             feed = first_feed(endpoint, kind, keys, span)
             log.info("showing feed %s", feed)
-        wanted = Wanted(endpoint, feed, kind, keys)
+        address = FeedAddress(endpoint, feed, kind, keys)
         if snapshot:
-            take_snapshot(wanted, snapshot, span)
+            take_snapshot(address, snapshot, span)
         elif stats:
-            print_stats(wanted, json, span, Console())
+            print_stats(address, json, span, Console())
         else:
-            show_window(wanted, span)
+            show_window(address, span)
 
 
 def list_feeds(endpoint: str, keys: ViewerKeys | None, json: Path | None, span: Span) -> None:
@@ -110,14 +110,14 @@ def about_feed(name: str, status: Status) -> tuple[str, ...]:
     return (name, status.state, *counts, status.reason or "")
 
 
-def take_snapshot(wanted: Wanted, path: Path, span: Span) -> None:
+def take_snapshot(address: FeedAddress, path: Path, span: Span) -> None:
     """Write a picture as PNG; log a warning if it is not clean. Raises `StreamError` if none comes, and `OSError`."""
     from PIL import Image
 
     from stream.view import PictureDecoder
 
     decoder = PictureDecoder()
-    with Reception(wanted) as reception:
+    with Reception(address) as reception:
         best = best_picture(reception, decoder, span)
     if best is None:
         raise reception.missing(span, decoder.undecodable)
@@ -126,13 +126,13 @@ def take_snapshot(wanted: Wanted, path: Path, span: Span) -> None:
     Image.fromarray(decoder.rgb(picture)).save(file, format="PNG")
     write_whole(path, file.getvalue())
     if not is_clean(header):
-        log.warning("%s: the picture of %s is %s: no clean one came%s", path, wanted, header.state, span)
+        log.warning("%s: wrote a %s picture of %s: no clean one came%s", path, header.state, address, span)
 
 
 def best_picture(reception: Reception, decoder: PictureDecoder, span: Span) -> tuple[av.VideoFrame, Stamped] | None:
     """The first clean picture and its header; if none comes in time, the latest one, or None without any."""
     best = None
-    for messages in reception.turns(span):
+    for messages in reception.messages(span):
         for message in messages:
             for picture in decoder.decode(message):
                 best = picture, message.header
@@ -141,14 +141,14 @@ def best_picture(reception: Reception, decoder: PictureDecoder, span: Span) -> t
     return best
 
 
-def print_stats(wanted: Wanted, json: Path | None, span: Span, console: Console) -> None:
+def print_stats(address: FeedAddress, json: Path | None, span: Span, console: Console) -> None:
     """Print a line per second, and all figures at the end. Raises `StreamError` if no picture came."""
     figures, due = Figures(), time.monotonic() + 1
-    with Reception(wanted) as reception:
-        for messages in reception.turns(span):
+    with Reception(address) as reception:
+        for messages in reception.messages(span):
             for message in messages:
                 figures.add(message)
-            figures.hear(reception.status)
+            figures.add_status(reception.status)
             if time.monotonic() >= due:
                 due += 1
                 console.print(figures.line(reception.pictures), markup=False, highlight=False, soft_wrap=True)
@@ -159,29 +159,29 @@ def print_stats(wanted: Wanted, json: Path | None, span: Span, console: Console)
         raise reception.missing(span)
 
 
-def show_window(wanted: Wanted, span: Span) -> None:
+def show_window(address: FeedAddress, span: Span) -> None:
     """Show the newest picture. A coloured frame and the caption tell if it is damaged or old, and why none comes."""
     from stream.view import PictureDecoder
     from tools.window import Window
 
     decoder, figures = PictureDecoder(), Figures()
     picture, told = None, (0, 0, figures.trouble())
-    with Window(f"nightbridge {wanted.feed}  {wanted.endpoint}") as window, Reception(wanted) as reception:
-        for messages in reception.turns(span):
+    with Window(f"nightbridge {address.feed}  {address.endpoint}") as window, Reception(address) as reception:
+        for messages in reception.messages(span):
             pictures = []
             for message in messages:  # pictures refer to earlier ones: decode all, show the newest
                 decoded = decoder.decode(message)
                 figures.add(message, bool(decoded))
                 pictures += decoded
-            figures.fail(decoder.undecodable)
-            figures.hear(reception.status)
+            figures.note_undecodable(decoder.undecodable)
+            figures.add_status(reception.status)
             picture = pictures[-1] if pictures else picture
             seconds = int(figures.silence()) if figures.is_stale() else 0
             news = seconds, decoder.undecodable, figures.trouble()
             if pictures or news != told:
                 caption = figures.line(reception.pictures)
                 if picture is None:
-                    window.tell(caption)
+                    window.set_caption(caption)
                 else:
                     window.show(decoder.rgb(picture), caption, warning(figures.header, seconds > 0))
             told = news

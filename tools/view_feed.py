@@ -60,7 +60,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FeedAddress:
     """What to look at, and where."""
 
     endpoint: str
@@ -80,11 +80,11 @@ class Reception:
     viewer starts at any subscription to its feed, and by then the pictures must be subscribed to.
     """
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, address: FeedAddress) -> None:
         from stream.subscribe import Subscriber
 
-        self.wanted = wanted
-        self.pictures = Subscriber(wanted.endpoint, wanted.feed, (wanted.kind,), keys=wanted.keys)
+        self.address = address
+        self.pictures = Subscriber(address.endpoint, address.feed, (address.kind,), keys=address.keys)
         self.status: Status | None = None
         """The latest status from the relay; None before the first."""
         self._feeds: dict[str, Status] | None = None
@@ -103,24 +103,24 @@ class Reception:
     ) -> None:
         self._opened.close()
 
-    def turns(self, span: Span) -> Iterator[list[Message]]:
-        """The pictures that have come, see the function `turns`; `status` is updated in between."""
+    def messages(self, span: Span) -> Iterator[list[Message]]:
+        """The pictures that have come, see `turns`; `status` is updated in between."""
         ask_at = time.monotonic() + STATUS_SECONDS
-        for messages in turns(self.pictures, span, str(self.wanted), self._says):
+        for messages in turns(self.pictures, span, str(self.address), self._says):
             yield messages
             if self.pictures.received or time.monotonic() >= ask_at:
-                self._hear()
+                self._read_statuses()
 
     def missing(self, span: Span, undecodable: int = 0) -> StreamError:
         """The error that no picture came, or none that can be decoded, with what the relay says about it."""
         came = f"{undecodable} came that cannot be decoded" if undecodable else None
-        words = (f"no picture of {self.wanted}{span}", came, self._says(), self.pictures.trouble)
+        words = (f"no picture of {self.address}{span}", came, self._says(), self.pictures.trouble)
         return StreamError("; ".join(filter(None, words)))
 
     def _says(self) -> str | None:
-        return relay_says(self.wanted, self.status, self._feeds, has_come=self.pictures.received > 0)
+        return relay_says(self.address, self.status, self._feeds, has_come=self.pictures.received > 0)
 
-    def _hear(self) -> None:
+    def _read_statuses(self) -> None:
         """Read the relay's statuses, of any age: the latest one holds.
 
         The list of all feeds is subscribed to only until this feed's first picture: it can be long for a thin link.
@@ -132,8 +132,8 @@ class Reception:
         if self._statuses is None or kinds != self._asked:
             if self._statuses is not None:
                 self._statuses.close()
-            wanted, self._asked = self.wanted, kinds
-            statuses = Subscriber(wanted.endpoint, wanted.feed, kinds, max_age=None, keys=wanted.keys)
+            address, self._asked = self.address, kinds
+            statuses = Subscriber(address.endpoint, address.feed, kinds, max_age=None, keys=address.keys)
             self._statuses = self._opened.enter_context(statuses)
         while (message := self._statuses.receive(0)) is not None:
             if message.kind == "feeds":
@@ -147,16 +147,18 @@ def words_of(status: Status) -> str:
     return status.state if status.reason is None else f"{status.state}: {status.reason}"
 
 
-def relay_says(wanted: Wanted, status: Status | None, feeds: Mapping[str, Status] | None, has_come: bool) -> str | None:
+def relay_says(
+    address: FeedAddress, status: Status | None, feeds: Mapping[str, Status] | None, has_come: bool
+) -> str | None:
     """What the relay says about a feed of which nothing comes, from its status, else from the list of all feeds; None
     without either. `has_come`: whether anything came before."""
-    status = status or (feeds or {}).get(wanted.feed)
+    status = status or (feeds or {}).get(address.feed)
     if status is not None:
-        is_published = has_come or wanted.kind != "source" or status.state != "live"
+        is_published = has_come or address.kind != "source" or status.state != "live"
         unsure = "" if is_published else ", and may not publish the camera's own pictures (publish_source)"
         return f"the relay says: {words_of(status)}{unsure}"
     if feeds is not None:
-        return f"the relay has no feed {wanted.feed}; it has {', '.join(sorted(feeds)) or 'none'}"
+        return f"the relay has no feed {address.feed}; it has {', '.join(sorted(feeds)) or 'none'}"
     return None
 
 
@@ -193,7 +195,7 @@ def listed_feeds(endpoint: str, keys: ViewerKeys | None, span: Span) -> dict[str
         for messages in turns(subscriber, span, f"any feed at {endpoint}"):
             if messages:
                 return decode_feeds(messages[-1].payload)
-    missing = f"no relay tells of its feeds at {endpoint}{span}"
+    missing = f"no list of feeds came from a relay at {endpoint}{span}"
     raise StreamError("; ".join(filter(None, (missing, subscriber.trouble))))
 
 
@@ -216,5 +218,5 @@ def turns(
             quiet_until = math.inf
         elif time.monotonic() >= quiet_until:
             quiet_until = math.inf
-            log.warning("nothing of %s yet%s", what, why_silent(subscriber.trouble or says()))
+            log.warning("nothing received from %s yet%s", what, why_silent(subscriber.trouble or says()))
         yield messages

@@ -86,7 +86,7 @@ class Figures:
 
     def __post_init__(self) -> None:
         self._lost.note({"lost": 0})
-        self.fail(0)
+        self.note_undecodable(0)
 
     def add(self, message: Message, is_seen: bool = True) -> None:
         """Count a picture that has just come; `is_seen` is False if it could not be decoded."""
@@ -104,7 +104,7 @@ class Figures:
         self._recent.append(Arrival(self.latest, len(message.payload), age_ms))
         self._forget()
 
-    def hear(self, status: Status | None) -> None:
+    def add_status(self, status: Status | None) -> None:
         """Record the latest status from the relay, if it is new."""
         if status is None or status is self.status:
             return
@@ -112,7 +112,7 @@ class Figures:
         self._dropped_there.note(status.dropped)
         self._lost_there.note(status.lost)
 
-    def fail(self, undecodable: int) -> None:
+    def note_undecodable(self, undecodable: int) -> None:
         """Record how many pictures could not be decoded so far."""
         self._undecodable.note({"undecodable": undecodable})
 

@@ -29,17 +29,17 @@ def lamps(height: int, width: int, random: np.random.Generator) -> Light:
 
 
 def _lamp(height: int, width: int, random: np.random.Generator) -> Light:
-    radius = height * between(RADIUS, random)
+    radius = height * log_uniform(RADIUS, random)
     stretch = random.permutation([0.0, height * random.uniform(0, LENGTH)]) * random.integers(2)  # none, or on one axis
     rows = np.abs(np.arange(height) - random.uniform(0, height))
     columns = np.abs(np.arange(width) - random.uniform(0, width))
     distance = np.hypot(np.maximum(rows - stretch[0], 0)[:, None], np.maximum(columns - stretch[1], 0))
     disc = np.clip(radius + 0.5 - distance, 0, 1)
-    glow = between(GLOW, random) * np.maximum(distance / radius, 1) ** -2
-    colour = random.choice(COLOURS) * between(POWER, random)
+    glow = log_uniform(GLOW, random) * np.maximum(distance / radius, 1) ** -2
+    colour = random.choice(COLOURS) * log_uniform(POWER, random)
     return np.asarray(np.maximum(disc, glow)[..., None] * colour, np.float32)
 
 
-def between(limits: tuple[float, float], random: np.random.Generator) -> float:
+def log_uniform(limits: tuple[float, float], random: np.random.Generator) -> float:
     """A random number between two limits above 0, uniform on a logarithmic scale."""
     return float(np.exp(random.uniform(*np.log(limits))))

@@ -69,7 +69,7 @@ def decode_picture(data: bytes, name: str) -> Picture:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:  # they name no file
             return np.asarray(_eight_bit(ImageOps.exif_transpose(image)).convert("RGB"))
     except UnidentifiedImageError:
-        raise OSError(f"{name}: not a picture of a known kind") from None
+        raise OSError(f"{name}: not a picture in a known format") from None
     except Exception as error:  # a broken file can make Pillow's readers raise anything
         raise OSError(f"{name}: {error}") from error
 
@@ -77,7 +77,7 @@ def decode_picture(data: bytes, name: str) -> Picture:
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey, as infrared cameras write it, to 8 bits; Pillow itself would clip it to white."""
     if image.mode in ("I", "F"):
-        raise ValueError("a picture of 32 bits a pixel has no known white; it must have 8 or 16")
+        raise ValueError("its samples have 32 bits; they must have 8 or 16")
     if not image.mode.startswith("I;16"):
         return image
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

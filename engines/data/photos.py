@@ -18,8 +18,9 @@ from engines.data.clips import clip_rate, read_clip
 from engines.data.coded import Codec, at_bit_rate
 from engines.data.darken import DECODE, GAMMA, Night, encode, gather, record, visible
 from engines.data.kinds import PICTURES, VIDEOS
-from engines.data.lamps import Light, between, lamps
+from engines.data.lamps import Light, lamps, log_uniform
 from engines.data.lol import HELD_OUT, Picture, double, halve, read_picture
+from engines.data.overlay import Overlay, write
 from engines.data.pairs import ALIGN, PHOTO_CROP, Sample, lol_samples
 
 EXPOSURE = (0.004, 0.15)
@@ -39,6 +40,8 @@ SMOOTHED = 0.4
 LEFT, SOFTENED = 0.12, 3.0
 """Target where a camera crushed the picture, as a share of the day's code values, and deviation of the border's blur in
 pixels."""
+OVERLAID = 0.3
+"""Share of the pairs whose camera burns text into its pictures."""
 SHADED = 0.4
 """Share of the days with a wide shadow."""
 SHADE, SHADE_BORDER = (0.08, 0.6), (0.02, 0.3)
@@ -126,9 +129,9 @@ def night_sample(scene: Scene, random: np.random.Generator, wide: bool = False) 
     unknown, and a bright grey would pretend otherwise.
     """
     night = Night(
-        exposure=between(EXPOSURE, random),
-        photons=between((800, 40_000), random),
-        read_noise=between((1e-4, 2e-3), random),
+        exposure=log_uniform(EXPOSURE, random),
+        photons=log_uniform((800, 40_000), random),
+        read_noise=log_uniform((1e-4, 2e-3), random),
         cast=(float(random.uniform(0.8, 1.25)), 1.0, float(random.uniform(0.8, 1.25))),
     )
     if random.random() < CRUSHED:
@@ -140,16 +143,19 @@ def night_sample(scene: Scene, random: np.random.Generator, wide: bool = False) 
         shining = lamps(large.shape[0], large.shape[1], random)
         halved = _halve_light(shining)
         full, lights, large = full + shining, [light + halved for light in lights], encode(DECODE.take(large) + shining)
-    small, dark, mean = send(lights, night, random), encode(full, night), float(large.mean())
+    text = _some_text(large, random)
+    small, dark, mean = send(lights, night, random, text), encode(full, night), float(large.mean())
     if night.crushed:
         large = _without_the_lost(large, visible(full, night))
+    if text is not None:
+        large, dark = (text.doubled().over(picture) for picture in (large, dark))
     return _some_grey(Sample(small, large, dark, mean), random)
 
 
 def crush(night: Night, random: np.random.Generator) -> Night:
     """The same night with a camera that crushes its darkest code values. It smooths first: otherwise noise would lift
     dark parts above the limit, and the picture would still show them."""
-    crushed = between(CRUSHED_BELOW, random)
+    crushed = log_uniform(CRUSHED_BELOW, random)
     black = random.uniform(0, PEDESTAL) + random.uniform(-PEDESTAL_COLOUR, PEDESTAL_COLOUR, 3)
     red, green, blue = np.maximum(black, 0).tolist()
     least = float((crushed / 255) ** GAMMA)  # light that is kept
@@ -182,9 +188,14 @@ def day_sample(scene: Scene, random: np.random.Generator, wide: bool = False) ->
     pictures = weather(pictures, random)
     small = pictures[-1]
     large = double(small)
+    text = _some_text(large, random)
     if random.random() >= UNDAMAGED:
-        camera = Night(exposure=1.0, photons=between((4_000, 100_000), random), read_noise=5e-4)
-        small = send([gather(picture, camera) for picture in pictures], camera, random)
+        camera = Night(exposure=1.0, photons=log_uniform((4_000, 100_000), random), read_noise=5e-4)
+        small = send([gather(picture, camera) for picture in pictures], camera, random, text)
+    elif text is not None:
+        small = text.over(small)
+    if text is not None:
+        large = text.doubled().over(large)
     return _some_grey(Sample(small=small, large=large, dark=large), random)
 
 
@@ -196,9 +207,9 @@ def view(scene: Scene, random: np.random.Generator, wide: bool = False) -> Scene
     sides, limits = scene.shape[1:3], WIDE_VIEW if wide else VIEW
     if wide:
         fills = max(limit / side for limit, side in zip(limits, sides, strict=True))
-        factor = between((fills, max(fills, ENLARGED[1])), random)
+        factor = log_uniform((fills, max(fills, ENLARGED[1])), random)
     else:
-        factor = 1.0 if random.random() < AS_IT_IS else between(ENLARGED, random)
+        factor = 1.0 if random.random() < AS_IT_IS else log_uniform(ENLARGED, random)
     height, width = (
         min(limit, int(factor * side)) // (2 * ALIGN) * 2 * ALIGN for limit, side in zip(limits, sides, strict=True)
     )
@@ -220,33 +231,36 @@ def shade(pictures: Scene, random: np.random.Generator) -> Scene:
     day."""
     height, width = pictures.shape[1:3]
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    angle, border = random.uniform(0, 2 * np.pi), between(SHADE_BORDER, random) * height
+    angle, border = random.uniform(0, 2 * np.pi), log_uniform(SHADE_BORDER, random) * height
     from_border = (rows - random.uniform(0.2, 0.8) * height) * np.sin(angle)
     from_border += (columns - random.uniform(0.2, 0.8) * width) * np.cos(angle)
-    left = between(SHADE, random)
+    left = log_uniform(SHADE, random)
     light = left + (1 - left) * np.clip(from_border / border + 0.5, 0, 1)
     return np.stack([encode(DECODE.take(picture) * light[..., None].astype(np.float32)) for picture in pictures])
 
 
 def weather(picture: Picture, random: np.random.Generator) -> Picture:
     """Pictures by day under other light (overcast, glaring, against the sun), with a mean of at least `DAY_MEAN`."""
-    curve = np.linspace(0, 1, 256) ** between((0.8, 1.25), random)
-    gain = max(between((0.75, 1.3), random), DAY_MEAN / 255 / max(curve[picture].mean(), 1e-3))
+    curve = np.linspace(0, 1, 256) ** log_uniform((0.8, 1.25), random)
+    gain = max(log_uniform((0.75, 1.3), random), DAY_MEAN / 255 / max(curve[picture].mean(), 1e-3))
     codes: Picture = np.rint(255 * np.minimum(gain * curve, 1)).astype(np.uint8)
     return codes[picture]
 
 
-def send(lights: Sequence[Light], camera: Night, random: np.random.Generator) -> Picture:
+def send(lights: Sequence[Light], camera: Night, random: np.random.Generator, text: Overlay | None = None) -> Picture:
     """Send the light of a scene, (H, W, 3) arrays with even sides, over a thin link; returns the last picture, uint8.
 
+    `text` is what the camera writes over every picture, at the same place.
     The camera's noise is new in every picture, and for a photo the camera pans and shakes. So the last picture, which
     is in place, is predicted from others and carries their damage.
     """
     height, width = lights[-1].shape[:2]
     moving = _panned(lights[-1], random) if len(lights) == 1 else iter(lights)
     clip = (record(light, camera, random) for light in moving)
+    if text is not None:
+        clip = (text.over(picture) for picture in clip)
     codec: Codec = "hevc" if random.random() < HEVC else "h264"
-    *_, last = at_bit_rate(clip, round(between(BIT_RATES, random) * height * width / CIF), RATE, codec)
+    *_, last = at_bit_rate(clip, round(log_uniform(BIT_RATES, random) * height * width / CIF), RATE, codec)
     return last.as_taken()
 
 
@@ -265,6 +279,12 @@ def _halve_light(light: Light) -> Light:
     height, width = light.shape[:2]
     squares: Light = light.reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3))
     return squares
+
+
+def _some_text(large: Picture, random: np.random.Generator) -> Overlay | None:
+    """Text for the small picture of this large one, (H, W, 3) with even sides, with a probability of `OVERLAID`."""
+    height, width = large.shape[0] // 2, large.shape[1] // 2
+    return write(height, width, random) if random.random() < OVERLAID else None
 
 
 def _some_grey(sample: Sample, random: np.random.Generator) -> Sample:

@@ -53,7 +53,7 @@ def score_clip(engine: Door, path: Path, bit_rate: int = BIT_RATE, frames: int =
     clean, source = tee(islice(read_clip(path), frames))
     nights = (darken(halve(picture), Night(), random) for picture in source)
     octets, rows = 0, []
-    memory, keep = engine.remember(), kept_after(float(1 / rate))
+    memory, keep = engine.new_memory(), kept_after(float(1 / rate))
     with by_name(path.name):
         for truth, coded in zip(clean, at_bit_rate(nights, bit_rate, rate), strict=True):
             made = to_rgb(*engine.enhance(coded.y, coded.uv, CODED_COLOUR, memory, keep), CODED_COLOUR)

@@ -115,7 +115,7 @@ def noisy_nights(scenes: Iterable[Picture], seed: int) -> Iterator[Picture]:
 def _both(engine: Door, scenes: Iterable[Picture], seed: int) -> tuple[list[Picture], list[Picture]]:
     """The engine's inputs, and its outputs for them as the pictures of one feed."""
     given = list(noisy_nights(scenes, seed))
-    memory, keep = engine.remember(), kept_after(1 / RATE)
+    memory, keep = engine.new_memory(), kept_after(1 / RATE)
     return given, [enhance_picture(engine, picture, memory, keep) for picture in given]
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engines.colour import Colour, to_planes
 from engines.data.lol import Picture
-from engines.int8.unbias import Inputs, biased, unbias
+from engines.int8.unbias import Inputs, bias_additions, unbias
 
 if TYPE_CHECKING:
     import openvino
@@ -78,7 +78,7 @@ def spell_out(model: openvino.Model) -> None:
     """
     from openvino import opset13 as ops
 
-    transposed = [add for add in biased(model).values() if type_above(add) == "ConvolutionBackpropData"]
+    transposed = [add for add in bias_additions(model).values() if type_above(add) == "ConvolutionBackpropData"]
     for node in [port.get_node() for add in transposed for port in add.output(0).get_target_inputs()]:
         if node.get_type_name() != "FakeQuantize":
             continue

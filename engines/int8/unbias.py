@@ -30,7 +30,7 @@ def unbias(quantised: openvino.Model, exact: openvino.Model, pictures: Sequence[
     """
     if not pictures:
         raise ValueError("no pictures to measure the layers' means with; at least one is needed")
-    wanted, found = biased(exact), biased(quantised)
+    wanted, found = bias_additions(exact), bias_additions(quantised)
     if wanted.keys() != found.keys():
         raise ValueError(f"not the same convolutions: {', '.join(sorted(wanted.keys() ^ found.keys()))}")
     targets = dict(zip(wanted, channel_means(exact, list(wanted.values()), pictures), strict=True))
@@ -39,7 +39,7 @@ def unbias(quantised: openvino.Model, exact: openvino.Model, pictures: Sequence[
         move_bias(add, targets[name] - mean)
 
 
-def biased(model: openvino.Model) -> dict[str, openvino.Node]:
+def bias_additions(model: openvino.Model) -> dict[str, openvino.Node]:
     """The bias additions, by the names of their convolutions, in the order of computation."""
     return {
         node.get_friendly_name(): port.get_node()

@@ -28,7 +28,7 @@ class NetworkConfig:
     reads the encoder's features alone, and without `detail` there is no second branch."""
 
     @property
-    def remembers(self) -> int:
+    def memory_size(self) -> int:
         """How many numbers are kept of a feed between two pictures, see `engines.network.memory`."""
         return self.widths[-1]
 

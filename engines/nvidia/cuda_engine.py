@@ -61,14 +61,14 @@ class CudaSlot(Slot):
         return {"y_out": self.y_out, "uv_out": self.uv_out}
 
 
-class Kept:
+class DeviceMemory:
     """A feed's memory on the device; when finalised, in any thread, it is left for the next feed.
 
     Freeing it could block on all of the GPU's work, with all Python threads stopped (pycuda holds the GIL).
     """
 
-    def __init__(self, numbers: Any, turns: int, spare: list[Any]) -> None:
-        self.numbers, self.turns, self._spare = numbers, turns, spare
+    def __init__(self, numbers: Any, version: int, spare: list[Any]) -> None:
+        self.numbers, self.version, self._spare = numbers, version, spare
 
     def __del__(self) -> None:
         self._spare.append(self.numbers)
@@ -86,7 +86,7 @@ class CudaEngine(Engine):
         self._streams: list[Stream] = []
         self._warm_up_stream: Any = None
         self._lanes: dict[Size, Lanes] = {}
-        self._memories: WeakKeyDictionary[Memory, Kept] = WeakKeyDictionary()
+        self._memories: WeakKeyDictionary[Memory, DeviceMemory] = WeakKeyDictionary()
         self._spare: list[Any] = []  # device memory of feeds that ended
         self._left: list[Any] = []  # what finalised slots held
         self._nothing: Any = None
@@ -94,7 +94,7 @@ class CudaEngine(Engine):
 
     @abstractmethod
     def _open_device(self) -> Device:
-        """Take the device, load what all sizes share, and set `_remembers`."""
+        """Take the device, load what all sizes share, and set `_memory_size`."""
 
     @abstractmethod
     def _make_lanes(self, device: Device, width: int, height: int) -> Lanes:
@@ -115,8 +115,8 @@ class CudaEngine(Engine):
         self._device = self._open_device()
         with self._current() as device:
             *self._streams, self._warm_up_stream = [device.stream() for _ in range(4)]
-            self._nothing = device.copy(np.zeros((1, self._remembers), np.float32))
-            self._staging = device.locked((1, self._remembers), np.float32)
+            self._nothing = device.copy(np.zeros((1, self._memory_size), np.float32))
+            self._staging = device.locked((1, self._memory_size), np.float32)
 
     def _forget_sizes(self) -> None:
         with self._current():
@@ -129,7 +129,7 @@ class CudaEngine(Engine):
         try:
             yield
         except Exception as error:
-            log.warning("%s at the end: %s", self.info.runtime, error)
+            log.warning("%s: error while closing: %s", self.info.runtime, error)
 
     def _settle(self) -> None:
         """Wait for all work under way."""
@@ -140,7 +140,7 @@ class CudaEngine(Engine):
     def _close(self) -> None:
         """Free everything, or nothing if a thread is still preparing a size, which nothing can interrupt."""
         if not self._warming.acquire(timeout=EXIT_SECONDS):
-            log.warning("engine: %s is left behind, busy for more than %g s", self.info.runtime, EXIT_SECONDS)
+            log.warning("engine: %s did not stop within %g s and was abandoned", self.info.runtime, EXIT_SECONDS)
             return
         try:
             self._free_device()
@@ -282,9 +282,9 @@ class CudaEngine(Engine):
         if memory is None:
             return self._nothing
         kept = self._memories.get(memory)
-        if kept is None or kept.turns != memory.turns:  # another engine had the feed
-            numbers = self._on_device(device, memory.turn()[0], stream)
-            kept = self._memories[memory] = Kept(numbers, memory.turns, self._spare)
+        if kept is None or kept.version != memory.version:  # another engine had the feed
+            numbers = self._on_device(device, memory.swap()[0], stream)
+            kept = self._memories[memory] = DeviceMemory(numbers, memory.version, self._spare)
         return kept.numbers
 
     def _on_device(self, device: Device, numbers: Numbers, stream: Stream) -> Any:
@@ -297,13 +297,13 @@ class CudaEngine(Engine):
         stream.synchronize()
         return memory
 
-    def recollect(self, memory: Memory) -> Numbers:
-        """See `Door.recollect`."""
+    def read_memory(self, memory: Memory) -> Numbers:
+        """See `Door.read_memory`."""
         with self._inside_runtime(), self._current() as device:
             kept = self._memories.get(memory)
-            if kept is None or kept.turns != memory.turns:  # another engine had the feed
+            if kept is None or kept.version != memory.version:  # another engine had the feed
                 return memory.numbers()
-            numbers, (*_, download) = device.locked((1, self._remembers), np.float32), self._streams
+            numbers, (*_, download) = device.locked((1, self._memory_size), np.float32), self._streams
             device.read(kept.numbers, numbers, download)
             download.synchronize()
             return numbers.copy()

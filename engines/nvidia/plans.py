@@ -165,7 +165,7 @@ class Plans:
         """Store the runtime cache of a plan."""
         self._cache.store(RUNTIME, key, data)
 
-    def refusal(self, key: PlanKey) -> str | None:
+    def trial_result(self, key: PlanKey) -> str | None:
         """Why this machine refused a plan for the same capability when tried; empty if it ran one, None if a trial is
         due."""
         kept = self._cache.load(TRIAL, trial_of(key))
@@ -175,7 +175,7 @@ class Plans:
         holds = not refusal or 0 <= time.time() - int(made) < REFUSED_SECONDS
         return refusal if holds else None
 
-    def store_refusal(self, key: PlanKey, refusal: str) -> None:
+    def store_trial_result(self, key: PlanKey, refusal: str) -> None:
         """Store the result of a trial for the capability of this plan."""
         self._cache.store(TRIAL, trial_of(key), f"{int(time.time())}\n{refusal}".encode())
 
@@ -207,17 +207,17 @@ class Plans:
     def _why_useless(self, entry: Entry, key: PlanKey | None) -> str:
         """Empty for a plan that the engine takes."""
         if key is None or self._cache.path(PLAN, key) != entry.path:
-            return "it was made from something else"
+            return "it holds something other than its name says"
         if key.machine.gpu == NO_GPU.name:
             return "built without a GPU, to test building only"
         if self._machine is None:
-            return "no TensorRT is installed"
+            return "TensorRT is not installed"
         if key.machine != self._machine:
             return "built for another GPU, driver or library"
         try:
             present = find_weights(key.weights).card.files.get(FILES[key.precision])
         except EngineError:
-            return "its weights are not here"
+            return "its weights are missing"
         return "" if present == key.onnx else "its weights have changed"
 
 

@@ -40,7 +40,7 @@ def build_plan(
     `EngineMissing`, and `EngineError` with the library's own words.
     """
     if library.times_kernels and not has_driver():
-        raise EngineMissing(f"{library} builds on a GPU only, and here is none; {INSTALL}, which builds without")
+        raise EngineMissing(f"{library} builds only on a GPU, and none was found; {INSTALL}, which builds without")
     with collected_errors(library) as errors:
         try:
             return _build(library, onnx, (width, height), batch, timing, capability, errors)
@@ -101,4 +101,4 @@ def _fixed_sides(name: str, shape: tuple[int, ...], width: int, height: int) -> 
 
 
 def _joined(messages: Sequence[str]) -> str:
-    return "; ".join(dict.fromkeys(messages)) or "it does not say why"
+    return "; ".join(dict.fromkeys(messages)) or "no reason given"

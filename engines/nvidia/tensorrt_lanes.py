@@ -172,12 +172,12 @@ class PlanLane(Lane):
         if count not in self._contexts:
             context = self._plan.create_execution_context(self._how)
             if context is None:
-                raise EngineError("TensorRT makes no execution context: is there too little GPU memory?")
+                raise EngineError("TensorRT could not create an execution context: is there too little GPU memory?")
             context.set_device_memory(int(self._scratch), self._plan.device_memory_size_v2)
             for tensor in self._tensors.values():
                 context.set_tensor_address(tensor.name, int(self._memory[tensor.name]))
                 if tensor.is_input and not context.set_input_shape(tensor.name, (count, *tensor.shape)):
-                    raise EngineError(f"TensorRT takes no batch of {count}: {tensor.name} of {tensor.shape}")
+                    raise EngineError(f"TensorRT refused a batch of {count}: {tensor.name} of {tensor.shape}")
             self._contexts[count] = context
         return self._contexts[count]
 
@@ -192,7 +192,7 @@ def describe(plan: Any, library: Library) -> list[Tensor]:
         name = plan.get_tensor_name(number)
         shape = tuple(plan.get_tensor_shape(name))[1:]
         if min(shape) < 1:
-            raise EngineError(f"the plan does not tell the size of {name}: {shape}")
+            raise EngineError(f"the plan leaves the size of {name} open: {shape}")
         octets = math.prod(shape) * np.dtype(trt.nptype(plan.get_tensor_dtype(name))).itemsize
         tensors.append(Tensor(name, shape, octets, plan.get_tensor_mode(name) == trt.TensorIOMode.INPUT))
     return tensors

@@ -55,7 +55,7 @@ def import_tensorrt() -> Library:
         if (major, minor) >= OLDEST[name]:
             return Library(module, name, version)
         reasons.append(f"{name} {version} is too old: it must be {'.'.join(map(str, OLDEST[name]))} or newer")
-    raise EngineMissing(f"no TensorRT here: {INSTALL} ({'; '.join(reasons)})")
+    raise EngineMissing(f"no usable TensorRT: {INSTALL} ({'; '.join(reasons)})")
 
 
 def message_log(library: Library) -> Any:

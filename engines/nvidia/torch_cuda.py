@@ -99,7 +99,7 @@ class TorchCudaEngine(CudaEngine):
         network = load_network(self._weights.file(NUMBERS))
         graph = PictureGraph(HalfNetwork(network) if self.info.precision == "fp16" else network)
         self._graph = graph.eval().to(self._gpu.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._remembers = network.config.remembers
+        self._memory_size = network.config.memory_size
         return self._gpu
 
     def _make_lanes(self, device: Device, width: int, height: int) -> Lanes:
@@ -109,7 +109,7 @@ class TorchCudaEngine(CudaEngine):
             "y": (1, height, width),
             "uv": (2, (height + 1) // 2, (width + 1) // 2),
             "colour": (2, 3, 4),
-            "memory": (self._remembers,),
+            "memory": (self._memory_size,),
             "keep": (1,),
         }
         lanes = Lanes([TorchLane(self._graph, device, shapes, self.info.largest_batch) for _ in range(LANES)])

@@ -24,7 +24,7 @@ from engines.nvidia.gpu import Gpu
 from engines.nvidia.plans import Plans
 from engines.nvidia.tensorrt_builder import capabilities
 from engines.nvidia.tensorrt_library import Library
-from engines.runtime import TRIAL, EngineOptions
+from engines.runtime import TRIAL_SIZE, EngineOptions
 
 TRIAL_SECONDS = 300.0
 """Longest trial: TensorRT times kernels when it builds, TensorRT-RTX compiles when it runs."""
@@ -36,7 +36,7 @@ sys.path[:] = sys.argv[1].split(os.pathsep)
 from engines.nvidia.trial import try_here
 try_here(*sys.argv[2:])
 """
-REFUSED, UNTOLD = 3, 4
+REFUSED, INCONCLUSIVE = 3, 4
 """Exit codes of a trial: the GPU does not run the plan; or something else prevented the trial."""
 FROM_OUTSIDE = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
 """Signals that say nothing about the GPU: the service is being stopped, or the machine is out of memory."""
@@ -53,18 +53,23 @@ def capability_that_runs(library: Library, gpu: Gpu, weights: Weights, options: 
     """
     plans, refusals = Plans(library, gpu, options.cache), list[str]()
     for capability in capabilities(library):
-        key = plans.key(weights, *TRIAL, options.batch, capability=capability)
-        refusal = plans.refusal(key)
+        key = plans.key(weights, *TRIAL_SIZE, options.batch, capability=capability)
+        refusal = plans.trial_result(key)
         if refusal is None:
-            log.info("trying whether %s runs %s, in a process of its own", gpu.name, library)
+            log.info("testing in a separate process whether %s runs the plans of %s", gpu.name, library)
             refusal = refusal_of(weights, options, capability)
-            plans.store_refusal(key, refusal)
+            plans.store_trial_result(key, refusal)
         if not refusal:
             if refusals:
-                log.warning("%s takes a plan built for %s (%s)", gpu.name, capability, "; ".join(refusals))
+                log.warning(
+                    "%s uses a plan built for compute capability %s; others failed: %s",
+                    gpu.name,
+                    capability,
+                    "; ".join(refusals),
+                )
             return capability
-        refusals.append(f"{capability or 'as usual'}: {refusal}")
-    raise EngineMissing(f"{library} runs no plan on {gpu.name}: {'; '.join(refusals)}")
+        refusals.append(f"{capability or 'default capability'}: {refusal}")
+    raise EngineMissing(f"{library} could not run any plan on {gpu.name}: {'; '.join(refusals)}")
 
 
 def refusal_of(weights: Weights, options: EngineOptions, capability: str) -> str:
@@ -79,11 +84,11 @@ def refusal_of(weights: Weights, options: EngineOptions, capability: str) -> str
     except subprocess.TimeoutExpired:
         return f"it was not ready within {TRIAL_SECONDS:g} s"
     except OSError as error:
-        raise EngineMissing(f"TensorRT cannot be tried in a process of its own: {error.strerror}") from error
+        raise EngineMissing(f"TensorRT cannot be tested in a separate process: {error.strerror}") from error
     if code == 0:
         return ""
     reason = last if code > 0 else f"its process ended with signal {-code}: {last}"
-    if code == UNTOLD or -code in FROM_OUTSIDE:
+    if code == INCONCLUSIVE or -code in FROM_OUTSIDE:
         raise EngineMissing(reason)
     return reason
 
@@ -106,7 +111,7 @@ def outcome(command: Sequence[str]) -> tuple[int, str]:
                     trial.wait(KILLED_SECONDS)
         said.seek(0)
         lines = said.read().decode(errors="replace").strip().splitlines()
-    return code, lines[-1].strip() if lines else "it does not say why"
+    return code, lines[-1].strip() if lines else "no reason given"
 
 
 def try_here(folder: str, cache: str, batch: str, capability: str, seconds: str) -> NoReturn:
@@ -118,16 +123,16 @@ def try_here(folder: str, cache: str, batch: str, capability: str, seconds: str)
     from engines.runtime_tensorrt import import_driver, open_engine
 
     options = EngineOptions(cache=Path(cache) if cache else None, batch=int(batch), slots=1, capability=capability)
-    code = UNTOLD
+    code = INCONCLUSIVE
     try:
         engine = open_engine(Weights(Path(folder)), options).__enter__()
         code = REFUSED
-        engine.prepare(*TRIAL)
+        engine.prepare(*TRIAL_SIZE)
         code = 0
     except Exception as error:
         lacks_memory = code == REFUSED and isinstance(error.__cause__, import_driver().MemoryError)
         if lacks_memory or isinstance(error, EngineMissing | EngineMismatch):
-            code = UNTOLD
+            code = INCONCLUSIVE
         print("\n", " ".join(str(error).split()), file=sys.stderr, flush=True)
     os._exit(code)  # skip the libraries' exit handlers, which are not on trial
 

@@ -107,7 +107,7 @@ class GraphSteps:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
         """Memory shared by all graphs: they are replayed in turn, and the output of one is read before the next."""
-        self._told: dict[str, float] = {}
+        self._last_parts: dict[str, float] = {}
         self._captures = True
 
     def take(self, kind: int, chosen: Draw, step: int, rate: float, random: np.random.Generator) -> dict[str, float]:
@@ -129,10 +129,10 @@ class GraphSteps:
             this.light.copy_(chosen.light.pin_memory(), non_blocking=True)
             self._run(this, deck, chosen, with_detail)
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
-        if step % READ_EVERY == 0 or not self._told:
-            self._told = {name: part.item() for name, part in this.parts.items()}
+        if step % READ_EVERY == 0 or not self._last_parts:
+            self._last_parts = {name: part.item() for name, part in this.parts.items()}
             self._guard.check(step + 1)
-        return self._told
+        return self._last_parts
 
     def _run(self, this: Kind, deck: Deck, chosen: Draw, with_detail: bool) -> None:
         """Take the step: eagerly at first, then as a graph. A capture computes nothing, so it is replayed at once."""

@@ -21,7 +21,7 @@ class Guard:
     def __init__(self, device: torch.device) -> None:
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)
         """Steps that changed nothing: the latest in a row, and in all."""
-        self._told = 0
+        self._reported = 0
 
     def step(self, optimiser: torch.optim.Optimizer, norm: Tensor) -> None:
         """Step, unless the norm () of the gradient is not finite: then network and optimiser stay as they are."""
@@ -37,7 +37,7 @@ class Guard:
     def load(self, counts: Tensor) -> None:
         """Continue from the `counts` of an earlier sitting, which has reported them."""
         self.counts.copy_(counts)
-        self._told = int(counts[1])
+        self._reported = int(counts[1])
 
     def check(self, step: int) -> None:
         """Log how many steps changed nothing, up to `step`; waits for the device.
@@ -45,11 +45,11 @@ class Guard:
         Raises `EngineError` if there were too many in a row.
         """
         in_a_row, in_all = self.counts.tolist()
-        if in_all > self._told:
+        if in_all > self._reported:
             log.warning("step %d: the gradient is not finite; %d steps changed nothing so far", step, in_all)
-            self._told = in_all
+            self._reported = in_all
         if in_a_row >= MOST_IN_A_ROW:
             raise EngineError(
                 f"training ended at step {step}: the gradient was not finite in the last {in_a_row} steps; "
-                "the checkpoint holds the network of before"
+                "the checkpoint holds the network from before them"
             )

@@ -36,7 +36,7 @@ from engines.network.neid import Neid
 from engines.training.recipe import Recipe, read_recipe
 from engines.training.train import (
     Budget,
-    Trial,
+    HeldOut,
     as_shown,
     read_origin,
     read_seconds,
@@ -177,14 +177,16 @@ def run_job(job: Job, sets: Mapping[str, Sequence[Sample]], out: Path, budget: B
     folder.mkdir(parents=True, exist_ok=True)
     clock = Clock(time.monotonic())
 
-    def told(step: int, score: float) -> None:
+    def report_score(step: int, score: float) -> None:
         clock.scored()
         print(f"  step {step}: {score:.3f} dB held out", flush=True)
 
     start = SHIPPED / job.start / NUMBERS if job.start else None
-    trial = Trial(sets["held_out"], told) if recipe.hold_out else None
+    held_out = HeldOut(sets["held_out"], report_score) if recipe.hold_out else None
     checkpoint = folder / CHECKPOINT
-    network = train(recipe, pairs(recipe, sets), budget, checkpoint, clock.report, start=start, trial=trial).half()
+    network = train(
+        recipe, pairs(recipe, sets), budget, checkpoint, clock.report, start=start, held_out=held_out
+    ).half()
     steps, trials = read_trials(checkpoint)
     scores: dict[str, object] = {"steps": steps}
     if clock.step_ms:

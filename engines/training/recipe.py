@@ -158,15 +158,15 @@ def _fault(recipe: Recipe) -> str | None:
         if not all(0 <= share <= 1 for share in shares):
             return f"{name} is {list(shares)}; all must be from 0 to 1"
     if min(recipe.mix) < 0 or not math.isclose(sum(recipe.mix), 1, abs_tol=1e-9):
-        return f"mix is {list(recipe.mix)}; its shares must be from 0 on, and 1 together"
+        return f"mix is {list(recipe.mix)}; its shares must be 0 or more, and add up to 1"
     for name, least in LEAST.items():
         if (value := getattr(recipe, name)) is not None and not least <= value < math.inf:
-            return f"{name} is {value}; it must be a number from {least} on"
+            return f"{name} is {value}; it must be a finite number, {least} or more"
     shares, rates = [share for share, _ in recipe.drops], [rate for _, rate in recipe.drops]
     if not all(0 <= share <= 1 for share in shares) or shares != sorted(shares):
         return f"drops has the shares {shares}; they must be from 0 to 1, and ascend"
     if not all(0 <= rate < math.inf for rate in rates):
-        return f"drops has the rates {rates}; they must be numbers from 0 on"
+        return f"drops has the rates {rates}; all must be finite numbers, 0 or more"
     if not recipe.clip > 0:
         return f"clip is {recipe.clip}; it must be above 0"
     smallest = SMALLEST_OF_TWINS if recipe.twins > 0 else SMALLEST_CROP
@@ -175,7 +175,7 @@ def _fault(recipe: Recipe) -> str | None:
     if recipe.wide > 0 and not all(side <= most for side, most in zip(recipe.crop, LARGEST_WIDE_CROP, strict=True)):
         return f"crop is {list(recipe.crop)}; with wide it must be {list(LARGEST_WIDE_CROP)} at most"
     if not recipe.weights().keys() - {"detail", "steady"}:
-        return "huber_weight, ssim_weight and chroma_weight are all 0; one of them must be more"
+        return "huber_weight, ssim_weight and chroma_weight are all 0; at least one must be above 0"
     if recipe.twins > 0 and recipe.batch % 2:
         return f"batch is {recipe.batch}; with twins it must be even"
     if recipe.select == "best" and not recipe.hold_out:

@@ -81,11 +81,11 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Trial:
+class HeldOut:
     """Held-out pairs on which the averaged network is scored, during training and at the end."""
 
     samples: Sequence[Sample]
-    told: Callable[[int, float], None] = lambda _step, _score: None
+    report: Callable[[int, float], None] = lambda _step, _score: None
     """Called with the step and the raw PSNR in dB; not after a signal that ends the process."""
 
 
@@ -96,7 +96,7 @@ def train(
     checkpoint: Path,
     report: Report,
     start: Path | None = None,
-    trial: Trial | None = None,
+    held_out: HeldOut | None = None,
     device: torch.device | None = None,
     teacher: Path | None = None,
 ) -> Neid:
@@ -105,8 +105,8 @@ def train(
     `samples` are the LOL, night and day pairs that `recipe.mix` weighs. `start` holds stored numbers to begin with, in
     place of random ones; of a wider network, the most important channels are taken. `teacher` holds the numbers of the
     network that `recipe.taught` needs. `device` is a GPU by default, if there is one. With `select = "best"` the result
-    is the average that scored best in the `trial`. Raises `ValueError` if a trial or teacher that the recipe needs is
-    missing, or if a teacher is given that it does not use.
+    is the average that scored best on the `held_out` pairs. Raises `ValueError` if held-out pairs or a teacher that the
+    recipe needs are missing, or if a teacher is given that it does not use.
 
     `checkpoint` is written every `SAVE_EVERY` steps, and after the step in which a signal to end the process arrives.
     If it exists, the run resumes from it, on any device. Raises `EngineMismatch` if it was begun with another recipe,
@@ -116,7 +116,7 @@ def train(
     A step whose gradient is not finite changes neither network nor optimiser. Too many in a row raise `EngineError`,
     and leave the checkpoint as it is.
     """
-    if recipe.select == "best" and trial is None:
+    if recipe.select == "best" and held_out is None:
         raise ValueError("the recipe selects the best network, but no held-out pairs were given to try it on")
     if any(recipe.taught) != (teacher is not None):
         raise ValueError("a teacher must be given where the recipe has lessons of one, and nowhere else")
@@ -126,10 +126,8 @@ def train(
     run.origin |= {"pairs": digest(samples), "commit": checked_out()}
     if checkpoint.exists():
         run.load(checkpoint)
-    if trial is not None and run.origin.get("knows_all"):
-        log.warning(
-            "the numbers that this run begins with learned the held-out scenes: no score on those tells anything"
-        )
+    if held_out is not None and run.origin.get("knows_all"):
+        log.warning("the starting weights were trained on the held-out scenes, so scores on these mean nothing")
     lol, night, *day = samples
     lol = even_out(even_out(lol, recipe.evened[0]), recipe.evened_nearby, NEARBY)
     if recipe.phases:
@@ -148,15 +146,15 @@ def train(
             share = budget.share(run.step, run.seconds)
             if not signals:
                 report(run.step, share, parts)
-            if trial is not None and (run.step % TRY_EVERY[device.type] == 0 or share >= 1):
-                score = run.attempt(trial.samples)
+            if held_out is not None and (run.step % TRY_EVERY[device.type] == 0 or share >= 1):
+                score = run.attempt(held_out.samples)
                 if not signals:  # else save first: the listener may be gone with the terminal
-                    trial.told(run.step, score)
+                    held_out.report(run.step, score)
             if run.step % SAVE_EVERY[device.type] == 0 or share >= 1:
                 run.save(checkpoint)
         if signals:
             run.save(checkpoint)
-            log.warning("interrupted after step %d; %s holds it, and the same call goes on", run.step, checkpoint)
+            log.warning("interrupted after step %d; saved to %s; run the same command to resume", run.step, checkpoint)
     return run.result(recipe)
 
 
@@ -317,7 +315,7 @@ class Run:
             reason = str(error).partition("\n")[0]
             raise EngineMismatch(f"{checkpoint} cannot be read as a checkpoint: {reason}") from error
         if (wrong := _difference(state.get("origin"), self.origin)) is not None:
-            raise EngineMismatch(f"{checkpoint} was begun with {wrong}; give that again, or another folder")
+            raise EngineMismatch(f"{checkpoint} was started with {wrong}; give the same again, or another folder")
         self.network.load_state_dict(state["network"])
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state["optimiser"])
@@ -328,7 +326,9 @@ class Run:
         self.best_score, self.best_step = state.get("best_score", -math.inf), state.get("best_step", 0)
         own, self.trials, self.origin = self.origin, state.get("trials", []), state.get("origin", self.origin)
         if self.origin.get("pairs", own.get("pairs")) != own.get("pairs"):
-            log.warning("%s was begun with other pairs; from step %d on it learns these", checkpoint, self.step)
+            log.warning(
+                "%s was started with other pairs; from step %d on it learns from the new ones", checkpoint, self.step
+            )
         self.guard.load(state.get("unfit", torch.zeros(2, dtype=torch.int64)))
 
 
@@ -365,7 +365,7 @@ def _difference(saved: dict[str, Any] | None, own: dict[str, Any]) -> str | None
     usual = msgspec.to_builtins(Recipe())
     for name, value in own["recipe"].items():
         if (was := saved["recipe"].get(name, usual[name])) != value:
-            return f"{name} = {was}, and not with {value}"
+            return f"{name} = {was}, not {value}"
     if own["start"] not in (None, saved["start"]):
         return "other numbers" if saved["start"] else "random numbers"
     if own["teacher"] != saved.get("teacher"):

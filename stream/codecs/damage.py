@@ -32,7 +32,7 @@ class Damage:
         self._going_in = self._going_in or damaged
         return tainted
 
-    def meet(self) -> None:
+    def note_damage(self) -> None:
         """Note that something before the next access unit is missing or damaged."""
         self._going_in = True
 
@@ -42,11 +42,11 @@ class Damage:
 
     def _state(self, picture: VideoFrame, unit: AccessUnit, damaged: bool) -> State:
         again = unit.key and not all(self._begun.values())  # no end announced: two in a row have refreshed all of it
-        if (unit.key and picture.key_frame) or again or unit.completes in self._begun:
+        if (unit.key and picture.key_frame) or again or unit.completes_refresh_of in self._begun:
             self._coming_out = False
             self._begun.clear()
         if unit.key and self._coming_out:
-            self._begun[unit.number] = unit.says_when
+            self._begun[unit.number] = unit.announces_refresh
         if unit.damaged or damaged or unit.tainted:
             self._spoil()
         if unit.damaged or damaged:

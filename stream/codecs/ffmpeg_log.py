@@ -13,7 +13,7 @@ Line = tuple[int, str, str]
 
 
 @contextmanager
-def overheard() -> Iterator[list[Line]]:
+def captured_log() -> Iterator[list[Line]]:
     """The warnings and errors that FFmpeg logs inside the block, in this thread; they appear nowhere else."""
     if ffmpeg.get_level() != ffmpeg.WARNING:
         logging.getLogger("libav").setLevel(logging.CRITICAL + 1)  # for lines from other threads
@@ -23,6 +23,6 @@ def overheard() -> Iterator[list[Line]]:
         yield lines
 
 
-def tells(lines: list[Line], *beginnings: str) -> bool:
+def has_line_starting_with(lines: list[Line], *beginnings: str) -> bool:
     """Whether any line begins with one of these."""
     return any(text.startswith(beginnings) for _, _, text in lines)

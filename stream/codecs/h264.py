@@ -47,13 +47,13 @@ class ReferenceCheck:
     def __init__(self, parameter_sets: bytes = b"") -> None:
         """`parameter_sets` (Annex B) are those from outside the stream."""
         self._headers = Headers(parameter_sets)
-        self.says_when = False
+        self.announces_refresh = False
         """Whether the last access unit is a recovery point, which says when all pictures shown will be complete."""
-        self.completes: int | None = None
+        self.completes_refresh_of: int | None = None
         """Number of the recovery point that is complete from the last access unit on."""
         self._last: int | None = None  # `frame_num` of the last reference picture
         self._renewals: dict[int, int] = {}  # numbers of recovery points, by the `frame_num` that completes them
-        self._orders = Orders()
+        self._order_counts = OrderCountCheck()
 
     @property
     def sequence_changed(self) -> bool:
@@ -66,13 +66,13 @@ class ReferenceCheck:
         False if that cannot be known, because headers are damaged or parameter sets have not come. `key` is the number
         of an access unit that may be a recovery point.
         """
-        self.says_when, self.completes = False, None
+        self.announces_refresh, self.completes_refresh_of = False, None
         first = self._headers.first_slice(unit)
         if first is None:
             return False
         sequence, last = first.sequence, self._last
         if first.referred:
-            self.completes = self._renewals.pop(first.number, None)
+            self.completes_refresh_of = self._renewals.pop(first.number, None)
         if key is not None:
             self._begin_renewal(first, key)
         before = (first.number - 1) % (1 << sequence.frame_num_bits)
@@ -84,7 +84,7 @@ class ReferenceCheck:
             hole = last != before
         if first.referred or hole:
             self._last = first.number if first.referred else before
-        return self._orders.repeats(first) or hole
+        return self._order_counts.repeats(first) or hole
 
     def _begin_renewal(self, first: Slice, number: int) -> None:
         """Note when a recovery point completes: one later than it says, since FFmpeg's first may be unfinished."""
@@ -93,10 +93,10 @@ class ReferenceCheck:
         size, count = 1 << first.sequence.frame_num_bits, recovery_count(self._headers.messages)
         if count is not None and count + 1 < size:
             self._renewals[(first.number + count + 1) % size] = number
-            self.says_when = True
+            self.announces_refresh = True
 
 
-class Orders:
+class OrderCountCheck:
     """Detects picture order counts (clause 8.2.1.1) that repeat since the last IDR picture.
 
     Not every encoder conforms: a stream is trusted only if its previous group of pictures had no repetition.

@@ -34,30 +34,30 @@ def nvdec(video: VideoStream) -> VideoCodecContext:
     For profiles or sizes that NVDEC does not support, FFmpeg decodes on the CPU instead; see `is_on_gpu`. Raises
     `CodecError` if there is no GPU, or no NVDEC for the codec.
     """
-    told = video.codec_context
+    source = video.codec_context
     if "cuda" not in hwdevices_available():
         raise CodecError("NVDEC is not in this build of FFmpeg")
     prepare_primary_context()
     try:
         try:
-            context = av.CodecContext.create(told.codec, "r", HWAccel("cuda", options=SHARED))
+            context = av.CodecContext.create(source.codec, "r", HWAccel("cuda", options=SHARED))
         except av.FFmpegError:  # it is in use with other flags
-            context = av.CodecContext.create(told.codec, "r", HWAccel("cuda"))
+            context = av.CodecContext.create(source.codec, "r", HWAccel("cuda"))
     except av.FFmpegError as error:
         raise CodecError(trouble("NVDEC", error)) from None
     if not context.is_hwaccel:
-        raise CodecError(f"NVDEC cannot take the place of {told.name}")
+        raise CodecError(f"NVDEC does not support {source.name}")
     assert isinstance(context, VideoCodecContext)
-    return informed(context, told)
+    return copy_parameters(context, source)
 
 
-def informed(context: VideoCodecContext, told: VideoCodecContext) -> VideoCodecContext:
-    """`context`, with what `told` knows about the stream from outside its access units."""
-    context.extradata = told.extradata
-    context.width, context.height = told.width, told.height
-    context.colorspace, context.color_range = told.colorspace, told.color_range
-    context.color_trc, context.color_primaries = told.color_trc, told.color_primaries
-    context.reorder_depth = told.reorder_depth
+def copy_parameters(context: VideoCodecContext, source: VideoCodecContext) -> VideoCodecContext:
+    """`context`, with what `source` knows about the stream from outside its access units."""
+    context.extradata = source.extradata
+    context.width, context.height = source.width, source.height
+    context.colorspace, context.color_range = source.colorspace, source.color_range
+    context.color_trc, context.color_primaries = source.color_trc, source.color_primaries
+    context.reorder_depth = source.reorder_depth
     return context
 
 
@@ -89,5 +89,5 @@ def trouble(codec: str, error: Exception) -> str:
     """Why a GPU codec does not work, for people; without a GPU, FFmpeg itself says "Operation not permitted"."""
     gpu = find_gpu()
     if gpu == NO_GPU:
-        return f"{codec} needs an NVIDIA GPU, and this process can use none"
+        return f"{codec} needs an NVIDIA GPU, and none is available to this process"
     return f"{codec} does not work on the {gpu.name}: {error.strerror if isinstance(error, av.FFmpegError) else error}"

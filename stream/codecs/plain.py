@@ -58,7 +58,7 @@ class PlainPictures:
     def add(self, picture: VideoFrame) -> list[VideoFrame]:
         """The plain pictures that are ready, in order; raises `av.FFmpegError`."""
         if picture.format.name in FATAL:
-            raise av.FFmpegError(ENOTSUP, f"pictures of {picture.format.name} cannot be made plain")
+            raise av.FFmpegError(ENOTSUP, f"pictures of format {picture.format.name} cannot be converted")
         self.interlaced = self.interlaced or (picture.interlaced_frame and not self._fields_apart)
         if not self.interlaced:
             return [self._plain(picture)]
@@ -153,8 +153,8 @@ def states_matrix(stream: VideoCodecContext) -> bool:
 
 def display_matrix(picture: VideoFrame) -> tuple[int, ...]:
     """FFmpeg's nine numbers on how to show a decoded picture, from its container or codec; none: as it is."""
-    told = next((message for message in messages_of(picture) if message.type is Type.DISPLAYMATRIX), None)
-    return () if told is None else tuple(np.frombuffer(bytes(told), np.int32).tolist())
+    found = next((message for message in messages_of(picture) if message.type is Type.DISPLAYMATRIX), None)
+    return () if found is None else tuple(np.frombuffer(bytes(found), np.int32).tolist())
 
 
 def messages_of(picture: VideoFrame) -> list[SideData]:

@@ -130,7 +130,7 @@ def convert_with_parts(
     try:
         conversion = enhance_rest(engine, source, target, parts, report, stop)
     except PartsOfSomethingElse as error:
-        log.warning("%s: begun anew", error)
+        log.warning("%s: starting over", error)
         parts.clear()
         conversion = enhance_rest(engine, source, target, parts, report, stop)
     if conversion.complete:
@@ -152,7 +152,7 @@ def put_in_place(whole: Path, target: Path, time_ns: int | None) -> None:
         try:
             os.utime(whole, ns=(time_ns, time_ns))
         except OSError as error:
-            log.warning("%s cannot have the time of its recording: %s", target, error.strerror)
+            log.warning("cannot give %s the modification time of its recording: %s", target, error.strerror)
     with whole.open("rb") as file:
         os.fsync(file.fileno())
     whole.replace(target)
@@ -182,7 +182,7 @@ def enhance_rest(
 ) -> Conversion:
     """Enhance the pictures that are in no part yet into parts; encoding runs beside decoding and enhancing."""
     if before := parts.pictures:
-        log.info("%s: going on after %d pictures", source, before)
+        log.info("%s: resuming after %d pictures", source, before)
     with (
         open_recording(source, stop) as segment,
         PartWriter(parts, segment, options_for(target)) as writer,
@@ -202,11 +202,11 @@ def enhance_rest(
             wait(IN_FLIGHT - 1)
         wait(0)
         encoding.submit(writer.finish).result()
-        there, told = pictures_there(segment)
+        held, indexed = pictures_in_file(segment)
     if segment.failure:
-        log.warning("%s ends early: %s", source, segment.failure)
-    elif there < told and not stop.is_set():
-        log.warning("%s ends early: %d of %d pictures are there", source, there, told)
+        log.warning("%s cannot be read to its end: %s", source, segment.failure)
+    elif held < indexed and not stop.is_set():
+        log.warning("%s is truncated: it holds %d of the %d pictures in its index", source, held, indexed)
     if not parts.done and not stop.is_set():
         raise SourceUnsupported(f"{source}: no picture in it can be decoded", reason="codec")
     complete = not stop.is_set()
@@ -214,7 +214,7 @@ def enhance_rest(
     return Conversion(parts.pictures, lost, before, complete)
 
 
-def pictures_there(segment: RecordedSegment) -> tuple[int, int]:
+def pictures_in_file(segment: RecordedSegment) -> tuple[int, int]:
     """Number of coded pictures (or fields) in the file, and in its index; zeros if no index says where each one is.
 
     The numbers in headers differ: they include what edit lists cut off, or pauses, as in AVI.
@@ -243,7 +243,7 @@ def remaining_frames(
                 break
         else:
             if not stop.is_set():
-                raise PartsOfSomethingElse(f"{parts.folder}: what was done is not of this recording")
+                raise PartsOfSomethingElse(f"{parts.folder}: the unfinished work does not match this recording")
     for frame in frames:
         at = bisect_right(segment.keys, frame.received_ns) - 1
         yield frame, segment.keys[max(0, at - 1)]  # one key frame earlier: pictures may refer to the group before
@@ -270,7 +270,7 @@ def check_size(segment: RecordedSegment, frame: Frame, parts: Parts) -> None:
         parts.begin(Layout(width, height, frame.colour.matrix, frame.colour.full_range, matrix))
     elif (width, height) != (parts.layout.width, parts.layout.height):
         raise SourceUnsupported(
-            f"{segment.file}: its pictures change their size, to {frame.width}x{frame.height}; a file holds one",
+            f"{segment.file}: its picture size changes to {frame.width}x{frame.height}; a file can hold only one size",
             reason="codec",
         )
 

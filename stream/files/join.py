@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 ENCODER = "libx264"
 """FFmpeg's name of the encoder of the enhanced pictures."""
 
-REORDERED = 2
+X264_REORDER = 2
 """The largest reordering delay, in pictures: that of x264 with B-frames that refer to B-frames."""
 
 IN_ORDER = {"asf", "avi"}
@@ -58,10 +58,10 @@ OF_A_PHONE = "com.apple.quicktime."
 OF_A_STREAM = {"creation_time", "handler_name", "language", "timecode", "title"}
 """Metadata of a stream that is kept."""
 
-SHOWN_AS_TOLD = {"3g2", "3gp", "f4v", "ipod", "ismv", "matroska", "mov", "mp4"}
+HOLDS_ORIENTATION = {"3g2", "3gp", "f4v", "ipod", "ismv", "matroska", "mov", "mp4"}
 """FFmpeg's names of the containers that store how pictures are turned and mirrored; `ipod` is .m4v."""
 
-CONTAINERS = SHOWN_AS_TOLD | {"asf", "avi", "flv", "mpegts", "nut"}
+CONTAINERS = HOLDS_ORIENTATION | {"asf", "avi", "flv", "mpegts", "nut"}
 """Those that can hold H.264 as the parts do; FFmpeg writes it into others too, but nothing can read them."""
 
 ENDINGS = {ending: name for name in CONTAINERS for ending in ContainerFormat(name, "w").extensions}
@@ -123,12 +123,12 @@ def companions(source: Path, target: Path) -> Companions:
 def refusal(target: Path, stream: Stream) -> str | None:
     """Why a file like `target` cannot hold a stream; None if it can."""
     if stream.type == "video":
-        return "there is one video already"
+        return "the file has a video already"
     suffix = target.suffix.lower()
     if suffix in UNREADABLE_IN_TS and stream.type == "audio":
         name = stream.codec_context.name.removesuffix("float").removesuffix("_fixed")
         if name not in SOUND_OF_TS and not (suffix == ".m2ts" and name == "pcm_bluray"):
-            return f"{target.suffix} holds {label(stream)} so that nothing can play it"
+            return f"no player can play {label(stream)} in {target.suffix}"
     try:
         try_out(target, stream)
     except av.FFmpegError:  # some of which are ValueErrors, too
@@ -177,7 +177,7 @@ def join(source: Path, parts: Parts, target: Path, kept: list[int]) -> None:
             except av.InvalidDataError:  # a copied packet: those of the parts come from our encoder
                 damaged += 1
         if damaged:
-            log.warning("%s: damaged packets of sound or data that are left out: %d", source, damaged)
+            log.warning("%s: damaged packets of sound or data left out: %d", source, damaged)
     with open_container(target) as made:
         held = {key.lower() for key in made.metadata}
     if lost := ", ".join(key for key in metadata if key.lower() not in held):
@@ -198,7 +198,7 @@ def add_pictures(parts: Parts, writer: OutputContainer, video: VideoStream) -> V
         stream = writer.add_stream_from_template(part.streams.video[0])
     describe(stream, video)
     if parts.layout and parts.layout.display_matrix:
-        if writer.format.name in SHOWN_AS_TOLD:
+        if writer.format.name in HOLDS_ORIENTATION:
             stream.set_display_matrix(parts.layout.display_matrix)
         else:
             suffix = Path(writer.name).suffix
@@ -275,11 +275,11 @@ def packets_of_parts(parts: Parts, stream: Stream, time_base: Fraction) -> Itera
         packets = pictures_of(path, time_base)
         times = sorted(packet.pts or 0 for packet in packets)
         step = times[1] - times[0] if len(times) > 1 else 1
-        before = before or [times[0] - number * step for number in range(REORDERED, 0, -1)]
+        before = before or [times[0] - number * step for number in range(X264_REORDER, 0, -1)]
         for packet, dts in zip(packets, before + times, strict=False):
             packet.dts, packet.stream = dts, stream
             yield float(dts * time_base), packet
-        before = (before + times)[-REORDERED:]
+        before = (before + times)[-X264_REORDER:]
 
 
 def from_zero(packets: Iterator[Packet[Stream]]) -> Iterator[Packet[Stream]]:

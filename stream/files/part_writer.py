@@ -39,7 +39,7 @@ clock was set. In others it is an intended pause."""
 STAMPED = b"MISP"
 """Prefix of messages inside a picture that give its time by MISB ST 0604."""
 
-REORDERED = 16
+MAX_REORDER = 16
 """Number of access units between a picture's places in decoding and display order: the most that H.264 and HEVC allow.
 A pause this near to a leap in the display times explains it."""
 
@@ -130,9 +130,9 @@ class PartWriter:
         if colour != layout.colour:
             y, uv = recoloured(y, uv, colour, layout.colour)
         picture = as_frame(y, uv[0], uv[1], layout.width, layout.height)
-        self._tell_left_out(frame.picture)
+        self._log_left_out(frame.picture)
         unit = frame.received_ns
-        near = range(min(self._unit, unit) - REORDERED, max(self._unit, unit) + REORDERED + 1)
+        near = range(min(self._unit, unit) - MAX_REORDER, max(self._unit, unit) + MAX_REORDER + 1)
         pause = not self._received or not self._pauses.isdisjoint(near)
         picture.pts, picture.time_base = self.clock.place(frame.pts, pause=pause) + SHIFT, frame.time_base
         container.mux(self._stream.encode(picture))
@@ -144,7 +144,7 @@ class PartWriter:
         if self._pictures == PART_PICTURES:
             self.finish()
 
-    def _tell_left_out(self, picture: VideoFrame) -> None:
+    def _log_left_out(self, picture: VideoFrame) -> None:
         """Warn once about each kind of message inside the recording's pictures that the new ones lack."""
         messages = messages_of(picture)
         kinds = {"closed captions" for message in messages if message.type is Type.A53_CC}

@@ -106,7 +106,7 @@ class Parts:
             self._read()
         except BlockingIOError:
             journal.close()
-            raise StreamError(f"{self.folder}: another process is at work here") from None
+            raise StreamError(f"{self.folder}: another process is working in this folder") from None
         except BaseException:
             journal.close()
             if new:
@@ -187,7 +187,10 @@ class Parts:
         good = sum(map(len, lines[: self._take_over(lines)]))
         if not good:
             if lines:
-                log.warning("%s: what was done is of another recording, or with other weights: begun anew", self.folder)
+                log.warning(
+                    "%s: the unfinished work is for another recording, weights or encoder settings: starting over",
+                    self.folder,
+                )
             self.clear()
         else:
             journal.truncate(good)

@@ -76,7 +76,7 @@ class Playlist:
                     self._segment = segment
                     self._opened.append(Opened(number, segment.first, segment.keys, units))
                     yield segment
-                    units += given(segment)
+                    units += units_given(segment)
             except SourceUnsupported as error:
                 log.warning("%s", error)
                 self.failed[self.files[number]] = str(error)
@@ -105,7 +105,7 @@ class Playlist:
         return self._start
 
 
-def given(segment: RecordedSegment) -> int:
+def units_given(segment: RecordedSegment) -> int:
     """Number of access units that a recording has given out so far, unreadable ones included."""
     return max(0, segment.units - segment.first) + segment.unreadable
 
@@ -131,9 +131,9 @@ class Bookmark:
         named = "\0".join([feed, *(str(path.resolve()) for path in paths)])
         self.path = user_state_path("nightbridge") / "replay" / f"{sha256(os.fsencode(named)).hexdigest()[:32]}.json"
         self._feed = feed
-        self._told = False
+        self._write_failure_logged = False
         self._lock: FileIO | None = None
-        self._theirs = False
+        self._held_elsewhere = False
 
     def __enter__(self) -> Self:
         name = self.path.with_suffix(".lock")
@@ -145,8 +145,10 @@ class Bookmark:
                 self._lock = FileIO(name, "a")
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._theirs = True
-            log.warning("another process plays this already: begun at the start, and the position is not remembered")
+            self._held_elsewhere = True
+            log.warning(
+                "another process is replaying these recordings: starting from the beginning without saving the position"
+            )
         except OSError as error:  # `write` logs it
             log.debug("%s: %s", self.path, error.strerror)
         return self
@@ -155,7 +157,7 @@ class Bookmark:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
-            if not self._theirs:
+            if not self._held_elsewhere:
                 with suppress(OSError):
                     self.path.with_suffix(".lock").unlink()
             self._lock.close()
@@ -163,28 +165,28 @@ class Bookmark:
     @property
     def kept(self) -> bool:
         """Whether the position is remembered: not if another process holds the bookmark."""
-        return not self._theirs
+        return not self._held_elsewhere
 
     def read(self, files: Sequence[Path]) -> Position | None:
         """The position among these recordings; None if there is none that is valid."""
-        if self._theirs:
+        if self._held_elsewhere:
             return None
         try:
             mark = msgspec.json.decode(self.path.read_bytes(), type=Mark)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("the remembered position is ignored, since it cannot be read: %s: %s", self.path, error)
+            log.warning("the saved position is ignored, since it cannot be read: %s: %s", self.path, error)
             return None
         numbers = [number for number, file in enumerate(files) if self._mark(file, mark.unit) == mark]
         if not numbers or mark.unit < 0:
-            log.warning("the remembered position is ignored, since %s is not as it was", mark.file)
+            log.warning("the saved position is ignored, since %s has changed", mark.file)
             return None
         return Position(numbers[0], mark.unit)
 
     def write(self, files: Sequence[Path], position: Position) -> None:
         """Remember a position; a failure is logged once."""
-        if self._theirs:
+        if self._held_elsewhere:
             return
         fresh = self.path.with_suffix(f".{os.getpid()}")
         try:
@@ -195,18 +197,18 @@ class Bookmark:
             finally:
                 fresh.unlink(missing_ok=True)
         except OSError as error:
-            if not self._told:
-                log.warning("the position cannot be remembered: %s: %s", self.path, error.strerror)
-            self._told = True
+            if not self._write_failure_logged:
+                log.warning("the position cannot be saved: %s: %s", self.path, error.strerror)
+            self._write_failure_logged = True
 
     def remove(self) -> None:
         """Forget the position."""
-        if self._theirs:
+        if self._held_elsewhere:
             return
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("the position cannot be forgotten: %s: %s", self.path, error.strerror)
+            log.warning("the saved position cannot be removed: %s: %s", self.path, error.strerror)
 
     def _mark(self, file: Path, unit: int) -> Mark:
         found = file.stat()

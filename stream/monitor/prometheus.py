@@ -79,7 +79,7 @@ def engine_failures(engine: Door) -> Metric:
 
 def settings_current(relay: Relay) -> Metric:
     """Whether the latest settings were accepted."""
-    text = "0 while what the file of the settings says is refused, else 1."
+    text = "0 while the settings file is refused or gone, else 1."
     return GaugeMetricFamily("nightbridge_settings_current", text, value=relay.refused is None)
 
 
@@ -101,7 +101,7 @@ def counters(figures: Mapping[str, FeedFigures]) -> Iterator[Metric]:
     dropped = counter("frames_dropped", "Access units or frames thrown away on purpose.", "stage", "reason")
     lost = counter("frames_lost", "Access units that gave no picture.", "stage", "reason")
     reconnects = counter("reconnects", "Times that the source was given up, to be opened again.", "reason")
-    repairs = counter("timestamp_repairs", "Frames whose time stamps could not be believed.")
+    repairs = counter("timestamp_repairs", "Frames whose time stamps were not credible.")
     for name, feed in figures.items():
         received.add_metric([name], feed.received)
         published.add_metric([name], feed.published)

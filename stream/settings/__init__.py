@@ -4,7 +4,7 @@ The JSON form of each model (`model_dump(mode="json")`) is safe to show: duratio
 credentials.
 """
 
-from stream.settings.load import Settings, load_settings, low_mark, require_weights
+from stream.settings.load import Settings, high_water_mark_warning, load_settings, require_weights
 from stream.settings.tables import (
     CurveSettings,
     DecoderChoice,
@@ -27,7 +27,7 @@ __all__ = [
     "FeedSettings",
     "RelaySettings",
     "Settings",
+    "high_water_mark_warning",
     "load_settings",
-    "low_mark",
     "require_weights",
 ]

@@ -51,7 +51,7 @@ def _complaint(mistake: ErrorDetails, model: type[BaseModel], tables: Mapping[st
     reason = str(context.get("error", ALLOWED.get(kind, mistake["msg"])))
     if location[-1] == "[key]":
         place = _place(location[:-1], True, tables, file)
-        return f"{place} is no name for a feed; it must be {reason}"
+        return f"{place} is not a valid feed name; it must be {reason}"
     if kind == "missing":
         lacking = _place(location, False, tables, file, stated=location[:-1])
         return f"{lacking} is missing" + ("" if lacking.file else f": {file} has no [{_dotted(location[:-1])}]")

@@ -144,7 +144,7 @@ def require_weights(engine: EngineSettings, label: str) -> None:
         raise SettingsError(f"{label} {error.filename}: {error.strerror}") from None
 
 
-def low_mark(high_water_mark: int, feeds: int) -> str | None:
+def high_water_mark_warning(high_water_mark: int, feeds: int) -> str | None:
     """A line that says what is wrong if the mark is below what so many feeds publish at one moment; else None."""
     needed = MESSAGES_OF_A_FEED * feeds
     if needed <= high_water_mark:
@@ -162,7 +162,7 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:  # its message gives the line
         raise SettingsError(f"{path}: {error}") from None
     except RecursionError:
-        raise SettingsError(f"{path}: too many brackets inside one another") from None
+        raise SettingsError(f"{path}: brackets are nested too deeply") from None
 
 
 def _require_text() -> None:

@@ -209,7 +209,7 @@ def _folder_to_be(path: Path) -> Path:
     except OSError as error:
         raise ValueError(f"a folder, or where one can be made ({error.filename}: {error.strerror})") from None
     if not nearest.is_dir():
-        raise ValueError(f"a folder, or where one can be made ({nearest} is none)")
+        raise ValueError(f"a folder, or where one can be made ({nearest} is not a folder)")
     return path
 
 
@@ -275,7 +275,7 @@ HostPort = Annotated[
 Endpoint = Annotated[
     str,
     matching(
-        r"tcp://[^/\s]+:(\d{1,5}|\*)|ipc://\S+",
+        r"tcp://[^/\s]+:(\d{1,5}|\*)|ipc:///\S+",
         'an endpoint such as "tcp://127.0.0.1:5560" or "ipc:///run/nightbridge"',
     ),
     AfterValidator(_endpoint),

@@ -21,7 +21,7 @@ from typing import ClassVar, Self
 from urllib.parse import urlsplit
 
 from stream.errors import SourceLost
-from stream.simulator.rtsp_delivery import Senders, Viewer, hang_up, tell, way_to
+from stream.simulator.rtsp_delivery import Senders, Viewer, hang_up, send_or_hang_up, way_to
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class Server(ThreadingTCPServer):
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Log unexpected errors; a viewer that goes away in the middle of an exchange is not one."""
         if not isinstance(sys.exception(), OSError):
-            log.exception("a viewer's connection fails")
+            log.exception("a viewer's connection failed")
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Conversation(StreamRequestHandler):
                     *(f"{name}: {value}" for name, value in headers.items()),
                 ]
                 with self._writing:
-                    written = tell(self.connection, "\r\n".join([*lines, "", ""]).encode() + body)
+                    written = send_or_hang_up(self.connection, "\r\n".join([*lines, "", ""]).encode() + body)
                 if not written:  # requests that came meanwhile need no answer
                     return
                 if request.method == "PLAY" and status == 200 and self._viewer is not None:

@@ -49,7 +49,7 @@ class Viewer(Protocol):
 
 
 @dataclass(eq=False)
-class Apart:
+class UdpViewer:
     """Sends packets over UDP, beside the RTSP connection."""
 
     senders: Senders
@@ -63,7 +63,7 @@ class Apart:
 
 
 @dataclass(eq=False)
-class Inside:
+class InterleavedViewer:
     """Sends packets inside the RTSP connection (RFC 2326, section 10.12)."""
 
     connection: socket.socket
@@ -76,7 +76,7 @@ class Inside:
         """See `Viewer`; one that does not read is cut off."""
         framed = b"$" + bytes([self.channels[report]]) + len(packet).to_bytes(2, "big") + packet
         with self.lock:
-            tell(self.connection, framed)
+            send_or_hang_up(self.connection, framed)
 
 
 def way_to(
@@ -92,11 +92,11 @@ def way_to(
         if "multicast" in options:
             continue
         if protocol.upper() in TCP and (pair := as_pair(options.get("interleaved", "0-1"), 255)):
-            told = f"RTP/AVP/TCP;unicast;interleaved={pair[0]}-{pair[1]}"
-            return Inside(connection, writing, pair, told)
+            transport = f"RTP/AVP/TCP;unicast;interleaved={pair[0]}-{pair[1]}"
+            return InterleavedViewer(connection, writing, pair, transport)
         if protocol.upper() in UDP and (pair := as_pair(options.get("client_port", ""), 65535)):
             ports = f"client_port={pair[0]}-{pair[1]};server_port={senders.ports[0]}-{senders.ports[1]}"
-            return Apart(senders, ((peer, pair[0]), (peer, pair[1])), f"RTP/AVP;unicast;{ports}")
+            return UdpViewer(senders, ((peer, pair[0]), (peer, pair[1])), f"RTP/AVP;unicast;{ports}")
     return None
 
 
@@ -109,18 +109,18 @@ def as_pair(text: str, most: int) -> tuple[int, int] | None:
     return pair if max(pair) <= most else None
 
 
-def tell(connection: socket.socket, words: bytes) -> bool:
+def send_or_hang_up(connection: socket.socket, data: bytes) -> bool:
     """Write into a connection without blocking, and hang up if not all of it fits, since the other end does not read.
 
     Returns whether all was written.
     """
     try:
-        sent = connection.send(words, socket.MSG_DONTWAIT)
+        sent = connection.send(data, socket.MSG_DONTWAIT)
     except OSError:
         sent = 0
-    if sent < len(words):
+    if sent < len(data):
         hang_up(connection)
-    return sent == len(words)
+    return sent == len(data)
 
 
 def hang_up(connection: socket.socket) -> None:

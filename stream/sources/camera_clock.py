@@ -41,11 +41,11 @@ class CameraClock:
 
     def captured(self, packet: Packet[Stream], received_ns: int) -> tuple[int, CaptureClock]:
         """A packet's capture time (UTC, nanoseconds since 1970), and whose clock it comes from."""
-        told = reference_ns(packet)
+        reference = reference_ns(packet)
         if packet.pts is None:
             return received_ns, "arrival"
-        if told is not None:
-            self._anchors[packet.stream_index] = told, packet.pts
+        if reference is not None:
+            self._anchors[packet.stream_index] = reference, packet.pts
         if packet.stream_index not in self._anchors:
             return received_ns, "arrival"
         anchor_ns, anchor_pts = self._anchors[packet.stream_index]
@@ -54,7 +54,7 @@ class CameraClock:
         if self._believed and not is_right:
             self._believed = False
             seconds = (captured_ns - received_ns) / NANOSECONDS
-            log.warning("%s: the camera's clock is %+.0f s off and not believed", self._name, seconds)
+            log.warning("%s: the camera's clock is off by %+.0f s and is ignored", self._name, seconds)
         if not self._believed:
             self._judge_again(is_right)
         return (captured_ns, "rtcp") if self._believed else (received_ns, "arrival")
@@ -68,7 +68,7 @@ class CameraClock:
             self._right_since = now
         elif now - self._right_since >= SURE_SECONDS:
             self._believed, self._right_since = True, None
-            log.info("%s: the camera's clock is believed again", self._name)
+            log.info("%s: the camera's clock is used again", self._name)
 
 
 def reference_ns(packet: Packet[Stream]) -> int | None:

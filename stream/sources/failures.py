@@ -27,42 +27,44 @@ class Failure:
 
 
 NO_LOGIN = Failure("user name or password is missing or wrong", "unauthorised")
-NO_PLAY = Failure("the server has no video to play, or no place for one more", "no video")
+NO_PLAY = Failure("the server refuses to play: it has no video, or no room for another viewer", "no video")
 TLS_FAILED = Failure("the TLS connection fails", "refused")
 NO_TRANSPORT = Failure("the server does not offer this transport", "refused")
-NOT_KNOWN = Failure("what comes is nothing that is known", "no video")
-NOT_CHECKED = Failure("it leads to a playlist, or to an address without TLS: tls_ca_file cannot be kept", "refused")
-OTHER_CODEC = Failure("its video has another codec now", "lost")
-OTHER_PARAMETERS = Failure("its video has another size or another profile now", "lost")
+NOT_KNOWN = Failure("its data is in no known format", "no video")
+NOT_CHECKED = Failure(
+    "tls_ca_file cannot be enforced: it is a playlist, or redirects to an address without TLS", "refused"
+)
+OTHER_CODEC = Failure("the codec of its video has changed", "lost")
+OTHER_PARAMETERS = Failure("the size or profile of its video has changed", "lost")
 ENDED = Failure("the server ended the stream", "lost")
 BROKEN_OFF = Failure("the connection broke off", "lost")
 NO_HOST = Failure("no such host", "not found")
-NO_LOOKUP = Failure("the name of the host cannot be looked up now", "time-out")
+NO_LOOKUP = Failure("the host name cannot be looked up at the moment", "time-out")
 
 MEANINGS: dict[type[Exception], Failure] = {
     av.HTTPUnauthorizedError: NO_LOGIN,
-    av.HTTPForbiddenError: Failure("the server forbids it", "unauthorised"),
+    av.HTTPForbiddenError: Failure("the server denies access", "unauthorised"),
     av.HTTPNotFoundError: Failure("not found: the server has nothing at this path", "not found"),
     av.HTTPOtherClientError: NO_PLAY,
     av.HTTPBadRequestError: Failure("the server does not understand the address", "refused"),
-    av.HTTPTooManyRequestsError: Failure("the server is asked too often", "refused"),
-    av.HTTPServerError: Failure("the server has an error of its own", "refused"),
+    av.HTTPTooManyRequestsError: Failure("the server gets too many requests", "refused"),
+    av.HTTPServerError: Failure("the server reports an internal error", "refused"),
     av.ConnectionRefusedError: Failure("connection refused", "refused"),
     av.ConnectionResetError: Failure("the server closed the connection", "lost"),
     av.BrokenPipeError: Failure("the server closed the connection", "lost"),
     av.EOFError: Failure("the server closed the connection", "lost"),
     av.InvalidDataError: NOT_KNOWN,
     av.DemuxerNotFoundError: NOT_KNOWN,
-    av.ProtocolNotFoundError: Failure("it leads to a kind of address that is not allowed", "refused"),
-    av.DecoderNotFoundError: Failure("its video has a codec that is not known here", "codec"),
+    av.ProtocolNotFoundError: Failure("it redirects to a kind of address that is not allowed", "refused"),
+    av.DecoderNotFoundError: Failure("its video codec is not supported", "codec"),
 }
 NUMBERS: dict[int, Failure] = {
     errno.EIO: NOT_KNOWN,
-    errno.EPERM: Failure("the server breaks off when it is asked to play", "refused"),  # FFmpeg's -1: "an error"
+    errno.EPERM: Failure("the server closed the connection instead of playing", "refused"),  # FFmpeg's -1: "an error"
     errno.EPROTONOSUPPORT: NO_TRANSPORT,
-    errno.EHOSTUNREACH: Failure("no way to the host", "refused"),
-    errno.ENETUNREACH: Failure("no way to the host", "refused"),
-    errno.EINVAL: Failure("it leads to an address that is not allowed, or is none", "refused"),
+    errno.EHOSTUNREACH: Failure("no route to the host", "refused"),
+    errno.ENETUNREACH: Failure("no route to the host", "refused"),
+    errno.EINVAL: Failure("it redirects to an address that is invalid or not allowed", "refused"),
 }
 
 

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from stream.frame import SourcePacket
 
-LATE, STEADY_SECONDS = 0.25, 5.0
-"""If all packets are late by more than `LATE` seconds for `STEADY_SECONDS`, their source has fallen behind for good, as
-live HLS after a pause. The schedule is then delayed by as much: else they would come in bursts for ever."""
+LATE_SECONDS, LATE_FOR_SECONDS = 0.25, 5.0
+"""If all packets are late by more than `LATE_SECONDS` for `LATE_FOR_SECONDS`, their source has fallen behind for good,
+as live HLS after a pause. The schedule is then delayed by as much: else they would come in bursts for ever."""
 
 LONGEST_GAP = 60.0
 """Seconds between two pictures; a larger step, or one back, means that the recorder's clock was set."""
@@ -35,8 +35,8 @@ def paced(packets: Iterator[SourcePacket], stop: Event, speed: float = 1.0) -> I
             if start is None or not 0 <= seconds - before <= LONGEST_GAP:
                 start, late, since = now - seconds / speed, [], now
             late.append(now - start - seconds / speed)
-            if now - since >= STEADY_SECONDS:
-                start += max(late) if min(late) > LATE else 0.0
+            if now - since >= LATE_FOR_SECONDS:
+                start += max(late) if min(late) > LATE_SECONDS else 0.0
                 late, since = [], now
             upcoming = seconds + duration_seconds(packet)
             if stop.wait(max(0.0, start + seconds / speed - now)):

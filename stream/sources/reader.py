@@ -22,7 +22,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Stream
 
-from stream.codecs.ffmpeg_log import overheard
+from stream.codecs.ffmpeg_log import captured_log
 from stream.sources.backlog import Arrival, Backlog
 from stream.sources.failures import (
     BROKEN_OFF,
@@ -40,7 +40,7 @@ from stream.sources.failures import (
 )
 from stream.sources.rtp import RtpLosses
 from stream.sources.segment import (
-    TRANSPORTED,
+    MPEGTS_SIDE_DATA,
     best_video,
     data_streams,
     fixed_parameters,
@@ -139,7 +139,7 @@ class Reader:
         return self._backlog.dropped
 
     @property
-    def stuck(self) -> bool:
+    def running(self) -> bool:
         """Whether its thread is still running."""
         return self._thread.is_alive()
 
@@ -180,7 +180,7 @@ class Reader:
                 yield arrival.packet, arrival.received_ns
 
     def leave(self) -> None:
-        """Ask the reader to end, and wait briefly; if it is `stuck`, it will end and close the container by itself."""
+        """Ask the reader to end, and wait briefly; if still `running`, it ends and closes the container by itself."""
         with self._changed:
             self._left = True
             self._backlog.clear()
@@ -194,7 +194,7 @@ class Reader:
             self.failure = no_video_for(limit) if heard else silence(limit)
 
     def _run(self) -> None:
-        with overheard() as lines:
+        with captured_log() as lines:
             self._open_and_read(RtpLosses(lines))
 
     def _open_and_read(self, losses: RtpLosses) -> None:
@@ -280,7 +280,7 @@ class Reader:
                 packet.is_keyframe = begins_with_vp9_key(bytes(packet))
             if packet.is_keyframe and packet.stream is wanted[0]:
                 key_at = time.monotonic()
-                changeable = changeable or packet.has_sidedata(TRANSPORTED)
+                changeable = changeable or packet.has_sidedata(MPEGTS_SIDE_DATA)
                 if changeable and has_become_another(wanted[0]):
                     return OTHER_CODEC
             if fixed and new_parameters(packet) not in (None, fixed):

@@ -51,13 +51,14 @@ class RecordedSegment(Segment):
         began_ns = creation_ns(container.metadata)
         if began_ns is None:
             began_ns = named_ns(file)
+        start_ns = (container.start_time or 0) * 1000
         super().__init__(
             str(file),
             container,
             stop,
             recorded=True,
             clock="arrival" if began_ns is None else "recording",
-            capture_ns=now if began_ns is None else recorder_clock(began_ns, (container.start_time or 0) * 1000),
+            capture_ns=capture_now if began_ns is None else recorder_clock(began_ns, start_ns),
         )
         self.file = file
         self.first = 0
@@ -138,7 +139,7 @@ def play(name: str, files: Iterable[Path], feed: FeedSettings, stop: threading.E
         if stop.is_set():
             return
     if not opened:
-        raise SourceUnsupported(f"{name}: no recording that can be read, in {seen} media files", reason="no video")
+        raise SourceUnsupported(f"{name}: none of its {seen} media files can be read", reason="no video")
 
 
 def open_file(file: Path, feed: FeedSettings, stop: threading.Event) -> Generator[RecordedSegment]:
@@ -183,10 +184,10 @@ def find_recordings(paths: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for path in paths:
-        with told(path):
+        with os_errors_as_unsupported(path):
             files = sorted(file for file in path.iterdir() if is_recording(file)) if path.is_dir() else [path]
         if not files:
-            raise SourceUnsupported(f"{path}: no recording that can be read, in 0 media files", reason="no video")
+            raise SourceUnsupported(f"{path}: the folder holds no media files", reason="no video")
         for file in files:
             require_file(file)
             found.setdefault(file.resolve(), file)
@@ -195,13 +196,13 @@ def find_recordings(paths: Iterable[Path]) -> list[Path]:
 
 def require_file(file: Path) -> None:
     """Raise `SourceUnsupported` if there is no such file, or access to it is denied."""
-    with told(file):
+    with os_errors_as_unsupported(file):
         if not file.is_file():
             raise SourceUnsupported(f"{file}: no such file or folder", reason="not found")
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def os_errors_as_unsupported(path: Path) -> Iterator[None]:
     """Turn the system's errors about a path, such as denied access, into `SourceUnsupported`."""
     try:
         yield
@@ -214,7 +215,7 @@ def is_recording(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
-def now(_: Packet[Stream]) -> int:
+def capture_now(_: Packet[Stream]) -> int:
     """UTC, nanoseconds since 1970: the capture time of a packet without a recorder's clock."""
     return time.time_ns()
 

@@ -79,7 +79,7 @@ class RemoteOpener:
         if remembered:
             self._worked = None
         if failure:
-            raise lost(feed, failure)
+            raise source_lost(feed, failure)
 
     def _open(self, way: Way, feed: FeedSettings, stop: threading.Event) -> Generator[Segment, None, Failure | None]:
         """The segment that this way gives. Returns why there is none; None if it was stopped or played to its end.
@@ -97,24 +97,24 @@ class RemoteOpener:
             yield segment
         finally:
             reader.leave()
-            self._left_behind = reader if reader.stuck else None
+            self._left_behind = reader if reader.running else None
         played = feed.mode == "replay" and reader.recorded and reader.failure == ENDED
         if stop.is_set() or reader.failure is None or played:
             return None
-        raise lost(feed, reader.failure)
+        raise source_lost(feed, reader.failure)
 
     def _alone(self, feed: FeedSettings, stop: threading.Event) -> bool:
         """Wait for a reader that was left behind; False if stopped. Raises `SourceLost` if it does not end in time."""
         before, polls = self._left_behind, range(int(feed.open_timeout / POLL_SECONDS) + 1)
         for _ in polls:
-            if before is None or not before.stuck:
+            if before is None or not before.running:
                 self._left_behind = None
                 return True
             if stop.wait(POLL_SECONDS):
                 return False
         if before and before.looking_up:
-            raise lost(feed, NO_LOOKUP)
-        raise lost(feed, Failure("the attempt before still hangs in the network", "time-out"))
+            raise source_lost(feed, NO_LOOKUP)
+        raise source_lost(feed, Failure("the previous connection attempt is still blocked", "time-out"))
 
 
 def worth_trying(way: Way, failure: Failure) -> bool:
@@ -124,7 +124,7 @@ def worth_trying(way: Way, failure: Failure) -> bool:
     return failure != NO_LOOKUP and failure.reason not in OTHERWISE_THE_SAME
 
 
-def lost(feed: FeedSettings, failure: Failure) -> SourceLost:
+def source_lost(feed: FeedSettings, failure: Failure) -> SourceLost:
     """The error for a failure."""
     return SourceLost(f"{redact(feed.url)}: {failure.words}", reason=failure.reason)
 

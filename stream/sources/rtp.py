@@ -5,7 +5,7 @@ from __future__ import annotations
 from av.packet import Packet
 from av.stream import Stream
 
-from stream.codecs.ffmpeg_log import Line, tells
+from stream.codecs.ffmpeg_log import Line, has_line_starting_with
 from stream.sources.parameter_sets import START_CODE, kind
 
 MISSED = "RTP: missed"
@@ -30,7 +30,7 @@ class RtpLosses:
 
     def note(self) -> None:
         """Look at what FFmpeg has logged."""
-        self._missed = self._missed or tells(self._lines, MISSED)
+        self._missed = self._missed or has_line_starting_with(self._lines, MISSED)
         self._lines.clear()
 
     def mark(self, packet: Packet[Stream], codec: str) -> None:

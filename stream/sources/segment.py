@@ -34,7 +34,7 @@ ONLY_FOR = {
     "mpeg4": "mpeg4_unpack_bframes",
 }
 """By codec, a filter that opens for no other codec: nothing else in PyAV shows that a stream's codec has changed."""
-TRANSPORTED: Final = "mpegts_stream_id"
+MPEGTS_SIDE_DATA: Final = "mpegts_stream_id"
 """Side data of each access unit from FFmpeg's MPEG-TS demuxer, also where its HLS or RTP demuxer uses that."""
 FASTEST = 1_000
 """Frames per second; a higher rate is only that of a clock, such as 90 kHz."""
@@ -155,7 +155,7 @@ class Segment:
         early; this is corrected.
         """
         if self._marks_early is None:
-            self._marks_early = packet.has_sidedata(TRANSPORTED)
+            self._marks_early = packet.has_sidedata(MPEGTS_SIDE_DATA)
         if self._annex_b:
             try:
                 [packet] = self._annex_b.filter(packet)
@@ -163,13 +163,13 @@ class Segment:
                 self._count_unreadable(error.strerror or str(error))
                 return None
             if not packet.size:  # only zeros, as from a bad disk; FFmpeg would take it for the end of the stream
-                self._count_unreadable("nothing is in it")
+                self._count_unreadable("it is empty")
                 return None
             packet.stream = self.video
-            told = new_parameters(packet)  # would make the decoder expect length prefixes; `rewritten` drops them
-            if told and self.info.codec == "hevc":
-                self._sets = annex_b_sets(told)
-            if told or self._sets != self._first_sets:
+            new_sets = new_parameters(packet)  # would make the decoder expect length prefixes; `rewritten` drops them
+            if new_sets and self.info.codec == "hevc":
+                self._sets = annex_b_sets(new_sets)
+            if new_sets or self._sets != self._first_sets:
                 unit = bytes(packet)
                 packet = rewritten(packet, unit.replace(self._first_sets, self._sets, 1) if self._first_sets else unit)
         early = packet.is_corrupt and self._marks_early
@@ -196,7 +196,7 @@ def video_stream(name: str, container: InputContainer) -> VideoStream:
         held = ", ".join(map(label, container.streams)) or "nothing"
         raise SourceUnsupported(f"{name}: no video in it; it holds {held}", reason="no video")
     if not isinstance(stream, VideoStream) or stream.codec_context is None:
-        raise SourceUnsupported(f"{name}: its video has a codec that is not known here", reason="codec")
+        raise SourceUnsupported(f"{name}: its video codec is not supported", reason="codec")
     return stream
 
 

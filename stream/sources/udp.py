@@ -44,7 +44,7 @@ BIND_TO_INTERFACE = 62
 """Linux's SO_BINDTOIFINDEX, missing from Python's `socket`."""
 INTERFACES_OF_IPV6 = Path("/proc/net/if_inet6")
 """Linux's list of interface addresses: one per line, followed by the index of the interface."""
-TELL_ARRIVAL = 35
+SO_TIMESTAMPNS = 35
 """Linux's SO_TIMESTAMPNS, missing from Python's `socket`: the kernel adds its arrival time to each datagram."""
 MOMENT = struct.Struct("@ll")
 """Format of that time: UTC, seconds since 1970 and nanoseconds."""
@@ -56,7 +56,7 @@ SILENT_STREAM_SECONDS = 2.5
 HOPELESS_SECONDS = 2.0
 """Time beyond the feed's `age_budget` after which all waiting datagrams are skipped: dropping late pictures alone will
 not let a reader so far behind catch up."""
-TELL_SECONDS = 60.0
+LOG_INTERVAL_SECONDS = 60.0
 """The shortest time between two log lines about that."""
 MOST_CHANGES, CHANGES_SECONDS = 8, 10.0
 """A feed whose streams change this often, within less than this many seconds, is given up."""
@@ -75,7 +75,7 @@ def open_udp(feed: FeedSettings, stop: threading.Event) -> Generator[Segment]:
         while reader.go_on():
             changes.append(time.monotonic())
             if len(changes) == MOST_CHANGES and changes[-1] - changes[0] < CHANGES_SECONDS:
-                words = "its streams change all the time; does somebody else send there too?"
+                words = "its streams keep changing; does another sender use this address too?"
                 raise SourceLost(f"{redact(feed.url)}: {words}", reason="lost")
             yield from open_programs(feed, stop, reader)
 
@@ -134,7 +134,8 @@ def open_programs(feed: FeedSettings, stop: threading.Event, reader: UdpReader) 
     try:
         container = av.open(reader, "r", format="mpegts", options=probing(feed), metadata_errors="replace")
     except av.FFmpegError as error:
-        failure = NOT_KNOWN if isinstance(error, av.InvalidDataError) else Failure(error.strerror or "?", "lost")
+        other = Failure(error.strerror or f"unknown FFmpeg error {error.errno}", "lost")
+        failure = NOT_KNOWN if isinstance(error, av.InvalidDataError) else other
     else:
         with container:
             if reader.failure is None and not stop.is_set():
@@ -193,7 +194,7 @@ class UdpReader:
         try:
             self._socket = listen(address, feed.receive_buffer)
         except OSError as error:
-            words = f"{redact(feed.url)}: cannot listen there: {error.strerror or error}"
+            words = f"{redact(feed.url)}: cannot listen on this address: {error.strerror or error}"
             raise SourceLost(words, reason="refused") from None
 
     def __enter__(self) -> Self:
@@ -260,7 +261,7 @@ class UdpReader:
                 skipped += 1
         self._socket.settimeout(POLL_SECONDS)
         if time.monotonic() >= self._quiet_until:
-            self._quiet_until = time.monotonic() + TELL_SECONDS
+            self._quiet_until = time.monotonic() + LOG_INTERVAL_SECONDS
             words = "%s: this machine is too slow: %d datagrams were skipped, since the next one was %.1f s old"
             log.warning(words, redact(self._feed.url), skipped, age)
 
@@ -307,7 +308,7 @@ def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         widen(listener, receive_buffer)
         with suppress(OSError):  # without it, the time of reading counts as arrival
-            listener.setsockopt(socket.SOL_SOCKET, TELL_ARRIVAL, 1)
+            listener.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         if index:
             local = (*local[:3], index)  # a link-local group exists on every link
             with suppress(OSError):  # only root may before Linux 5.7; other interfaces are then read too
@@ -324,9 +325,9 @@ def listen(address: UdpAddress, receive_buffer: int) -> socket.socket:
 
 def receive(listener: socket.socket) -> tuple[bytes, int]:
     """One datagram and when it arrived, maybe long before this call: UTC, nanoseconds since 1970."""
-    datagram, told, _, _ = listener.recvmsg(LARGEST_DATAGRAM, socket.CMSG_SPACE(MOMENT.size))
-    for _, kind, moment in told:
-        if kind == TELL_ARRIVAL:
+    datagram, control_messages, _, _ = listener.recvmsg(LARGEST_DATAGRAM, socket.CMSG_SPACE(MOMENT.size))
+    for _, kind, moment in control_messages:
+        if kind == SO_TIMESTAMPNS:
             seconds, nanoseconds = MOMENT.unpack(moment)
             return datagram, seconds * 1_000_000_000 + nanoseconds
     return datagram, time.time_ns()
@@ -337,11 +338,11 @@ def widen(listener: socket.socket, receive_buffer: int) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     granted = listener.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # Linux counts its own overhead too
     if granted < receive_buffer:
-        tell_small_buffer(granted, receive_buffer)
+        log_small_buffer(granted, receive_buffer)
 
 
 @cache
-def tell_small_buffer(granted: int, wanted: int) -> None:
+def log_small_buffer(granted: int, wanted: int) -> None:
     """Log, once for each pair of sizes, that bursts may be lost."""
     log.warning(
         "the kernel gives UDP feeds %d bytes of receive buffer, not %d: raise net.core.rmem_max", granted, wanted

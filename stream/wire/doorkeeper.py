@@ -14,7 +14,7 @@ from stream.errors import WireError
 from stream.settings import CurveSettings
 from stream.wire.keys import check_public_keys, key_files, read_keys
 
-TOLD_SECONDS = 10.0
+LOG_INTERVAL_SECONDS = 10.0
 """Minimum time between two log lines about rejected viewers: there may be very many."""
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def encrypt(socket: zmq.SyncSocket, curve: CurveSettings) -> ThreadAuthenticator
         if folder is not None:
             check_public_keys(folder)  # fails here rather than turning viewers away later
     except (OSError, ValueError) as error:
-        raise WireError(f"CURVE keys that cannot be read: {error}") from None
+        raise WireError(f"cannot read the CURVE keys: {error}") from None
     if secret is None:
         raise WireError(f"{curve.server_secret_key_file} holds no secret key")
     socket.set(zmq.CURVE_SERVER, 1)
@@ -43,7 +43,7 @@ def encrypt(socket: zmq.SyncSocket, curve: CurveSettings) -> ThreadAuthenticator
         return None
     doorkeeper = Doorkeeper(socket.context)
     doorkeeper.start()
-    doorkeeper.configure_curve_callback(credentials_provider=Guests(folder))
+    doorkeeper.configure_curve_callback(credentials_provider=AllowedViewers(folder))
     return doorkeeper
 
 
@@ -59,7 +59,7 @@ class Doorkeeper(ThreadAuthenticator):
             self.zap_socket.send_multipart([version, request, b"300", b"keys cannot be read now", b"", b""])
 
 
-class Guests:
+class AllowedViewers:
     """Viewers whose public keys are in a folder, as `NAME.key`, at the moment they connect. For one thread."""
 
     def __init__(self, folder: Path) -> None:
@@ -79,13 +79,13 @@ class Guests:
         try:
             is_known = any(key == theirs for theirs in map(self._read, key_files(self._folder)))
         except OSError as error:
-            self._tell(f"viewers are kept waiting: {self._folder} cannot be read: {error.strerror}")
+            self._log(f"viewers cannot be checked and will retry: {self._folder} cannot be read: {error.strerror}")
             raise
         if not is_known:
             others = f", after {self._turned_away} others" if self._turned_away else ""
             why = f"its public key {key.decode('ascii', 'replace')} is not in {self._folder}"
-            told = self._tell(f"a viewer was turned away{others}: {why}")
-            self._turned_away = 0 if told else self._turned_away + 1
+            logged = self._log(f"a viewer was turned away{others}: {why}")
+            self._turned_away = 0 if logged else self._turned_away + 1
         return is_known
 
     def _read(self, path: Path) -> bytes | None:
@@ -97,17 +97,17 @@ class Guests:
             if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE):
                 raise
             if path not in self._unreadable:
-                log.warning("a viewer's key that cannot be read lets nobody in: %s", error)
+                log.warning("ignoring a viewer's key that cannot be read: %s", error)
                 self._unreadable.add(path)
             return None
         self._unreadable.discard(path)
         return key
 
-    def _tell(self, line: str) -> bool:
-        """Log a line, unless another was within `TOLD_SECONDS`; True if it was logged."""
+    def _log(self, line: str) -> bool:
+        """Log a line, unless another was within `LOG_INTERVAL_SECONDS`; True if it was logged."""
         now = monotonic()
         if now < self._quiet_until:
             return False
         log.warning("%s", line)
-        self._quiet_until = now + TOLD_SECONDS
+        self._quiet_until = now + LOG_INTERVAL_SECONDS
         return True

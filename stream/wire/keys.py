@@ -47,10 +47,10 @@ def read_keys(path: Path) -> tuple[bytes, bytes | None]:
     try:
         public, secret = zmq.auth.load_certificate(path)
     except IndexError:  # a line with a key's name and no value
-        raise ValueError(f"{path} names a key and does not hold it") from None
+        raise ValueError(f"{path} names a key without its value") from None
     for key in (public, secret):
         if key is not None and not KEY.fullmatch(key):
-            raise ValueError(f"{path} holds a key that is none; must be 40 characters of Z85")
+            raise ValueError(f"{path} holds an invalid key; it must be 40 characters of Z85")
     return public, secret
 
 

@@ -202,7 +202,7 @@ def decode_message(parts: Sequence[bytes]) -> Message:
     except msgspec.MsgspecError as error:
         raise WireError(f"a message of {feed}/{kind}/ has a header that cannot be read: {error}") from error
     if header.feed != feed:
-        raise WireError(f"a message on the topic of feed {feed} whose header says feed {header.feed[:100]!r}")
+        raise WireError(f"a message on the topic of feed {feed} has a header of feed {header.feed[:100]!r}")
     return Message(kind, header, parts[2])
 
 
@@ -216,7 +216,7 @@ def decode_status(payload: bytes) -> Status:
     try:
         return _status_decoder.decode(payload)
     except msgspec.MsgspecError as error:
-        raise WireError(f"a status that cannot be read: {error}") from error
+        raise WireError(f"cannot read a status message: {error}") from error
 
 
 def encode_feeds(feeds: Mapping[str, Status]) -> bytes:
@@ -229,7 +229,7 @@ def decode_feeds(payload: bytes) -> dict[str, Status]:
     try:
         return _feeds_decoder.decode(payload)
     except msgspec.MsgspecError as error:
-        raise WireError(f"a list of feeds that cannot be read: {error}") from error
+        raise WireError(f"cannot read the list of feeds: {error}") from error
 
 
 class _Version(msgspec.Struct):

@@ -22,7 +22,7 @@ from engines.cards import find_weights, shipped
 from engines.errors import EngineMismatch, EngineMissing
 from engines.nvidia.gpu import NO_GPU, find_gpu
 from engines.runtime import ON_CUDA
-from tools.benchmarks.gpu_child import KILL_SECONDS, Child, OwnProcess, in_child, last_line, place
+from tools.benchmarks.gpu_child import KILL_SECONDS, Child, OwnProcess, in_child, innermost_line, last_line
 from tools.benchmarks.gpu_findings import Findings, print_findings
 from tools.benchmarks.stream import in_full
 
@@ -80,7 +80,7 @@ class Run:
     """Runs processes one after another, and collects what they find."""
 
     findings: Findings
-    tell: Callable[[str], None]
+    show: Callable[[str], None]
     """Shows people what is under way."""
 
     @property
@@ -97,8 +97,8 @@ class Run:
         """Run the processes, and keep what they find; leaves time for `more` of their kind."""
         for number, child in enumerate(children):
             seconds = self.seconds(limit, len(children) - number + more)
-            self.tell(f"measuring {child.name}, for {seconds:.0f} s at most")
-            self.findings.measure(child.part, partial(in_child, child, seconds))
+            self.show(f"measuring {child.name}, for {seconds:.0f} s at most")
+            self.findings.measure(child.time_key, partial(in_child, child, seconds))
             self.findings.add(known_shares(self.figures))
 
 
@@ -108,7 +108,7 @@ def bench_gpu(weights: str, minutes: float, path: Path | None, runtime: str = "a
     Raises `EngineMissing` without a GPU, and `EngineMismatch` for a runtime that needs none.
     """
     if find_gpu() == NO_GPU:
-        raise EngineMissing("bench --gpu needs an NVIDIA GPU and its driver; here is none")
+        raise EngineMissing("bench --gpu needs an NVIDIA GPU and its driver, and none was found")
     if runtime not in ("auto", *ON_CUDA):
         raise EngineMismatch(f"runtime {runtime!r}: bench --gpu measures one of auto, {', '.join(ON_CUDA)}")
     wanted, weights = ON_CUDA if runtime == "auto" else (runtime,), in_full(weights)
@@ -190,7 +190,7 @@ def why_not(runtime: str, weights: str, seconds: float = math.inf) -> str | None
         return None
     if code is None:
         return f"no picture within {within:.0f} s"
-    if at := place(said):
+    if at := innermost_line(said):
         return f"no picture within {within:.0f} s: it hangs in {at}"
     return last_line(said) if code > 0 else f"it ended with signal {-code}: {last_line(said)}"
 

@@ -96,7 +96,7 @@ class Reference:
     def __init__(self, weights: Weights) -> None:
         network = load_network(weights.file(NUMBERS))
         self._graph = PictureGraph(network).eval()
-        self._nothing = np.zeros((1, network.config.remembers), np.float32)
+        self._nothing = np.zeros((1, network.config.memory_size), np.float32)
 
     def enhance(
         self, picture: Picture, memory: NDArray[np.float32] | None = None
@@ -160,7 +160,7 @@ def batch_difference(engine: Door, size: Size) -> int:
 
 def film(engine: Door, size: Size) -> tuple[list[tuple[Plane, Plane]], Memory]:
     """The enhanced pictures of a still scene at dusk under fresh noise, with one memory, and that memory at the end."""
-    memory = engine.remember()
+    memory = engine.new_memory()
     return [through(engine, make_picture("dusk", size, seed), memory) for seed in range(FILM)], memory
 
 

@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 class Child(NamedTuple):
     """What is measured in one process."""
 
-    part: str
-    """Its time is added to `PART_seconds`."""
+    time_key: str
+    """Its time is added to `TIME_KEY_seconds`."""
     name: str
     """`NAME_failed` tells why it ended early, `NAME_left_out` that it was not started."""
     function: str
@@ -126,14 +126,14 @@ def why_early(code: int | None, said: str, seconds: float) -> str | None:
         return None
     if code is None:
         return f"it was killed after {seconds:.0f} s"
-    at = place(said)
+    at = innermost_line(said)
     if code == 1 and at:
         return f"it ended after {seconds:.0f} s, still in {at}"
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return f"it ended with {how}{f' in {at}' if at else f': {last_line(said)}'}"
 
 
-def place(said: str) -> str:
+def innermost_line(said: str) -> str:
     """Where `faulthandler` found a process: its innermost line of Python; empty if `said` does not tell."""
     _, told, stack = said.rpartition(HUNG)
     return stack.strip().partition("\n")[0] if told else ""
@@ -141,7 +141,7 @@ def place(said: str) -> str:
 
 def last_line(said: str) -> str:
     """Of a process's output: the end of an error message."""
-    return (said.strip().splitlines() or ["it does not say why"])[-1]
+    return (said.strip().splitlines() or ["no reason given"])[-1]
 
 
 def main() -> None:
@@ -157,7 +157,7 @@ def main() -> None:
         def time_left() -> float:
             return begin_until - time.monotonic() if os.getppid() == parent else 0.0  # nobody would read what it finds
 
-        def tell(figures: Mapping[str, object]) -> None:
+        def write_figures(figures: Mapping[str, object]) -> None:
             found.write(json.dumps(plain(figures), allow_nan=False) + "\n")
             found.flush()
 
@@ -165,10 +165,10 @@ def main() -> None:
             from tools.benchmarks.gpu_parts import PARTS
 
             for figures in PARTS[function](*json.loads(arguments), time_left):
-                tell(figures)
+                write_figures(figures)
         except Exception as error:  # whatever it is: the report names it
             traceback.print_exc()
-            tell({f"{name}_failed": f"{type(error).__name__}: {error}"})
+            write_figures({f"{name}_failed": f"{type(error).__name__}: {error}"})
     os._exit(0)  # how the libraries shut down is not of interest
 
 

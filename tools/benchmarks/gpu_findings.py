@@ -26,7 +26,7 @@ RELAY_COLUMNS = (
     *("cores", "cpu_ms", "cpu_beside_codecs_ms", "gpu_memory_mb"),
 )
 
-Part = Callable[[], Iterator[Mapping[str, object]]]
+Measurement = Callable[[], Iterator[Mapping[str, object]]]
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Findings:
         self.figures |= figures
         write_json(self.path, self.figures)
 
-    def measure(self, name: str, part: Part) -> None:
+    def measure(self, name: str, part: Measurement) -> None:
         """Keep what a part finds. If it fails, `NAME_failed` says why, and its earlier figures stay.
 
         The times of a part that is measured in several calls add up.

@@ -31,7 +31,7 @@ def flop(weights: Weights, size: Size) -> int:
             torch.zeros(1, 1, height, width, dtype=torch.uint8),
             torch.zeros(1, 2, (height + 1) // 2, (width + 1) // 2, dtype=torch.uint8),
             torch.zeros(1, 2, 3, 4),
-            torch.zeros(1, network.config.remembers),
+            torch.zeros(1, network.config.memory_size),
             torch.zeros(1, 1),
         )
     return int(counter.get_total_flops())

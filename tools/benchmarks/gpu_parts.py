@@ -26,7 +26,7 @@ PACKAGES = ("torch", "tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings", "av"
 TAPE_SECONDS, TAPE_COPIES = 20, 30
 """Length of the recording that each feed of the relay plays, and how often it does."""
 
-ON_GPU = EngineOptions(cuda_only=True, tried=True)
+ON_GPU = EngineOptions(cuda_only=True, trial_first=True)
 """On the GPU or not at all, in batches as large as the relay's; TensorRT is first tried in its own process."""
 
 Figures = Mapping[str, object]
@@ -172,9 +172,9 @@ def codecs(runtime: str, weights: str, folder: str, time_left: TimeLeft) -> Iter
 
 
 def relay(
-    runtime: str, weights: str, folder: str, codecs_ms: float | None, alone: bool, time_left: TimeLeft
+    runtime: str, weights: str, folder: str, codecs_ms: float | None, is_last_runtime: bool, time_left: TimeLeft
 ) -> Iterator[Figures]:
-    """How many feeds one relay carries; `alone`: no other runtime can be tried."""
+    """How many feeds one relay carries; `is_last_runtime`: no other runtime can be tried."""
     from tools.benchmarks.gpu_relay import COUNTS, SIZE, relay_figures
     from tools.benchmarks.stream import RATE, repeated
 
@@ -184,7 +184,7 @@ def relay(
     own.mkdir()
     tape = repeated(night(Path(folder)), own / "tape", TAPE_COPIES)
     settings, last = {"runtime": runtime, "weights": weights}, {}
-    for last in relay_figures(tape, own, settings, codecs_ms, time_left, used_mb, COUNTS, alone):
+    for last in relay_figures(tape, own, settings, codecs_ms, time_left, used_mb, COUNTS, is_last_runtime):
         heard = heard or any(key.endswith("_fps") for key in last)
         yield last
     if not heard:

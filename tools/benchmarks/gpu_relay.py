@@ -84,23 +84,23 @@ def relay_figures(
     time_left: Callable[[], float],
     used_mb: Callable[[], float | None],
     counts: Sequence[int],
-    alone: bool = True,
+    is_last_runtime: bool = True,
 ) -> Iterator[Figures]:
     """Figures of one relay after another: `FIRST` feeds, then twice as many while they are carried, or half as many
     until they are, then a bisection of the `counts` in between. If the first count brings no picture at all, the search
-    ends: unless `alone`, after one try within half of the time, so that another engine can still be tried.
+    ends: unless `is_last_runtime`, after one try within half of the time, so that another engine can still be tried.
 
     `feed` is a recording, or a folder of them, that each feed plays at its own pace; `engine` are settings of the
     relay's `[engine]`; `codecs_ms` is what decoding and encoding a picture cost alone. `relay_feeds` comes whenever
     more are carried; the last figures say why the search ended.
     """
-    limit, heard = "the most that is tried", False
-    low, high, place = -1, len(counts), first_place(counts)  # indices: largest carried, smallest not carried
+    limit, heard = "largest number of feeds that is tried", False
+    low, high, index = -1, len(counts), first_index(counts)  # indices: largest carried, smallest not carried
     while low + 1 < high:
-        count, tries, reason = counts[place], 0, NO_TIME
-        while reason and tries < (TRIES if alone or heard else 1) and time_left() >= STEP_SECONDS:
+        count, tries, reason = counts[index], 0, NO_TIME
+        while reason and tries < (TRIES if is_last_runtime or heard else 1) and time_left() >= STEP_SECONDS:
             tries += 1
-            patience = time_left if alone or heard else lambda: time_left() / 2
+            patience = time_left if is_last_runtime or heard else lambda: time_left() / 2
             figures, reason = one_relay(feed, folder, count, engine, codecs_ms, patience, used_mb)
             heard = heard or bool(figures)
             yield {f"relay_{count}_feeds_{name}": value for name, value in (figures | {"tries": tries}).items()}
@@ -108,22 +108,22 @@ def relay_figures(
             limit = reason
             break
         if reason:
-            high, limit = place, f"{count} feeds: {reason}"
+            high, limit = index, f"{count} feeds: {reason}"
         else:
-            low = place
+            low = index
             yield {"relay_feeds": count}
         if not heard:
             break  # fewer feeds would bring no picture either
-        place = next_place(counts, low, high)
+        index = next_index(counts, low, high)
     yield {"relay_feeds": counts[low] if low >= 0 else 0, "relay_limit": limit}
 
 
-def first_place(counts: Sequence[int]) -> int:
+def first_index(counts: Sequence[int]) -> int:
     """Index of the count to begin with: `FIRST`, or the next below it."""
     return max(0, sum(count <= FIRST for count in counts) - 1)
 
 
-def next_place(counts: Sequence[int], low: int, high: int) -> int:
+def next_index(counts: Sequence[int], low: int, high: int) -> int:
     """Index of the next count to try, between that of one that is carried (-1: none) and of one that is not."""
     if low < 0:
         return max(0, sum(2 * count <= counts[high] for count in counts) - 1)
@@ -227,7 +227,7 @@ def why_too_many(figures: Figures, count: int) -> str | None:
     if not isinstance(age, float) or age > OLDEST_MS:
         return f"age_p95_ms is above {OLDEST_MS:g}"
     if not isinstance(fps, float) or fps < SLOWEST * wanted:
-        return f"of {wanted:g} pictures a second fewer came out"
+        return f"fewer than {wanted:g} pictures a second came out"
     return None
 
 

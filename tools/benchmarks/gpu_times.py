@@ -45,11 +45,11 @@ class Batches:
 
     def __init__(self, engine: Door, size: Size, count: int) -> None:
         self._engine, self._size = engine, size
-        self._memories = [engine.remember() for _ in range(count)]
+        self._memories = [engine.new_memory() for _ in range(count)]
         self._pictures = cycle([make_picture("dusk", size, seed) for seed in range(3)])
         for _ in range(LANES + 1):  # some things are compiled or captured at first use
             self.whole()
-        self.times = min(MOST, max(FEWEST, round(TURN_SECONDS / self.whole())))
+        self.batches_per_turn = min(MOST, max(FEWEST, round(TURN_SECONDS / self.whole())))
 
     def start(self) -> list[Slot]:
         """Submit a batch: acquire and fill its slots, as a relay does."""
@@ -83,7 +83,7 @@ class Batches:
 
     def latency(self) -> dict[str, float]:
         """Median seconds of batches one after another."""
-        return {"latency": median(self.whole() for _ in range(self.times))}
+        return {"latency": median(self.whole() for _ in range(self.batches_per_turn))}
 
     def door(self) -> dict[str, float]:
         """Seconds per batch while `UNDER_WAY` batches are always in the engine."""
@@ -91,10 +91,10 @@ class Batches:
         try:
             under_way.extend(self.start() for _ in range(UNDER_WAY - 1))
             began = time.perf_counter()
-            for _ in range(self.times):
+            for _ in range(self.batches_per_turn):
                 under_way.append(self.start())
                 self.end(under_way.popleft())
-            return {"door": (time.perf_counter() - began) / self.times}
+            return {"door": (time.perf_counter() - began) / self.batches_per_turn}
         finally:
             for slots in under_way:
                 with suppress(EngineError):  # after a failure the others fail as well
@@ -109,7 +109,7 @@ class Batches:
             for slot in slots:
                 slot.wait()
                 slot.memory = None
-            return self._engine.seconds_alone(slots, self.times)
+            return self._engine.seconds_alone(slots, self.batches_per_turn)
         finally:
             give_back(slots)
 

@@ -263,7 +263,9 @@ def watch(
                 end = time.monotonic() + seconds
             pictures.append((message, time.time_ns()))
     if len(pictures) < 2 or not alive():
-        raise StreamError(f"the relay sent {len(pictures)} pictures and ended, or took over {START_SECONDS:g} s")
+        raise StreamError(
+            f"the relay ended early or took more than {START_SECONDS:g} s to start; it sent {len(pictures)} pictures"
+        )
     return pictures, status
 
 

@@ -13,17 +13,21 @@ import typer
 from rich.console import Console
 
 
-def in_a_folder(path: Path | None) -> Path | None:
+def require_folder(path: Path | None) -> Path | None:
     """The path of a file to be written; its folder must exist before any work is done."""
     if path is not None and not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"{path}; must be in a folder that is there")
+        raise typer.BadParameter(f"{path}: its folder does not exist")
     return path
 
 
 JsonFile = Annotated[
     Path | None,
     typer.Option(
-        "--json", dir_okay=False, callback=in_a_folder, metavar="FILE", help="Write it to FILE, too, as a JSON object."
+        "--json",
+        dir_okay=False,
+        callback=require_folder,
+        metavar="FILE",
+        help="Write it to FILE, too, as a JSON object.",
     ),
 ]
 

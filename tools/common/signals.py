@@ -45,13 +45,13 @@ def clearing_up_at_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stopped_by_signals(stop: Callable[[], None]) -> AbstractContextManager[None]:
+def stop_on_signals(stop: Callable[[], None]) -> AbstractContextManager[None]:
     """Inside the block, SIGINT, SIGTERM and SIGHUP only call `stop`, in a thread of its own."""
     return answering(dict.fromkeys((signal.SIGINT, signal.SIGTERM, *heeded(signal.SIGHUP)), stop))
 
 
 @contextmanager
-def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+def stop_on_signals_then_reraise(stop: Callable[[], None]) -> Iterator[None]:
     """Inside the block, SIGINT, SIGTERM and SIGHUP call `stop`, in a thread of its own; then the first is raised again.
 
     For work that is called by a library that would swallow exceptions from signal handlers.
