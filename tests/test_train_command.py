@@ -70,7 +70,7 @@ def test_the_command_says_what_it_misses(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "mine.toml").write_text(MINE)
     for more, code, told in (
-        (("field",), 2, "give --photos"),
+        (("field",), 2, "needs daylight photos: give their folder"),
         (("field-lite-taught", "--photos", "empty"), 2, "has lessons (`taught`): give --teacher"),
         (("paper-best", "--teacher", "mine.toml"), 2, "has no lessons (`taught`)"),
         (("field", "--photos", "empty"), 1, "empty: no photo and no bright video of at least 448x288 pixels"),

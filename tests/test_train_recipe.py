@@ -131,7 +131,7 @@ def test_a_wrong_recipe_is_told_by_key(tmp_path: Path) -> None:
         ("wide = 0.5\ncrop = [208, 304]", "crop is [208, 304]; with wide it must be [192, 304] at most"),
         ("crop = [32, 8]", "crop is [32, 8]; both sides must be 16 or more"),
         ("crop = [32, 16]\nbatch = 2\ntwins = 0.5", "crop is [32, 16]; both sides must be 24 or more"),
-        ("huber_weight = 0.0\nssim_weight = 0.0\nchroma_weight = 0.0", "chroma_weight are all 0; one of them must"),
+        ("huber_weight = 0.0\nssim_weight = 0.0\nchroma_weight = 0.0", "chroma_weight are all 0; at least one must"),
     ):
         file.write_text(text)
         with pytest.raises(EngineMismatch, match=re.escape(told)):

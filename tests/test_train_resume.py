@@ -135,11 +135,11 @@ def test_a_checkpoint_goes_on_with_nothing_but_what_it_was_begun_with(tmp_path: 
     with pytest.raises(EngineMismatch, match="started with other numbers"):
         training.Run.begin(recipe(), numbers).load(tmp_path / "c.pt")
     training.Run.begin(recipe()).save(tmp_path / "c.pt")
-    with pytest.raises(EngineMismatch, match="begun with random numbers"):
+    with pytest.raises(EngineMismatch, match="started with random numbers"):
         training.Run.begin(recipe(), numbers).load(tmp_path / "c.pt")
     training.Run.begin(recipe(), teacher=numbers).save(tmp_path / "c.pt")
     training.Run.begin(recipe(), teacher=numbers).load(tmp_path / "c.pt")
-    with pytest.raises(EngineMismatch, match="begun with another teacher"):
+    with pytest.raises(EngineMismatch, match="started with another teacher"):
         training.Run.begin(recipe()).load(tmp_path / "c.pt")
 
 
