@@ -91,7 +91,7 @@ def test_the_plan_is_rehearsed_and_not_done_twice(
     assert all(job["scores"]["steps"] == 2 and job["scores"]["step_ms"] > 0 for job in summary.values())
     assert "held_out_psnr_db" in summary["paper-best-2"]["scores"]
     assert "held_out_psnr_db" not in summary["field"]["scores"]
-    assert read_recipe("field-wide").phases
+    assert read_recipe("field-text").phases
     assert not summary["field"]["recipe"]["phases"], "packs hold the dark pictures at full size nearly as they are"
     assert {name for name in summary if Weights(tmp_path / "out" / name).card.began_with_all} == {"field"}
     for job in summary.values():
@@ -163,7 +163,7 @@ def test_a_job_that_was_killed_after_its_last_step_is_told_as_it_was(
 
 
 def test_the_held_out_scenes_are_trained_on_where_nothing_is_left_to_be_chosen(sets: dict[str, list[Sample]]) -> None:
-    lol, night, day = plan.pairs(read_recipe("field-wide"), sets)
+    lol, night, day = plan.pairs(read_recipe("field-text"), sets)
     assert [*lol] == [*sets["lol"], *sets["held_out"]]
     assert (night, day) == (sets["night"], sets["day"])
     assert [*plan.pairs(read_recipe("field"), sets)[0]] == sets["lol"]

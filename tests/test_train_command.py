@@ -59,7 +59,7 @@ def test_the_command_scores_nothing_on_scenes_that_were_learned_before_and_takes
         tmp_path, "train", "mine.toml", "--lol", lol, "--steps", "1", "--start", start, "--seed", "7", COLUMNS="200"
     )
     assert done.returncode == 0, done.stderr
-    assert "learned the held-out scenes" in done.stderr
+    assert "were trained on the held-out scenes" in done.stderr
     assert "pictures of held-out scenes" not in done.stderr
     card = Weights(tmp_path / "runs" / "mine").card
     assert (card.scores, card.scored, card.recipe["seed"]) == ({}, "", 7)

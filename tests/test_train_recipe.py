@@ -34,6 +34,7 @@ def test_every_shipped_recipe_can_be_read() -> None:
         "field-sizes",
         "field-wide",
         "field-text",
+        "field-still",
         *lite,
     }
     assert {networks.pop(name) for name in lite} == {"neid-lite"}

@@ -81,7 +81,7 @@ WHOLE_NETWORK = "table2-le-dr-ff"
 
 JOBS = (
     Job("paper-best-1", "paper-best", 0.2),
-    Job("field", "field-wide", 0.2, start="field"),
+    Job("field", "field-text", 0.2, start="field"),
     Job(WHOLE_NETWORK, WHOLE_NETWORK, 0.09),
     *(Job(row, row, 0.09, paced_by=WHOLE_NETWORK) for row in ("table2-le-dr", "table2-le", "table2-unet")),
     *(Job(f"paper-best-{seed}", "paper-best", 0.1, seed) for seed in (2, 3)),
