@@ -17,7 +17,6 @@ from engines.errors import EngineMismatch
 from engines.network.config import NEID_LIVE
 from engines.network.neid import Neid
 from engines.training import train as training
-from engines.training.guard import Guard
 from engines.training.recipe import Recipe
 from tests.command import ROOT
 from tests.training import CPU, STEADY, recipe, sample
@@ -153,37 +152,48 @@ def test_a_checkpoint_of_before_a_field_of_the_recipe_goes_on_with_its_usual_val
         training.Run.begin(recipe(wide=0.35)).load(tmp_path / "c.pt")
 
 
+SIGNALLED = """
+import logging, signal, sys
+from pathlib import Path
+from engines.training import train as training
+from engines.training.guard import Guard
+from tests.training import CPU, recipe, sample
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+def guarded(self, optimiser, norm):
+    taken.append(1)
+    if len(taken) == 3:
+        signal.raise_signal(number)
+    step(self, optimiser, norm)
+
+logging.basicConfig(format="%(message)s")
+number, taken, step, Guard.step = int(sys.argv[2]), [], Guard.step, guarded
+signal.signal(number, stop)
+pairs, budget = ([sample()], [], []), training.Budget(steps=5)
+try:
+    training.train(recipe(), pairs, budget, Path(sys.argv[1]), lambda *_: None, device=CPU)
+except KeyboardInterrupt:
+    print(len(taken), signal.getsignal(number) is stop)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_a_step_ends_the_run_after_it_and_the_checkpoint_holds_the_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: signal.Signals
+    tmp_path: Path, number: signal.Signals
 ) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
     def train(checkpoint: Path) -> Neid:
         budget = training.Budget(steps=5)
         return training.train(recipe(), ([sample()], [], []), budget, checkpoint, lambda *_: None, device=CPU)
 
-    def guarded(self: Guard, optimiser: torch.optim.Optimizer, norm: torch.Tensor) -> None:
-        taken.append(1)
-        if len(taken) == 3:
-            signal.raise_signal(number)
-        step(self, optimiser, norm)
-
-    whole, taken, step = train(tmp_path / "whole.pt"), [], Guard.step
-    usual = signal.signal(number, stop)
-    try:
-        monkeypatch.setattr(Guard, "step", guarded)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "cut.pt")
-        assert signal.getsignal(number) is stop
-    finally:
-        signal.signal(number, usual)
-    assert training.read_trials(tmp_path / "cut.pt")[0] == 3
-    cut = f"{tmp_path}/cut.pt"
-    assert caplog.messages == [f"interrupted after step 3; saved to {cut}; run the same command to resume"]
-    resumed = train(tmp_path / "cut.pt")
-    assert len(taken) == 5
+    cut = tmp_path / "cut.pt"
+    command = [sys.executable, "-c", SIGNALLED, str(cut), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (0, "3 True\n"), done.stderr
+    assert done.stderr == f"interrupted after step 3; saved to {cut}; run the same command to resume\n"
+    assert training.read_trials(cut)[0] == 3
+    whole, resumed = train(tmp_path / "whole.pt"), train(cut)
     assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
 
 
