@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -24,8 +24,19 @@ SCALE = 2
 MEMORY_SECONDS = 0.4
 """Time constant of a feed's memory: shorter flickers more, longer follows changes later."""
 
+Size = tuple[int, int]
+"""Width and height."""
+Shape = tuple[int, ...]
+
+FAR = -1000.0
+"""Fills what is kept of the last picture where there was none: no code value is near it, so nothing of it is used."""
+
 Plane = NDArray[np.uint8]
 Numbers = NDArray[np.float32]
+Past = dict[str, NDArray[np.float16]]
+"""The last picture as the graph kept it, by the names in `PAST`: (1, places, C), see `engines.picture.PictureGraph`."""
+PAST = ("past_y", "past_uv")
+"""Inputs of the graph; its outputs are `past_y_out` and `past_uv_out`."""
 
 
 @dataclass(frozen=True)
@@ -62,40 +73,60 @@ def kept_after(seconds: float) -> float:
 
 
 class Memory:
-    """What an engine keeps of one feed from picture to picture, so that brightness does not flicker.
+    """What an engine keeps of one feed from picture to picture, so that brightness and noise do not flicker.
 
-    The caller of `Door.new_memory` owns it, sets it on one slot after another, and uses it for one picture size only.
+    These are the numbers of feature fusing (`engines.network.memory`) and the last picture (`engines.temporal`). The
+    caller of `Door.new_memory` owns it, sets it on one slot after another, and uses it for one picture size only.
     """
 
     def __init__(self, numbers: int) -> None:
         """An empty memory, for a feed that has had no picture yet."""
         self._both = np.zeros((2, 1, numbers), np.float32)
+        self._pasts: tuple[Past, Past] | None = None
         self.version = 0
         """Calls of `swap` and `clear`: they tell an engine with a copy on its device that another used the memory."""
 
     @classmethod
     def of(cls, numbers: Numbers) -> Self:
-        """A memory that holds these numbers (1, C), as if a picture had left them."""
+        """A memory that holds these numbers (1, C) and no picture."""
         memory = cls(numbers.shape[1])
         memory._both[0] = numbers
         return memory
 
     def numbers(self) -> Numbers:
-        """A copy of the contents, (1, numbers) float32; outdated if an engine keeps them on its device, see
+        """A copy of the numbers, (1, C) float32; outdated if an engine keeps them on its device, see
         `Door.read_memory`."""
         held: Numbers = self._both[0].copy()
         return held
 
     def swap(self) -> tuple[Numbers, Numbers]:
-        """What the next picture reads, and where to write what it leaves: (1, numbers) float32 each."""
+        """What the next picture reads, and where to write what it leaves: (1, C) float32 each."""
         self._both = self._both[::-1]
         self.version += 1
         return self._both[1], self._both[0]
 
+    def swap_past(self, shapes: Mapping[str, Shape]) -> tuple[Past, Past]:
+        """The last picture, which the next one reads, and where to write that one; `shapes` are without the batch, and
+        always the same."""
+        if self._pasts is None:
+            self._pasts = no_past(shapes), no_past(shapes)
+        self._pasts = self._pasts[::-1]
+        return self._pasts[1], self._pasts[0]
+
+    def forget_past(self) -> None:
+        """Free the last picture, once an engine keeps it on its device."""
+        self._pasts = None
+
     def clear(self) -> None:
-        """Empty the memory; a picture still under way writes to the old array, not to the new one."""
+        """Empty the memory; a picture still under way writes to the old arrays, not to the new ones."""
         self._both = np.zeros_like(self._both)
+        self._pasts = None
         self.version += 1
+
+
+def no_past(shapes: Mapping[str, Shape]) -> Past:
+    """What is kept of the last picture where there was none; `shapes` are without the batch."""
+    return {name: np.full((1, *shape), FAR, np.float16) for name, shape in shapes.items()}
 
 
 @dataclass
@@ -117,8 +148,8 @@ class Slot:
     memory: Memory | None = None
     """The memory of the picture's feed; None for a picture on its own. No two slots of a batch share one."""
     keep: float = 0.0
-    """The share of the memory to keep, 0 to 1; the network itself keeps less across a cut. Above 1 it extrapolates past
-    the memory, see `engines.tiles`."""
+    """The share of the memory to keep, 0 to 1; the network itself keeps less across a cut, and less of the last picture
+    where something moved. Above 1 it extrapolates past the memory's numbers, see `engines.tiles`."""
     under_way: bool = field(default=False, repr=False)
     """Whether it was submitted and not waited for yet; set by the engine only."""
 

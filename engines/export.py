@@ -18,6 +18,7 @@ from engines.data.lol import read_picture
 from engines.int8.equalise import equalised
 from engines.int8.quantise import export_int8
 from engines.network.neid import Neid
+from engines.padding import past_shapes
 from engines.picture import INPUTS, OUTPUTS, HalfNetwork, PictureGraph
 
 OPSET = 18
@@ -34,15 +35,19 @@ def export_onnx(network: Neid, path: Path, *, half: bool = False) -> None:
 
     graph = PictureGraph(HalfNetwork(network) if half else network, bytes_last=half).eval()
     multiple = network.config.multiple
+    height, width = 3 * multiple + 2, 2 * multiple + 2
+    past = past_shapes(network.config, width, height)
     example = (
-        torch.zeros(2, 1, 3 * multiple + 2, 2 * multiple + 2, dtype=torch.uint8),
-        torch.zeros(2, 2, 3 * multiple // 2 + 1, multiple + 1, dtype=torch.uint8),
+        torch.zeros(2, 1, height, width, dtype=torch.uint8),
+        torch.zeros(2, 2, height // 2, width // 2, dtype=torch.uint8),
         torch.zeros(2, 2, 3, 4),
         torch.zeros(2, network.config.memory_size),
         torch.zeros(2, 1),
+        *(torch.zeros(2, *shape, dtype=torch.float16) for shape in past.values()),
     )
     free = torch.export.Dim.DYNAMIC
     shapes = {name: {0: free} for name in INPUTS} | {name: {0: free, 2: free, 3: free} for name in ("y", "uv")}
+    shapes |= {name: {0: free, 1: free} for name in past}
     with quiet():
         program = torch.onnx.export(
             graph,
@@ -91,7 +96,7 @@ def export_all(weights: Weights, calibration: Sequence[Path]) -> None:
         export_onnx(network, made / "fp16.onnx", half=True)
         if pictures:
             with quiet():
-                export_int8(made / "fp32.onnx", made / "int8.xml", pictures)
+                export_int8(made / "fp32.onnx", made / "int8.xml", pictures, network.config)
         if pictures or not all(weights.is_sound(name) for name in INT8):
             for name in INT8:
                 (folder / name).unlink(missing_ok=True)

@@ -166,6 +166,7 @@ class Engine(Door):
                 self.wait(slot)
         with self._free:
             if self._opened:
+                slot.memory = None
                 self._rings[slot.width, slot.height].append(slot)
                 self._free.notify_all()
 

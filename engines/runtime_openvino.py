@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 
 from engines.cards import Weights
 from engines.cores import available_cores
-from engines.door import SCALE, EngineInfo, Memory, Numbers, Slot
+from engines.door import PAST, SCALE, EngineInfo, Memory, Numbers, Past, Shape, Slot
 from engines.errors import EngineError, EngineMismatch, UnknownName
 from engines.private_cache import PrivateCache
 from engines.ring import Engine
@@ -65,11 +65,15 @@ class OpenVinoSlot(Slot):
     coefficients: NDArray[np.float32] = field(kw_only=True)
     kept: NDArray[np.float32] = field(kw_only=True)
     """(1, 1): `keep`, where the request reads it."""
+    shapes: Mapping[str, Shape] = field(kw_only=True)
+    """Of what is kept of a picture, see `Memory.swap_past`."""
     alone: Memory = field(kw_only=True)
     """The memory of pictures that have no other."""
     numbers: tuple[Numbers, Numbers] | None = field(default=None, repr=False)
     """What the request reads from the memory, and what it writes; referenced here, since a request does not keep its
     tensors alive."""
+    past: tuple[Past, Past] = field(default=({}, {}), repr=False)
+    """As `numbers`, for the last picture."""
     lent: Memory | None = None
     """The memory of the picture under way, if the feed's next picture must not begin before this one has ended."""
     follows: OpenVinoSlot | None = field(default=None, repr=False)
@@ -134,7 +138,8 @@ class OpenVinoEngine(Engine):
         self._model = None
 
     def _make(self, width: int, height: int) -> OpenVinoSlot:
-        request = self._compile(width, height).create_infer_request()
+        compiled = self._compile(width, height)
+        request = compiled.create_infer_request()
         planes: dict[str, NDArray[Any]] = {
             "y": np.zeros((1, 1, height, width), np.uint8),
             "uv": np.zeros((1, 2, (height + 1) // 2, (width + 1) // 2), np.uint8),
@@ -156,6 +161,7 @@ class OpenVinoEngine(Engine):
             request=request,
             coefficients=planes["colour"][0],
             kept=planes["keep"],
+            shapes={name: tuple(compiled.input(name).shape)[1:] for name in PAST},
             alone=self.new_memory(),
         )
 
@@ -168,15 +174,18 @@ class OpenVinoEngine(Engine):
             assert self._model is not None
             model = self._model.clone()
             chroma = ((height + 1) // 2, (width + 1) // 2)
-            model.reshape(
-                {
-                    "y": [1, 1, height, width],
-                    "uv": [1, 2, *chroma],
-                    "colour": [1, 2, 3, 4],
-                    "memory": [1, self._memory_size],
-                    "keep": [1, 1],
-                }
-            )
+            shapes = {
+                "y": [1, 1, height, width],
+                "uv": [1, 2, *chroma],
+                "colour": [1, 2, 3, 4],
+                "memory": [1, self._memory_size],
+                "keep": [1, 1],
+            }
+            model.reshape(shapes)
+            for name in PAST:
+                _, places, codes = model.output(f"{name}_out").get_partial_shape()
+                shapes[name] = [1, places.get_length(), codes.get_length()]
+            model.reshape(shapes)
             try:
                 self._compiled[size] = self._compile_by_cache(model, width, height)
             except RuntimeError as error:
@@ -238,9 +247,12 @@ class OpenVinoEngine(Engine):
             assert isinstance(slot, OpenVinoSlot)
             slot.coefficients[:] = slot.colour.coefficients()
             slot.kept[:] = slot.keep if slot.memory else 0
-            slot.numbers = before, after = (slot.memory or slot.alone).swap()
-            slot.request.set_tensor("memory", openvino.Tensor(before, shared_memory=True))
-            slot.request.set_tensor("memory_out", openvino.Tensor(after, shared_memory=True))
+            memory = slot.memory or slot.alone
+            slot.numbers, slot.past = memory.swap(), memory.swap_past(slot.shapes)
+            for name, array in {"memory": slot.numbers[0], **slot.past[0]}.items():
+                slot.request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+            for name, array in {"memory": slot.numbers[1], **slot.past[1]}.items():
+                slot.request.set_tensor(f"{name}_out", openvino.Tensor(array, shared_memory=True))
             slot.lent = slot.memory if self._parallel > 1 else None  # run one at a time, they are in order anyway
             slot.failure = None
             with self._order:
@@ -263,6 +275,8 @@ class OpenVinoEngine(Engine):
             assert slot.numbers is not None
             before, after = slot.numbers
             after[:] = before
+            for name, plane in slot.past[0].items():
+                slot.past[1][name][:] = plane
             reason = " ".join(str(error).split())
             slot.failure = EngineError(f"OpenVINO cannot start a picture of {slot.width}x{slot.height}: {reason}")
         else:
@@ -296,6 +310,7 @@ class OpenVinoEngine(Engine):
             if slot.numbers is not swapped:
                 return
             self._computing.pop(id(slot), None)
+            slot.past = ({}, {})  # a free slot would hold the last picture of a feed that has ended
             following, slot.followed_by = slot.followed_by, None
             if following is not None:
                 following.follows = None

@@ -10,6 +10,7 @@ import numpy as np
 from engines.cards import NUMBERS, Weights
 from engines.door import SCALE, EngineInfo, Slot
 from engines.errors import EngineMismatch, EngineMissing
+from engines.padding import past_shapes
 from engines.ring import Engine
 from engines.runtime import EngineOptions
 
@@ -63,19 +64,25 @@ class TorchEngine(Engine):
     def _start(self, slots: Sequence[Slot]) -> None:
         assert self._graph is not None
         with self._computing, torch.inference_mode():
-            memories = [(slot.memory or self.new_memory()).swap() for slot in slots]
+            shapes = past_shapes(self._graph.network.config, slots[0].width, slots[0].height)
+            memories = [slot.memory or self.new_memory() for slot in slots]
+            numbers = [memory.swap() for memory in memories]
+            pasts = [memory.swap_past(shapes) for memory in memories]
             inputs = (
                 np.stack([slot.y[None] for slot in slots]),
                 np.stack([slot.uv for slot in slots]),
                 np.stack([slot.colour.coefficients() for slot in slots]),
-                np.concatenate([before for before, _ in memories]),
+                np.concatenate([before for before, _ in numbers]),
                 np.array([[slot.keep if slot.memory else 0] for slot in slots], np.float32),
+                *(np.concatenate([before[name] for before, _ in pasts]) for name in shapes),
             )
-            y, uv, remembered = self._graph(*map(torch.from_numpy, inputs))
-            for index, (slot, (_, after)) in enumerate(zip(slots, memories, strict=True)):
+            y, uv, remembered, *kept = self._graph(*map(torch.from_numpy, inputs))
+            for index, (slot, (_, after), (_, past)) in enumerate(zip(slots, numbers, pasts, strict=True)):
                 slot.y_out[:] = y[index, 0].numpy()
                 slot.uv_out[:] = uv[index].numpy()
                 after[:] = remembered[index].numpy()
+                for plane, left in zip(past.values(), kept, strict=True):
+                    plane[:] = left[index].numpy()
 
     def _finish(self, slot: Slot) -> None:
         """Nothing is under way after `submit`."""

@@ -22,9 +22,9 @@ CaptureClock = Literal["rtcp", "klv", "recording", "arrival"]
 State = Literal["clean", "concealed", "tainted", "stale"]
 
 
-BYTES_PER_PIXEL = 175
-"""Memory of a feed for each pixel of its source's pictures: 160 for decoder, engine, slots and encoder, rounded up from
-measurements with OpenVINO, and 15 for pictures of a burst that wait."""
+BYTES_PER_PIXEL = 225
+"""Memory of a feed for each pixel of its source's pictures: 210 for decoder, engine, the feed's last picture, slots and
+encoder, rounded up from measurements with OpenVINO, and 15 for pictures of a burst that wait."""
 
 
 def memory_for(width: int, height: int) -> str:

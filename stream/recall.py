@@ -1,4 +1,4 @@
-"""What the engine remembers of one feed from picture to picture, so that its brightness does not flicker."""
+"""What the engine remembers of one feed from picture to picture, so that its brightness and noise do not flicker."""
 
 from __future__ import annotations
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.network.config import NEID_LIVE
 from engines.nvidia.tensorrt_library import Library
+from engines.padding import past_shapes
 from tests.fake_cuda import Error, FakeCuda, Operation
 
 Arrays = dict[str, NDArray[Any]]
@@ -54,7 +56,7 @@ class FakeTensorRt:
 
     @staticmethod
     def nptype(kind: str) -> type:
-        return {"uint8": np.uint8, "float32": np.float32}[kind]
+        return {"uint8": np.uint8, "float32": np.float32, "float16": np.float16}[kind]
 
     def Runtime(self, messages: Any) -> FakeTensorRt:  # noqa: N802 - TensorRT's name
         self.messages = messages
@@ -80,15 +82,18 @@ class FakePlan:
     def __init__(self, library: FakeTensorRt, width: int, height: int, capability: str) -> None:
         self.library, self.capability = library, capability
         half = ((height + 1) // 2, (width + 1) // 2)
+        past = past_shapes(NEID_LIVE, width, height)
         self.tensors: dict[str, tuple[int, str, tuple[int, ...]]] = {
             "y": (1, "uint8", (1, height, width)),
             "uv": (1, "uint8", (2, *half)),
             "colour": (1, "float32", (2, 3, 4)),
             "memory": (1, "float32", (library.memory_size,)),
             "keep": (1, "float32", (1,)),
+            **{name: (1, "float16", shape) for name, shape in past.items()},
             "y_out": (2, "uint8", (1, 2 * height, 2 * width)),
             "uv_out": (2, "uint8", (2, height, width)),
             "memory_out": (2, "float32", (library.memory_size,)),
+            **{f"{name}_out": (2, "float16", shape) for name, shape in past.items()},
         }
         self.num_io_tensors = len(self.tensors)
 

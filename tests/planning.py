@@ -23,16 +23,20 @@ def doubling() -> bytes:
     planes = [("y", ("N", 1, "H", "W")), ("uv", ("N", 2, "h", "w"))]
     inputs = [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name, shape in planes]
     inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in floats]
+    pasts = [("past_y", ("N", "P", 16)), ("past_uv", ("N", "P", 8))]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name, shape in pasts]
     outputs = [
         helper.make_tensor_value_info("y_out", TensorProto.UINT8, ("N", 1, "2H", "2W")),
         helper.make_tensor_value_info("uv_out", TensorProto.UINT8, ("N", 2, "2h", "2w")),
         helper.make_tensor_value_info("memory_out", TensorProto.FLOAT, ("N", REMEMBERS)),
+        *(helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT16, shape) for name, shape in pasts),
     ]
     nodes = [
         helper.make_node("ReduceMean", ["colour", "axes"], ["mean"], keepdims=1),
         helper.make_node("Reshape", ["mean", "column"], ["tint"]),
         helper.make_node("Mul", ["memory", "keep"], ["kept"]),
         helper.make_node("Add", ["kept", "tint"], ["memory_out"]),
+        *(helper.make_node("Identity", [name], [f"{name}_out"]) for name, _ in pasts),
     ]
     for name in ("y", "uv"):
         nodes += [
@@ -55,5 +59,5 @@ def store_doubling(folder: Path, onnx_file: bytes | None = None) -> Weights:
     (folder / NUMBERS).write_bytes(b"numbers")
     for name in plans.FILES.values():
         (folder / name).write_bytes(onnx_file or doubling())
-    write_card(folder, Card(name="doubling", network="doubling", files={}))
+    write_card(folder, Card(name="doubling", network="neid-live", files={}))
     return Weights(folder)

@@ -29,7 +29,8 @@ def counting(inputs: Arrays) -> Arrays:
     bright = inputs["y"].repeat(2, 2).repeat(2, 3) + counted[:, :1, None, None].astype(np.uint8)
     height, width = inputs["y"].shape[2:]
     uv = inputs["uv"].repeat(2, 2).repeat(2, 3)[:, :, :height, :width]
-    return {"y_out": bright, "uv_out": uv, "memory_out": counted + 1}
+    past = {f"{name}_out": inputs[name] for name in ("past_y", "past_uv")}
+    return {"y_out": bright, "uv_out": uv, "memory_out": counted + 1, **past}
 
 
 @dataclass

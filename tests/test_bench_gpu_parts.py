@@ -15,7 +15,7 @@ from engines.cards import NUMBERS, SHIPPED, find_weights
 from engines.checkpoint import load_network
 from engines.door import Door
 from engines.errors import EngineError
-from engines.picture import PictureGraph
+from engines.picture import INPUTS, OUTPUTS, PictureGraph
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_torch import TorchEngine
 from tests.doubling import DoublingEngine
@@ -44,8 +44,8 @@ def network(weights: str = "field") -> Compute:
 
     def compute(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
-            made = graph(*(torch.from_numpy(inputs[name]) for name in ("y", "uv", "colour", "memory", "keep")))
-        return dict(zip(("y_out", "uv_out", "memory_out"), (part.numpy() for part in made), strict=True))
+            made = graph(*(torch.from_numpy(inputs[name]) for name in INPUTS))
+        return dict(zip(OUTPUTS, (part.numpy() for part in made), strict=True))
 
     return compute
 
@@ -321,6 +321,8 @@ def test_operations_are_those_of_all_convolutions_and_of_the_way_back_to_planes(
             torch.zeros(1, 2, 3, 4),
             torch.zeros(1, 256),
             torch.zeros(1, 1),
+            torch.zeros(1, 1280, 16),
+            torch.zeros(1, 1280, 8),
         )
     folded = (64 + 16) // 2 * ((48 + 16) // 2)  # the margin of 8 on every side belongs to it
     assert flop(weights, (64, 48)) == counted + 2 * folded * 48 * 24

@@ -170,7 +170,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
         monkeypatch.setattr(module, "import_tensorrt", library.library)
     monkeypatch.setattr(plans, "build_plan", build_plan)
     monkeypatch.setattr(runtime_tensorrt, "import_driver", lambda: driver)
-    monkeypatch.setattr(runtime_tensorrt, "CONFIGS", {"doubling": SimpleNamespace(memory_size=REMEMBERS)})
+    monkeypatch.setattr(runtime_tensorrt, "CONFIGS", {"neid-live": SimpleNamespace(memory_size=REMEMBERS)})
     return library
 
 

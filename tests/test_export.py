@@ -18,7 +18,9 @@ from engines.cards import NUMBERS, Card, Weights, sha256, write_card
 from engines.checkpoint import load_network, save_network
 from engines.colour import Colour
 from engines.evaluation.scores import psnr
+from engines.network.config import NetworkConfig
 from engines.network.neid import Neid, initialise
+from engines.padding import past_shapes
 from engines.picture import PictureGraph
 from engines.runtime import EngineOptions, open_engine
 from tests.command import ROOT, nightbridge
@@ -84,7 +86,8 @@ def batch(width: int, height: int, count: int) -> Batch:
     coefficients = np.stack([colour.coefficients() for colour in COLOURS[:count]])
     memory = np.random.default_rng(count).uniform(0.4, 0.6, (count, SMALL.memory_size)).astype(np.float32)
     keep = np.full((count, 1), 0.9, np.float32)
-    return np.stack([y[None] for y, _ in planes]), np.stack([uv for _, uv in planes]), coefficients, memory, keep
+    past = [np.full((count, *shape), 90, np.float16) for shape in past_shapes(SMALL, width, height).values()]
+    return np.stack([y[None] for y, _ in planes]), np.stack([uv for _, uv in planes]), coefficients, memory, keep, *past
 
 
 def test_the_command_tells_the_files_that_it_made_and_nothing_else(exported: Exported) -> None:
@@ -107,10 +110,12 @@ def test_one_file_does_every_size_and_batch_as_torch_does(
         expected = [plane.numpy() for plane in graph(*map(torch.from_numpy, planes))]
     made = runner.run(None, dict(zip(export.INPUTS, planes, strict=True)))
     width, height = size
-    *made, remembered = made
-    *expected, memory = expected
+    *made, remembered, past_y, past_uv = made
+    *expected, memory, last_y, last_uv = expected
     assert [plane.shape for plane in made] == [(count, 1, 2 * height, 2 * width), (count, 2, height, width)]
     np.testing.assert_allclose(remembered, memory, atol=2e-3)
+    np.testing.assert_allclose(past_y.astype(float), last_y, atol=tolerance)
+    np.testing.assert_allclose(past_uv.astype(float), last_uv, atol=tolerance)
     for plane, reference in zip(made, expected, strict=True):
         assert plane.dtype == np.uint8
         assert np.abs(plane.astype(int) - reference).max() <= tolerance
@@ -125,7 +130,10 @@ def test_both_files_have_the_same_doors_and_one_holds_its_numbers_in_half_the_by
             for door in (*model.graph.input, *model.graph.output)
         ]
         inputs = [("y", "UINT8"), ("uv", "UINT8"), ("colour", "FLOAT"), ("memory", "FLOAT"), ("keep", "FLOAT")]
-        assert doors == [*inputs, ("y_out", "UINT8"), ("uv_out", "UINT8"), ("memory_out", "FLOAT")]
+        inputs += [("past_y", "FLOAT16"), ("past_uv", "FLOAT16")]
+        outputs = [("y_out", "UINT8"), ("uv_out", "UINT8"), ("memory_out", "FLOAT")]
+        outputs += [("past_y_out", "FLOAT16"), ("past_uv_out", "FLOAT16")]
+        assert doors == [*inputs, *outputs]
     numbers = [bytes_by_type(model) for model in (fp32, fp16)]
     assert numbers[0].get("FLOAT16", 0) == 0
     assert numbers[1]["FLOAT16"] == pytest.approx(numbers[0]["FLOAT"] / 2, rel=0.02)
@@ -198,7 +206,8 @@ def test_an_int8_that_the_card_answers_for_stays_where_there_is_nothing_to_calib
 def test_what_was_measured_of_another_int8_is_told_no_more(
     tmp_path: Path, without_the_exporter: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def quantise(_: Path, xml: Path, pictures: list[np.ndarray]) -> None:
+    def quantise(_: Path, xml: Path, pictures: list[np.ndarray], config: NetworkConfig) -> None:
+        assert config == SMALL
         for name in ("int8.xml", "int8.bin"):
             (xml.parent / name).write_bytes(b"made from %d pictures" % len(pictures))
 

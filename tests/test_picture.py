@@ -10,7 +10,8 @@ from engines.checkpoint import load_network
 from engines.colour import CENTRE, Colour
 from engines.network.config import CONFIGS, NEID_LIVE, NetworkConfig
 from engines.network.neid import Neid, initialise
-from engines.picture import MARGIN, PictureGraph, padding
+from engines.padding import MARGIN, padding, past_shapes
+from engines.picture import PictureGraph
 
 COLOURS = [Colour("bt601"), Colour("bt601", full_range=True), Colour("bt709"), Colour("bt601", grey=True)]
 
@@ -21,8 +22,12 @@ def network_of(config: NetworkConfig) -> Neid:
     return network.eval()
 
 
-def no_memory(config: NetworkConfig, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(count, config.memory_size), torch.zeros(count, 1)
+def nothing(config: NetworkConfig, width: int, height: int, count: int = 1) -> tuple[torch.Tensor, ...]:
+    """Memory, keep and past of pictures without a past."""
+    past = [
+        torch.full((count, *shape), -1000, dtype=torch.float16) for shape in past_shapes(config, width, height).values()
+    ]
+    return torch.zeros(count, config.memory_size), torch.zeros(count, 1), *past
 
 
 def plainly(network: Neid, y: torch.Tensor, uv: torch.Tensor, colour: Colour) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +57,7 @@ def test_the_graph_equals_the_plain_computation_on_rgb(
     uv = torch.randint(0, 256, (2, 2, height // 2, width // 2), dtype=torch.uint8, generator=generator)
     coefficients = torch.from_numpy(colour.coefficients())[None].expand(2, -1, -1, -1)
     with torch.no_grad():
-        y_out, uv_out, _ = PictureGraph(network_of(config))(y, uv, coefficients, *no_memory(config, 2))
+        y_out, uv_out, *_ = PictureGraph(network_of(config))(y, uv, coefficients, *nothing(config, width, height, 2))
         y_plain, uv_plain = plainly(network_of(config), y, uv, colour)
     assert y_out.dtype == uv_out.dtype == torch.uint8
     assert y_out.shape == (2, 1, 2 * height, 2 * width)
@@ -65,9 +70,10 @@ def test_the_graph_equals_the_plain_computation_on_rgb(
 def test_the_graph_makes_whatever_it_needs_on_the_device_of_its_inputs(config: NetworkConfig) -> None:
     meta = torch.device("meta")  # which mixes with no other, as a GPU does not
     y, uv = torch.empty(2, 1, 48, 64, dtype=torch.uint8, device=meta), torch.empty(2, 2, 24, 32, device=meta)
-    memory, keep = (part.to(meta) for part in no_memory(config, 2))
-    made = PictureGraph(network_of(config)).to(meta)(y, uv, torch.empty(2, 2, 3, 4, device=meta), memory, keep)
-    assert [part.shape[1:] for part in made] == [(1, 96, 128), (2, 48, 64), (config.memory_size,)]
+    state = [part.to(meta) for part in nothing(config, 64, 48, 2)]
+    made = PictureGraph(network_of(config)).to(meta)(y, uv, torch.empty(2, 2, 3, 4, device=meta), *state)
+    assert [part.shape[1:] for part in made[:3]] == [(1, 96, 128), (2, 48, 64), (config.memory_size,)]
+    assert [part.shape for part in made[3:]] == [part.shape for part in state[2:]]
 
 
 def test_a_grey_picture_stays_grey_whatever_its_chroma_planes_hold() -> None:
@@ -75,7 +81,7 @@ def test_a_grey_picture_stays_grey_whatever_its_chroma_planes_hold() -> None:
     uv = torch.randint(0, 256, (1, 2, 16, 16), dtype=torch.uint8)
     coefficients = torch.from_numpy(Colour(grey=True).coefficients())[None]
     with torch.no_grad():
-        _, uv_out, _ = PictureGraph(network_of(NEID_LIVE))(y, uv, coefficients, *no_memory(NEID_LIVE))
+        _, uv_out, *_ = PictureGraph(network_of(NEID_LIVE))(y, uv, coefficients, *nothing(NEID_LIVE, 32, 32))
     assert (uv_out == 128).all()
 
 
@@ -93,7 +99,7 @@ def test_a_flat_picture_has_no_dark_border() -> None:
     coefficients = torch.from_numpy(Colour().coefficients())[None]
     network = load_network(find_weights("field").file(NUMBERS))
     with torch.no_grad():
-        bright, _, _ = PictureGraph(network)(y, uv, coefficients, *no_memory(NEID_LIVE))
+        bright, *_ = PictureGraph(network)(y, uv, coefficients, *nothing(NEID_LIVE, 64, 48))
     middle = bright[..., 40:56, 50:78].float().mean()
     border = torch.cat((bright[..., :2, :].flatten(), bright[..., -2:, :].flatten())).float().mean()
     assert (border - middle).abs() < 6

@@ -16,11 +16,13 @@ from onnx import helper
 
 from engines.cards import SHIPPED, Weights
 from engines.errors import EngineError, EngineMismatch, EngineMissing
+from engines.network.config import CONFIGS, NEID_LIVE
 from engines.nvidia import plans, tensorrt_builder
 from engines.nvidia.gpu import NO_GPU, Gpu, find_gpu
 from engines.nvidia.plans import Machine, PlanKey, Plans
-from engines.nvidia.tensorrt_builder import build_plan, make_profile
+from engines.nvidia.tensorrt_builder import build_plan, make_profile, sides
 from engines.nvidia.tensorrt_library import Library, collected_errors, import_tensorrt, message_log
+from engines.picture import INPUTS, OUTPUTS
 from tests.command import ROOT
 from tests.planning import DOCUMENTED, H200, doubling, store_doubling
 
@@ -50,7 +52,8 @@ def here(library: Library, tmp_path: Path, built_for: Gpu) -> Plans:
 @pytest.mark.parametrize("size", [(64, 48), (641, 363), (16, 16)], ids=str)
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("*/fp16.onnx")), ids=lambda file: file.parent.name)
 def test_every_shipped_file_becomes_a_plan(library: Library, file: Path, size: tuple[int, int]) -> None:
-    built = build_plan(library, file.read_bytes(), *size, batch=8)
+    network = CONFIGS[Weights(file.parent).card.network]
+    built = build_plan(library, file.read_bytes(), *size, 8, network)
     assert len(built.plan) > file.stat().st_size * 0.9, "it holds the numbers"
     assert built.timing == b""
 
@@ -68,9 +71,9 @@ def test_a_plan_tells_the_shapes_of_all_it_takes_and_gives(library: Library) -> 
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, messages)
     assert parser.parse((SHIPPED / "field" / "fp16.onnx").read_bytes())
-    make_profile(builder, network, (640, 360), 8)
+    make_profile(builder, network, sides(NEID_LIVE, 640, 360), 8)
     shapes = [tuple(network.get_output(number).shape) for number in range(network.num_outputs)]
-    assert shapes == [(-1, 1, 720, 1280), (-1, 2, 360, 640), (-1, 256)]
+    assert shapes == [(-1, 1, 720, 1280), (-1, 2, 360, 640), (-1, 256), (-1, 62976, 16), (-1, 62976, 8)]
 
 
 KEY = PlanKey(
@@ -289,7 +292,7 @@ def test_what_one_build_learns_of_the_gpus_kernels_is_there_for_the_next(
     handed: list[bytes] = []
 
     def building(*arguments: object) -> tensorrt_builder.Built:
-        handed.append(arguments[5])
+        handed.append(arguments[6])
         return build_plan(*arguments)
 
     monkeypatch.setattr(plans, "build_plan", building)
@@ -303,7 +306,7 @@ def test_what_one_build_learns_of_the_gpus_kernels_is_there_for_the_next(
 def test_full_tensorrt_needs_a_gpu_to_build(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_builder, "has_driver", lambda: False)
     with pytest.raises(EngineMissing, match=r"TensorRT 11\.4 builds only on a GPU, and none was found.*TensorRT-RTX"):
-        build_plan(Library(library.module, "tensorrt", "11.4"), doubling(), 64, 48, 1)
+        build_plan(Library(library.module, "tensorrt", "11.4"), doubling(), 64, 48, 1, NEID_LIVE)
 
 
 def test_only_a_plan_for_this_machine_and_the_present_weights_counts_as_usable(
@@ -348,5 +351,5 @@ def test_a_kept_plan_opens_on_the_gpu_that_it_was_built_for(library: Library, we
         engine = runtime.deserialize_cuda_engine(kept.data)
     assert engine is not None, errors
     names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-    assert names == {"y", "uv", "colour", "memory", "keep", "y_out", "uv_out", "memory_out"}
+    assert names == {*INPUTS, *OUTPUTS}
     assert [tuple(shape) for shape in engine.get_tensor_profile_shape("y", 0)] == [(n, 1, 48, 64) for n in (1, 4, 4)]

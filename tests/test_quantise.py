@@ -16,10 +16,12 @@ import pytest
 import torch
 from openvino import opset13 as ops
 
+from engines.cards import SHIPPED, Weights
 from engines.data.lol import Picture
 from engines.export import export_onnx, quiet
 from engines.int8.quantise import export_int8, inputs_of, spell_out
 from engines.int8.unbias import bias_additions, channel_means
+from engines.network.config import CONFIGS
 from engines.network.neid import Neid, initialise
 from tests.command import ROOT
 from tests.identity import SMALL
@@ -50,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 numbers.fill_(0.02)
     export_onnx(network, folder / "fp32.onnx")
     with quiet():
-        export_int8(folder / "fp32.onnx", folder / "int8.xml", CALIBRATION)
+        export_int8(folder / "fp32.onnx", folder / "int8.xml", CALIBRATION, SMALL)
     return folder
 
 
@@ -153,7 +155,7 @@ def test_weights_take_all_of_their_256_levels(int8: openvino.Model) -> None:
 def test_every_layer_has_the_means_that_it_has_in_float(folder: Path, int8: openvino.Model) -> None:
     """Without the correction they are up to 0.009 off."""
     graph = openvino.convert_model(folder / "fp32.onnx")
-    values = [inputs_of(graph, shown) for shown in CALIBRATION]
+    values = [inputs_of(shown, SMALL) for shown in CALIBRATION]
     wanted = channel_means(graph, list(bias_additions(graph).values()), values)
     assert len(wanted) > 10
     for add, target in zip(bias_additions(int8).values(), wanted, strict=True):  # in one order, if not by one name
@@ -161,10 +163,24 @@ def test_every_layer_has_the_means_that_it_has_in_float(folder: Path, int8: open
         np.testing.assert_allclose(mean, target, atol=1e-5)
 
 
-def test_colours_and_memory_stay_in_float(int8: openvino.Model) -> None:
+def test_colours_memory_and_the_temporal_filter_stay_in_float(int8: openvino.Model) -> None:
     for node in int8.get_ordered_ops():
-        if node.get_type_name() in ("MatMul", "ReduceMean", "Sigmoid"):
+        if node.get_type_name() in ("MatMul", "ReduceMean", "Sigmoid", "AvgPool", "Power"):
             assert "FakeQuantize" not in [source.get_node().get_type_name() for source in node.input_values()]
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*/int8.xml")), ids=lambda file: file.parent.name)
+def test_shipped_int8_files_keep_of_the_last_picture_what_fp32_keeps(file: Path) -> None:
+    config = CONFIGS[Weights(file.parent).card.network]
+    first = inputs_of(np.full((48, 64, 3), 90, np.uint8), config)
+    kept = []
+    for path in (file, file.with_name("fp32.onnx")):
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        alone = compiled(first)["past_y_out"].astype(float)
+        past = {name: (compiled(first)[f"{name}_out"] - 1).astype(np.float16) for name in ("past_y", "past_uv")}
+        made = compiled({**first, **past, "keep": np.full((1, 1), 0.905, np.float32)})
+        kept.append((alone - made["past_y_out"]).mean())
+    np.testing.assert_allclose(kept, 0.756, atol=0.02)
 
 
 def test_int8_takes_and_gives_what_the_graph_does(folder: Path, int8: openvino.Model) -> None:
@@ -179,11 +195,13 @@ def test_int8_takes_and_gives_what_the_graph_does(folder: Path, int8: openvino.M
     assert ends(int8) == ends(graph)
 
 
-def test_inputs_beyond_the_picture_are_zeros_of_one_picture(int8: openvino.Model) -> None:
-    values = inputs_of(int8, picture(1.0))
+def test_inputs_beyond_the_picture_are_those_of_one_without_a_past(int8: openvino.Model) -> None:
+    values = inputs_of(picture(1.0), SMALL)
     assert set(values) == {name for port in int8.inputs for name in port.names}
-    for name in set(values) - {"y", "uv", "colour"}:
+    for name in ("memory", "keep"):
         assert (len(values[name]), values[name].dtype.name, bool(values[name].any())) == (1, "float32", False)
+    for name in ("past_y", "past_uv"):
+        assert (len(values[name]), values[name].dtype.name, float(values[name].max())) == (1, "float16", -1000)
 
 
 @pytest.mark.parametrize("light", [0.1, 1.0], ids=["night", "day"])
@@ -192,7 +210,7 @@ def test_a_single_bright_picture_widens_the_ranges_to_daylight(folder: Path, lig
     made = {}
     for name in ("fp32.onnx", "int8.xml"):
         model = core.read_model(folder / name)
-        values = inputs_of(model, picture(light, seed=11))
+        values = inputs_of(picture(light, seed=11), SMALL)
         made[name] = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(values)["y_out"].astype(
             float
         )
@@ -202,7 +220,7 @@ def test_a_single_bright_picture_widens_the_ranges_to_daylight(folder: Path, lig
 
 def test_calibrating_without_pictures_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no pictures to calibrate int8 with"):
-        export_int8(folder / "fp32.onnx", tmp_path / "int8.xml", [])
+        export_int8(folder / "fp32.onnx", tmp_path / "int8.xml", [], SMALL)
     assert not list(tmp_path.iterdir())
 
 

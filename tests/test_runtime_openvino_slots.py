@@ -14,7 +14,7 @@ import numpy as np
 import openvino
 import pytest
 
-from engines.door import Door, Slot
+from engines.door import Door, Memory, Slot
 from engines.errors import EngineError
 from engines.runtime import EngineOptions, open_engine
 from engines.runtime_openvino import OpenVinoSlot
@@ -143,6 +143,12 @@ class Refusing:
         return getattr(self.request, name)
 
 
+def last_picture(memory: Memory) -> np.ndarray:
+    """Luma of what the feed's next picture would read."""
+    assert memory._pasts is not None
+    return memory._pasts[0]["past_y"].copy()
+
+
 def of_one_feed(engine: Door, count: int, width: int = 32) -> list[Slot]:
     """Slots with noise in them, all of one feed."""
     memory, random = engine.new_memory(), np.random.default_rng(7)
@@ -239,8 +245,9 @@ def test_a_picture_that_cannot_be_started_costs_no_other_one_and_its_feed_forget
     kept[0].wait()
     memory = kept[0].memory
     assert memory is not None
-    left = parallel_engine.read_memory(memory)
+    left, last = parallel_engine.read_memory(memory), last_picture(memory)
     assert left.any()
+    assert (last >= 0).all()
     monkeypatch.setattr(kept[1], "request", Refusing(cast("OpenVinoSlot", kept[1]).request))
     others = of_one_feed(parallel_engine, 1)
     parallel_engine.submit([kept[1], *others])
@@ -248,6 +255,7 @@ def test_a_picture_that_cannot_be_started_costs_no_other_one_and_its_feed_forget
     with pytest.raises(EngineError, match="cannot start a picture of 32x32: no luck today"):
         kept[1].wait()
     assert np.array_equal(parallel_engine.read_memory(memory), left)
+    np.testing.assert_array_equal(last_picture(memory), last)
     for slot in (*kept, *others):
         slot.release()
 

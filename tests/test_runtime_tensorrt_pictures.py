@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import numpy as np
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from engines.cards import NUMBERS, find_weights
 from engines.checkpoint import load_network
 from engines.colour import Colour
-from engines.door import Slot
+from engines.door import Memory, Slot
 from engines.errors import EngineError
 from engines.nvidia.cuda_lanes import LANES
-from engines.picture import PictureGraph
+from engines.picture import INPUTS, OUTPUTS, PictureGraph
 from engines.runtime import EngineOptions
 from engines.runtime_torch import TorchEngine
 from tests.fake_cuda import Error, Event
@@ -147,6 +148,94 @@ def test_a_feed_that_another_engine_had_meanwhile_brings_its_memory_along(monkey
         assert [brightened(), brightened()] == [7, 8]
 
 
+def echoing(inputs: Arrays) -> Arrays:
+    """Gives each picture the level of its feed's last one, 0 where there was none."""
+    last = np.nan_to_num(inputs["past_y"][:, 0, 0]).clip(0, 255).astype(np.uint8)  # at warm-up it is anything
+    made = counting(inputs)
+    made["y_out"] = np.broadcast_to(last[:, None, None, None], made["y_out"].shape)
+    for name in ("past_y", "past_uv"):
+        made[f"{name}_out"] = np.broadcast_to(inputs["y"][:, 0, :1, :1], inputs[name].shape).astype(np.float16)
+    return made
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_feeds_last_picture_passes_to_its_next_one_in_whichever_batch_and_place(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    with bench(monkeypatch, seed, slots=48) as b:
+        b.library.compute = echoing
+        chance, under_way = np.random.default_rng(seed), list[tuple[Slot, int]]()
+        feeds, last = [b.engine.new_memory() for _ in range(4)], [0] * 4
+        for number in range(8):
+            slots = []
+            for feed in chance.permutation(4)[: chance.integers(1, 5)]:
+                slots.append(slot := filled(b.engine, level := 10 * (feed + 1) + number))
+                slot.memory, slot.keep = feeds[feed], 0.9
+                under_way.append((slot, last[feed]))
+                last[feed] = level
+            slots.append(alone := filled(b.engine, 99))
+            under_way.append((alone, 0))
+            b.engine.submit(slots)
+            if number == 5:  # one feed ends, and another begins in its place
+                feeds[1], last[1] = b.engine.new_memory(), 0
+                for slot, _ in under_way:
+                    slot.wait()
+                    slot.memory = None
+        for slot, expected in under_way:
+            slot.wait()
+            assert (slot.y_out == expected).all()
+
+
+def test_a_feed_that_another_engine_had_meanwhile_begins_without_a_last_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with bench(monkeypatch) as b:
+        b.library.compute = echoing
+        memory = b.engine.new_memory()
+
+        def echo(level: int) -> int:
+            slot = filled(b.engine, level)
+            slot.memory, slot.keep = memory, 0.9
+            b.engine.submit([slot])
+            slot.wait()
+            slot.release()
+            return int(slot.y_out[0, 0])
+
+        assert [echo(10), echo(20)] == [0, 10]
+        memory.swap()
+        memory.swap_past({"past_y": (4, 16), "past_uv": (4, 8)})
+        assert [echo(30), echo(40)] == [0, 30]
+        assert memory._pasts is None, "not kept twice"
+
+
+def test_a_feed_whose_first_picture_failed_reads_no_picture_of_a_feed_that_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with bench(monkeypatch) as b:
+        b.library.compute = echoing
+
+        def echo(level: int, memory: Memory) -> int:
+            slot = filled(b.engine, level)
+            slot.memory, slot.keep = memory, 0.9
+            try:
+                b.engine.submit([slot])
+                slot.wait()
+                return int(slot.y_out[0, 0])
+            finally:
+                slot.release()
+
+        ended = b.engine.new_memory()
+        assert [echo(77, ended), echo(78, ended)] == [0, 77]
+        del ended
+        gc.collect()
+        new = b.engine.new_memory()
+        b.library.cannot_run = {""}
+        with pytest.raises(EngineError, match="did not start"):
+            echo(30, new)
+        b.library.cannot_run = set()
+        assert [echo(40, new), echo(50, new)] == [0, 40]
+
+
 def test_pictures_of_two_sizes_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     with bench(monkeypatch) as b:
         small, large = filled(b.engine, 30), b.engine.acquire(33, 21)
@@ -248,9 +337,8 @@ def test_the_shipped_network_in_batches_equals_torch(monkeypatch: pytest.MonkeyP
 
     def compute(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
-            order = ("y", "uv", "colour", "memory", "keep")
-            made = graph(*(torch.from_numpy(inputs[name]) for name in order))
-        return dict(zip(("y_out", "uv_out", "memory_out"), (part.numpy() for part in made), strict=True))
+            made = graph(*(torch.from_numpy(inputs[name]) for name in INPUTS))
+        return dict(zip(OUTPUTS, (part.numpy() for part in made), strict=True))
 
     reference = TorchEngine(weights, EngineOptions())
     with bench(monkeypatch, memory_size=256) as b, reference:

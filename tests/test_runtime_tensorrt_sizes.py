@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from engines.door import Slot
@@ -76,6 +78,61 @@ def test_where_memory_runs_out_no_other_plan_is_tried(monkeypatch: pytest.Monkey
         with pytest.raises(EngineError, match="tensorrt failed: cuMemAlloc failed: out of memory"):
             b.engine.acquire(*SIZE)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("number", range(1, 29))
+def test_wherever_memory_runs_out_what_was_taken_for_the_size_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with bench(monkeypatch) as b:
+        enough, before, asked = b.driver.mem_alloc, len(b.driver.allocations), 0
+
+        def too_little(octets: int) -> object:
+            nonlocal asked
+            asked += 1
+            if asked >= number:
+                raise OutOfMemory("cuMemAlloc failed: out of memory")
+            return enough(octets)
+
+        monkeypatch.setattr(b.driver, "mem_alloc", too_little)
+        with pytest.raises(EngineError, match="out of memory"):
+            b.engine.prepare(*SIZE)
+        gc.collect()
+        assert (len(b.driver.allocations), b.driver.leaked) == (before, 0)
+        monkeypatch.setattr(b.driver, "mem_alloc", enough)
+        b.engine.prepare(*SIZE)
+
+
+def test_what_feeds_left_is_kept_for_new_ones_of_their_size_alone_and_no_more_than_slots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def shown(b: Bench, *sizes: tuple[int, int]) -> None:
+        """A picture each of a new feed, which ends."""
+        slots = [b.engine.acquire(*size) for size in sizes]
+        for slot in slots:
+            slot.memory = b.engine.new_memory()
+            b.engine.submit([slot])
+            slot.wait()
+        for slot in slots:
+            slot.release()
+        gc.collect()
+
+    with bench(monkeypatch, slots=8) as b:
+        b.engine.prepare(32, 32)
+        of_one_size = len(b.driver.allocations)
+        b.engine.prepare(*SIZE)
+        before = len(b.driver.allocations)
+        shown(b, *[SIZE] * 6)
+        assert len(b.driver.allocations) == before + 6 * 3, "numbers, luma and chroma of each"
+        shown(b, *[SIZE] * 6)
+        assert len(b.driver.allocations) == before + 6 * 3
+        shown(b, (32, 32))
+        assert len(b.driver.allocations) == before + 7 * 3
+        b.engine.set_limits(2, 2)
+        assert len(b.driver.allocations) == before + 2 * 3
+        b.engine.set_limits(2, 1)
+        assert len(b.driver.allocations) == of_one_size
+        assert not b.driver.leaked
 
 
 def test_a_size_is_ready_when_every_lane_has_seen_every_count(monkeypatch: pytest.MonkeyPatch) -> None:

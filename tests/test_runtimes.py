@@ -72,6 +72,11 @@ def dusk(width: int, height: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray
     return picture.y, picture.uv
 
 
+def black(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """The planes of a picture without light."""
+    return np.full((height, width), 16, np.uint8), np.full((2, height // 2, width // 2), 128, np.uint8)
+
+
 def film(engine: Door, seeds: range) -> tuple[list[np.ndarray], Memory]:
     """Luma of a still scene under fresh noise, each picture with what the ones before left, and what is left then."""
     memory = engine.new_memory()
@@ -89,6 +94,21 @@ def test_what_a_feed_leaves_in_its_memory_is_used_for_its_next_picture_as_in_the
         np.testing.assert_allclose(engine.read_memory(memory), reference.read_memory(expected_memory), atol=0.001)
     alone = engine.enhance(*dusk(64, 48, 5), Colour())[0]
     assert not np.array_equal(alone, made[-1]), "the memory changes nothing"
+
+
+def test_noise_of_a_still_scene_flickers_less_with_a_memory(engine: Door) -> None:
+    made = film(engine, range(10))[0]
+    alone = [engine.enhance(*dusk(64, 48, seed), Colour())[0] for seed in range(10)]
+    with_memory, without = (np.std(np.stack(luma[4:]), axis=0).mean() for luma in (made, alone))
+    assert with_memory < 0.6 * without
+
+
+def test_an_empty_memory_changes_nothing_of_a_picture(engine: Door) -> None:
+    for scene in (day, dusk, black):
+        expected = engine.enhance(*scene(64, 48), Colour())
+        made = engine.enhance(*scene(64, 48), Colour(), engine.new_memory(), 0.9)
+        for plane, alone in zip(made, expected, strict=True):
+            np.testing.assert_array_equal(plane, alone)
 
 
 def test_a_memory_holds_its_pictures_own_weights_smoothed_by_keep_and_by_how_far_they_moved(engine: Door) -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +16,7 @@ from engines.colour import Colour
 from engines.errors import EngineError
 from engines.nvidia import cuda_engine, torch_cuda
 from engines.nvidia.cuda_lanes import LANES
-from engines.nvidia.torch_cuda import TorchCudaEngine
-from engines.picture import PictureGraph
+from engines.nvidia.torch_cuda import TorchCudaEngine, TorchLane
 from engines.runtime import EngineOptions
 from engines.runtime_torch import TorchEngine
 from tests.command import ROOT
@@ -83,29 +81,29 @@ class Graph:
     """The memory that cuBLAS has taken on the stream of captures: outside of graphs, or in one."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Callable[..., Any], tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = []
+        self.calls: list[tuple[Callable[[], dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = []
         self.replays = 0
         self.made.append(self)
 
     def replay(self) -> None:
         self.replays += 1
-        for compute, inputs, outputs in self.calls:
-            for kept, new in zip(outputs, compute(*inputs), strict=True):
-                kept.copy_(new)
+        for compute, outputs in self.calls:
+            for name, new in compute().items():
+                outputs[name].copy_(new)
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     """All graphs that are captured from here on."""
     capturing: list[Graph] = []
-    forward = PictureGraph.forward
+    compute = TorchLane._compute
 
-    def recorded(self: PictureGraph, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = forward(self, *inputs)
+    def recorded(self: TorchLane, count: int) -> dict[str, torch.Tensor]:
+        outputs = compute(self, count)
         if capturing:
-            for output in outputs:
+            for output in outputs.values():
                 output.zero_()  # a capture computes nothing
-            capturing[-1].calls.append((lambda *given: forward(self, *given), inputs, outputs))
+            capturing[-1].calls.append((lambda: compute(self, count), outputs))
         Graph.workspaces = Graph.workspaces or {f"graph {len(Graph.made)}" if capturing else "outside"}
         return outputs
 
@@ -117,7 +115,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         capturing.pop()
 
     Graph.made, Graph.workspaces = [], set()
-    monkeypatch.setattr(PictureGraph, "forward", recorded)
+    monkeypatch.setattr(TorchLane, "_compute", recorded)
     monkeypatch.setattr(torch_cuda, "Stream", Stream)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     for name, stub in {
@@ -162,7 +160,7 @@ def test_batches_with_their_feeds_memories_equal_the_reference(graphs: list[Grap
                 assert np.abs(slot.y_out.astype(int) - y).max() <= 1
                 assert np.abs(slot.uv_out.astype(int) - uv).max() <= 1
                 slot.release()
-        kept = engine._memories[memory].numbers.numpy()
+        kept = engine._memories[memory].state["memory"].numpy()
         assert np.abs(kept - expected_memory.swap()[0]).max() < 1e-3
         assert np.abs(kept).max() > 0.1
 
@@ -185,7 +183,7 @@ def test_every_count_is_captured_before_a_size_is_ready_and_replayed_afterwards(
     with opened(batch=4) as engine:
         engine.prepare(*SIZE)
         assert len(graphs) == 4 * LANES
-        captured = {len(graph.calls[0][1][0]) for graph in graphs}
+        captured = {len(graph.calls[0][1]["y_out"]) for graph in graphs}
         assert captured == {1, 2, 3, 4}
         before = sum(graph.replays for graph in graphs)
         slots = [engine.acquire(*SIZE) for _ in range(3)]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engines.cards import find_weights
 from engines.evaluation.scores import psnr
 from engines.int8.quantise import inputs_of
+from engines.network.config import CONFIGS
 
 HEIGHT, WIDTH = 96, 128
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -41,12 +42,13 @@ def main() -> None:
     """See above."""
     core = openvino.Core()
     weights = find_weights("field")
+    config = CONFIGS[weights.card.network]
     made: dict[str, dict[str, NDArray[Any]]] = {}
     kernels: set[str] = set()
     for file in ("fp32.onnx", "int8.xml"):
         model = core.read_model(weights.file(file))
         compiled = core.compile_model(model, "CPU", FLOAT32)
-        made[file] = {name: compiled(inputs_of(model, picture))["y_out"] for name, picture in pictures().items()}
+        made[file] = {name: compiled(inputs_of(picture, config))["y_out"] for name, picture in pictures().items()}
         kernels = set(convolution_kernels(compiled))
     fidelity = {name: psnr(plane, made["fp32.onnx"][name]) for name, plane in made["int8.xml"].items()}
     print(json.dumps({"kernels": sorted(kernel for kernel in kernels if "I8" in kernel), "psnr_db": fidelity}))

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engines.colour import Colour, to_planes
 from engines.data.lol import Picture
+from engines.door import no_past
 from engines.int8.unbias import Inputs, bias_additions, unbias
+from engines.network.config import NetworkConfig
+from engines.padding import past_shapes
 
 if TYPE_CHECKING:
     import openvino
     from nncf.quantization.range_estimator import RangeEstimatorParameters
 
-KEPT_IN_FLOAT = ("Add", "Multiply", "Subtract", "MatMul", "ReduceMean", "Sigmoid", "ConvolutionBackpropData")
-"""Operations of the colour conversion, feature fusing and its memory, and the transposed convolutions."""
+QUANTISED = ("Convolution", "PRelu", "MaxPool", "Concat")
+"""Operations between which numbers may be int8. All others stay in float: the colour conversion, feature fusing and its
+memory, the transposed convolutions and the temporal filter."""
 LEVELS = 256
 """Levels of an activation."""
 CLIPPED = 0.001
 """Share of a picture's values that may lie below an activation's range, and share that may lie above it."""
 
 
-def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) -> None:
+def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture], config: NetworkConfig) -> None:
     """Write the graph of `onnx_file` quantised with NNCF: int8 weights, and activations with 256 levels a tensor.
 
     `pictures`, RGB (H, W, 3) uint8, must include the darkest and the brightest that will come. Raises `ValueError`
@@ -53,10 +56,10 @@ def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) ->
     model = openvino.convert_model(onnx_file)  # NNCF finds biases in a simplified graph only
     quantised = nncf.quantize(
         model,
-        nncf.Dataset(list(pictures), lambda picture: inputs_of(model, picture)),
+        nncf.Dataset(list(pictures), lambda picture: inputs_of(picture, config)),
         subset_size=len(pictures),
         preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=kept_convolutions(model), types=list(KEPT_IN_FLOAT)),
+        ignored_scope=nncf.IgnoredScope(names=kept_convolutions(model), types=kept_types(model)),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             overflow_fix=nncf.OverflowFix.DISABLE,
             disable_bias_correction=True,
@@ -64,7 +67,7 @@ def export_int8(onnx_file: Path, xml_file: Path, pictures: Sequence[Picture]) ->
         ),
     )
     spell_out(quantised)
-    unbias(quantised, model, [inputs_of(model, picture) for picture in pictures])
+    unbias(quantised, model, [inputs_of(picture, config) for picture in pictures])
     openvino.save_model(quantised, xml_file, compress_to_fp16=False)
 
 
@@ -91,16 +94,24 @@ def spell_out(model: openvino.Model) -> None:
         node.output(0).replace(restored.output(0))
 
 
-def inputs_of(model: openvino.Model, picture: Picture) -> Inputs:
-    """The graph's inputs for one picture without a past: planes and colour; everything else is zeros."""
+def inputs_of(picture: Picture, config: NetworkConfig) -> Inputs:
+    """The graph's inputs for one picture without a past."""
     y, uv = to_planes(picture, Colour())
-    known: dict[str, NDArray[Any]] = {"y": y[None, None], "uv": uv[None], "colour": Colour().coefficients()[None]}
-    others = {node.any_name: node.get_partial_shape() for node in model.inputs if node.any_name not in known}
-    zeros: dict[str, NDArray[Any]] = {
-        name: np.zeros([1 if size.is_dynamic else size.get_length() for size in shape], np.float32)
-        for name, shape in others.items()
+    height, width = y.shape
+    return {
+        "y": y[None, None],
+        "uv": uv[None],
+        "colour": Colour().coefficients()[None],
+        "memory": np.zeros((1, config.memory_size), np.float32),
+        "keep": np.zeros((1, 1), np.float32),
+        **no_past(past_shapes(config, width, height)),
     }
-    return {**known, **zeros}
+
+
+def kept_types(model: openvino.Model) -> list[str]:
+    """The types of all operations that stay in float."""
+    types = {node.get_type_name() for node in model.get_ordered_ops()}
+    return sorted(types - {*QUANTISED, "Parameter", "Constant", "Result"})
 
 
 def kept_convolutions(model: openvino.Model) -> list[str]:

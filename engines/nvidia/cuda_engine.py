@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,12 +25,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.door import SCALE, EngineInfo, Memory, Numbers, Slot
+from engines.door import PAST, SCALE, EngineInfo, Memory, Numbers, Shape, Size, Slot, no_past
 from engines.errors import EngineError
 from engines.nvidia.cuda_lanes import Device, Event, Lane, Lanes, Stream, counts_to_see
 from engines.ring import EXIT_SECONDS, Engine
-
-Size = tuple[int, int]
 
 log = logging.getLogger(__name__)
 
@@ -61,17 +59,23 @@ class CudaSlot(Slot):
         return {"y_out": self.y_out, "uv_out": self.uv_out}
 
 
+State = dict[str, Any]
+"""Device memory for what is kept of one feed, by the names in `engines.nvidia.cuda_lanes.STATE`."""
+
+
 class DeviceMemory:
-    """A feed's memory on the device; when finalised, in any thread, it is left for the next feed.
+    """A feed's memory on the device; when finalised, in any thread, it is left for the next feed of its size.
 
     Freeing it could block on all of the GPU's work, with all Python threads stopped (pycuda holds the GIL).
     """
 
-    def __init__(self, numbers: Any, version: int, spare: list[Any]) -> None:
-        self.numbers, self.version, self._spare = numbers, version, spare
+    def __init__(self, state: State, version: int, size: Size, spare: list[tuple[Size, State]]) -> None:
+        self.state, self.version, self.size, self._spare = state, version, size, spare
+        self.written = False
+        """Whether a picture has left anything in it; until then it may hold what another feed left."""
 
     def __del__(self) -> None:
-        self._spare.append(self.numbers)
+        self._spare.append((self.size, self.state))
 
 
 class CudaEngine(Engine):
@@ -87,9 +91,9 @@ class CudaEngine(Engine):
         self._warm_up_stream: Any = None
         self._lanes: dict[Size, Lanes] = {}
         self._memories: WeakKeyDictionary[Memory, DeviceMemory] = WeakKeyDictionary()
-        self._spare: list[Any] = []  # device memory of feeds that ended
+        self._spare: list[tuple[Size, State]] = []  # device memory of feeds that ended
         self._left: list[Any] = []  # what finalised slots held
-        self._nothing: Any = None
+        self._nothing: dict[Size, State] = {}  # what feeds without a past read
         self._staging: Any = None
 
     @abstractmethod
@@ -115,13 +119,14 @@ class CudaEngine(Engine):
         self._device = self._open_device()
         with self._current() as device:
             *self._streams, self._warm_up_stream = [device.stream() for _ in range(4)]
-            self._nothing = device.copy(np.zeros((1, self._memory_size), np.float32))
             self._staging = device.locked((1, self._memory_size), np.float32)
 
     def _forget_sizes(self) -> None:
         with self._current():
             super()._forget_sizes()
             self._left.clear()
+            with self._starting:
+                self._spare[:] = [spare for spare in self._spare if spare[0] in self._lanes][: self._slots]
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
@@ -154,7 +159,8 @@ class CudaEngine(Engine):
             self._memories.clear()
             self._spare.clear()
             self._left.clear()
-            self._nothing = self._staging = None
+            self._nothing.clear()
+            self._staging = None
             self._streams = []
             self._warm_up_stream = None
         self._device = None
@@ -194,6 +200,7 @@ class CudaEngine(Engine):
             try:
                 lanes = self._make_lanes(device, width, height)
                 lanes.warm_up(self._counts, self._warm_up_stream)
+                self._nothing[width, height] = empty(device, lanes.state)
                 self._check_open()  # once closed, nobody would free them
             except Exception as error:
                 lanes = None
@@ -206,6 +213,7 @@ class CudaEngine(Engine):
             if (lanes := self._lanes.pop((width, height), None)) is not None:  # None if it was never ready
                 lanes.close()
                 del lanes  # while the device is current
+                del self._nothing[width, height]
 
     def _start(self, slots: Sequence[Slot]) -> None:
         ours = [slot for slot in slots if isinstance(slot, CudaSlot)]
@@ -251,13 +259,14 @@ class CudaEngine(Engine):
     def _compute(self, lane: Lane, slots: Sequence[CudaSlot], stream: Stream, device: Device) -> None:
         stream.wait_for_event(lane.filled)
         stream.wait_for_event(lane.fetched)
-        memories = [self._memory_on(device, slot.memory, stream) for slot in slots]
-        for index, memory in enumerate(memories):
-            lane.recall(memory, index, stream)
+        states = [self._states(device, slot, stream) for slot in slots]
+        for index, (read, _) in enumerate(states):
+            lane.recall(read, index, stream)
         self._run(lane, len(slots), stream)
-        for index, (slot, memory) in enumerate(zip(slots, memories, strict=True)):
-            if slot.memory is not None:
-                lane.retain(memory, index, stream)
+        for index, (_, kept) in enumerate(states):
+            if kept is not None:
+                lane.retain(kept.state, index, stream)
+                kept.written = True
         lane.computed.record(stream)
 
     def _run(self, lane: Lane, count: int, stream: Stream) -> None:
@@ -277,25 +286,29 @@ class CudaEngine(Engine):
             slot.done.record(stream)
         lane.fetched.record(stream)
 
-    def _memory_on(self, device: Device, memory: Memory | None, stream: Stream) -> Any:
-        """A feed's memory on the device, used in the order of the compute stream; zeros for a picture without one."""
+    def _states(self, device: Device, slot: CudaSlot, stream: Stream) -> tuple[State, DeviceMemory | None]:
+        """What a picture reads, and where it leaves what its feed keeps: used in the order of the compute stream."""
+        size, memory = (slot.width, slot.height), slot.memory
+        nothing = self._nothing[size]
         if memory is None:
-            return self._nothing
+            return nothing, None
         kept = self._memories.get(memory)
-        if kept is None or kept.version != memory.version:  # another engine had the feed
-            numbers = self._on_device(device, memory.swap()[0], stream)
-            kept = self._memories[memory] = DeviceMemory(numbers, memory.version, self._spare)
-        return kept.numbers
+        if kept is None or (kept.version, kept.size) != (memory.version, size):  # new, or another engine had the feed
+            numbers, _ = memory.swap()
+            memory.forget_past()
+            state = self._spare_state(size) or empty(device, self._lanes[size].state)
+            self._staging[:] = numbers
+            device.write(state["memory"], self._staging, stream)
+            stream.synchronize()
+            kept = self._memories[memory] = DeviceMemory(state, memory.version, size, self._spare)
+        return kept.state if kept.written else {**nothing, "memory": kept.state["memory"]}, kept
 
-    def _on_device(self, device: Device, numbers: Numbers, stream: Stream) -> Any:
-        """Device memory with these numbers. A spare one is overwritten in stream order, after all that still use it."""
-        if not self._spare:
-            return device.copy(numbers)
-        memory = self._spare.pop()
-        self._staging[:] = numbers
-        device.write(memory, self._staging, stream)
-        stream.synchronize()
-        return memory
+    def _spare_state(self, size: Size) -> State | None:
+        """What a feed of this size left. It is overwritten in stream order, after all that still use it."""
+        for index, (of, _) in enumerate(self._spare):
+            if of == size:
+                return self._spare.pop(index)[1]
+        return None
 
     def read_memory(self, memory: Memory) -> Numbers:
         """See `Door.read_memory`."""
@@ -304,7 +317,7 @@ class CudaEngine(Engine):
             if kept is None or kept.version != memory.version:  # another engine had the feed
                 return memory.numbers()
             numbers, (*_, download) = device.locked((1, self._memory_size), np.float32), self._streams
-            device.read(kept.numbers, numbers, download)
+            device.read(kept.state["memory"], numbers, download)
             download.synchronize()
             return numbers.copy()
 
@@ -313,6 +326,12 @@ class CudaEngine(Engine):
         with self._current():
             if not slot.done.query():  # waiting for a finished event would still let all other threads run first
                 slot.done.synchronize()
+
+
+def empty(device: Device, shapes: Mapping[str, Shape]) -> State:
+    """Device memory for a feed that has had no picture yet; `shapes` are without the batch."""
+    past = no_past({name: shape for name, shape in shapes.items() if name in PAST})
+    return {name: device.copy(past.get(name, np.zeros((1, *shape), np.float32))) for name, shape in shapes.items()}
 
 
 def free_frames(error: BaseException) -> None:

@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from engines.door import Numbers
+from engines.door import PAST, Numbers, Shape
 
 LANES = 3
 """Batches of one size under way at once: one is uploaded, one computed, one downloaded."""
+
+STATE = ("memory", *PAST)
+"""What a feed has on the device: inputs of the graph, whose outputs `memory_out`, `past_y_out` and `past_uv_out` are
+the inputs of the feed's next picture."""
 
 USUAL_BATCH = 8
 """As in the default settings."""
@@ -59,7 +63,7 @@ class Device(Protocol):
     def locked(self, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
         """Page-locked host memory, which lives as long as the array."""
 
-    def copy(self, numbers: Numbers) -> Any:
+    def copy(self, numbers: NDArray[Any]) -> Any:
         """Device memory with these numbers; it lives as long as the returned object."""
 
     def write(self, memory: Any, numbers: Numbers, stream: Any) -> None:
@@ -84,12 +88,12 @@ class Lane(ABC):
         """Copy an output of picture `index` to page-locked memory."""
 
     @abstractmethod
-    def recall(self, memory: Any, index: int, stream: Any) -> None:
-        """Copy a feed's memory on the device to the input `memory` of picture `index`."""
+    def recall(self, state: Mapping[str, Any], index: int, stream: Any) -> None:
+        """Copy what a feed has on the device, by names in `STATE`, to the inputs of picture `index`."""
 
     @abstractmethod
-    def retain(self, memory: Any, index: int, stream: Any) -> None:
-        """Copy the output `memory_out` of picture `index` to a feed's memory on the device."""
+    def retain(self, state: Mapping[str, Any], index: int, stream: Any) -> None:
+        """Copy the outputs of picture `index` to what its feed has on the device, by names in `STATE`."""
 
     @abstractmethod
     def run(self, count: int, stream: Any) -> None:
@@ -99,8 +103,10 @@ class Lane(ABC):
 class Lanes:
     """The lanes of one picture size, used in turn by its batches."""
 
-    def __init__(self, lanes: Sequence[Lane]) -> None:
+    def __init__(self, lanes: Sequence[Lane], state: Mapping[str, Shape]) -> None:
+        """`state` are the shapes of what a feed has on the device, without the batch."""
         self._lanes = list(lanes)
+        self.state = dict(state)
 
     def next(self) -> Lane:
         """The lane whose last batch was started longest ago."""

@@ -18,6 +18,7 @@ from platformdirs import user_cache_path
 from engines.cards import SHIPPED, Weights, find_weights
 from engines.door import EngineInfo
 from engines.errors import EngineError, EngineMismatch
+from engines.network.config import CONFIGS
 from engines.nvidia.gpu import NO_GPU, Gpu
 from engines.nvidia.tensorrt_builder import build_plan
 from engines.nvidia.tensorrt_library import Library
@@ -154,7 +155,7 @@ class Plans:
         `EngineError` if the library cannot build it or the cache folder is another user's.
         """
         key = self.key(weights, width, height, batch, precision, capability)
-        kept = self._cache.get(PLAN, key, lambda: self._build(key, weights.folder / FILES[precision]))
+        kept = self._cache.get(PLAN, key, lambda: self._build(key, weights))
         return Plan(key, kept.data, kept.path, kept.made)
 
     def load_cache(self, key: PlanKey) -> bytes | None:
@@ -183,15 +184,16 @@ class Plans:
         """All plans in the cache, newest first."""
         return [self._file(entry) for entry in self._cache.entries(PLAN)]
 
-    def _build(self, key: PlanKey, path: Path) -> bytes:
+    def _build(self, key: PlanKey, weights: Weights) -> bytes:
         """Build a plan from an ONNX file, after checking the file against the key."""
         assert self._library is not None
+        path, config = weights.folder / FILES[key.precision], CONFIGS[weights.card.network]
         onnx = path.read_bytes()
         if hashlib.sha256(onnx).hexdigest() != key.onnx:
             raise EngineMismatch(f"{path} was changed while it was read")
         log.info("building a plan of %s for %dx%d", key.weights, key.width, key.height)
         known = self._cache.load(TIMING, key.machine) or b""
-        built = build_plan(self._library, onnx, key.width, key.height, key.batch, known, key.capability)
+        built = build_plan(self._library, onnx, key.width, key.height, key.batch, config, known, key.capability)
         if built.timing:
             self._cache.store(TIMING, key.machine, built.timing)
         return built.plan

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engines.errors import EngineError
 from engines.nvidia.cuda_graphs import CapturedGraph, import_bindings
-from engines.nvidia.cuda_lanes import LANES, Lane, Lanes
+from engines.nvidia.cuda_lanes import LANES, STATE, Lane, Lanes
 from engines.nvidia.plans import PlanKey, Plans
 from engines.nvidia.tensorrt_library import Library
 
@@ -42,15 +42,18 @@ class Tensor:
 class PlanLanes(Lanes):
     """The lanes of a plan. What TensorRT-RTX compiles when a plan first runs is kept for the next start.
 
-    All contexts of all lanes share one scratch memory, in which TensorRT keeps nothing between runs. No two of them run
-    at once: before the size is ready they run on the warm-up stream, which is synchronised before any batch comes, and
-    after that on the one compute stream, as graphs or not.
+    All contexts of all lanes share one scratch memory, in which TensorRT keeps nothing between runs, and one memory for
+    what feeds keep, which is copied in and out for each run. No two of them run at once: before the size is ready they
+    run on the warm-up stream, which is synchronised before any batch comes, and after that on the one compute stream,
+    as graphs or not.
     """
 
     def __init__(
         self, plan: Any, library: Library, device: PycudaDevice, largest_batch: int, kept: tuple[Plans, PlanKey]
     ) -> None:
-        super().__init__([])  # first, since what is set first is released first if this fails
+        tensors = describe(plan, library)
+        state = {tensor.name: tensor.shape for tensor in tensors if tensor.name in STATE}
+        super().__init__([], state)  # first, since what is set first is released first if this fails
         self._plan: Any = plan
         self._kept, self._compiled, self._config = kept, None, None
         user_managed = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -61,10 +64,16 @@ class PlanLanes(Lanes):
             how.set_execution_context_allocation_strategy(user_managed)
             self._compiled = self._compile_as_needed(how, library)
             bindings = None
-        tensors = describe(plan, library)
         self._scratch: Any = device.driver.mem_alloc(max(1, plan.device_memory_size_v2))
+        self._shared = {
+            tensor.name: device.driver.mem_alloc(largest_batch * tensor.octets)
+            for tensor in tensors
+            if tensor.name.removesuffix("_out") in STATE
+        }
         for _ in range(LANES):
-            self._lanes.append(PlanLane(plan, how, tensors, self._scratch, device, largest_batch, bindings))
+            self._lanes.append(
+                PlanLane(plan, how, tensors, self._scratch, self._shared, device, largest_batch, bindings)
+            )
 
     def _compile_as_needed(self, config: Any, library: Library) -> Any:
         """Have TensorRT-RTX compile before pictures come, capture its own graphs, and cache what it compiles."""
@@ -90,6 +99,7 @@ class PlanLanes(Lanes):
         """See `Lanes`. The contexts are released before what they were made with, and the plan last."""
         super().close()
         self._scratch = None
+        self._shared.clear()
         self._config = self._compiled = None
         self._plan = None
 
@@ -103,12 +113,14 @@ class PlanLane(Lane):
         how: Any,
         tensors: Sequence[Tensor],
         scratch: Any,
+        shared: Mapping[str, Any],
         device: PycudaDevice,
         largest_batch: int,
         bindings: Any = None,
     ) -> None:
         """`how` contexts are created: an allocation strategy, or a runtime configuration of TensorRT-RTX. Either way
-        they use `scratch`, device memory of the size that the plan asks for, one context at a time.
+        they use `scratch`, device memory of the size that the plan asks for, one context at a time, and the `shared`
+        memory of some tensors.
 
         `bindings` capture a graph for each count of pictures; without them TensorRT is called each time.
         """
@@ -116,7 +128,10 @@ class PlanLane(Lane):
         self._driver = device.driver
         self._plan, self._how = plan, how
         self._tensors = {tensor.name: tensor for tensor in tensors}
-        self._memory = {tensor.name: self._driver.mem_alloc(largest_batch * tensor.octets) for tensor in tensors}
+        self._memory = dict(shared)
+        for tensor in tensors:
+            if tensor.name not in shared:
+                self._memory[tensor.name] = self._driver.mem_alloc(largest_batch * tensor.octets)
         self._scratch = scratch
         self._contexts: dict[int, Any] = {}
         """By count of pictures."""
@@ -134,15 +149,17 @@ class PlanLane(Lane):
         """See `Lane`."""
         self._driver.memcpy_dtoh_async(plane, self._address(name, index), stream)
 
-    def recall(self, memory: Any, index: int, stream: Any) -> None:
+    def recall(self, state: Mapping[str, Any], index: int, stream: Any) -> None:
         """See `Lane`."""
-        octets = self._tensors["memory"].octets
-        self._driver.memcpy_dtod_async(self._address("memory", index), int(memory), octets, stream)
+        for name, memory in state.items():
+            octets = self._tensors[name].octets
+            self._driver.memcpy_dtod_async(self._address(name, index), int(memory), octets, stream)
 
-    def retain(self, memory: Any, index: int, stream: Any) -> None:
+    def retain(self, state: Mapping[str, Any], index: int, stream: Any) -> None:
         """See `Lane`."""
-        octets = self._tensors["memory"].octets
-        self._driver.memcpy_dtod_async(int(memory), self._address("memory_out", index), octets, stream)
+        for name, memory in state.items():
+            octets = self._tensors[name].octets
+            self._driver.memcpy_dtod_async(int(memory), self._address(f"{name}_out", index), octets, stream)
 
     def run(self, count: int, stream: Any) -> None:
         """See `Lane`. A count is captured when it comes for the second time: what TensorRT does in the first run after

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from engines.door import EngineInfo, Numbers
 from engines.nvidia.cuda_engine import CudaEngine
 from engines.nvidia.cuda_lanes import LANES, Device, Lane, Lanes
 from engines.nvidia.gpu import prepare_primary_context
+from engines.padding import past_shapes
 from engines.picture import INPUTS, OUTPUTS, HalfNetwork, PictureGraph
 from engines.runtime import EngineOptions
 
@@ -60,7 +61,7 @@ class TorchDevice:
         kind = torch.from_numpy(np.empty(0, dtype)).dtype
         return torch.zeros(shape, dtype=kind).pin_memory().numpy()
 
-    def copy(self, numbers: Numbers) -> Any:
+    def copy(self, numbers: NDArray[Any]) -> Any:
         """See `Device`."""
         return torch.from_numpy(numbers.copy()).to(self.device)
 
@@ -105,14 +106,22 @@ class TorchCudaEngine(CudaEngine):
     def _make_lanes(self, device: Device, width: int, height: int) -> Lanes:
         assert self._graph is not None
         assert isinstance(device, TorchDevice)
+        batch, gpu = self.info.largest_batch, device.device
+        state: dict[str, tuple[int, ...]] = {
+            "memory": (self._memory_size,),
+            **past_shapes(self._graph.network.config, width, height),
+        }
         shapes = {
             "y": (1, height, width),
             "uv": (2, (height + 1) // 2, (width + 1) // 2),
             "colour": (2, 3, 4),
-            "memory": (self._memory_size,),
             "keep": (1,),
         }
-        lanes = Lanes([TorchLane(self._graph, device, shapes, self.info.largest_batch) for _ in range(LANES)])
+        given = zeros(state, batch, gpu)
+        left = zeros({f"{name}_out": shape for name, shape in state.items()}, batch, gpu)
+        lanes = Lanes(
+            [TorchLane(self._graph, device, zeros(shapes, batch, gpu) | given, left) for _ in range(LANES)], state
+        )
         torch.cuda.current_stream().synchronize()  # other streams do not wait for what was filled on this one
         return lanes
 
@@ -121,22 +130,26 @@ class TorchCudaEngine(CudaEngine):
         torch.cuda.empty_cache()
 
 
+def zeros(shapes: Mapping[str, tuple[int, ...]], batch: int, device: torch.device) -> dict[str, Tensor]:
+    """Device memory for inputs or outputs of the graph; `shapes` are without the batch."""
+    types = {"y": torch.uint8, "uv": torch.uint8, "past_y": torch.float16, "past_uv": torch.float16}
+    return {
+        name: torch.zeros((batch, *shape), dtype=types.get(name.removesuffix("_out"), torch.float32), device=device)
+        for name, shape in shapes.items()
+    }
+
+
 class TorchLane(Lane):
     """Inputs for the largest batch on the device, and a captured graph for each count of pictures that has come."""
 
     def __init__(
-        self, graph: PictureGraph, device: TorchDevice, shapes: dict[str, tuple[int, ...]], largest_batch: int
+        self, graph: PictureGraph, device: TorchDevice, inputs: dict[str, Tensor], left: dict[str, Tensor]
     ) -> None:
+        """`left` takes the outputs that feeds keep, and the lanes share it and the inputs that these come back as: all
+        are used in the order of the compute stream."""
         super().__init__(device)
         self._graph = graph
-        self._inputs = {
-            name: torch.zeros(
-                (largest_batch, *shapes[name]),
-                dtype=torch.uint8 if name in ("y", "uv") else torch.float32,
-                device=device.device,
-            )
-            for name in INPUTS
-        }
+        self._inputs, self._left = inputs, left
         self._pool = torch.cuda.graph_pool_handle()  # shared by all graphs, since one runs at a time
         self._captured: dict[int, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
         self._outputs: dict[str, Tensor] = {}
@@ -154,15 +167,17 @@ class TorchLane(Lane):
             made = self._outputs[name][index]
             torch.from_numpy(plane).view(made.shape).copy_(made, non_blocking=True)
 
-    def recall(self, memory: Any, index: int, stream: Any) -> None:
+    def recall(self, state: Mapping[str, Any], index: int, stream: Any) -> None:
         """See `Lane`."""
         with torch.cuda.stream(stream):
-            self._inputs["memory"][index].copy_(memory[0], non_blocking=True)
+            for name, memory in state.items():
+                self._inputs[name][index].copy_(memory[0], non_blocking=True)
 
-    def retain(self, memory: Any, index: int, stream: Any) -> None:
+    def retain(self, state: Mapping[str, Any], index: int, stream: Any) -> None:
         """See `Lane`."""
         with torch.cuda.stream(stream):
-            memory[0].copy_(self._outputs["memory_out"][index], non_blocking=True)
+            for name, memory in state.items():
+                memory[0].copy_(self._left[f"{name}_out"][index], non_blocking=True)
 
     def run(self, count: int, stream: Any) -> None:
         """See `Lane`. A count is captured when it first comes, during warm-up: that takes as long as a few batches."""
@@ -173,17 +188,24 @@ class TorchLane(Lane):
             graph.replay()
 
     def _capture(self, count: int, stream: Any) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
-        inputs = [self._inputs[name][:count] for name in INPUTS]
         with CAPTURING:
             for _ in range(WARM_UP):
-                self._graph(*inputs)
+                self._compute(count)
             stream.synchronize()
             forget_workspaces()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                outputs = self._graph(*inputs)
+                outputs = self._compute(count)
             forget_workspaces()
-        return graph, dict(zip(OUTPUTS, outputs, strict=True))
+        return graph, outputs
+
+    def _compute(self, count: int) -> dict[str, Tensor]:
+        """The enhanced planes of the first `count` pictures; the other outputs are written to memory that exists, since
+        each captured graph would keep its own."""
+        outputs = dict(zip(OUTPUTS, self._graph(*(self._inputs[name][:count] for name in INPUTS)), strict=True))
+        for name, kept in self._left.items():
+            kept[:count].copy_(outputs.pop(name))
+        return outputs
 
 
 def forget_workspaces() -> None:

@@ -145,7 +145,7 @@ class FeedDefaults(Table):
     """Bytes asked from the kernel for UDP."""
     age_budget: Duration = 1.0
     """Older frames are dropped before the network."""
-    memory: Memory = 400_000_000
+    memory: Memory = 500_000_000
     """Bytes that the feed's pictures may take between decoder and wire; a source whose pictures need more is not
     relayed."""
     publish_source: bool = True

@@ -14,8 +14,10 @@ import numpy as np
 
 from engines.cards import find_weights
 from engines.cores import available_cores
-from engines.door import Door
+from engines.door import Door, no_past
 from engines.errors import EngineMismatch, EngineMissing
+from engines.network.config import CONFIGS
+from engines.padding import past_shapes
 from engines.runtime import EngineOptions, open_engine
 from stream.enhance import fill
 from stream.frame import Frame
@@ -110,13 +112,14 @@ def onnxruntime_picture(frames: Sequence[Frame], weights: str, threads: int) -> 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     session = onnxruntime.InferenceSession(str(found.file("fp32.onnx")), options)
-    memory = np.zeros((1, session.get_inputs()[3].shape[1]), np.float32)
+    config = CONFIGS[found.card.network]
+    nothing = {"memory": np.zeros((1, config.memory_size), np.float32), "keep": np.zeros((1, 1), np.float32)}
     inputs = []
     for frame in frames:
         y, *chroma = frame.planes()
         uv = np.stack(chroma)[None]
         planes = {"y": y[None, None], "uv": uv, "colour": frame.colour.coefficients()[None]}
-        inputs.append(planes | {"memory": memory, "keep": np.zeros((1, 1), np.float32)})
+        inputs.append(planes | nothing | no_past(past_shapes(config, frame.width, frame.height)))
     upcoming = cycle(inputs)
     return lambda: session.run(None, next(upcoming))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from engines.cards import NUMBERS, Weights
 from engines.checkpoint import load_network
 from engines.colour import Colour
-from engines.door import SCALE, Door, Memory, Plane
+from engines.door import SCALE, Door, Memory, Plane, Size, no_past
+from engines.padding import past_shapes
 from engines.picture import PictureGraph
 
-Size = tuple[int, int]
+State = tuple[NDArray[Any], ...]
+"""What the graph returns for a feed's next picture: memory and past."""
 SIZES: tuple[Size, ...] = ((352, 288), (161, 121), (640, 360))
 SCENES = ("dusk", "day", "grey")
 FILM = 6
@@ -94,24 +97,25 @@ class Reference:
     """The picture graph in fp32 torch on the CPU."""
 
     def __init__(self, weights: Weights) -> None:
-        network = load_network(weights.file(NUMBERS))
+        self._config = (network := load_network(weights.file(NUMBERS))).config
         self._graph = PictureGraph(network).eval()
-        self._nothing = np.zeros((1, network.config.memory_size), np.float32)
 
-    def enhance(
-        self, picture: Picture, memory: NDArray[np.float32] | None = None
-    ) -> tuple[list[Plane], NDArray[np.float32]]:
-        """The enhanced planes, and the memory for the next picture; `memory` is None for the first one."""
+    def enhance(self, picture: Picture, state: State | None = None) -> tuple[list[Plane], State]:
+        """The enhanced planes, and the state for the next picture; `state` is None for the first one."""
+        height, width = picture.y.shape
+        past = no_past(past_shapes(self._config, width, height))
+        memory, *last = state or (np.zeros((1, self._config.memory_size), np.float32), *past.values())
         inputs = (
             picture.y[None, None],
             picture.uv[None],
             picture.colour.coefficients()[None],
-            self._nothing if memory is None else memory,
-            np.full((1, 1), 0 if memory is None else KEPT, np.float32),
+            memory,
+            np.full((1, 1), KEPT if state else 0, np.float32),
+            *last,
         )
         with torch.inference_mode():
-            y, uv, after = (made.numpy() for made in self._graph(*map(torch.from_numpy, inputs)))
-        return [y[0, 0], uv[0]], after
+            y, uv, *left = (made.numpy() for made in self._graph(*map(torch.from_numpy, inputs)))
+        return [y[0, 0], uv[0]], tuple(left)
 
 
 def contract(engine: Door, sizes: Sequence[Size]) -> dict[str, bool | int]:
@@ -184,10 +188,10 @@ def parity(engine: Door, reference: Reference, sizes: Sequence[Size]) -> dict[st
         for scene in SCENES:
             picture = make_picture(scene, size)
             apart += difference(through(engine, picture), reference.enhance(picture)[0])
-    memory = None
+    state = None
     made, _ = film(engine, sizes[0])
     for seed in range(FILM):
-        expected, memory = reference.enhance(make_picture("dusk", sizes[0], seed), memory)
+        expected, state = reference.enhance(make_picture("dusk", sizes[0], seed), state)
     return {
         "max": apart.largest,
         "mean": apart.mean,

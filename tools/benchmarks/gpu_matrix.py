@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engines.cards import NUMBERS, Weights
 from engines.checkpoint import load_network
+from engines.door import Size
+from engines.padding import past_shapes
 from engines.picture import PictureGraph
-from tools.benchmarks.gpu_checks import Size
 
 SIDES = (4096, 8192, 16384)
 """Of the square matrices; the fastest product counts."""
@@ -33,6 +34,7 @@ def flop(weights: Weights, size: Size) -> int:
             torch.zeros(1, 2, 3, 4),
             torch.zeros(1, network.config.memory_size),
             torch.zeros(1, 1),
+            *(torch.zeros(1, *shape) for shape in past_shapes(network.config, width, height).values()),
         )
     return int(counter.get_total_flops())
 

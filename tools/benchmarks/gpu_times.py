@@ -9,11 +9,11 @@ from contextlib import suppress
 from itertools import cycle
 from statistics import median
 
-from engines.door import Door, Slot
+from engines.door import Door, Size, Slot
 from engines.errors import EngineError
 from engines.nvidia.cuda_engine import CudaEngine
 from engines.nvidia.cuda_lanes import LANES
-from tools.benchmarks.gpu_checks import Size, make_picture
+from tools.benchmarks.gpu_checks import make_picture
 
 SIZES: tuple[Size, ...] = ((640, 360), (352, 288), (1280, 720))
 BATCHES = ((8, 1, 2, 4), (32, 16))
