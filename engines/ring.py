@@ -84,9 +84,7 @@ class Engine(Door):
             self._check_open()
             ring = self._rings[size] = self._rings.pop(size, [])  # sizes are ordered by last use
             if ring:
-                slot = ring.pop()
-                slot.memory = None
-                return slot
+                return ring.pop()
             self._made[size] = self._made.get(size, 0) + 1
             making = self._making.setdefault(size, threading.Lock())  # a slow size delays no other
         try:
@@ -166,7 +164,7 @@ class Engine(Door):
                 self.wait(slot)
         with self._free:
             if self._opened:
-                slot.memory = None
+                slot.memory = None  # which would outlive its feed
                 self._rings[slot.width, slot.height].append(slot)
                 self._free.notify_all()
 

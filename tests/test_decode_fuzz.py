@@ -190,7 +190,7 @@ def test_pictures_that_become_too_large_are_refused_and_smaller_ones_decoded_aga
         decoder = Decoder(segment.video, largest=160 * 120)
         frames = [frame for unit in units[:10] for frame in decoder.decode(unit)]
         told = (
-            '640x480; the feed must have memory = "54MB" or more'
+            '640x480; the feed must have memory = "70MB" or more'
             if said
             else "too large: the memory of its feed allows"
         )

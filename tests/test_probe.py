@@ -75,7 +75,7 @@ def test_whether_a_camera_says_its_matrix_is_told_of_its_own_pictures(
 @pytest.mark.parametrize(
     ("size", "reason"),
     [
-        ((2048, 1536), 'its pictures are 2048x1536; the feed must have memory = "551MB" or more'),
+        ((2048, 1536), 'its pictures are 2048x1536; the feed must have memory = "708MB" or more'),
         ((1920, 1080), None),
         ((4104, 32), "its pictures are 4104x32; they must be 16x16 to 4096x4096"),
         ((8, 8), "its pictures are 8x8; they must be 16x16 to 4096x4096"),

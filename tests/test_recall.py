@@ -16,8 +16,9 @@ MILLISECOND = Fraction(1, 1000)
 def lent(recall: Recall, engine: DoublingEngine, seconds: float, width: int = 32) -> tuple[Memory | None, float]:
     slot = engine.acquire(width, 32)
     recall.lend(slot, replace(frame(round(seconds * 1000), width=width), time_base=MILLISECOND))
-    slot.release()
-    return slot.memory, slot.keep
+    memory = slot.memory
+    slot.release()  # takes it from the slot
+    return memory, slot.keep
 
 
 def test_pictures_of_one_feed_share_a_memory_that_fades_with_time() -> None:
