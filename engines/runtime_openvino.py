@@ -120,6 +120,11 @@ class OpenVinoEngine(Engine):
 
     def _open(self) -> None:
         self._model = read_model(self._core, self._weights, self.info.precision)
+        if not {*PAST} <= {name for port in self._model.inputs for name in port.names}:
+            raise EngineMismatch(
+                f"{self._weights.folder} was exported by an earlier version, without the temporal filter: "
+                f"run `nightbridge export {self._weights.folder}`"
+            )
         self._memory_size = self._model.input("memory").get_partial_shape()[1].get_length()
 
     def _close(self) -> None:

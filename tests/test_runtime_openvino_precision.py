@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import openvino
 import pytest
+from openvino import opset13 as ops
 
 from engines import runtime_openvino
 from engines.cards import NUMBERS, Card, Weights, write_card
@@ -122,3 +123,18 @@ def test_weights_without_fp32_are_read_from_fp16(tmp_path: Path, precision: str)
         made, chroma = engine.enhance(y, uv, Colour())
     assert np.abs(made.astype(int) - 90).max() <= 1
     assert np.abs(chroma.astype(int) - 120).max() <= 1
+
+
+def test_files_of_an_earlier_version_are_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = ops.parameter([1, 4], np.float32, name="memory")
+    memory.output(0).set_names({"memory"})
+    earlier = openvino.Model([ops.result(memory)], [memory])
+    monkeypatch.setattr(runtime_openvino, "read_model", lambda *_: earlier)
+    engine = open_engine("openvino", "field", EngineOptions(precision="fp32", cache=tmp_path))
+    with (
+        pytest.raises(EngineMismatch, match="exported by an earlier version.*run `nightbridge export .*field`"),
+        engine,
+    ):
+        pass
