@@ -134,7 +134,7 @@ def test_files_of_an_earlier_version_are_refused_with_what_to_do(
     monkeypatch.setattr(runtime_openvino, "read_model", lambda *_: earlier)
     engine = open_engine("openvino", "field", EngineOptions(precision="fp32", cache=tmp_path))
     with (
-        pytest.raises(EngineMismatch, match="exported by an earlier version.*run `nightbridge export .*field`"),
+        pytest.raises(EngineMismatch, match=r"exported by an earlier version.*run `nightbridge export .*field`"),
         engine,
     ):
         pass
